@@ -1,0 +1,19 @@
+"""Builders: what the student is shown of the teacher's work, one rule to a file.
+
+`--data.builder reflected` names one of these; a class path names anybody's own.
+"""
+
+from nlicot.builders.base import Builder, BuildReport
+from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.label_only import LabelOnly
+from nlicot.builders.reflected import Reflected
+from nlicot.builders.unmodified import Unmodified
+
+BUILDERS: dict[str, type[Builder]] = {
+    "correct_only": CorrectOnly,
+    "reflected": Reflected,
+    "unmodified": Unmodified,
+    "label_only": LabelOnly,
+}
+
+__all__ = ["BUILDERS", "BuildReport", "Builder", "CorrectOnly", "LabelOnly", "Reflected", "Unmodified"]

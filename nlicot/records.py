@@ -1,0 +1,160 @@
+"""The typed records that travel between modules, and their JSON form.
+
+Field names are the wire names. Everything here is standard library, so that a notebook or a script
+can import it at no cost. Reading files, and naming the line at fault, is `storage`'s work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LABELS = (0, 1)
+LABEL_NAMES = {0: "no entailment", 1: "entailment"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a teacher's answer cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a teacher's text comes from; empty for texts that a person wrote."""
+
+    backend: str = ""
+    model: str = ""
+    prompt_sha256: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    usage: Usage | None = None
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One premise/hypothesis pair; `label` is None where it is not known."""
+
+    id: str
+    premise: str
+    hypothesis: str
+    label: int | None = None
+    phenomenon: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """A teacher's blind chain of thought and the label it arrived at."""
+
+    id: str
+    sample: int = 0
+    premise: str
+    hypothesis: str
+    thought_process: str
+    predicted_label: int
+    relation: str | None = None
+    true_label: int | None = None
+    provenance: Provenance = Provenance()
+
+    @property
+    def correct(self) -> bool:
+        """Whether the teacher found the true label; False where that is not known."""
+        return self.true_label is not None and self.predicted_label == self.true_label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reflection:
+    """A stronger teacher's look at a wrong thought; `thought_process` is the first, wrong one."""
+
+    id: str
+    sample: int = 0
+    premise: str
+    hypothesis: str
+    true_label: int
+    thought_process: str
+    error_analysis: str
+    improved_thought_process: str
+    reflected_label: int
+    provenance: Provenance = Provenance()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A judge's mark, 1 to 5, for a thought or a reflection."""
+
+    id: str
+    sample: int = 0
+    target: Literal["thought", "reflection"] = "thought"
+    round: int = 0
+    score: int
+    analysis: str = ""
+    provenance: Provenance = Provenance()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingExample:
+    """What the student learns from: a prompt and the completion it shall write.
+
+    `label` is the label inside the completion, which under `unmodified` need not be the true one;
+    `source` says what the completion was made from (`thought`, `reflection` or `label`).
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    label: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the tuned model said of one pair.
+
+    `status` is `closed` (the thought ended by itself), `truncated` (its budget ran out) or
+    `label_only` (no thought was asked for). `p_entailment` is in [0, 1].
+    """
+
+    id: str
+    predicted_label: int | None
+    p_entailment: float | None
+    thought_process: str | None
+    status: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request that stayed without a usable answer."""
+
+    id: str
+    stage: str
+    kind: str
+    message: str
+    attempts: int
+    raw: str = ""
+
+
+def content_id(premise: str, hypothesis: str) -> str:
+    """The id of a pair that came without one: 12 hex digits of its content's SHA-256.
+
+    >>> content_id("A dog runs.", "An animal moves.")
+    'pair-3a39140c0fd4'
+    """
+    digest = hashlib.sha256(f"{premise}\x1f{hypothesis}".encode()).hexdigest()
+    return f"pair-{digest[:12]}"
+
+
+def to_json_dict(record: Any) -> dict[str, Any]:
+    """A record's fields in order, leaving out those that are None or an empty provenance.
+
+    >>> to_json_dict(Example(id="a", premise="P", hypothesis="H", label=1))
+    {'id': 'a', 'premise': 'P', 'hypothesis': 'H', 'label': 1}
+    """
+    fields = dataclasses.asdict(record)
+    if fields.get("provenance") == dataclasses.asdict(Provenance()):
+        del fields["provenance"]
+    return {name: value for name, value in fields.items() if value is not None}
