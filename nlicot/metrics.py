@@ -2,7 +2,7 @@
 
 Stands after prediction and before the report. It takes plain sequences, so that the trainer, the
 report and a notebook use the same figures; reading predictions and writing files is left to them. The
-statistics of the intervals and tests are in `uncertainty`, whose public names are offered here too.
+arithmetic is `estimation`'s; its intervals and tests are offered here too.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from nlicot.records import LABEL_NAMES, LABELS
-from nlicot.uncertainty import (
+from nlicot.estimation import (
     Floats,
     Interval,
+    Labels,
     McNemar,
     Metric,
     bootstrap_metrics,
+    label_statistics,
     mcnemar_exact,
+    probability_statistics,
     wilson_interval,
 )
+from nlicot.records import LABEL_NAMES, LABELS
 
 __all__ = [
     "ClassificationMetrics",
@@ -43,9 +45,6 @@ __all__ = [
     "wilson_interval",
 ]
 
-Labels = npt.NDArray[np.int64]
-
-NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
 TABLE_WIDTH = 80
 _UNANSWERED = -1
@@ -61,7 +60,10 @@ _SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brie
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Counts of the answered pairs; label 1 (entailment) is the positive class."""
+    """Counts of the answered pairs; label 1 (entailment) is the positive class.
+
+    Pairs without a predicted label are in none of the four, so `fn` is not all that recall misses.
+    """
 
     tp: int
     fp: int
@@ -112,15 +114,16 @@ def classification_metrics(
 ) -> ClassificationMetrics:
     """Measure predictions against true labels, each figure with a 95 % interval.
 
-    - accuracy, precision, recall and F1 of label 1; macro F1, the mean of both labels' F1. A share of
-      nothing is 0.0. A predicted label of None is wrong and never a guess: it counts in accuracy's and
-      recall's denominators, not in precision's.
+    - Accuracy; precision, recall and F1 of label 1; macro F1, the mean of both labels' F1, a label that
+      does not occur included. A share of nothing is 0.0. A predicted label of None is wrong and never
+      a guess: it counts in accuracy's and recall's denominators, not in precision's.
     - AUROC: the share of (positive, negative) pairs ranked rightly by `p_entailment`, ties by half,
       which is the rank sum of Mann & Whitney (Hanley & McNeil 1982, Radiology 143, 29-36). None where
       there is one class only.
     - Expected calibration error: the mean gap between confidence max(p, 1 - p) and how often the
       likelier label is true, over 10 equal-width bins closed above (Guo et al. 2017, eq. 3).
-    - Brier: the mean of (p - label)^2 (Brier 1950).
+      At p = 0.5 the likelier label is 0.
+    - Brier: the mean of (p - label)^2, half of the sum over both labels in Brier 1950.
 
     The last three look at probabilities alone, so a decision threshold does not move them, and are
     None unless every probability is given.
@@ -132,11 +135,18 @@ def classification_metrics(
     Raises:
         ValueError: no pairs, unequal lengths, a label that is not 0 or 1, or a probability not in [0, 1].
     """
-    true, predicted, p = _checked_arrays(true_labels, predicted_labels, p_entailment)
+    _check_input(true_labels, predicted_labels, p_entailment)
+    true = np.array(true_labels, dtype=np.int64)
+    predicted = np.array(
+        [_UNANSWERED if label is None else label for label in predicted_labels], dtype=np.int64
+    )
+    p: Floats | None = None
+    if p_entailment is not None and all(probability is not None for probability in p_entailment):
+        p = np.array(p_entailment, dtype=np.float64)
 
     def statistics(weights: Floats) -> dict[str, Floats]:
-        values = _label_statistics(weights, true, predicted)
-        return values if p is None else values | _probability_statistics(weights, true, p)
+        values = label_statistics(weights, true, predicted)
+        return values if p is None else values | probability_statistics(weights, true, p)
 
     figures = bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed)
     return ClassificationMetrics(
@@ -148,12 +158,7 @@ def classification_metrics(
         auroc=figures.get("auroc"),
         expected_calibration_error=figures.get("expected_calibration_error"),
         brier=figures.get("brier"),
-        confusion=Confusion(
-            tp=int(np.sum((true == 1) & (predicted == 1))),
-            fp=int(np.sum((true == 0) & (predicted == 1))),
-            fn=int(np.sum((true == 1) & (predicted == 0))),
-            tn=int(np.sum((true == 0) & (predicted == 0))),
-        ),
+        confusion=_confusion(true, predicted),
         support=len(true),
         num_positive=int(np.sum(true == 1)),
         num_unanswered=int(np.sum(predicted == _UNANSWERED)),
@@ -161,84 +166,33 @@ def classification_metrics(
     )
 
 
-def _checked_arrays(
+def _check_input(
     true_labels: Sequence[int],
     predicted_labels: Sequence[int | None],
     p_entailment: Sequence[float | None] | None,
-) -> tuple[Labels, Labels, Floats | None]:
-    lengths = [
-        len(true_labels),
-        len(predicted_labels),
-        *([] if p_entailment is None else [len(p_entailment)]),
-    ]
+) -> None:
+    lengths = [len(true_labels), len(predicted_labels)]
+    if p_entailment is not None:
+        lengths.append(len(p_entailment))
     if len(set(lengths)) > 1 or not lengths[0]:
         raise ValueError(f"found sequences of {lengths} items, expected equally many and at least one")
-    for name, labels, allowed in (
-        ("true_labels", true_labels, (*LABELS,)),
-        ("predicted_labels", predicted_labels, (*LABELS, None)),
-    ):
-        for index, label in enumerate(labels):
-            if label not in allowed:
-                raise ValueError(f"{name}[{index}] is {label!r}, expected one of {allowed}")
-    for index, p in enumerate(p_entailment if p_entailment is not None else ()):
+    for index, label in enumerate(true_labels):
+        if label not in LABELS:
+            raise ValueError(f"true_labels[{index}] is {label!r}, expected 0 or 1")
+    for index, predicted in enumerate(predicted_labels):
+        if predicted is not None and predicted not in LABELS:
+            raise ValueError(f"predicted_labels[{index}] is {predicted!r}, expected 0, 1 or None")
+    for index, p in enumerate([] if p_entailment is None else p_entailment):
         if p is not None and not 0 <= p <= 1:
             raise ValueError(f"p_entailment[{index}] is {p!r}, expected a probability from 0 to 1")
-    predicted = [_UNANSWERED if label is None else label for label in predicted_labels]
-    all_known = p_entailment is not None and all(p is not None for p in p_entailment)
-    return (
-        np.array(true_labels, dtype=np.int64),
-        np.array(predicted, dtype=np.int64),
-        np.array(p_entailment, dtype=np.float64) if all_known else None,
-    )
 
 
-def _label_statistics(weights: Floats, true: Labels, predicted: Labels) -> dict[str, Floats]:
-    """Map weights `[R, N]` to the figures `[R]` that labels alone decide."""
-    groups = [true == 1, true == 0, predicted == 1, predicted == 0]
-    hits = [(true == 1) & (predicted == 1), (true == 0) & (predicted == 0)]
-    counts = weights @ np.stack(groups + hits, axis=1).astype(np.float64)
-    positive, negative, said_yes, said_no, tp, tn = counts.T
-    f1 = _share(2 * tp, positive + said_yes)
-    return {
-        "accuracy": _share(tp + tn, positive + negative),
-        "precision": _share(tp, said_yes),
-        "recall": _share(tp, positive),
-        "f1": f1,
-        "macro_f1": (f1 + _share(2 * tn, negative + said_no)) / 2,
-    }
-
-
-def _share(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _probability_statistics(weights: Floats, true: Labels, p: Floats) -> dict[str, Floats]:
-    """Map weights `[R, N]` to the figures `[R]` that probabilities decide."""
-    num_pairs = weights.sum(axis=1)
-    confidence = np.maximum(p, 1 - p)
-    likelier_is_true = (p > 0.5) == (true == 1)
-    upper_edges = np.arange(1, NUM_CALIBRATION_BINS + 1) / NUM_CALIBRATION_BINS
-    bins = np.searchsorted(upper_edges, confidence, side="left")
-    gaps = np.zeros((len(p), NUM_CALIBRATION_BINS))
-    gaps[np.arange(len(p)), bins] = likelier_is_true - confidence
-    return {
-        "auroc": _auroc(weights, true, p),
-        "expected_calibration_error": np.abs(weights @ gaps).sum(axis=1) / num_pairs,
-        "brier": weights @ (p - true) ** 2 / num_pairs,
-    }
-
-
-def _auroc(weights: Floats, true: Labels, p: Floats) -> Floats:
-    order = np.argsort(p, kind="stable")
-    ties_start = np.flatnonzero(np.diff(p[order], prepend=-1.0))
-    weights, true = weights[:, order], true[order]
-    positives = np.add.reduceat(weights * true, ties_start, axis=1)
-    negatives = np.add.reduceat(weights * (1 - true), ties_start, axis=1)
-    ranked_below = np.cumsum(negatives, axis=1) - negatives / 2
-    num_comparisons = positives.sum(axis=1) * negatives.sum(axis=1)
-    undefined = np.full(len(weights), np.nan)
-    return np.divide(
-        (positives * ranked_below).sum(axis=1), num_comparisons, out=undefined, where=num_comparisons > 0
+def _confusion(true: Labels, predicted: Labels) -> Confusion:
+    return Confusion(
+        tp=int(np.sum((true == 1) & (predicted == 1))),
+        fp=int(np.sum((true == 0) & (predicted == 1))),
+        fn=int(np.sum((true == 1) & (predicted == 0))),
+        tn=int(np.sum((true == 0) & (predicted == 0))),
     )
 
 
@@ -283,8 +237,8 @@ def length_bins(num_words: Sequence[int]) -> list[str]:
     A quartile is the smallest length that at least that share does not exceed (Hyndman & Fan 1996,
     definition 1), so no bin is empty, and many equal lengths make fewer than four.
 
-    >>> length_bins([1, 12, 34, 50, 51, 70, 90, 200])
-    ['1-12 words', '1-12 words', '13-50 words', '13-50 words', '51-70 words', '51-70 words', '71-200 words', '71-200 words']
+    >>> length_bins([12, 34, 34, 60])
+    ['12 words', '13-34 words', '13-34 words', '35-60 words']
     """
     if not len(num_words):
         return []

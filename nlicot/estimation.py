@@ -1,7 +1,8 @@
-"""How sure a figure is: bootstrap and Wilson intervals, and McNemar's test between two models.
+"""The arithmetic behind `metrics`: figures of weighted pairs, their intervals, and McNemar's test.
 
-`metrics` says what is measured and calls this module for the interval around it; all public names are
-importable from there. Nothing here knows what a premise or a label is.
+A figure is a function of weights, one row for each resample, so that the sample itself (all ones) and
+its bootstrap take the same path, in numpy, many resamples at a time. What the figures mean, which of
+them a report shows and what input is allowed is `metrics`' work; import public names from there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 CONFIDENCE = 0.95
-_MAX_WEIGHTS_PER_CHUNK = 2**21  # 16 MB of float64: bounds the memory whatever the sample's size
+NUM_CALIBRATION_BINS = 10
+_MAX_WEIGHTS_PER_CHUNK = 2**19  # 4 MB of float64: measured fastest, and bounds the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ def bootstrap_metrics(
     """Every statistic's value on the sample and its 95 % percentile bootstrap interval.
 
     Resamples are drawn with replacement and given as weights: how often each item was drawn (Efron &
-    Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3). One draw serves all statistics.
+    Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). One draw serves all statistics.
 
     Args:
         statistics: maps weights `[R, num_items]` to named values `[R]`, NaN where undefined.
@@ -99,6 +102,60 @@ def _percentile_interval(values: Floats) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high))
+
+
+def label_statistics(weights: Floats, true: Labels, predicted: Labels) -> dict[str, Floats]:
+    """Map weights `[R, N]` of N pairs to the figures `[R]` that labels alone decide.
+
+    A predicted label that is neither 0 nor 1 is no answer.
+    """
+    groups = [true == 1, true == 0, predicted == 1, predicted == 0]
+    hits = [(true == 1) & (predicted == 1), (true == 0) & (predicted == 0)]
+    counts = weights @ np.stack(groups + hits, axis=1).astype(np.float64)
+    positive, negative, said_yes, said_no, tp, tn = counts.T
+    f1 = _share(2 * tp, positive + said_yes)
+    return {
+        "accuracy": _share(tp + tn, positive + negative),
+        "precision": _share(tp, said_yes),
+        "recall": _share(tp, positive),
+        "f1": f1,
+        "macro_f1": (f1 + _share(2 * tn, negative + said_no)) / 2,
+    }
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def probability_statistics(weights: Floats, true: Labels, p: Floats) -> dict[str, Floats]:
+    """Map weights `[R, N]` of N pairs to the figures `[R]` that probabilities decide, NaN where undefined."""
+    num_pairs = weights.sum(axis=1)
+    confidence = np.maximum(p, 1 - p)
+    likelier_is_true = (p > 0.5) == (true == 1)
+    upper_edges = np.arange(1, NUM_CALIBRATION_BINS + 1) / NUM_CALIBRATION_BINS
+    bins = np.searchsorted(upper_edges, confidence, side="left")
+    # A bin's weighted count times |accuracy - confidence| is the absolute sum of its pairs' gaps.
+    gaps = np.zeros((len(p), NUM_CALIBRATION_BINS))
+    gaps[np.arange(len(p)), bins] = likelier_is_true - confidence
+    return {
+        "auroc": _auroc(weights, true, p),
+        "expected_calibration_error": np.abs(weights @ gaps).sum(axis=1) / num_pairs,
+        "brier": (weights @ np.square(p - true)) / num_pairs,
+    }
+
+
+def _auroc(weights: Floats, true: Labels, p: Floats) -> Floats:
+    order = np.argsort(p, kind="stable")
+    ties_start = np.flatnonzero(np.diff(p[order], prepend=-1.0))
+    weights, true = np.take(weights, order, axis=1), true[order]  # 4 times as fast as indexing
+    positives = np.add.reduceat(weights * true, ties_start, axis=1)
+    negatives = np.add.reduceat(weights * (1 - true), ties_start, axis=1)
+    ranked_below = np.cumsum(negatives, axis=1) - negatives / 2
+    num_comparisons = positives.sum(axis=1) * negatives.sum(axis=1)
+    num_won = (positives * ranked_below).sum(axis=1)
+    shares: Floats = np.full(len(weights), np.nan)
+    np.divide(num_won, num_comparisons, out=shares, where=num_comparisons > 0)
+    return shares
 
 
 def wilson_interval(successes: int, total: int) -> Interval:

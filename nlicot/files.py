@@ -1,0 +1,361 @@
+"""Rows in and rows out: CSV and JSON lines with the line at fault, and files that appear whole or not.
+
+`storage` and `joining` stand on this module: it knows file formats and line numbers, and leaves to them
+what a row means. Every complaint about a file's content is a `DataError` with path and line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from nlicot.errors import ConfigError, DataError
+
+T = TypeVar("T")
+
+# The csv module stops at 128 KiB a field; a whole document as a premise is unusual, but no mistake.
+csv.field_size_limit(16 * 2**20)
+
+
+class RecordList(list[T]):
+    """The records of one file, with the 1-based line where each starts; in all else a plain list."""
+
+    def __init__(self, records: Iterable[T] = (), lines: Sequence[int] = ()) -> None:
+        super().__init__(records)
+        self.lines = lines
+
+
+def line_of(records: Sequence[object], index: int) -> int | None:
+    """The line that `records[index]` was read from; None for records that were made in memory."""
+    lines = records.lines if isinstance(records, RecordList) else ()
+    return lines[index] if len(lines) == len(records) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One CSV row or JSON object. Its getters raise a `DataError` where a field is not as it must be.
+
+    `header_line` is where the fields' names stand: the CSV's header, or the JSON object itself.
+    """
+
+    path: Path
+    line: int
+    header_line: int
+    fields: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The field as it stands, which must be a string with more than blanks in it."""
+        value = self.optional_text(name)
+        if value is None:
+            raise self.error(f"an empty {name}" if name in self.fields else self._lacks(name), "text")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        """The field as it stands; None where it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self.error(f"{name} {shown(value)}", "a string")
+        if not value.strip():
+            return None
+        if not value.isascii() or "\0" in value:
+            self._refuse_unwritable(name, value)
+        return value
+
+    def identifier(self, name: str = "id") -> str | None:
+        """The id as a string (whole numbers are taken too); None where there is none."""
+        value = self.fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        text = self.optional_text(name)
+        return None if text is None else text.strip()
+
+    def label(self, name: str) -> int:
+        """The label 0 or 1, as a number or as a digit in a string."""
+        label = self.optional_label(name)
+        if label is None:
+            raise self.error(f"an empty {name}" if name in self.fields else self._lacks(name), "0 or 1")
+        return label
+
+    def optional_label(self, name: str) -> int | None:
+        """Like `label`; None where it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        label = binary_label(value)
+        if label is None:
+            raise self.error(f"{name} {shown(value)}", "0 or 1")
+        return label
+
+    def whole_number(self, name: str, default: int) -> int:
+        """The field as a whole number, 0 or more; `default` where it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return default
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.error(f"{name} {shown(value)}", "a whole number, 0 or more")
+        return value
+
+    def error(self, found: str, expected: str = "", *, remedy: str = "") -> DataError:
+        """A `DataError` that names this row's line."""
+        return DataError(found, expected, path=self.path, line=self.line, remedy=remedy)
+
+    def _lacks(self, name: str) -> str:
+        return f"no {name} among {', '.join(map(shown, self.fields)) or 'no fields at all'}"
+
+    def _refuse_unwritable(self, name: str, value: str) -> None:
+        if "\0" in value:
+            raise self.error(f"a NUL character in {name}", "text", remedy="save the file as UTF-8")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start].encode("unicode_escape").decode()
+            raise self.error(
+                f"half a surrogate pair ({half}) in {name}", "text that UTF-8 can hold"
+            ) from None
+
+
+def binary_label(value: object) -> int | None:
+    """0 or 1 from a number or a digit in a string; None for all else.
+
+    >>> [binary_label(value) for value in (1, " 0 ", True, 1.0, "entailment")]
+    [1, 0, None, None, None]
+    """
+    if isinstance(value, str):
+        return {"0": 0, "1": 1}.get(value.strip())
+    return value if type(value) is int and value in (0, 1) else None
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: one line, and short.
+
+    >>> shown("two\\nlines"), shown(None)
+    ("'two\\\\nlines'", 'null')
+    """
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield a file's rows one by one: CSV with a header, JSON lines, or a `.json` that is one array.
+
+    Raises:
+        DataError: the file is missing, of an unknown kind, not UTF-8, or has a row that cannot be read.
+    """
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"the ending {path.suffix!r}", ".csv, .jsonl or .json", path=path)
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    names: list[str] | None = None
+    line = next_line = header_line = 1
+    with _open_text(path, newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for cells in reader:
+                line, next_line = next_line, reader.line_num + 1
+                if not any(cells) and len(cells) < 2:
+                    continue
+                if names is None:
+                    names, header_line = _column_names(path, line, cells), line
+                    continue
+                if len(cells) != len(names):
+                    raise DataError(
+                        f"{len(cells)} fields",
+                        f"{len(names)} as in the header",
+                        path=path,
+                        line=line,
+                        remedy="put a text that holds a comma in double quotes",
+                    )
+                fields = dict(zip(names, cells, strict=True))
+                yield Row(path=path, line=line, header_line=header_line, fields=fields)
+        except csv.Error as error:
+            raise DataError(
+                f"a CSV row that cannot be read: {error}",
+                path=path,
+                line=next_line,
+                remedy='a double quote inside a quoted text is written twice, ""',
+            ) from None
+
+
+def _column_names(path: Path, line: int, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"the column {shown(name)} twice", "each once", path=path, line=line)
+    return names
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    is_array = path.suffix.lower() == ".json" and _starts_with_bracket(path)
+    for line, value in _array_elements(path) if is_array else _json_lines(path):
+        if not isinstance(value, dict):
+            raise DataError(shown(value), "a JSON object", path=path, line=line)
+        yield Row(path=path, line=line, header_line=line, fields=value)
+
+
+def _starts_with_bracket(path: Path) -> bool:
+    with _open_text(path, newline="\n") as file:
+        return next((text.lstrip().startswith("[") for text in file if text.strip()), False)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    # Lines end at "\n" only: U+2028 and its like may stand inside a JSON string.
+    with _open_text(path, newline="\n") as file:
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                yield line, _parse_json(text.rstrip(), path, line)
+
+
+def _array_elements(path: Path) -> Iterator[tuple[int, object]]:
+    with _open_text(path, newline="\n") as file:
+        text = file.read()
+    num_elements = len(_parse_json(text, path, 1))
+    decoder, line, position = json.JSONDecoder(), 1, 0
+    for _ in range(num_elements):
+        gap = re.compile(r"[\s,]*").match(text, position or text.index("[") + 1)
+        start = gap.end() if gap else position
+        line += text.count("\n", position, start)
+        value, position = decoder.raw_decode(text, start)
+        yield line, value
+        line += text.count("\n", start, position)
+
+
+def _parse_json(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found, line = f"no JSON: {error.msg} at column {error.colno}", line + error.lineno - 1
+    except ValueError as error:
+        found = f"no usable JSON: {error}"
+    except RecursionError:
+        found = "JSON nested too deeply"
+    raise DataError(found, "one JSON object a line", path=path, line=line)
+
+
+def _open_text(path: Path, *, newline: str) -> TextIO:
+    try:
+        return path.open(encoding="utf-8-sig", newline=newline)
+    except FileNotFoundError:
+        raise DataError("no such file", path=path, remedy=_what_is_there(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def _what_is_there(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    near = difflib.get_close_matches(path.name, names, n=3)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} holds {listed or 'no files'}"
+
+
+def _not_utf8(path: Path) -> DataError:
+    with path.open("rb") as file:
+        for line, text in enumerate(file, start=1):
+            try:
+                text.decode()
+            except UnicodeDecodeError as error:
+                found = f"the byte 0x{text[error.start]:02x}"
+                return DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8")
+    return DataError("bytes that are no text", "UTF-8", path=path, remedy="save the file as UTF-8")
+
+
+def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
+    """Check, before any work is done, that finished outputs would not be lost.
+
+    Raises:
+        ConfigError: one of `paths` exists and `overwrite` is false, or is a folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, expected the name of a file to write")
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"{', '.join(existing)} exists already; add --overwrite to replace it")
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write `text` as UTF-8, whole or not at all.
+
+    Raises:
+        ConfigError: the file exists and `overwrite` is false, or its folder cannot be written to.
+    """
+    with _appearing_whole(path, overwrite) as file:
+        file.write(text)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool = False) -> None:
+    """Write one JSON object a line, as `rows` yields them, whole or not at all; raises as `write_text`."""
+    with _appearing_whole(path, overwrite) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], *, overwrite: bool = False
+) -> None:
+    """Write a CSV whose lines end in "\\n", whole or not at all; None is an empty cell.
+
+    Raises as `write_text`.
+    """
+    with _appearing_whole(path, overwrite) as file:
+        writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+class _UnixLines:
+    """Ends a CSV writer's rows in "\\n".
+
+    Asked for "\\n" itself, the csv module of Python 3.11 and 3.12 leaves a lone "\\r" in a text unquoted,
+    and the row comes back as two.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix("\r\n") + "\n")
+
+
+@contextlib.contextmanager
+def _appearing_whole(path: Path, overwrite: bool) -> Iterator[TextIO]:
+    refuse_overwriting(path, overwrite=overwrite)
+    target = path.resolve()  # so that a link stays a link
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("x", encoding="utf-8", newline="")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror} ({target.parent})") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The base model, its adapter, and how text becomes token ids."""

@@ -1,0 +1,79 @@
+"""The adapter: which matrices get one, and how it is put on and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nlicot.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """LoRA (Hu et al. 2021) as the recipe has it.
+
+    Args:
+        r: rank.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: on the adapter's input.
+        target_modules: the projections that are adapted.
+    """
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:
+    """The base frozen, with a fresh float32 adapter on it.
+
+    float32 because AdamW's small steps round away in bfloat16.
+
+    Raises:
+        ConfigError: no projection of that name in the model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if "Linear" in type(module).__name__}
+    unknown = [name for name in settings.target_modules if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"--model.lora.target_modules: found {', '.join(unknown)}, expected some of {', '.join(sorted(names))}"
+        )
+    torch.manual_seed(seed)
+    adapted: nn.Module = get_peft_model(base, config, autocast_adapter_dtype=True)
+    return adapted
+
+
+def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name, in a fixed order."""
+    return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+
+def save_peft_folder(adapted: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter as `peft.PeftModel.from_pretrained` and others read it; replaces `folder`."""
+    import shutil
+    import tempfile
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted.save_pretrained(fresh)
+    old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

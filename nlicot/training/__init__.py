@@ -1,0 +1,1 @@
+"""Fitting the adapter: data module, sampler, Lightning module, callbacks, command line."""

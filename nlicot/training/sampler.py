@@ -1,0 +1,118 @@
+"""Which examples make one optimizer step, and how they are cut into micro-batches.
+
+An epoch is a seeded permutation cut into windows of the effective batch. A window is sorted by length
+and cut by a token budget, so that little is padded; the loss is divided by the window's tokens, so the
+cut changes nothing but speed and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from nlicot.training.batches import Window, collate
+
+
+def cut_by_tokens(lengths: Sequence[int], indices: Sequence[int], token_budget: int) -> list[list[int]]:
+    """`indices` sorted by length, longest first, in runs whose padded size stays within the budget.
+
+    An example longer than the budget makes a run of its own.
+
+    >>> cut_by_tokens([5, 3, 4, 9], [0, 1, 2, 3], token_budget=12)
+    [[3], [0, 2], [1]]
+    """
+    ordered = sorted(indices, key=lambda index: (-lengths[index], index))
+    runs: list[list[int]] = []
+    for index in ordered:
+        if runs and (len(runs[-1]) + 1) * lengths[runs[-1][0]] <= token_budget:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+class WindowSampler(Sampler[list[int]]):
+    """Yields the indices of one window at a time; goes on in mid-epoch after `resume_at`.
+
+    Args:
+        num_examples: of the data set.
+        window_size: the effective batch, over all ranks.
+        seed: of the permutations; every epoch has its own.
+        shuffle: False for evaluations.
+    """
+
+    def __init__(self, num_examples: int, *, window_size: int, seed: int, shuffle: bool) -> None:
+        self.num_examples = num_examples
+        self.window_size = window_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self._start: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.window_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def resume_at(self, epoch: int, window: int) -> None:
+        """Skip the first `window` windows of `epoch`; other epochs are whole."""
+        self._start = (epoch, window)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.num_examples))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.num_examples, generator=generator).tolist()
+        first = self._start[1] if self._start[0] == self.epoch else 0
+        for start in range(first * self.window_size, self.num_examples, self.window_size):
+            yield order[start : start + self.window_size]
+
+
+class WindowDataset(Dataset[Window]):
+    """Fetches a whole window of an encoded data set at once, this rank's share of it as tensors.
+
+    Args:
+        encoded: from `model.encoding.encode_dataset`.
+        pad_id: what fills up a row.
+        token_budget: padded tokens of a micro-batch, at most.
+        rank: of this process.
+        world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
+    """
+
+    def __init__(self, encoded: Any, *, pad_id: int, token_budget: int, rank: int = 0, world_size: int = 1) -> None:
+        self.encoded = encoded
+        self.pad_id = pad_id
+        self.token_budget = token_budget
+        self.rank = rank
+        self.world_size = world_size
+        self.lengths: list[int] = list(encoded["length"])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitems__(self, indices: list[int]) -> Window:
+        """One window; a rank without a share gets no micro-batch."""
+        ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
+        mine = ordered[self.rank :: self.world_size]
+        runs = cut_by_tokens(self.lengths, mine, self.token_budget)
+        batches, ids, labels = [], [], []
+        for run in runs:
+            rows = self.encoded[run]
+            batches.append(
+                collate(
+                    [
+                        {"input_ids": tokens, "kinds": kinds}
+                        for tokens, kinds in zip(rows["input_ids"], rows["kinds"], strict=True)
+                    ],
+                    self.pad_id,
+                )
+            )
+            ids += rows["id"]
+            labels += rows["label"]
+        counts = torch.tensor(self.encoded[ordered]["num_by_kind"]).sum(dim=0)
+        return Window(micro_batches=batches, num_by_kind=counts, ids=ids, labels=labels)

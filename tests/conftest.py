@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with `comp34812/` and `original/` that NLICOT_REAL_DATA names."""
+    folder = os.environ.get("NLICOT_REAL_DATA")
+    if not folder:
+        pytest.skip("NLICOT_REAL_DATA is not set")
+    if not (Path(folder) / "comp34812").is_dir():
+        pytest.skip(f"NLICOT_REAL_DATA={folder} holds no comp34812/")
+    return Path(folder)

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import csv
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlicot.errors import ConfigError, DataError
+from nlicot.files import (
+    RecordList,
+    line_of,
+    read_rows,
+    refuse_overwriting,
+    shown,
+    write_csv,
+    write_jsonl,
+    write_text,
+)
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def rows_of(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    return [(row.line, row.fields) for row in read_rows(path)]
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(DataError) as raised:
+        list(read_rows(path))
+    return str(raised.value).removeprefix(f"{path}:").strip()
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "with BOM"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_csv_reads_the_same_with_any_line_ending_and_byte_order_mark(
+    tmp_path: Path, start: bytes, end: bytes
+) -> None:
+    path = written(tmp_path, "a.csv", start + end.join([b"a,b", b'"x, y",\xc3\xa9', b"", b"z,", b""]))
+    assert rows_of(path) == [(2, {"a": "x, y", "b": "é"}), (4, {"a": "z", "b": ""})]
+
+
+def test_a_csv_row_is_named_by_the_physical_line_where_it_starts(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", 'a,b\n"one\ntwo\nthree",x\n\nlast,y\n')
+    assert rows_of(path) == [(2, {"a": "one\ntwo\nthree", "b": "x"}), (6, {"a": "last", "b": "y"})]
+
+
+@pytest.mark.parametrize("cells, count", [("x,y,z", 3), ("x", 1)], ids=["too many", "too few"])
+def test_a_ragged_csv_row_is_an_error_with_its_line(tmp_path: Path, cells: str, count: int) -> None:
+    path = written(tmp_path, "a.csv", f'a,b\n"1\n2",x\n{cells}\n')
+    assert complaint(path) == (
+        f"4: found {count} fields, expected 2 as in the header "
+        "(put a text that holds a comma in double quotes)"
+    )
+
+
+@pytest.mark.parametrize(
+    "rows, line, what",
+    [
+        ('x,"never closed\ny,z\n', 3, "unexpected end of data"),
+        ('x,"one" two\n', 3, "',' expected after '\"'"),
+        ("x," + "y" * (16 * 2**20 + 1) + "\n", 3, "field larger than field limit (16777216)"),
+    ],
+    ids=["unterminated quote", "text after a quote", "huge field"],
+)
+def test_a_csv_row_that_cannot_be_read_is_named_by_its_first_line(
+    tmp_path: Path, rows: str, line: int, what: str
+) -> None:
+    path = written(tmp_path, "a.csv", "a,b\n1,2\n" + rows)
+    assert complaint(path) == (
+        f"{line}: a CSV row that cannot be read: {what} "
+        '(a double quote inside a quoted text is written twice, "")'
+    )
+
+
+def test_a_csv_field_may_be_longer_than_the_csv_modules_own_limit(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "a\n" + "y" * 200_000 + "\n")
+    assert rows_of(path) == [(2, {"a": "y" * 200_000})]
+
+
+def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    assert complaint(written(tmp_path, "a.csv", "\na, b,a\n1,2,3\n")) == (
+        "2: found the column 'a' twice, expected each once"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_bytes_that_are_not_utf8_are_an_error_with_their_line(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, name, b'{"a": 1}\n{"a": 2}\n{"a": "caf\xe9"}\n')
+    assert complaint(path) == "3: found the byte 0xe9, expected UTF-8 (save the file as UTF-8)"
+
+
+def test_json_lines_skip_blank_lines_and_keep_line_separators_inside_strings(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", '\ufeff{"a": "x\u2028y"}\r\n\r\n  \n{"a": 2}\n\n')
+    assert rows_of(path) == [(1, {"a": "x\u2028y"}), (4, {"a": 2})]
+
+
+def test_a_json_file_may_hold_json_lines_or_one_array(tmp_path: Path) -> None:
+    lines = written(tmp_path, "lines.json", '{"a": 1}\n\n{"a": 2}\n')
+    array = written(tmp_path, "array.json", '\n[\n  {"a": 1,\n   "b": [{}]},\n\n  {"a": 2}, {"a": 3}\n]\n')
+    assert rows_of(lines) == [(1, {"a": 1}), (3, {"a": 2})]
+    assert rows_of(array) == [(3, {"a": 1, "b": [{}]}), (6, {"a": 2}), (6, {"a": 3})]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": 1}\n{"a": \n', "2: found no JSON: Expecting value at column 6, "
+                              "expected one JSON object a line"),
+        ("{'a': 1}\n", "1: found no JSON: Expecting property name enclosed in double quotes at column 2, "
+                       "expected one JSON object a line"),
+        ('{"a": 1}\n\n[1, 2]\n', "3: found [1, 2], expected a JSON object"),
+        ("null\n", "1: found null, expected a JSON object"),
+        ("[" * 100_000, "1: found JSON nested too deeply, expected one JSON object a line"),
+    ],
+    ids=["cut off", "single quotes", "a list", "null", "too deep"],
+)  # fmt: skip
+def test_a_line_that_is_no_json_object_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    assert complaint(written(tmp_path, "a.jsonl", text)) == message
+
+
+def test_a_broken_array_is_an_error_on_the_broken_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", '[\n {"a": 1},\n {"a" 2}\n]')
+    assert complaint(path) == (
+        "3: found no JSON: Expecting ':' delimiter at column 7, expected one JSON object a line"
+    )
+
+
+def test_a_missing_file_brings_up_what_is_near(tmp_path: Path) -> None:
+    for name in ("train.csv", "dev.csv"):
+        written(tmp_path, name, "")
+    assert complaint(tmp_path / "trian.csv") == "no such file (did you mean train.csv?)"
+    assert complaint(tmp_path / "pairs.jsonl") == (f"no such file ({tmp_path} holds dev.csv, train.csv)")
+    nowhere = tmp_path / "nowhere"
+    assert complaint(nowhere / "a.csv") == f"no such file (there is no folder {nowhere} either)"
+
+
+def test_a_folder_and_an_unknown_ending_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    assert complaint(tmp_path / "a.csv") == "cannot be read: Is a directory"
+    assert complaint(tmp_path / "a.xlsx") == "found the ending '.xlsx', expected .csv, .jsonl or .json"
+
+
+def test_a_list_of_records_knows_its_lines_and_a_plain_one_does_not() -> None:
+    records = RecordList(["a", "b"], [2, 5])
+    assert records == ["a", "b"]
+    assert (line_of(records, 1), line_of(["a", "b"], 1)) == (5, None)
+    records.append("c")
+    assert line_of(records, 1) is None
+
+
+def test_long_values_are_shown_short() -> None:
+    assert shown("x" * 100) == "'" + "x" * 58 + "…"
+
+
+def test_what_write_csv_writes_reads_back_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.csv"
+    texts = ["plain", "a, b", 'a "quoted" word', "two\nlines", "a lone \r return", "\r\n", " é ", "#"]
+    write_csv(path, ["text", "label"], [[text, None] for text in texts])
+    assert [row.fields["text"] for row in read_rows(path)] == texts
+
+
+def test_csv_lines_end_in_a_newline_and_quotes_are_few(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["a", "b"], [["x, y", 1], ["é", None]])
+    assert (tmp_path / "a.csv").read_bytes() == 'a,b\n"x, y",1\né,\n'.encode()
+
+
+def test_jsonl_holds_one_object_a_line_in_plain_letters(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", iter([{"a": "é\n"}, {"b": [1, None]}]))
+    assert (tmp_path / "a.jsonl").read_bytes() == '{"a": "é\\n"}\n{"b": [1, null]}\n'.encode()
+
+
+def test_jsonl_refuses_what_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_jsonl(tmp_path / "a.jsonl", [{"a": float("nan")}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_replaced_only_when_told(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", "old")
+    with pytest.raises(ConfigError) as raised:
+        write_text(path, "new")
+    assert str(raised.value) == f"{path} exists already; add --overwrite to replace it"
+    assert path.read_text() == "old"
+    write_text(path, "new", overwrite=True)
+    assert path.read_text() == "new"
+
+
+def test_all_outputs_in_the_way_are_named_together(tmp_path: Path) -> None:
+    first, second = written(tmp_path, "a", ""), written(tmp_path, "b", "")
+    with pytest.raises(ConfigError) as raised:
+        refuse_overwriting(first, tmp_path / "c", second)
+    assert str(raised.value) == f"{first}, {second} exists already; add --overwrite to replace it"
+    refuse_overwriting(first, second, overwrite=True)
+
+
+def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        write_text(tmp_path, "text", overwrite=True)
+    assert str(raised.value) == f"{tmp_path} is a folder, expected the name of a file to write"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    path = written(tmp_path, "a.jsonl", "old")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"a": 1}
+        raise failure
+
+    with pytest.raises(failure):
+        write_jsonl(path, rows(), overwrite=True)
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"a.jsonl": "old"}
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    seen_while_writing = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        seen_while_writing.append((path.exists(), [entry.suffix for entry in tmp_path.iterdir()]))
+        yield {"a": 1}
+
+    write_jsonl(path, rows())
+    assert seen_while_writing == [(False, [".tmp"])]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    write_text(tmp_path / "ours", "")
+    written(tmp_path, "usual", "")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "usual").stat().st_mode
+    )
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    target = written(tmp_path, "target", "old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    write_text(link, "new", overwrite=True)
+    assert (link.is_symlink(), target.read_text()) == (True, "new")
+
+
+def test_a_place_that_cannot_be_written_to_is_a_config_error(tmp_path: Path) -> None:
+    written(tmp_path, "file", "")
+    path = tmp_path / "file" / "a.txt"
+    with pytest.raises(ConfigError) as raised:
+        write_text(path, "text")
+    assert str(raised.value) == f"{path} cannot be written: File exists ({path.parent})"
+
+
+def test_a_million_characters_survive_both_formats(tmp_path: Path) -> None:
+    text = 'x,"\n' * 250_000
+    write_csv(tmp_path / "a.csv", ["a"], [[text]])
+    write_jsonl(tmp_path / "a.jsonl", [{"a": text}])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == [text]
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"a": text}
