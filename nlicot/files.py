@@ -307,6 +307,11 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
         file.write(text)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON document of the program's own, replacing an earlier one."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool = False) -> None:
     """Write one JSON object a line, as `rows` yields them, whole or not at all; raises as `write_text`."""
     with _appearing_whole(path, overwrite) as file:

@@ -34,7 +34,7 @@ PLACES = ("premise", "hypothesis", "entailment", "no_entailment")
 _PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class LabelDefinitions:
     """What the labels mean on this data, worded to complete "answer 1 if ..., 0 if ..."."""
 
@@ -42,7 +42,7 @@ class LabelDefinitions:
     no_entailment: str = "it does not"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class StudentPrompts:
     """The two templates and the definitions that fill them.
 

@@ -79,7 +79,8 @@ def test_a_text_that_stands_twice_is_joined_to_its_first_pair() -> None:
 def test_texts_join_letter_for_letter() -> None:
     assert complaint(PAIRS, on_lines(thought("z", "P "))) == (
         "thoughts.jsonl:1: found a thought of pair 'z', which is not among the pairs, "
-        "nor has any pair its text, expected a premise and hypothesis that stand in the pairs (give the pairs that it was made from)"
+        "nor has any pair its text, expected a premise and hypothesis that stand in the pairs "
+        "(give the pairs that it was made from)"
     )
 
 

@@ -20,7 +20,7 @@ CHUNK_LOGITS = 64 * 2**20
 """Logits computed at once; 2^26 float32 are 256 MB."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class SegmentWeights:
     """How much a token of each segment weighs; all 1 is the plain token mean."""
 

@@ -1,0 +1,96 @@
+"""The one entry: lists the commands, and imports a command's code only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nlicot import __version__
+from nlicot.errors import ConfigError, NlicotError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: its name, its line in `--help`, and what runs it."""
+
+    name: str
+    summary: str
+    run: Callable[[str, Sequence[str]], int]
+
+
+def _split(name: str, args: Sequence[str]) -> int:
+    from nlicot.split import main
+
+    return main(args)
+
+
+def _training(name: str, args: Sequence[str]) -> int:
+    from nlicot.training.commands import main
+
+    return main(name, args)
+
+
+GROUPS: dict[str, list[Command]] = {
+    "data (costs nothing)": [
+        Command(name="split", summary="one CSV of pairs into train and dev, no premise in both", run=_split),
+    ],
+    "training (costs GPU time)": [
+        Command(name="fit", summary="tune an adapter on a data root", run=_training),
+    ],
+    "measuring and predicting (costs some GPU time)": [
+        Command(name="validate", summary="metrics on every dev pair", run=_training),
+        Command(name="test", summary="metrics on labelled test pairs", run=_training),
+        Command(name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training),
+    ],
+}
+COMMANDS = {command.name: command for group in GROUPS.values() for command in group}
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    lines = ["usage: python -m nlicot COMMAND [options]", ""]
+    for title, commands in GROUPS.items():
+        lines += [f"{title}:", *(f"  {command.name:<10}{command.summary}" for command in commands), ""]
+    lines += [
+        "Start with:  python -m nlicot fit --config configs/reflected.yaml",
+        "Options of a command, with an example:  python -m nlicot COMMAND --help",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("nlicot").setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.ERROR)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return _command(args[0]).run(args[0], args[1:])
+    except (NlicotError, argparse.ArgumentError) as error:
+        print(f"nlicot: {' '.join(str(error).split())}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print("nlicot: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _command(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"found no command {name!r}, expected one of {', '.join(COMMANDS)} ({hint}see --help)")

@@ -1,0 +1,330 @@
+"""The data module: reads a data root, lets a builder choose, encodes, and hands out loaders.
+
+Reading comes first and on its own (`read`), so that a mistake in the data is told before a model loads.
+The dev loss is taken on what the builder makes of the dev split; dev accuracy on every labelled dev pair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from nlicot import storage
+from nlicot.builders import BUILDERS, Builder
+from nlicot.builders.base import build_report
+from nlicot.errors import ConfigError, DataError
+from nlicot.model.base import cache_folder
+from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
+from nlicot.prediction.decoding import PromptBatch, prompt_batches
+from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.records import Example, Thought, TrainingExample
+from nlicot.training.prepared import read_prepared
+from nlicot.training.batches import Window
+from nlicot.training.sampler import WindowDataset, WindowSampler
+
+logger = logging.getLogger(__name__)
+
+
+class PairsData(LightningDataModule):
+    """Pairs, thoughts and reflections of a data root, as the student learns from them.
+
+    Args:
+        root: a data root (see data/README.md); single paths below replace its files.
+        train_pairs: CSV or JSON lines of the pairs to learn from.
+        train_thoughts: their thoughts.
+        train_reflections: the reflections on the wrong ones.
+        dev_pairs: pairs to measure on while learning.
+        dev_thoughts: their thoughts, for the dev loss.
+        dev_reflections: their reflections, for the dev loss.
+        test_pairs: pairs to predict.
+        prepared: a file of training examples written by `prepare`, in place of builder and thoughts.
+        builder: `correct_only`, `reflected`, `unmodified`, `label_only`, or a class path.
+        definitions: what the labels mean on this data.
+        prompts: templates in place of the project's own.
+        label_map: what the file's own labels mean, such as `entailment=1,neutral=0`.
+        allow_overlap: let a dev or test pair stand in train too.
+        effective_batch: examples of one optimizer step, over all ranks and micro-batches.
+        micro_batch_tokens: padded tokens that go through the model at once.
+        max_length: tokens of prompt and completion together.
+        over_budget: a longer example loses its last sentences (`cut`) or is left out (`drop`).
+        limit_train: take only the first so many training pairs.
+        limit_dev: likewise of dev.
+        seed: of the order of training examples and of samples of dev pairs.
+    """
+
+    def __init__(
+        self,
+        root: str = str(storage.SAMPLE_ROOT),
+        train_pairs: str | None = None,
+        train_thoughts: str | None = None,
+        train_reflections: str | None = None,
+        dev_pairs: str | None = None,
+        dev_thoughts: str | None = None,
+        dev_reflections: str | None = None,
+        test_pairs: str | None = None,
+        prepared: str | None = None,
+        builder: Builder | str = "reflected",
+        definitions: LabelDefinitions | None = None,
+        prompts: StudentPrompts | None = None,
+        label_map: str | None = None,
+        allow_overlap: bool = False,
+        effective_batch: int = 64,
+        micro_batch_tokens: int = 2048,
+        max_length: int = 768,
+        over_budget: OverBudget = "cut",
+        limit_train: int | None = None,
+        limit_dev: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.data_root = storage.DataRoot(Path(root).expanduser())
+        self.paths = {
+            "train_pairs": train_pairs,
+            "train_thoughts": train_thoughts,
+            "train_reflections": train_reflections,
+            "dev_pairs": dev_pairs,
+            "dev_thoughts": dev_thoughts,
+            "dev_reflections": dev_reflections,
+            "test_pairs": test_pairs,
+        }
+        self.prepared = Path(prepared) if prepared else None
+        self.builder = find_builder(builder) if isinstance(builder, str) else builder
+        prompts = prompts or StudentPrompts()
+        self.prompts = StudentPrompts(
+            thinking=prompts.thinking,
+            label_only=prompts.label_only,
+            definitions=definitions or prompts.definitions,
+        )
+        self.label_map = storage.parse_label_map(label_map) if label_map else None
+        self.allow_overlap = allow_overlap
+        self.effective_batch = effective_batch
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_length = max_length
+        self.over_budget: OverBudget = over_budget
+        self.limits = {"train": limit_train, "dev": limit_dev}
+        self.seed = seed
+        self.pairs: dict[str, list[Example]] = {}
+        self.built: dict[str, list[TrainingExample]] = {}
+        self.reports: dict[str, str] = {}
+        self.decode_batch_size = 32
+        self.train_sampler: WindowSampler | None = None
+        self._resume_at: tuple[int, int] | None = None
+        self._encoded: dict[str, Any] = {}
+
+    @property
+    def on_sample(self) -> bool:
+        """Whether all that is read belongs to the sample that ships with the project."""
+        return self.data_root.is_sample and self.prepared is None and not any(self.paths.values())
+
+    # ---------------------------------------------------------------- reading
+
+    def path_of(self, split: str, kind: str) -> Path:
+        """Where a split's `pairs`, `thoughts` or `reflections` are read from."""
+        single = self.paths.get(f"{split}_{kind}")
+        return Path(single).expanduser() if single else getattr(self.data_root, kind)(split)
+
+    def read_for_fit(self) -> None:
+        """Read and build train and dev.
+
+        Raises:
+            DataError: something in the files is not as it must be, or the builder leaves nothing.
+        """
+        for split in ("train", "dev"):
+            self.read_pairs(split)
+        sources = {split: (self.path_of(split, "pairs"), self.pairs[split]) for split in ("train", "dev")}
+        storage.check_disjoint(sources, allow=self.allow_overlap)
+        for split in ("train", "dev"):
+            self.built[split] = self._build(split)
+
+    def read_pairs(self, split: str) -> list[Example]:
+        """The pairs of a split, kept for later."""
+        examples = storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
+        limit = self.limits.get(split)
+        self.pairs[split] = list(examples) if limit is None else list(examples)[:limit]
+        return self.pairs[split]
+
+    def read_labelled(self, split: str) -> list[Example]:
+        """The pairs of a split, every one with a label.
+
+        Raises:
+            DataError: they have none; `predict` is named as the way.
+        """
+        examples = self.read_pairs(split)
+        if any(example.label is None for example in examples):
+            raise DataError(
+                "pairs without a label",
+                "a label for each pair",
+                path=self.path_of(split, "pairs"),
+                remedy=f"to predict unlabelled pairs use `predict --split {split}`",
+            )
+        return examples
+
+    def _build(self, split: str) -> list[TrainingExample]:
+        if split == "train" and self.prepared is not None:
+            built = read_prepared(self.prepared)
+            report = build_report(len(built), built)
+        else:
+            thoughts, reflections = self._read_texts(split)
+            built = self.builder.build(self.pairs[split], thoughts, reflections, prompts=self.prompts)
+            report = build_report(len(self.pairs[split]), built)
+        self.reports[split] = str(report)
+        logger.info("%s: %s: %s", split, type(self.builder).__name__, report)
+        if not built:
+            raise DataError(
+                f"nothing that the builder {type(self.builder).__name__} can use",
+                "labelled pairs, with thoughts unless the builder is label_only",
+                path=self.path_of(split, "pairs"),
+            )
+        return built
+
+    def _read_texts(self, split: str) -> tuple[Sequence[Thought], Sequence[Any]]:
+        """The thoughts and reflections of a split; where a builder needs none, those that are there."""
+        pairs = self.pairs[split]
+        if self.limits.get(split) is not None:  # thoughts of pairs beyond the limit belong to no pair here
+            pairs = list(storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map))
+        path = self.path_of(split, "thoughts")
+        if not path.exists() and not self.builder.thinks:
+            return [], []
+        thoughts = storage.join_thoughts(pairs, storage.read_thoughts(path), path=path)
+        path = self.path_of(split, "reflections")
+        if not path.exists():
+            named = self.paths[f"{split}_reflections"]
+            if named:
+                raise DataError("no such file", "JSON lines of reflections", path=named)
+            return thoughts, []
+        reflections = storage.join_reflections(pairs, thoughts, storage.read_reflections(path), path=path)
+        return thoughts, reflections.reflections
+
+    # --------------------------------------------------------------- encoding
+
+    def setup(self, stage: str) -> None:
+        """Encode what was read, with the tokenizer of the module's base."""
+        if stage == "fit" and not self._encoded:
+            for split, built in self.built.items():
+                encoded, report = encode_dataset(
+                    self.trainer.lightning_module.prompt_format,
+                    built,
+                    max_length=self.max_length,
+                    over_budget=self.over_budget,
+                    cache=cache_folder(),
+                )
+                self._encoded[split] = encoded
+                logger.info("%s: %s", split, _budget_line(report, self.max_length))
+                if not report.num_examples:
+                    raise ConfigError(
+                        f"--data.max_length: found {self.max_length}, expected enough for one example of {split}"
+                    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: the epoch, and how many of its windows are done."""
+        loops = self.trainer.fit_loop
+        return {"epoch": self.trainer.current_epoch, "window": loops.epoch_loop.batch_progress.current.completed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._resume_at = (state_dict["epoch"], state_dict["window"])
+
+    # ---------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> DataLoader[Window]:
+        """One window, that is one optimizer step, at a time."""
+        self.train_sampler = self._sampler("train", shuffle=True)
+        if self._resume_at is not None:
+            self.train_sampler.resume_at(*self._resume_at)
+        return self._window_loader("train", self.train_sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In `fit` windows of the dev examples; in `validate` every dev pair's prompt."""
+        if self.trainer.state.fn == "fit":
+            return self._window_loader("dev", self._sampler("dev", shuffle=False))
+        return self._prompt_loader("dev")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test pair's prompt."""
+        return self._prompt_loader(self._only_split())
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The prompt of every pair to predict."""
+        return self._prompt_loader(self._only_split())
+
+    def _only_split(self) -> str:
+        (split,) = self.pairs
+        return split
+
+    def _sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
+        return WindowSampler(
+            len(self._encoded[split]), window_size=self.effective_batch, seed=self.seed, shuffle=shuffle
+        )
+
+    def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
+        windows = WindowDataset(
+            self._encoded[split],
+            pad_id=self.trainer.lightning_module.prompt_format.pad_id,
+            token_budget=self.micro_batch_tokens,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(windows, batch_sampler=sampler, collate_fn=_as_it_is)
+
+    def _prompt_loader(self, split: str) -> DataLoader[Any]:
+        batches = self.prompt_batches(self.pairs[split])
+        # Each rank takes whole batches in turn, so no pair is decoded twice to even out ranks.
+        mine = batches[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+
+    def prompt_batches(self, examples: Sequence[Example]) -> list[PromptBatch]:
+        """The prompts of pairs, encoded, sorted by length."""
+        module = self.trainer.lightning_module
+        prompts = [
+            module.prompt_format.encode_prompt(
+                self.prompts.render(example.premise, example.hypothesis, thinking=module.thinks)
+            )
+            for example in examples
+        ]
+        return prompt_batches([example.id for example in examples], prompts, self.decode_batch_size)
+
+    def dev_sample(self, num_pairs: int) -> list[Example]:
+        """A fixed, seeded choice of labelled dev pairs, in their order; all where there are no more."""
+        labelled = [example for example in self.pairs["dev"] if example.label is not None]
+        if num_pairs >= len(labelled):
+            return labelled
+        chosen = sorted(random.Random(self.seed).sample(range(len(labelled)), num_pairs))
+        return [labelled[index] for index in chosen]
+
+
+def find_builder(name: str) -> Builder:
+    """A builder by its short name or class path.
+
+    Raises:
+        ConfigError: there is none of that name; the known ones are listed.
+    """
+    known = f"expected one of {', '.join(BUILDERS)}, or the class path of your own (module.Class)"
+    if name in BUILDERS:
+        return BUILDERS[name]()
+    module_name, _, class_name = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--data.builder: found {name!r}, {known}") from error
+    if not (isinstance(found, type) and issubclass(found, Builder)):
+        raise ConfigError(f"--data.builder: found {name!r}, which is no Builder; {known}")
+    return found()
+
+
+def _budget_line(report: EncodingReport, max_length: int) -> str:
+    return (
+        f"{report.num_examples} examples, {report.num_tokens} tokens, {report.num_supervised} of them supervised, "
+        f"the longest {report.longest}; over the budget of {max_length}: {report.num_cut} cut at a sentence end, "
+        f"{report.num_dropped} left out"
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,120 @@
+"""Measures generated predictions while fitting: once an epoch, on a fixed sample of dev pairs.
+
+What a model writes freely is what its user gets; argmax under the true thought flatters, and is logged
+by the module under its own name.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics.classification import BinaryConfusionMatrix
+
+from nlicot.records import LABEL_NAMES, Example, Prediction
+
+logger = logging.getLogger(__name__)
+
+
+class GeneratedMetrics(Callback):
+    """Decodes a sample of dev pairs at the end of an epoch and logs accuracy, precision, recall and F1.
+
+    Args:
+        every_n_epochs: 0 for never; the whole dev split is decoded after fitting in any case.
+        num_pairs: size of the sample.
+        num_texts: how many generated thoughts go to TensorBoard.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, num_pairs: int = 200, num_texts: int = 5) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_pairs = num_pairs
+        self.num_texts = num_texts
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decode and log."""
+        if self.every_n_epochs < 1 or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        examples = trainer.datamodule.dev_sample(self.num_pairs)  # type: ignore[attr-defined]
+        predictions = self._decode(trainer, pl_module, examples)
+        true = torch.tensor([example.label for example in examples])
+        found = torch.tensor([predictions[example.id].predicted_label for example in examples])
+        for name, metric in pl_module.dev_metrics.items():  # type: ignore[union-attr, operator]
+            metric = metric.cpu()
+            pl_module.log(f"dev_generated/{name}", metric(found, true), prog_bar=name == "accuracy")
+            metric.reset()
+        pl_module.log("dev_generated/num_pairs", float(len(examples)))
+        closed = sum(prediction.status != "truncated" for prediction in predictions.values())
+        pl_module.log("dev_generated/closed_share", closed / len(examples))
+        confusion = BinaryConfusionMatrix()(found, true)
+        board = getattr(trainer.logger, "experiment", None)
+        if board is not None and trainer.is_global_zero:
+            board.add_image("dev_generated/confusion", confusion_image(confusion), trainer.global_step)
+            for index, example in enumerate(examples[: self.num_texts]):
+                text = _as_markdown(example, predictions[example.id])
+                board.add_text(f"dev_generated/thought_{index}", text, trainer.global_step)
+
+    def _decode(self, trainer: Trainer, pl_module: Any, examples: list[Example]) -> dict[str, Prediction]:
+        batches = trainer.datamodule.prompt_batches(examples)  # type: ignore[attr-defined]
+        was_training = pl_module.model.training
+        pl_module.model.eval()
+        predictions: list[Prediction] = []
+        for batch in batches[trainer.global_rank :: trainer.world_size]:
+            with trainer.precision_plugin.forward_context():
+                predictions += pl_module.decode(batch)
+        pl_module.model.train(was_training)
+        return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}
+
+
+def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
+    """The predictions of all ranks."""
+    if world_size == 1:
+        return predictions
+    shares: list[Any] = [None] * world_size
+    dist.all_gather_object(shares, predictions)
+    return [prediction for share in shares for prediction in share]
+
+
+def confusion_image(confusion: torch.Tensor) -> torch.Tensor:
+    """`[3, H, W]` uint8: a drawing of a 2x2 confusion matrix, rows true, columns predicted."""
+    import io
+
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import numpy as np
+    from matplotlib import pyplot
+    from PIL import Image
+
+    counts = confusion.tolist()
+    figure, axes = pyplot.subplots(figsize=(3.6, 3.2), dpi=110)
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    highest = max(max(row) for row in counts) or 1
+    for true, row in enumerate(counts):
+        for predicted, count in enumerate(row):
+            ink = "white" if count > highest / 2 else "black"
+            axes.text(predicted, true, str(count), ha="center", va="center", color=ink, fontsize=14)
+    names = [LABEL_NAMES[label] for label in (0, 1)]
+    axes.set(xticks=[0, 1], yticks=[0, 1], xlabel="predicted", ylabel="true")
+    axes.set_xticklabels(names)
+    axes.set_yticklabels(names, rotation=90, va="center")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    pyplot.close(figure)
+    pixels = np.array(Image.open(buffer).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _as_markdown(example: Example, prediction: Prediction) -> str:
+    verdict = "right" if prediction.predicted_label == example.label else "wrong"
+    lines = [
+        f"**Premise:** {example.premise}",
+        f"**Hypothesis:** {example.hypothesis}",
+        f"**Thought:** {prediction.thought_process}",
+        f"**Label:** {prediction.predicted_label} (true {example.label}, {verdict}; "
+        f"p(entailment) = {prediction.p_entailment:.3f}, {prediction.status})",
+    ]
+    return "\n\n".join(lines)

@@ -1,0 +1,86 @@
+"""Lightning's command line around the module and the data: which flags and keys there are.
+
+What the commands do with them stands in `commands`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from nlicot.errors import ConfigError
+from nlicot.training.checkpoints import RunCheckpoints
+from nlicot.training.config_errors import parse_all
+from nlicot.training.datamodule import PairsData
+from nlicot.training.evaluation import GeneratedMetrics
+from nlicot.training.module import ThoughtTuner
+
+class CommandLine(LightningCLI):
+    """LightningCLI with our arguments; `command` decides which of them there are."""
+
+    def __init__(self, command: str, args: Sequence[str], default_config: Path) -> None:
+        self.command = command
+        super().__init__(
+            ThoughtTuner,
+            PairsData,
+            run=False,
+            args=list(args),
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"python -m nlicot {command}",
+                "default_config_files": [str(default_config)],
+                "exit_on_error": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning does not know of."""
+        for target in ("model.seed", "data.seed"):
+            parser.link_arguments("seed_everything", target, compute_fn=_as_seed)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_class_arguments(GeneratedMetrics, "generated_metrics")
+        parser.add_class_arguments(RunCheckpoints, "checkpoint", skip={"folder"})
+        parser.add_argument("--checkpoints_root", type=str, default="checkpoints", help="where run folders lie")
+        if self.command == "fit":
+            parser.add_argument("--run", type=str | None, default=None, help="the run's name")
+            parser.add_argument("--resume", type=str | None, default=None, help="a run to go on with")
+            parser.add_argument(
+                "--final_evaluation", type=bool, default=True, help="decode every dev pair after fitting"
+            )
+        else:
+            parser.add_argument("--run", type=str | None, default=None)
+            parser.add_argument("--resume", type=str | None, default=None)
+            parser.add_argument("--final_evaluation", type=bool, default=True)
+            parser.add_argument("--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt")
+            parser.add_argument("--split", type=str, default="dev" if self.command == "validate" else "test")
+            parser.add_argument("--output", type=str | None, default=None, help="where predictions are written")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and tell every mistake at once."""
+        self.config = parse_all(parser, args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Left to the command, which knows the run's folder."""
+        return None  # type: ignore[return-value]
+
+    def make_trainer(self, **settings: Any) -> Trainer:
+        """The trainer of the configuration, with a command's own logger and callbacks."""
+        config = {key: value for key, value in self.config_init["trainer"].as_dict().items()}
+        if config.get("accumulate_grad_batches", 1) != 1:
+            raise ConfigError(
+                "--trainer.accumulate_grad_batches: found "
+                f"{config['accumulate_grad_batches']}, expected 1; set --data.effective_batch instead"
+            )
+        config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+        config["callbacks"] = [*settings.pop("callbacks", []), *(config.get("callbacks") or [])]
+        return Trainer(**{**config, **settings})
+
+
+def _as_seed(value: Any) -> int:
+    return int(value)

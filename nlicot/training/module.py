@@ -1,0 +1,334 @@
+"""The Lightning module: one optimizer step to a window, dev loss by segment, predictions.
+
+Optimization is manual: `training_step` walks the micro-batches of a window and divides by the window's
+supervised tokens over all ranks, so the loss is exact whatever the micro-batch or number of ranks
+(Lightning's own accumulation averages per micro-batch: its issue 20350).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
+
+from nlicot.errors import CheckpointError, NlicotError
+from nlicot.model import base as base_model
+from nlicot.model import lora as adapters
+from nlicot.model.encoding import TokenKind
+from nlicot.model.lora import LoraSettings
+from nlicot.model.prompt_format import PromptFormat, load_prompt_format
+from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch
+from nlicot.prompts import StudentPrompts
+from nlicot.records import Prediction
+from nlicot.training.batches import Window
+from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_KEY = "nlicot"
+
+
+class ThoughtTuner(LightningModule):
+    """A 4-bit base with a LoRA adapter that learns to think aloud and to label.
+
+    Args:
+        base: a hub name, a local folder, or `bundled`.
+        fallback_base: taken on the sample data where there is no NVIDIA device; null for none.
+        prompt_format: `auto`, `mistral` or `chat`.
+        quantization: `nf4` or `none`.
+        dtype: of what is not quantised: `bfloat16` or `float32`.
+        gradient_checkpointing: trade a third more computing for most of the activations' memory.
+        lora: the adapter.
+        learning_rate: at its peak; it falls linearly to 0.
+        weight_decay: of AdamW.
+        warmup_share: of all optimizer steps, during which the learning rate rises linearly.
+        max_grad_norm: gradients are clipped to this L2 norm.
+        segment_weights: how much a token of each segment weighs in the loss.
+        decoding: how predictions are made.
+        seed: of the adapter's initial weights and of dropout.
+    """
+
+    def __init__(
+        self,
+        base: str = "mistralai/Mistral-7B-v0.3",
+        fallback_base: str | None = "bundled",
+        prompt_format: str = "auto",
+        quantization: str = "nf4",
+        dtype: str = "bfloat16",
+        gradient_checkpointing: bool = False,
+        lora: LoraSettings = LoraSettings(),
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.01,
+        warmup_share: float = 0.03,
+        max_grad_norm: float = 1.0,
+        segment_weights: SegmentWeights = SegmentWeights(),
+        decoding: DecodingSettings = DecodingSettings(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds the adapter only
+        self.base = base
+        self.fallback_base = fallback_base
+        self.prompt_format_name = prompt_format
+        self.quantization = quantization
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_share = warmup_share
+        self.max_grad_norm = max_grad_norm
+        self.segment_weights = segment_weights
+        self.decoding = decoding
+        self.seed = seed
+
+        self.only_decodes = False
+        """Set by processes that will not train: bitsandbytes may then use kernels without gradients."""
+        self.thinks = True
+        self.prompts = StudentPrompts()
+        self.model: Any = None
+        self.predictions: list[Prediction] = []
+        self._resolved: base_model.ResolvedBase | None = None
+        self._prompt_format: PromptFormat | None = None
+        self._decoder: Decoder | None = None
+        self._dev_sums = torch.zeros(len(TokenKind), dtype=torch.float64)
+        self._dev_counts = torch.zeros(len(TokenKind), dtype=torch.float64)
+        self._dev_labels = [0, 0]
+        self.dev_metrics = torch.nn.ModuleDict(
+            {
+                "accuracy": BinaryAccuracy(),
+                "precision": BinaryPrecision(),
+                "recall": BinaryRecall(),
+                "f1": BinaryF1Score(),
+            }
+        )
+
+    # ------------------------------------------------------------------ model
+
+    def resolve_base(self, *, on_sample: bool) -> None:
+        """Find the base and its tokenizer, or say what is wrong, before anything heavy happens.
+
+        Raises:
+            ModelError: the base cannot be had or run here.
+        """
+        device = base_model.device_state()
+        name = base_model.choose(self.base, self.fallback_base, on_sample=on_sample, device=device)
+        self._resolved = base_model.resolve(name)
+        self._prompt_format = load_prompt_format(self._resolved.folder, self.prompt_format_name)
+
+    @property
+    def resolved_base(self) -> base_model.ResolvedBase:
+        """The base that `resolve_base` found."""
+        assert self._resolved is not None, "resolve_base comes first"
+        return self._resolved
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The format of the base's tokenizer."""
+        assert self._prompt_format is not None, "resolve_base comes first"
+        return self._prompt_format
+
+    def configure_model(self) -> None:
+        """Load the base and put a fresh adapter on it; Lightning calls this once or more."""
+        if self.model is not None:
+            return
+        loaded = base_model.load(
+            self.resolved_base,
+            quantization=self.quantization,
+            dtype=self.dtype_name,
+            for_training=not self.only_decodes,
+        )
+        if self.gradient_checkpointing:
+            loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            loaded.enable_input_require_grads()
+        self.model = adapters.attach(loaded, self.lora, seed=self.seed)
+        # from_pretrained hands out a model in eval mode, and Lightning would keep it so.
+        self.model.train()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The adapter's float32 weights alone."""
+        return {f"model.{name}": weight.detach() for name, weight in adapters.adapter_parameters(self.model).items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what predicting needs besides the weights."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "base": self.resolved_base.name,
+            "prompt_format": self.prompt_format.name,
+            "tokenizer_sha256": self.prompt_format.fingerprint,
+            "prompts": self.prompts.to_dict(),
+            "thinks": self.thinks,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was made with another base, tokenizer or prompt."""
+        stored = checkpoint.get(CHECKPOINT_KEY)
+        if stored is None:
+            raise CheckpointError("found no nlicot entry in the checkpoint, expected one written by `fit`")
+        here = {
+            "base": self.resolved_base.name,
+            "prompt_format": self.prompt_format.name,
+            "tokenizer_sha256": self.prompt_format.fingerprint,
+            "prompts": self.prompts.to_dict(),
+        }
+        differing = [f"{key}: stored {stored[key]!r}, given {here[key]!r}" for key in here if stored[key] != here[key]]
+        if differing:
+            raise CheckpointError(
+                "the checkpoint was made with something else ("
+                + "; ".join(differing)
+                + "); leave those flags out or name the checkpoint that fits them"
+            )
+        self.thinks = stored["thinks"]
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as a plain PEFT folder."""
+        name = self.resolved_base.name
+        adapters.save_peft_folder(
+            self.model, folder, str(self.resolved_base.folder) if name == base_model.BUNDLED else name
+        )
+
+    # --------------------------------------------------------------- training
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the adapter; linear warm-up, then linear decay to 0."""
+        optimizer = torch.optim.AdamW(
+            adapters.adapter_parameters(self.model).values(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_warmup = math.ceil(self.warmup_share * num_steps)
+
+        def share(step: int) -> float:
+            if step < num_warmup:
+                return (step + 1) / (num_warmup + 1)
+            return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        """One optimizer step on one window."""
+        started = time.perf_counter()
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        weights = self.segment_weights.by_kind().to(self.device)
+        weight_total = float((window.num_by_kind * self.segment_weights.by_kind()).sum())
+        sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(window.micro_batches):
+            torch.manual_seed(self._dropout_seed(index))
+            losses, _ = token_losses(self.model, batch)
+            # Gradients are added up over ranks below, once, so no backward pass synchronises them.
+            self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
+            sums += sum_by_kind(losses, batch.kinds)
+        parameters = list(adapters.adapter_parameters(self.model).values())
+        if self.trainer.world_size > 1:
+            _add_up_gradients(parameters)
+            dist.all_reduce(sums)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NlicotError(
+                f"step {self.global_step}: found a gradient norm of {float(norm)}, expected a finite one; "
+                "lower --model.learning_rate"
+            )
+        optimizer.step()  # type: ignore[union-attr]
+        schedule.step()  # type: ignore[union-attr, call-arg]
+        self._log_step(window, sums, weight_total, float(norm), time.perf_counter() - started)
+
+    def _dropout_seed(self, micro_batch: int) -> int:
+        """From (seed, step, micro-batch, rank), so that a resumed run drops the same units."""
+        place = f"{self.seed}/{self.global_step}/{micro_batch}/{self.global_rank}"
+        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")
+
+    def _log_step(self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float) -> None:
+        counts = window.num_by_kind.double()
+        loss = float((sums.cpu() * self.segment_weights.by_kind().double()).sum()) / weight_total
+        self.log("train/loss", loss, prog_bar=True)
+        for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
+            if counts[kind]:
+                self.log(f"train/loss_{kind.name.lower()}", float(sums[kind] / counts[kind]))
+        self.log("train/grad_norm", norm)
+        self.log("train/learning_rate", float(self.lr_schedulers().get_last_lr()[0]))  # type: ignore[union-attr]
+        self.log("train/tokens_per_s", float(counts.sum()) / duration_s, prog_bar=True)
+        self.log("train/supervised_tokens_per_s", float(counts[1:].sum()) / duration_s)
+
+    # ------------------------------------------------------------- dev loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of an evaluation afresh."""
+        self._dev_sums.zero_()
+        self._dev_counts.zero_()
+        self._dev_labels = [0, 0]
+
+    def validation_step(self, batch: Window | PromptBatch, batch_idx: int) -> None:
+        """In `fit` a window's dev loss; in `validate` the predictions of a batch of prompts."""
+        if isinstance(batch, PromptBatch):
+            self.predictions += self.decode(batch)
+            return
+        for micro_batch in batch.micro_batches:
+            losses, hidden = token_losses(self.model, micro_batch)
+            self._dev_sums += sum_by_kind(losses, micro_batch.kinds).cpu()
+            self._dev_counts += torch.bincount(micro_batch.kinds, minlength=len(TokenKind)).cpu()
+            self._dev_labels[0] += num_right_labels(self.model, micro_batch, hidden, self.decoder.grammar.label_ids)
+            self._dev_labels[1] += len(micro_batch.input_ids)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the dev loss, whole and by segment; each rank saw its own share of every window."""
+        sums, counts = self._dev_sums.clone(), self._dev_counts.clone()
+        labels = torch.tensor(self._dev_labels, dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            for part in (sums, counts, labels):
+                _sum_over_ranks(part, self.device)
+        if not counts.sum():
+            return
+        weights = self.segment_weights.by_kind().double()
+        self.log("dev/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
+        for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
+            if counts[kind]:
+                self.log(f"dev/loss_{kind.name.lower()}", float(sums[kind] / counts[kind]))
+        self.log("dev/teacher_forced_label_accuracy", float(labels[0] / labels[1]))
+
+    # ------------------------------------------------------------ predictions
+
+    @property
+    def decoder(self) -> Decoder:
+        """Made when first asked for; it holds no weights of its own."""
+        if self._decoder is None:
+            self._decoder = Decoder(self.model, self.prompt_format, self.decoding)
+        return self._decoder
+
+    def decode(self, batch: PromptBatch) -> list[Prediction]:
+        """Predictions of a batch of prompts, thinking where training did."""
+        return self.decoder.decode(batch, thinking=self.thinks)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Predictions of a batch of prompts."""
+        self.predictions += self.decode(batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Predictions of a batch of prompts."""
+        self.predictions += self.decode(batch)
+
+
+def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """One sum over ranks for all gradients; a rank without a share of the window adds zeros."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def _sum_over_ranks(values: Tensor, device: torch.device) -> None:
+    moved = values.to(device)
+    dist.all_reduce(moved)
+    values.copy_(moved)

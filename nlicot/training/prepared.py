@@ -1,0 +1,46 @@
+"""Reads training examples that `prepare` wrote, so that `fit` can train on an exported file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nlicot import completion
+from nlicot.errors import DataError
+from nlicot.files import read_rows
+from nlicot.records import TrainingExample
+
+_RENDERED = re.compile(r"\A(?:<s>)?\[INST\] (?P<prompt>.*)\[/INST\] ?(?P<completion>\{.*\}) ?(?:</s>)?\Z", re.DOTALL)
+
+
+def read_prepared(path: Path) -> list[TrainingExample]:
+    """The examples of a prepared file: `prompt` and `completion`, or both in `text`.
+
+    Raises:
+        DataError: a row holds neither, or its completion is not one of ours.
+    """
+    built = []
+    for number, row in enumerate(read_rows(path), start=1):
+        text = row.optional_text("text")
+        if text is not None:
+            found = _RENDERED.match(text)
+            if found is None:
+                raise row.error("a text of another form", "[INST] prompt [/INST] completion")
+            prompt, answer = found["prompt"].removesuffix(" "), found["completion"]
+        else:
+            prompt, answer = row.text("prompt"), row.text("completion")
+        parsed = completion.parse(answer)
+        if parsed is None:
+            raise row.error("a completion that is not thought_process and predicted_label in JSON", "both, in order")
+        built.append(
+            TrainingExample(
+                id=row.identifier() or f"row-{number}",
+                prompt=prompt,
+                completion=completion.render(parsed.thought_process, parsed.label),
+                label=parsed.label,
+                source=row.optional_text("source") or "prepared",
+            )
+        )
+    if not built:
+        raise DataError("no rows", "a row for each training example", path=path)
+    return built
