@@ -101,12 +101,12 @@ def fit(args: Sequence[str]) -> int:
         folder, checkpoint = _new_run_folder(cli, data), None
     else:
         folder, checkpoint = Path(resumed), str(_run_file(Path(resumed), LAST))
-    checkpoints = RunCheckpoints(folder, **cli.config_init["checkpoint"].as_dict())
+    checkpoints = RunCheckpoints(folder, **cli.config["checkpoint"].as_dict())
     trainer = cli.make_trainer(
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
         callbacks=[
-            GeneratedMetrics(**cli.config_init["generated_metrics"].as_dict()),
-            EarlyStopping(**cli.config_init["early_stopping"].as_dict()),
+            GeneratedMetrics(**cli.config["generated_metrics"].as_dict()),
+            EarlyStopping(**cli.config["early_stopping"].as_dict()),
             checkpoints,
         ],
         default_root_dir=str(folder),

@@ -43,9 +43,10 @@ class CommandLine(LightningCLI):
         """Add what Lightning does not know of."""
         for target in ("model.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=_as_seed)
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.add_class_arguments(GeneratedMetrics, "generated_metrics")
-        parser.add_class_arguments(RunCheckpoints, "checkpoint", skip={"folder"})
+        # Made by the command, which knows the run's folder.
+        parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False, fail_untyped=False)
+        parser.add_class_arguments(GeneratedMetrics, "generated_metrics", instantiate=False)
+        parser.add_class_arguments(RunCheckpoints, "checkpoint", skip={"folder"}, instantiate=False)
         parser.add_argument("--checkpoints_root", type=str, default="checkpoints", help="where run folders lie")
         if self.command == "fit":
             parser.add_argument("--run", type=str | None, default=None, help="the run's name")

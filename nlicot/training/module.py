@@ -261,6 +261,10 @@ class ThoughtTuner(LightningModule):
         self.log("train/tokens_per_s", float(counts.sum()) / duration_s, prog_bar=True)
         self.log("train/supervised_tokens_per_s", float(counts[1:].sum()) / duration_s)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Windows move; prompts are lists of ids, which the decoder makes tensors of."""
+        return batch.to(device) if isinstance(batch, Window) else batch
+
     # ------------------------------------------------------------- dev loss
 
     def on_validation_epoch_start(self) -> None:
