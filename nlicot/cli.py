@@ -44,7 +44,9 @@ GROUPS: dict[str, list[Command]] = {
     "measuring and predicting (costs some GPU time)": [
         Command(name="validate", summary="metrics on every dev pair", run=_training),
         Command(name="test", summary="metrics on labelled test pairs", run=_training),
-        Command(name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training),
+        Command(
+            name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training
+        ),
     ],
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}
@@ -67,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("nlicot").setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.ERROR)
+    logging.getLogger("nlicot").setLevel(
+        logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.ERROR
+    )
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0

@@ -11,6 +11,7 @@ Rendered, a completion parses back to the very thought and label, whatever the t
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def segments(thought_process: str | None, label: int) -> tuple[Segment, ...]:
     >>> [segment.text for segment in segments(None, 1)]
     ['{"predicted_label": ', '1', '}']
     """
+    opening: tuple[Segment, ...]
     if thought_process is None:
         opening = (Segment(kind=SegmentKind.SCAFFOLD, text=LABEL_ONLY_OPENING),)
     else:
@@ -135,5 +137,5 @@ def sentences(thought_process: str) -> list[str]:
     """
     cuts = [match.end() for match in _SENTENCE_END.finditer(thought_process)]
     bounds = [0, *cuts, len(thought_process)]
-    parts = [thought_process[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [thought_process[a:b] for a, b in itertools.pairwise(bounds)]
     return [part for part in parts if part]

@@ -6,6 +6,7 @@ A premise in both splits would let a model recognise texts instead of inferring,
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
-from nlicot.storage import read_examples, refuse_overwriting, write_csv
+from nlicot.storage import parse_label_map, read_examples, refuse_overwriting, write_csv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,3 +121,35 @@ def _write_pairs(path: Path, examples: list[Example], overwrite: bool) -> None:
         header.append("phenomenon")
     rows = ([getattr(example, name) for name in header] for example in examples)
     write_csv(path, header, rows, overwrite=overwrite)
+
+
+def main(args: Sequence[str]) -> int:
+    """The `split` command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nlicot split",
+        description="Split labelled pairs into train and dev: seeded, stratified, no premise in both.",
+        epilog="example: python -m nlicot split pairs.csv --dev 0.1   (then: fit --root data)",
+    )
+    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv", help="premise,hypothesis,label[,id]")
+    parser.add_argument("--dev", type=float, default=0.1, help="share of the pairs for dev (default 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another split (default 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data"), help="the data root to write to (default data)"
+    )
+    parser.add_argument("--label-map", help="for other labels: entailment=1,neutral=0,contradiction=0")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier split")
+    given = parser.parse_args(args)
+    written = write_split(
+        given.pairs,
+        given.out,
+        dev=given.dev,
+        seed=given.seed,
+        label_map=parse_label_map(given.label_map) if given.label_map else None,
+        overwrite=given.overwrite,
+    )
+    for path, examples in ((written.train_path, written.split.train), (written.dev_path, written.split.dev)):
+        num_positive = sum(example.label == 1 for example in examples)
+        counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
+        print(f"{path}: {len(examples)} pairs, {counts}")
+    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {given.out}")
+    return 0

@@ -78,7 +78,9 @@ class Builder(ABC):
         self.seed = seed
 
     @abstractmethod
-    def target(self, example: Example, thought: Thought | None, reflection: Reflection | None) -> Target | None:
+    def target(
+        self, example: Example, thought: Thought | None, reflection: Reflection | None
+    ) -> Target | None:
         """What the completion of `example` says, or None to leave the pair out.
 
         Called once for each of the pair's samples, or once with None where it has no thought.
@@ -102,7 +104,9 @@ class Builder(ABC):
         for thought in thoughts:
             samples[thought.id].append(thought)
         reflected = {(reflection.id, reflection.sample): reflection for reflection in reflections}
-        marks = {(score.target, score.id, score.sample): score.score for score in scores}
+        marks: dict[tuple[str, str, int], int] = {
+            (score.target, score.id, score.sample): score.score for score in scores
+        }
 
         built = []
         for example in examples:
@@ -131,7 +135,8 @@ class Builder(ABC):
         marks: dict[tuple[str, str, int], int],
     ) -> Target | None:
         candidates = []
-        for thought in sorted(thoughts, key=lambda thought: thought.sample) or [None]:
+        ordered: list[Thought | None] = [*sorted(thoughts, key=lambda thought: thought.sample)]
+        for thought in ordered or [None]:
             sample = thought.sample if thought else 0
             target = self.target(example, thought, reflected.get((example.id, sample)))
             if target is None or self._too_long(target):

@@ -7,8 +7,12 @@ from nlicot.records import Example, Reflection, Thought
 class CorrectOnly(Builder):
     """Keeps the pairs that the teacher got right; the label is the true one, which it found itself."""
 
-    def target(self, example: Example, thought: Thought | None, reflection: Reflection | None) -> Target | None:
+    def target(
+        self, example: Example, thought: Thought | None, reflection: Reflection | None
+    ) -> Target | None:
         """The thought, where its label is right."""
         if thought is None or not thought.correct:
             return None
-        return Target(thought_process=thought.thought_process, label=thought.predicted_label, source="thought")
+        return Target(
+            thought_process=thought.thought_process, label=thought.predicted_label, source="thought"
+        )

@@ -20,7 +20,9 @@ class LabelOnly(Builder):
         super().__init__(**selection)
         self.only_with_thoughts = only_with_thoughts
 
-    def target(self, example: Example, thought: Thought | None, reflection: Reflection | None) -> Target | None:
+    def target(
+        self, example: Example, thought: Thought | None, reflection: Reflection | None
+    ) -> Target | None:
         """The true label of a labelled pair."""
         if example.label is None or (self.only_with_thoughts and thought is None):
             return None

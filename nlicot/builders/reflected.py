@@ -10,7 +10,9 @@ class Reflected(Builder):
     A wrong thought without a reflection leaves its pair out.
     """
 
-    def target(self, example: Example, thought: Thought | None, reflection: Reflection | None) -> Target | None:
+    def target(
+        self, example: Example, thought: Thought | None, reflection: Reflection | None
+    ) -> Target | None:
         """The thought where it is right, else the improved thought of its reflection."""
         if thought is not None and thought.correct:
             return Target(

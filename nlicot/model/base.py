@@ -71,7 +71,9 @@ def choose(base: str, fallback: str | None, *, on_sample: bool, device: DeviceSt
     if fallback is None or not on_sample:
         raise ModelError(f"--model.base {base}: found {device.value} to run it on; {REMEDIES}")
     logger.warning(
-        "no NVIDIA device: on the sample data %s stands in for %s (numbers are not the recipe's)", fallback, base
+        "no NVIDIA device: on the sample data %s stands in for %s (numbers are not the recipe's)",
+        fallback,
+        base,
     )
     return fallback
 
@@ -87,11 +89,11 @@ def resolve(base: str) -> ResolvedBase:
     folder = Path(base).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"--model.base {base}: found no config.json there, expected a model's folder")
+            raise ModelError(f"--model.base {base}: found no config.json in it, expected a model")
         return ResolvedBase(name=str(folder.resolve()), folder=folder)
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
         raise ModelError(
-            f"--model.base: found no folder {base!r}, expected {BUNDLED}, a folder or a hub name (owner/model)"
+            f"--model.base: found no folder {base!r}, expected bundled, a folder or a hub name (owner/model)"
         )
     return ResolvedBase(name=base, folder=_hub_folder(base))
 
@@ -107,12 +109,15 @@ def _hub_folder(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"], etag_timeout=5))
+        return Path(
+            snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"], etag_timeout=5)
+        )
     except GatedRepoError as error:
         has_token = bool(os.environ.get("HF_TOKEN"))
         what = "the hub's answer was that its terms are not accepted" if has_token else "no HF_TOKEN is set"
         raise ModelError(
-            f"--model.base {name}: the model is gated and {what}; accept them at https://huggingface.co/{name}, "
+            f"--model.base {name}: the model is gated and {what}; accept its terms at "
+            f"https://huggingface.co/{name}, "
             "set HF_TOKEN to a token of that account, or take another base (--model.base FOLDER or bundled)"
         ) from error
     except RepositoryNotFoundError as error:
@@ -185,7 +190,9 @@ def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def load(base: ResolvedBase, *, quantization: str = "nf4", dtype: str = "bfloat16", for_training: bool) -> Any:
+def load(
+    base: ResolvedBase, *, quantization: str = "nf4", dtype: str = "bfloat16", for_training: bool
+) -> Any:
     """The frozen base model, on the GPU where there is one.
 
     Args:

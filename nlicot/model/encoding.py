@@ -159,7 +159,14 @@ def _write_encoded(
     from datasets import List as ListOf
 
     disable_progress_bars()
-    counts = {"num_examples": 0, "num_cut": 0, "num_dropped": 0, "num_tokens": 0, "num_supervised": 0, "longest": 0}
+    counts = {
+        "num_examples": 0,
+        "num_cut": 0,
+        "num_dropped": 0,
+        "num_tokens": 0,
+        "num_supervised": 0,
+        "longest": 0,
+    }
 
     def rows() -> Iterator[dict[str, Any]]:
         for example in examples:

@@ -46,11 +46,14 @@ def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:
         target_modules=list(settings.target_modules),
         task_type="CAUSAL_LM",
     )
-    names = {name.rpartition(".")[2] for name, module in base.named_modules() if "Linear" in type(module).__name__}
+    names = {
+        name.rpartition(".")[2] for name, module in base.named_modules() if "Linear" in type(module).__name__
+    }
     unknown = [name for name in settings.target_modules if name not in names]
     if unknown:
         raise ConfigError(
-            f"--model.lora.target_modules: found {', '.join(unknown)}, expected some of {', '.join(sorted(names))}"
+            f"--model.lora.target_modules: found {', '.join(unknown)}, "
+            f"expected some of {', '.join(sorted(names))}"
         )
     torch.manual_seed(seed)
     adapted: nn.Module = get_peft_model(base, config, autocast_adapter_dtype=True)

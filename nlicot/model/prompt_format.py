@@ -59,7 +59,12 @@ class PromptFormat(ABC):
     def fingerprint(self) -> str:
         """A hash of what decides the ids, kept in checkpoints and caches."""
         probe = 'Premise: "a  b"\n[INST] \U0001f600 e\u0301 </s> {"thought_process": "x\\n"}'
-        ids = [self.encode_prompt(probe), self.encode_segment(probe, first=True), self.eos_id, self.vocab_size]
+        ids = [
+            self.encode_prompt(probe),
+            self.encode_segment(probe, first=True),
+            self.eos_id,
+            self.vocab_size,
+        ]
         return hashlib.sha256(json.dumps([self.name, ids]).encode()).hexdigest()
 
 
@@ -119,7 +124,9 @@ class ChatFormat(PromptFormat):
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
 
@@ -135,7 +142,9 @@ class MistralFormat(PromptFormat):
     def __init__(self, tokenizer_path: Path | None = None) -> None:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-        tokenizer = MistralTokenizer.from_file(str(tokenizer_path)) if tokenizer_path else MistralTokenizer.v3()
+        tokenizer = (
+            MistralTokenizer.from_file(str(tokenizer_path)) if tokenizer_path else MistralTokenizer.v3()
+        )
         self._pieces = tokenizer.instruct_tokenizer.tokenizer
         self.bos_id = self._pieces.bos_id
         self.eos_id = self._pieces.eos_id
@@ -178,7 +187,7 @@ class MistralFormat(PromptFormat):
         """The same SentencePiece model, its dummy prefix switched off."""
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        model = sentencepiece_model_pb2.ModelProto()
+        model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         model.ParseFromString(self._pieces._model.serialized_model_proto())
         model.normalizer_spec.add_dummy_prefix = False
         processor = SentencePieceProcessor()

@@ -132,7 +132,10 @@ class Decoder:
         hidden, state = self._prefill(rows)
         if not thinking:
             shares = self._label_shares(hidden)
-            return [self._finished(id_, None, share, "label_only") for id_, share in zip(batch.ids, shares, strict=True)]
+            return [
+                self._finished(id_, None, share, "label_only")
+                for id_, share in zip(batch.ids, shares, strict=True)
+            ]
         thoughts, shares, closed = self._think(hidden, state)
         return [
             self._finished(id_, thought, share, "closed" if by_itself else "truncated")

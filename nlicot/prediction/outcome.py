@@ -41,7 +41,10 @@ def record_metrics(
     """Put a split's figures into `metrics.json`, beside those of other splits."""
     by_id = {prediction.id: prediction for prediction in predictions}
     found = [by_id[example.id] for example in examples]
-    right = [prediction.predicted_label == example.label for example, prediction in zip(examples, found, strict=True)]
+    right = [
+        prediction.predicted_label == example.label
+        for example, prediction in zip(examples, found, strict=True)
+    ]
     entry: dict[str, Any] = metrics_to_dict(metrics)
     entry["status"] = dict(Counter(prediction.status for prediction in found))
     entry["by_phenomenon"] = _groups(accuracy_by([example.phenomenon for example in examples], right))

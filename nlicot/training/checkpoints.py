@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ class RunCheckpoints(Callback):
         every_n_steps: how often `last` is written, besides at each evaluation.
     """
 
-    def __init__(self, folder: Path, monitor: str = "dev/loss", mode: str = "min", every_n_steps: int = 50) -> None:
+    def __init__(
+        self, folder: Path, monitor: str = "dev/loss", mode: str = "min", every_n_steps: int = 50
+    ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"--checkpoint.mode: found {mode!r}, expected min or max")
         self.folder = folder
@@ -59,7 +60,9 @@ class RunCheckpoints(Callback):
         """Undo Lightning's guess at how many batches were logged before a resume; it is one too many."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Write `last` behind an evaluation, or where enough steps have gone by."""
         if self.evaluated or trainer.global_step - self.last_saved_step >= self.every_n_steps:
             self.evaluated = False
@@ -103,4 +106,4 @@ class RunCheckpoints(Callback):
         fresh = self.folder / f".{name}.tmp"
         trainer.save_checkpoint(fresh, weights_only=weights_only)
         if trainer.is_global_zero:
-            os.replace(fresh, self.folder / name)
+            fresh.replace(self.folder / name)

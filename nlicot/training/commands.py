@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,14 @@ logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
-OF_THE_ROOT = ("train_pairs", "train_thoughts", "train_reflections", "dev_pairs", "dev_thoughts", "dev_reflections")
+OF_THE_ROOT = (
+    "train_pairs",
+    "train_thoughts",
+    "train_reflections",
+    "dev_pairs",
+    "dev_thoughts",
+    "dev_reflections",
+)
 
 
 def main(command: str, args: Sequence[str]) -> int:
@@ -60,10 +67,15 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes", "bitsandbytes.backends"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*lr_scheduler.step.*", ".*is_gradient_checkpointing.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*lr_scheduler.step.*",
+        ".*is_gradient_checkpointing.*",
+        ".*transfer_batch_to_device.*",
+    ):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", ".*number of training batches.*log.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -133,7 +145,8 @@ def fit(args: Sequence[str]) -> int:
 def _say_which_data(data: PairsData) -> None:
     if data.on_sample:
         print(
-            "SAMPLE DATA: no --root was given, so this runs on the small sample in data/sample. For your own pairs: "
+            "SAMPLE DATA: no --root was given, so this runs on the small sample in data/sample. "
+            "For your own pairs: "
             "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
         )
 
@@ -154,7 +167,11 @@ def _run_file(folder: Path, name: str) -> Path:
         return path
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
     near = difflib.get_close_matches(folder.name, runs, n=1)
-    hint = f"did you mean {folder.parent / near[0]}?" if near else f"runs that have it: {', '.join(runs) or 'none'}"
+    hint = (
+        f"did you mean {folder.parent / near[0]}?"
+        if near
+        else f"runs that have it: {', '.join(runs) or 'none'}"
+    )
     raise CheckpointError(f"{path}: found no such file, expected one written by `fit`; {hint}")
 
 
@@ -163,7 +180,8 @@ def _new_run_folder(cli: CommandLine, data: PairsData) -> Path:
     root = Path(cli.config["checkpoints_root"]).expanduser()
     name = cli.config["run"]
     names = {kind: short for short, kind in BUILDERS.items()}
-    stem = name or f"{names.get(type(data.builder), type(data.builder).__name__)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    kind = names.get(type(data.builder), type(data.builder).__name__)
+    stem = name or f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made it, and says which one it is
         return Path(os.environ["NLICOT_RUN_FOLDER"])
     root.mkdir(parents=True, exist_ok=True)
@@ -250,9 +268,13 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     data.decode_batch_size = module.decoding.batch_size
 
     trainer = cli.make_trainer(logger=False, callbacks=[], default_root_dir=str(checkpoint.parent))
-    run = {"validate": trainer.validate, "test": trainer.test, "predict": trainer.predict}[command]
+    runs: dict[str, Callable[..., Any]] = {
+        "validate": trainer.validate,
+        "test": trainer.test,
+        "predict": trainer.predict,
+    }
     options: dict[str, Any] = {"return_predictions": False} if command == "predict" else {"verbose": False}
-    run(module, datamodule=data, ckpt_path=str(checkpoint), weights_only=True, **options)
+    runs[command](module, datamodule=data, ckpt_path=str(checkpoint), weights_only=True, **options)
     predictions = gather(module.predictions, trainer.world_size)
     if not trainer.is_global_zero:
         return 0
@@ -300,7 +322,8 @@ def _stored(checkpoint: Path) -> dict[str, Any]:
         found: dict[str, Any] = content[CHECKPOINT_KEY]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"--ckpt_path {checkpoint}: found no nlicot checkpoint ({type(error).__name__}), expected one of `fit`"
+            f"--ckpt_path {checkpoint}: found no nlicot checkpoint ({type(error).__name__}), "
+            "expected one that `fit` wrote"
         ) from error
     return found
 
@@ -313,5 +336,6 @@ def _take_over(checkpoint: Path, data: PairsData, module: ThoughtTuner) -> None:
     if data.prompts != StudentPrompts.from_dict(stored["prompts"]):
         raise CheckpointError(
             "--data.prompts, --data.definitions: found "
-            f"{json.dumps(data.prompts.to_dict())}, expected those of the checkpoint: {json.dumps(stored['prompts'])}"
+            f"{json.dumps(data.prompts.to_dict())}, "
+            f"expected those of the checkpoint: {json.dumps(stored['prompts'])}"
         )

@@ -76,7 +76,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: found {type(loaded).__name__}, expected keys such as model, data, trainer")
+        raise ConfigError(
+            f"{path}: found {type(loaded).__name__}, expected keys such as model, data, trainer"
+        )
     return loaded
 
 
@@ -149,7 +151,9 @@ def _worded(message: str, key: str | None, parser: Any) -> str:
         return message
     assert key is not None
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = near or difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1)
+    near = near or difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
+    )
     remedy = f"; did you mean {near[0]}?" if near else ""
     return f"--{key}: found an unknown key{remedy}"
 

@@ -11,9 +11,9 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from nlicot import storage
@@ -25,9 +25,12 @@ from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, Thought, TrainingExample
-from nlicot.training.prepared import read_prepared
 from nlicot.training.batches import Window
+from nlicot.training.prepared import read_prepared
 from nlicot.training.sampler import WindowDataset, WindowSampler
+
+if TYPE_CHECKING:
+    from nlicot.training.module import ThoughtTuner
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,15 @@ class PairsData(LightningDataModule):
         """Whether all that is read belongs to the sample that ships with the project."""
         return self.data_root.is_sample and self.prepared is None and not any(self.paths.values())
 
+    @property
+    def _running(self) -> Trainer:
+        assert self.trainer is not None, "loaders exist only under a trainer"
+        return self.trainer
+
+    @property
+    def _tuner(self) -> ThoughtTuner:
+        return cast("ThoughtTuner", self._running.lightning_module)
+
     # ---------------------------------------------------------------- reading
 
     def path_of(self, split: str, kind: str) -> Path:
@@ -209,7 +221,7 @@ class PairsData(LightningDataModule):
         if stage == "fit" and not self._encoded:
             for split, built in self.built.items():
                 encoded, report = encode_dataset(
-                    self.trainer.lightning_module.prompt_format,
+                    self._tuner.prompt_format,
                     built,
                     max_length=self.max_length,
                     over_budget=self.over_budget,
@@ -219,13 +231,17 @@ class PairsData(LightningDataModule):
                 logger.info("%s: %s", split, _budget_line(report, self.max_length))
                 if not report.num_examples:
                     raise ConfigError(
-                        f"--data.max_length: found {self.max_length}, expected enough for one example of {split}"
+                        f"--data.max_length: found {self.max_length}, "
+                        f"expected enough for one example of {split}"
                     )
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: the epoch, and how many of its windows are done."""
-        loops = self.trainer.fit_loop
-        return {"epoch": self.trainer.current_epoch, "window": loops.epoch_loop.batch_progress.current.completed}
+        loops = self._running.fit_loop
+        return {
+            "epoch": self._running.current_epoch,
+            "window": loops.epoch_loop.batch_progress.current.completed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
@@ -242,7 +258,7 @@ class PairsData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In `fit` windows of the dev examples; in `validate` every dev pair's prompt."""
-        if self.trainer.state.fn == "fit":
+        if self._running.state.fn == "fit":
             return self._window_loader("dev", self._sampler("dev", shuffle=False))
         return self._prompt_loader("dev")
 
@@ -266,22 +282,22 @@ class PairsData(LightningDataModule):
     def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
         windows = WindowDataset(
             self._encoded[split],
-            pad_id=self.trainer.lightning_module.prompt_format.pad_id,
+            pad_id=self._tuner.prompt_format.pad_id,
             token_budget=self.micro_batch_tokens,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self._running.global_rank,
+            world_size=self._running.world_size,
         )
         return DataLoader(windows, batch_sampler=sampler, collate_fn=_as_it_is)
 
     def _prompt_loader(self, split: str) -> DataLoader[Any]:
         batches = self.prompt_batches(self.pairs[split])
         # Each rank takes whole batches in turn, so no pair is decoded twice to even out ranks.
-        mine = batches[self.trainer.global_rank :: self.trainer.world_size]
+        mine = batches[self._running.global_rank :: self._running.world_size]
         return DataLoader(mine, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def prompt_batches(self, examples: Sequence[Example]) -> list[PromptBatch]:
         """The prompts of pairs, encoded, sorted by length."""
-        module = self.trainer.lightning_module
+        module = self._tuner
         prompts = [
             module.prompt_format.encode_prompt(
                 self.prompts.render(example.premise, example.hypothesis, thinking=module.thinks)
@@ -320,9 +336,9 @@ def find_builder(name: str) -> Builder:
 
 def _budget_line(report: EncodingReport, max_length: int) -> str:
     return (
-        f"{report.num_examples} examples, {report.num_tokens} tokens, {report.num_supervised} of them supervised, "
-        f"the longest {report.longest}; over the budget of {max_length}: {report.num_cut} cut at a sentence end, "
-        f"{report.num_dropped} left out"
+        f"{report.num_examples} examples, {report.num_tokens} tokens "
+        f"({report.num_supervised} supervised, the longest example {report.longest}); over the budget of "
+        f"{max_length}: {report.num_cut} cut at a sentence end, {report.num_dropped} left out"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from nlicot.errors import ConfigError
@@ -19,6 +19,7 @@ from nlicot.training.config_errors import parse_all
 from nlicot.training.datamodule import PairsData
 from nlicot.training.evaluation import GeneratedMetrics
 from nlicot.training.module import ThoughtTuner
+
 
 class CommandLine(LightningCLI):
     """LightningCLI with our arguments; `command` decides which of them there are."""
@@ -47,7 +48,9 @@ class CommandLine(LightningCLI):
         parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False, fail_untyped=False)
         parser.add_class_arguments(GeneratedMetrics, "generated_metrics", instantiate=False)
         parser.add_class_arguments(RunCheckpoints, "checkpoint", skip={"folder"}, instantiate=False)
-        parser.add_argument("--checkpoints_root", type=str, default="checkpoints", help="where run folders lie")
+        parser.add_argument(
+            "--checkpoints_root", type=str, default="checkpoints", help="where run folders lie"
+        )
         if self.command == "fit":
             parser.add_argument("--run", type=str | None, default=None, help="the run's name")
             parser.add_argument("--resume", type=str | None, default=None, help="a run to go on with")
@@ -60,7 +63,9 @@ class CommandLine(LightningCLI):
             parser.add_argument("--final_evaluation", type=bool, default=True)
             parser.add_argument("--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt")
             parser.add_argument("--split", type=str, default="dev" if self.command == "validate" else "test")
-            parser.add_argument("--output", type=str | None, default=None, help="where predictions are written")
+            parser.add_argument(
+                "--output", type=str | None, default=None, help="where predictions are written"
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and tell every mistake at once."""
@@ -72,14 +77,17 @@ class CommandLine(LightningCLI):
 
     def make_trainer(self, **settings: Any) -> Trainer:
         """The trainer of the configuration, with a command's own logger and callbacks."""
-        config = {key: value for key, value in self.config_init["trainer"].as_dict().items()}
+        config = self.config_init["trainer"].as_dict()
         if config.get("accumulate_grad_batches", 1) != 1:
             raise ConfigError(
                 "--trainer.accumulate_grad_batches: found "
                 f"{config['accumulate_grad_batches']}, expected 1; set --data.effective_batch instead"
             )
         config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-        config["callbacks"] = [*settings.pop("callbacks", []), *(config.get("callbacks") or [])]
+        config["enable_model_summary"] = False
+        # Named, or the bar would depend on whether some other package brought `rich` along.
+        bar = TQDMProgressBar(refresh_rate=1)
+        config["callbacks"] = [bar, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
         return Trainer(**{**config, **settings})
 
 

@@ -60,7 +60,7 @@ def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
 
     size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     losses = []
-    for states, targets in zip(hidden.split(size), batch.targets.split(size), strict=True):
+    for states, targets in zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True):
         if states.requires_grad and len(hidden) > size:
             losses.append(checkpoint(chunk_losses, states, targets, use_reentrant=False))
         else:

@@ -65,13 +65,13 @@ class ThoughtTuner(LightningModule):
         quantization: str = "nf4",
         dtype: str = "bfloat16",
         gradient_checkpointing: bool = False,
-        lora: LoraSettings = LoraSettings(),
+        lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
         warmup_share: float = 0.03,
         max_grad_norm: float = 1.0,
-        segment_weights: SegmentWeights = SegmentWeights(),
-        decoding: DecodingSettings = DecodingSettings(),
+        segment_weights: SegmentWeights = SegmentWeights(),  # noqa: B008 (frozen)
+        decoding: DecodingSettings = DecodingSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -155,9 +155,12 @@ class ThoughtTuner(LightningModule):
         # from_pretrained hands out a model in eval mode, and Lightning would keep it so.
         self.model.train()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter's float32 weights alone."""
-        return {f"model.{name}": weight.detach() for name, weight in adapters.adapter_parameters(self.model).items()}
+        return {
+            f"model.{name}": weight.detach()
+            for name, weight in adapters.adapter_parameters(self.model).items()
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what predicting needs besides the weights."""
@@ -180,7 +183,9 @@ class ThoughtTuner(LightningModule):
             "tokenizer_sha256": self.prompt_format.fingerprint,
             "prompts": self.prompts.to_dict(),
         }
-        differing = [f"{key}: stored {stored[key]!r}, given {here[key]!r}" for key in here if stored[key] != here[key]]
+        differing = [
+            f"{key}: stored {stored[key]!r}, given {here[key]!r}" for key in here if stored[key] != here[key]
+        ]
         if differing:
             raise CheckpointError(
                 "the checkpoint was made with something else ("
@@ -249,7 +254,9 @@ class ThoughtTuner(LightningModule):
         place = f"{self.seed}/{self.global_step}/{micro_batch}/{self.global_rank}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")
 
-    def _log_step(self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float) -> None:
+    def _log_step(
+        self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float
+    ) -> None:
         counts = window.num_by_kind.double()
         loss = float((sums.cpu() * self.segment_weights.by_kind().double()).sum()) / weight_total
         self.log("train/loss", loss, prog_bar=True)
@@ -282,7 +289,9 @@ class ThoughtTuner(LightningModule):
             losses, hidden = token_losses(self.model, micro_batch)
             self._dev_sums += sum_by_kind(losses, micro_batch.kinds).cpu()
             self._dev_counts += torch.bincount(micro_batch.kinds, minlength=len(TokenKind)).cpu()
-            self._dev_labels[0] += num_right_labels(self.model, micro_batch, hidden, self.decoder.grammar.label_ids)
+            self._dev_labels[0] += num_right_labels(
+                self.model, micro_batch, hidden, self.decoder.grammar.label_ids
+            )
             self._dev_labels[1] += len(micro_batch.input_ids)
 
     def on_validation_epoch_end(self) -> None:
@@ -328,7 +337,7 @@ def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
         parameter.grad = part.view_as(parameter)
 
 

@@ -10,7 +10,9 @@ from nlicot.errors import DataError
 from nlicot.files import read_rows
 from nlicot.records import TrainingExample
 
-_RENDERED = re.compile(r"\A(?:<s>)?\[INST\] (?P<prompt>.*)\[/INST\] ?(?P<completion>\{.*\}) ?(?:</s>)?\Z", re.DOTALL)
+_RENDERED = re.compile(
+    r"\A(?:<s>)?\[INST\] (?P<prompt>.*)\[/INST\] ?(?P<completion>\{.*\}) ?(?:</s>)?\Z", re.DOTALL
+)
 
 
 def read_prepared(path: Path) -> list[TrainingExample]:
@@ -31,7 +33,9 @@ def read_prepared(path: Path) -> list[TrainingExample]:
             prompt, answer = row.text("prompt"), row.text("completion")
         parsed = completion.parse(answer)
         if parsed is None:
-            raise row.error("a completion that is not thought_process and predicted_label in JSON", "both, in order")
+            raise row.error(
+                "a completion that is not thought_process and predicted_label in JSON", "both, in order"
+            )
         built.append(
             TrainingExample(
                 id=row.identifier() or f"row-{number}",

@@ -84,7 +84,9 @@ class WindowDataset(Dataset[Window]):
         world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
     """
 
-    def __init__(self, encoded: Any, *, pad_id: int, token_budget: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, encoded: Any, *, pad_id: int, token_budget: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.encoded = encoded
         self.pad_id = pad_id
         self.token_budget = token_budget

@@ -1,0 +1,32 @@
+# nlicot on an NVIDIA GPU:
+#   docker build -t nlicot .
+#   docker run --gpus all -v "$PWD/data:/app/data" -v "$PWD/checkpoints:/app/checkpoints" nlicot \
+#     fit --config configs/reflected.yaml --root data
+FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
+
+# A compiler for the kernels that torch builds at run time; Python 3.12 is Ubuntu 24.04's own.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --shell /usr/sbin/nologin nlicot \
+    && install --directory --owner nlicot /app
+
+WORKDIR /app
+USER nlicot
+ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
+
+# Dependencies first, so that a change of code does not install them again.
+COPY --chown=nlicot requirements.txt requirements-bundled.txt ./
+RUN python3 -m venv .venv \
+    && pip install --no-cache-dir --requirement requirements.txt \
+    && pip install --no-cache-dir --no-deps --requirement requirements-bundled.txt
+
+COPY --chown=nlicot nlicot nlicot
+COPY --chown=nlicot configs configs
+COPY --chown=nlicot data data
+COPY --chown=nlicot checkpoints checkpoints
+
+VOLUME ["/app/data", "/app/checkpoints"]
+ENTRYPOINT ["python", "-m", "nlicot"]
+CMD ["--help"]

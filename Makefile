@@ -1,0 +1,55 @@
+# Two commands for a fresh machine: `make fit` and `make test`. Both make .venv first, where it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+# Real pairs for tests and benchmarks; without them those skip.
+ifndef NLICOT_REAL_DATA
+  ifneq ($(wildcard ../shared/data/comp34812),)
+    export NLICOT_REAL_DATA := $(abspath ../shared/data)
+  endif
+endif
+
+.PHONY: help fit test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help: ## these lines
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+fit: $(VENV)/installed ## tune the bundled model on the sample data
+	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
+
+test: $(VENV)/installed-dev lint ## linter, type checker, and the tests of a few minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+test-slow: $(VENV)/installed-dev ## README's commands, real kills: minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/installed-dev ## what needs an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/installed-dev ## linter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev ## let the linter mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; checkpoints and data stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/installed: requirements.txt requirements-bundled.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nlicot: found $$($(PYTHON) --version), expected Python 3.11 or later (make PYTHON=python3.12 ...)"; exit 2; }
+	@echo "installing into $(VENV): some minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-bundled.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch $@
