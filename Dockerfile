@@ -9,23 +9,23 @@ FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --shell /usr/sbin/nologin nlicot \
-    && install --directory --owner nlicot /app
+    && useradd --uid 1001 --create-home --shell /usr/sbin/nologin nlicot \
+    && install --directory --owner 1001 /app
 
 WORKDIR /app
-USER nlicot
+USER 1001
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
 # Dependencies first, so that a change of code does not install them again.
-COPY --chown=nlicot requirements.txt requirements-bundled.txt ./
+COPY --chown=1001 requirements.txt requirements-bundled.txt ./
 RUN python3 -m venv .venv \
     && pip install --no-cache-dir --requirement requirements.txt \
     && pip install --no-cache-dir --no-deps --requirement requirements-bundled.txt
 
-COPY --chown=nlicot nlicot nlicot
-COPY --chown=nlicot configs configs
-COPY --chown=nlicot data data
-COPY --chown=nlicot checkpoints checkpoints
+COPY --chown=1001 nlicot nlicot
+COPY --chown=1001 configs configs
+COPY --chown=1001 data data
+COPY --chown=1001 checkpoints checkpoints
 
 VOLUME ["/app/data", "/app/checkpoints"]
 ENTRYPOINT ["python", "-m", "nlicot"]

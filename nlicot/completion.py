@@ -47,6 +47,8 @@ THOUGHT_CLOSING = '", "predicted_label": '
 LABEL_ONLY_OPENING = '{"predicted_label": '
 CLOSING = "}"
 
+# SentencePiece's own sign for a space, which it decodes to one, and halves of a surrogate pair.
+_UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
@@ -91,7 +93,9 @@ def parse(text: str) -> Completion | None:
     """
     try:
         found = json.loads(text, object_pairs_hook=tuple)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number too long to read
+        return None
+    if not isinstance(found, tuple):  # an array of pairs would match below
         return None
     match found:
         case (("thought_process", str(thought)), ("predicted_label", int(label))) if _is_label(label):
@@ -111,7 +115,8 @@ def escape(thought_process: str) -> str:
     >>> escape('two\nlines')
     'two\\nlines'
     """
-    return json.dumps(thought_process, ensure_ascii=False)[1:-1]
+    escaped = json.dumps(thought_process, ensure_ascii=False)[1:-1]
+    return _UNSAFE_IN_TOKENS.sub(lambda match: f"\\u{ord(match[0]):04x}", escaped)
 
 
 def unescape(escaped: str) -> str:

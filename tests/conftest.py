@@ -6,6 +6,16 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="renew the files in tests/golden")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files shall be written anew instead of being compared with."""
+    return bool(request.config.getoption("--update-golden"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with `comp34812/` and `original/` that NLICOT_REAL_DATA names."""

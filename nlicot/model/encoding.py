@@ -123,7 +123,7 @@ def encode_dataset(
 ) -> tuple[Any, EncodingReport]:
     """The examples as a memory-mapped `datasets.Dataset`, and how they came out.
 
-    Columns: `id`, `input_ids`, `kinds`, `label`, `length`. Cached under `cache` by a fingerprint of the
+    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Cached under `cache` by a fingerprint of the
     examples' content, the prompt format and the budget, so that a second start encodes nothing.
     """
     from datasets import Dataset
@@ -202,8 +202,14 @@ def _write_encoded(
         )
         built.save_to_disk(str(fresh / "done"))
         (fresh / "done" / "report.json").write_text(json.dumps(counts), encoding="utf-8")
+        if (folder / "report.json").is_file():  # another rank was quicker, and reads it already
+            return
         if folder.is_dir():  # left without a report by another version
             shutil.rmtree(folder)
-        (fresh / "done").rename(folder)
+        try:
+            (fresh / "done").rename(folder)
+        except OSError:
+            if not (folder / "report.json").is_file():
+                raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -175,8 +175,10 @@ class MistralFormat(PromptFormat):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Control tokens and `<unk>`, all before the first byte token."""
-        return frozenset(range(self._pieces.num_special_tokens))
+        """Control tokens and `<unk>`."""
+        pieces = self._pieces._model
+        ids = range(self.vocab_size)
+        return frozenset(token for token in ids if pieces.IsControl(token) or pieces.IsUnknown(token))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._pieces.encode(text, bos=False, eos=False)

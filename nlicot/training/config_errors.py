@@ -19,12 +19,14 @@ import yaml
 from nlicot.errors import ConfigError
 
 _NAMED_KEYS = (
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.\-]+)'"),
     re.compile(r"Parser key \"(?P<key>[\w.]+)\""),
     re.compile(r"[Kk]ey [\"'](?P<key>[\w.\-]+)[\"']"),
     re.compile(r"[Oo]ption '?(?:--)?(?P<key>[\w.\-]+)'? is not accepted"),
     re.compile(r"argument --(?P<key>[\w.\-]+)"),
     re.compile(r"[Uu]nrecognized arguments: --(?P<key>[\w.\-]+)"),
 )
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 MOST_ERRORS = 20
 
 
@@ -64,9 +66,8 @@ def read_config(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(other.name for other in path.parent.glob("*.yaml"))
-        raise ConfigError(
-            f"--config {path}: found no such file, expected one of {', '.join(near) or 'none is there'}"
-        ) from None
+        there = f"one of {', '.join(near)}" if near else "a YAML file"
+        raise ConfigError(f"--config {path}: found no such file, expected {there}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: found it unreadable ({error}), expected a YAML file") from error
     except yaml.YAMLError as error:
@@ -105,7 +106,8 @@ def _key_of(message: str) -> str | None:
     for pattern in _NAMED_KEYS:
         found = pattern.search(message)
         if found:
-            return found["key"]
+            group = found.groupdict().get("group")
+            return f"{group}.{found['key']}" if group else found["key"]
     return None
 
 
@@ -148,7 +150,7 @@ def _worded(message: str, key: str | None, parser: Any) -> str:
     known = sorted(_known_keys(parser))
     unknown = key is not None and key not in known and not any(name.startswith(f"{key}.") for name in known)
     if not unknown:
-        return message
+        return _worded_type(message, key)
     assert key is not None
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     near = near or difflib.get_close_matches(
@@ -156,6 +158,16 @@ def _worded(message: str, key: str | None, parser: Any) -> str:
     )
     remedy = f"; did you mean {near[0]}?" if near else ""
     return f"--{key}: found an unknown key{remedy}"
+
+
+def _worded_type(message: str, key: str | None) -> str:
+    """A type error in the house's words, where its parts can be told."""
+    value = re.search(r"(?:Got|Given) value: (?P<value>.*)$", message)
+    kinds = list(dict.fromkeys(re.findall(r"Expected an? (.+?)(?= - |\.? (?:Got|Given) |$)", message)))
+    if key is None or value is None or not kinds:
+        return message
+    names = " or ".join("none" if "NoneType" in kind else _CLASS.sub(r"\1", kind) for kind in kinds)
+    return f"--{key}: found {value['value']!r}, expected {names}"
 
 
 def _known_keys(parser: Any) -> set[str]:

@@ -21,6 +21,18 @@ from nlicot.training.evaluation import GeneratedMetrics
 from nlicot.training.module import ThoughtTuner
 
 
+DESCRIPTIONS = {
+    "fit": "Tune an adapter. The recipe is loaded by default; later --config files and flags win. --root DATA is "
+    "short for --data.root DATA. Example: python -m nlicot fit --config configs/reflected.yaml --root data",
+    "validate": "Metrics on every dev pair, with predictions and thoughts. "
+    "Example: python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
+    "test": "Metrics on labelled test pairs, with predictions and thoughts. "
+    "Example: python -m nlicot test --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "predict": "Predictions for pairs without labels. "
+    "Example: python -m nlicot predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
+}
+
+
 class CommandLine(LightningCLI):
     """LightningCLI with our arguments; `command` decides which of them there are."""
 
@@ -37,6 +49,8 @@ class CommandLine(LightningCLI):
                 "prog": f"python -m nlicot {command}",
                 "default_config_files": [str(default_config)],
                 "exit_on_error": False,
+                "usage": f"python -m nlicot {command} [--config FILE ...] [options]",
+                "description": DESCRIPTIONS[command],
             },
         )
 

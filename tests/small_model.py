@@ -1,0 +1,41 @@
+"""A Llama of two layers with random weights and the bundled model's tokenizer: seconds, not minutes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nlicot.model.base import resolve
+
+
+def write_small_model(folder: Path, *, favoured: dict[int, float] | None = None) -> Path:
+    """Write the model to `folder`; the logits of `favoured` tokens are scaled, so that they often win."""
+    bundled = resolve("bundled").folder
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            initializer_range=0.1,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
+    )
+    with torch.no_grad():
+        for token, scale in (favoured or {}).items():
+            model.lm_head.weight[token] *= scale
+    model.save_pretrained(folder)
+    for path in bundled.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    shutil.copy(bundled / "chat_template.jinja", folder)
+    return folder

@@ -1,0 +1,172 @@
+"""The command line: its help, and what a user is told who mistypes something."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nlicot import cli
+
+PROJECT = Path(__file__).parents[1]
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What stands on standard error of a command line that must be refused with exit code 2."""
+    assert cli.main(args) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nlicot: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for title, commands in cli.GROUPS.items():
+        assert f"{title}:" in printed
+        for command in commands:
+            assert f"  {command.name}" in printed
+
+
+def test_help_takes_under_half_a_second() -> None:
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "nlicot", "--help"], cwd=PROJECT, check=True, capture_output=True
+        )
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 0.5
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "split"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"xample: python -m nlicot {command}" in printed
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean predict?" in told(capsys, "predikt")
+
+
+def test_all_mistakes_of_flags_and_files_are_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mistaken.yaml"
+    config.write_text("modle:\n  base: x\nmodel:\n  lora:\n    rr: 3\n  learning_rate: abc\n")
+    message = told(
+        capsys, "fit", "--config", str(config), "--data.effective_batch", "x", "--data.buidler", "y"
+    )
+    assert "--modle.base: found an unknown key; did you mean model.base?" in message
+    assert "--model.lora.rr: found an unknown key; did you mean model.lora.r?" in message
+    assert "--model.learning_rate: found 'abc', expected float" in message
+    assert "--data.effective_batch: found 'x', expected int" in message
+    assert "--data.buidler: found an unknown key; did you mean data.builder?" in message
+
+
+def test_a_missing_config_names_those_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    message = told(capsys, "fit", "--config", str(PROJECT / "configs" / "reflect.yaml"))
+    assert "expected one of" in message and "reflected.yaml" in message
+
+
+def test_broken_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "broken.yaml"
+    config.write_text("data:\n  root: [1, 2\nmodel: x\n")
+    assert told(capsys, "fit", "--config", str(config)).startswith(f"nlicot: {config}:3: found ")
+
+
+def test_later_configs_win_and_flags_win_over_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("model:\n  learning_rate: 0.1\n  weight_decay: 0.2\ndata:\n  effective_batch: 3\n")
+    second.write_text("model:\n  weight_decay: 0.3\ndata:\n  effective_batch: 4\n")
+    with pytest.raises(SystemExit):
+        args = ["fit", "--config", str(first), "--config", str(second), "--data.effective_batch", "5"]
+        cli.main([*args, "--print_config"])
+    printed = capsys.readouterr().out
+    assert "learning_rate: 0.1" in printed
+    assert "weight_decay: 0.3" in printed
+    assert "effective_batch: 5" in printed
+    assert "base: mistralai/Mistral-7B-v0.3" in printed  # the recipe below them
+
+
+def test_an_unknown_builder_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "correct_only, reflected, unmodified, label_only" in told(
+        capsys, "fit", "--data.builder", "refleted"
+    )
+
+
+def test_a_missing_checkpoint_is_told_before_anything_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected checkpoints/<run>/best.ckpt" in told(
+        capsys, "predict", "--ckpt_path", "nowhere/best.ckpt"
+    )
+    assert "found no --ckpt_path" in told(capsys, "test")
+
+
+def test_resuming_what_is_not_there_is_an_error_and_no_fresh_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "expected one written by `fit`" in told(capsys, "fit", "--resume", str(tmp_path / "gone"))
+
+
+def test_data_mistakes_come_before_the_base_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "original_data"
+    folder.mkdir()
+    (folder / "train.csv").write_text("premise,hypothesis,label\nA,B,2\n")
+    message = told(capsys, "fit", "--root", str(tmp_path), "--model.base", "no/such-model")
+    assert f"{folder / 'train.csv'}:2: found" in message and "0 or 1" in message
+
+
+def test_a_hub_base_without_a_gpu_stops_on_ones_own_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, where the base would be fetched")
+    folder = tmp_path / "original_data"
+    folder.mkdir()
+    (folder / "train.csv").write_text("premise,hypothesis,label\nA b.,B.,1\nC d.,D.,0\n")
+    (folder / "dev.csv").write_text("premise,hypothesis,label\nE f.,F.,1\n")
+    message = told(
+        capsys, "fit", "--config", str(PROJECT / "configs/label_only.yaml"), "--root", str(tmp_path)
+    )
+    assert "--model.base mistralai/Mistral-7B-v0.3: found no NVIDIA device" in message
+    for choice in ("driver", "local folder", "HF_TOKEN", "terms", "--model.base bundled"):
+        assert choice in message
+
+
+def test_split_writes_a_data_root_and_names_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.csv"
+    rows = [f"Premise {i // 2}.,Hypothesis {i}.,{i % 2}" for i in range(40)]
+    pairs.write_text("premise,hypothesis,label\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "data"
+    assert cli.main(["split", str(pairs), "--dev", "0.25", "--out", str(out)]) == 0
+    assert f"fit --config configs/label_only.yaml --root {out}" in capsys.readouterr().out
+    assert (out / "original_data" / "dev.csv").read_text().count("\n") == 11
+    assert "--overwrite" in told(capsys, "split", str(pairs), "--out", str(out))
+
+
+def test_every_shipped_config_says_only_what_differs_from_the_recipe() -> None:
+    import yaml
+
+    recipe = yaml.safe_load((PROJECT / "configs" / "recipe.yaml").read_text())
+    for path in sorted((PROJECT / "configs").glob("*.yaml")):
+        if path.name == "recipe.yaml":
+            continue
+        found = yaml.safe_load(path.read_text())
+        assert list(found) == ["data"] and list(found["data"]) == ["builder"], path.name
+        assert found["data"]["builder"] == path.stem
+    assert json.dumps(recipe["model"]["lora"]["target_modules"]) == '["q_proj", "k_proj", "v_proj", "o_proj"]'

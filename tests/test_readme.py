@@ -1,0 +1,100 @@
+"""README's commands run as they stand there, in a fresh clone, on the sample data and the bundled model.
+
+Commands that fit are capped at a few optimizer steps here; `make fit` runs whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+CAPS = [
+    "--trainer.max_steps=2",
+    "--data.limit_train=24",
+    "--data.limit_dev=8",
+    "--data.effective_batch=8",
+    "--generated_metrics.every_n_epochs=0",
+    "--model.decoding.max_thought_tokens=8",
+    "--model.base=bundled",
+]
+
+
+def commands(document: str) -> list[str]:
+    """The lines of a document's ```sh blocks, but for those marked as needing something."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (PROJECT / document).read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#") and "# needs" not in line]
+
+
+def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environment, check=False, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone") / "a folder" / "nlicot"
+    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found.pop("PYTHONPATH", None)
+    return found
+
+
+@pytest.mark.slow
+def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    started = time.monotonic()
+    finished = run(f"make fit VENV={shlex.quote(sys.prefix)}", clone, environment)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert time.monotonic() - started < 8 * 60
+    (run_folder,) = (path for path in (clone / "checkpoints").iterdir() if path.is_dir())
+    for line in ("adapter ", "metrics ", "TensorBoard ", "next "):
+        assert f"\n{line}" in finished.stdout
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("dev/loss")]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0] - 0.2
+    assert json.loads((run_folder / "metrics.json").read_text())["dev"]["support"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "data/README.md"])
+def test_the_commands_of_a_document_run_as_they_stand(
+    document: str, clone: Path, environment: dict[str, str]
+) -> None:
+    found = [line for line in commands(document) if not line.startswith(("make ", "git ", "cd "))]
+    assert found
+    (clone / "pairs.csv").write_text(
+        "premise,hypothesis,label\n"
+        + "\n".join(f"The {n} boats left port.,Some of the {n} boats moved.,{n % 2}" for n in range(30))
+    )
+    for line in found:
+        command = line.partition("  #")[0]
+        if " fit" in command:
+            command = " ".join([command, *CAPS])
+        newest = sorted((clone / "checkpoints").glob("*/best.ckpt"), key=lambda path: path.stat().st_mtime)
+        if newest:
+            command = re.sub(r"checkpoints/(?:RUN|<run>)", f"checkpoints/{newest[-1].parent.name}", command)
+        if command.startswith("tensorboard"):
+            command = f"timeout 20 {command} --port 0 || test $? = 124"
+        finished = run(command, clone, environment)
+        assert finished.returncode == 0, f"{command}\n{finished.stderr[-3000:]}"
