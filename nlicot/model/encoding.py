@@ -123,8 +123,9 @@ def encode_dataset(
 ) -> tuple[Any, EncodingReport]:
     """The examples as a memory-mapped `datasets.Dataset`, and how they came out.
 
-    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Cached under `cache` by a fingerprint of the
-    examples' content, the prompt format and the budget, so that a second start encodes nothing.
+    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Cached under `cache` by a
+    fingerprint of the examples' content, the prompt format and the budget, so that a second start
+    encodes nothing.
     """
     from datasets import Dataset
 

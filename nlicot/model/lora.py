@@ -74,6 +74,7 @@ def save_peft_folder(adapted: Any, folder: Path, base_name: str) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     adapted.peft_config["default"].base_model_name_or_path = base_name
     adapted.save_pretrained(fresh)
+    fresh.chmod(0o755)  # mkdtemp makes folders that only their owner may read
     old = folder.with_name(f".{folder.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

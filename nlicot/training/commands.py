@@ -123,7 +123,7 @@ def fit(args: Sequence[str]) -> int:
         ],
         default_root_dir=str(folder),
     )
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=checkpoint is None)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         print(f"stopped; go on with: python -m nlicot fit --resume {folder}", file=sys.stderr)
         return 130

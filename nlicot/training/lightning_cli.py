@@ -72,9 +72,6 @@ class CommandLine(LightningCLI):
                 "--final_evaluation", type=bool, default=True, help="decode every dev pair after fitting"
             )
         else:
-            parser.add_argument("--run", type=str | None, default=None)
-            parser.add_argument("--resume", type=str | None, default=None)
-            parser.add_argument("--final_evaluation", type=bool, default=True)
             parser.add_argument("--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt")
             parser.add_argument("--split", type=str, default="dev" if self.command == "validate" else "test")
             parser.add_argument(

@@ -245,6 +245,7 @@ class ThoughtTuner(LightningModule):
                 f"step {self.global_step}: found a gradient norm of {float(norm)}, expected a finite one; "
                 "lower --model.learning_rate"
             )
+        self.log("train/learning_rate", float(schedule.get_last_lr()[0]))  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
         self._log_step(window, sums, weight_total, float(norm), time.perf_counter() - started)
@@ -264,7 +265,6 @@ class ThoughtTuner(LightningModule):
             if counts[kind]:
                 self.log(f"train/loss_{kind.name.lower()}", float(sums[kind] / counts[kind]))
         self.log("train/grad_norm", norm)
-        self.log("train/learning_rate", float(self.lr_schedulers().get_last_lr()[0]))  # type: ignore[union-attr]
         self.log("train/tokens_per_s", float(counts.sum()) / duration_s, prog_bar=True)
         self.log("train/supervised_tokens_per_s", float(counts[1:].sum()) / duration_s)
 

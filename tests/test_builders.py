@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nlicot import completion, storage
+from nlicot.builders import BUILDERS, Builder, BuildReport, CorrectOnly, LabelOnly, Reflected, Unmodified
+from nlicot.builders.base import Target, build_report
+from nlicot.errors import ConfigError
+from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
+from nlicot.training.datamodule import find_builder
+
+PAIRS = [
+    Example(id="right-1", premise="P1", hypothesis="H1", label=1),
+    Example(id="wrong-1", premise="P2", hypothesis="H2", label=1),
+    Example(id="wrong-0", premise="P3", hypothesis="H3", label=0),
+    Example(id="bare-0", premise="P4", hypothesis="H4", label=0),
+    Example(id="unlabelled", premise="P5", hypothesis="H5"),
+]
+PAIR_OF = {pair.id: pair for pair in PAIRS}
+
+
+def thought(id: str, text: str, predicted_label: int, sample: int = 0) -> Thought:
+    pair = PAIR_OF[id]
+    return Thought(
+        id=id,
+        sample=sample,
+        premise=pair.premise,
+        hypothesis=pair.hypothesis,
+        thought_process=text,
+        predicted_label=predicted_label,
+        true_label=pair.label,
+    )
+
+
+def reflection(id: str, text: str, reflected_label: int, sample: int = 0) -> Reflection:
+    pair = PAIR_OF[id]
+    assert pair.label is not None
+    return Reflection(
+        id=id,
+        sample=sample,
+        premise=pair.premise,
+        hypothesis=pair.hypothesis,
+        true_label=pair.label,
+        thought_process="first",
+        error_analysis="E",
+        improved_thought_process=text,
+        reflected_label=reflected_label,
+    )
+
+
+THOUGHTS = [
+    thought("right-1", "right", 1),
+    thought("wrong-1", "wrong", 0),
+    thought("wrong-0", "wrong too", 1),
+    thought("unlabelled", "blind", 1),
+]
+REFLECTIONS = [reflection("wrong-1", "improved", 1)]
+
+
+def targets(built: list[TrainingExample]) -> list[tuple[str, str | None, int, str]]:
+    """Each example's id, thought, label and source, as its completion tells them."""
+    found = []
+    for example in built:
+        parsed = completion.parse(example.completion)
+        assert parsed is not None
+        assert parsed.label == example.label
+        found.append((example.id, parsed.thought_process, parsed.label, example.source))
+    return found
+
+
+def test_correct_only_keeps_the_thoughts_whose_label_is_the_true_one() -> None:
+    assert targets(CorrectOnly().build(PAIRS, THOUGHTS, REFLECTIONS)) == [("right-1", "right", 1, "thought")]
+
+
+def test_reflected_puts_the_reflection_in_a_wrong_thoughts_place_with_the_true_label() -> None:
+    assert targets(Reflected().build(PAIRS, THOUGHTS, REFLECTIONS)) == [
+        ("right-1", "right", 1, "thought"),
+        ("wrong-1", "improved", 1, "reflection"),
+    ]
+
+
+def test_unmodified_keeps_every_thought_with_the_teachers_own_label() -> None:
+    assert targets(Unmodified().build(PAIRS, THOUGHTS, REFLECTIONS)) == [
+        ("right-1", "right", 1, "thought"),
+        ("wrong-1", "wrong", 0, "thought"),
+        ("wrong-0", "wrong too", 1, "thought"),
+        ("unlabelled", "blind", 1, "thought"),
+    ]
+
+
+def test_label_only_takes_the_true_label_of_every_labelled_pair() -> None:
+    assert targets(LabelOnly().build(PAIRS)) == [
+        ("right-1", None, 1, "label"),
+        ("wrong-1", None, 1, "label"),
+        ("wrong-0", None, 0, "label"),
+        ("bare-0", None, 0, "label"),
+    ]
+
+
+def test_label_only_can_be_held_to_the_pairs_that_have_a_thought() -> None:
+    built = LabelOnly(only_with_thoughts=True).build(PAIRS, THOUGHTS, REFLECTIONS)
+    assert targets(built) == [
+        ("right-1", None, 1, "label"),
+        ("wrong-1", None, 1, "label"),
+        ("wrong-0", None, 0, "label"),
+    ]
+
+
+def test_the_prompt_asks_for_a_thought_where_the_completion_holds_one() -> None:
+    prompts = StudentPrompts(
+        thinking="think {premise} {hypothesis} {entailment}",
+        label_only="just {premise} {hypothesis} {no_entailment}",
+        definitions=LabelDefinitions(entailment="yes", no_entailment="no"),
+    )
+    (thinking,) = CorrectOnly().build(PAIRS[:1], THOUGHTS, prompts=prompts)
+    (label_only,) = LabelOnly().build(PAIRS[:1], prompts=prompts)
+    assert (thinking.prompt, label_only.prompt) == ("think P1 H1 yes", "just P1 H1 no")
+
+
+def test_examples_come_in_the_pairs_order_whatever_the_thoughts_order() -> None:
+    built = Unmodified().build(PAIRS, reversed(THOUGHTS))
+    assert [example.id for example in built] == ["right-1", "wrong-1", "wrong-0", "unlabelled"]
+
+
+def test_balancing_leaves_out_examples_of_the_commoner_label_by_its_seed() -> None:
+    pairs = [Example(id=f"{i}", premise="P", hypothesis=f"H{i}", label=int(i >= 4)) for i in range(24)]
+    kept = LabelOnly(balance=True, seed=3).build(pairs)
+    assert Counter(example.label for example in kept) == {0: 4, 1: 4}
+    assert [example.id for example in kept] == sorted((example.id for example in kept), key=int)
+    assert LabelOnly(balance=True, seed=3).build(pairs) == kept
+    assert LabelOnly(balance=True, seed=4).build(pairs) != kept
+
+
+def test_a_thought_of_more_words_than_allowed_leaves_its_pair_out() -> None:
+    thoughts = [thought("right-1", "one two three", 1), thought("wrong-1", "one  two\nthree four", 0)]
+    built = Unmodified(max_thought_words=3).build(PAIRS, thoughts)
+    assert [example.id for example in built] == ["right-1"]
+
+
+def test_the_word_limit_does_not_touch_labels_alone() -> None:
+    assert len(LabelOnly(max_thought_words=1).build(PAIRS)) == 4
+
+
+def test_a_text_that_a_judge_scored_lower_leaves_its_pair_out_and_an_unscored_one_stays() -> None:
+    scores = [
+        Score(id="right-1", score=2),
+        Score(id="wrong-1", score=1),
+        Score(id="wrong-1", target="reflection", score=3),
+    ]
+    chosen = {
+        least: [
+            example.id for example in Reflected(min_score=least).build(PAIRS, THOUGHTS, REFLECTIONS, scores)
+        ]
+        for least in (2, 3, 4)
+    }
+    assert chosen == {2: ["right-1", "wrong-1"], 3: ["wrong-1"], 4: []}
+    assert len(Reflected(min_score=5).build(PAIRS, THOUGHTS, REFLECTIONS)) == 2
+
+
+@pytest.mark.parametrize(("prefer", "expected"), [("first", "the first sample"), ("shortest", "short")])
+def test_of_several_fitting_samples_the_preferred_one_is_taken(prefer: str, expected: str) -> None:
+    thoughts = [
+        thought("right-1", "short", 1, sample=2),
+        thought("right-1", "x", 0, sample=1),
+        thought("right-1", "the first sample", 1, sample=0),
+    ]
+    (built,) = CorrectOnly(prefer=prefer).build(PAIRS, thoughts)
+    assert targets([built]) == [("right-1", expected, 1, "thought")]
+
+
+def test_a_reflection_belongs_to_the_sample_it_was_made_from() -> None:
+    thoughts = [thought("wrong-1", "wrong", 0, sample=0), thought("wrong-1", "wrong again", 0, sample=1)]
+    reflections = [reflection("wrong-1", "improved", 1, sample=1)]
+    assert targets(Reflected().build(PAIRS, thoughts, reflections)) == [
+        ("wrong-1", "improved", 1, "reflection")
+    ]
+    assert Reflected().build(PAIRS, thoughts[:1], reflections) == []
+
+
+def test_an_unknown_preference_is_refused() -> None:
+    with pytest.raises(ValueError, match="prefer: found 'longest', expected 'first' or 'shortest'"):
+        CorrectOnly(prefer="longest")
+
+
+def test_the_report_counts_labels_sources_and_pairs_left_out() -> None:
+    built = Reflected().build(PAIRS, THOUGHTS, REFLECTIONS)
+    report = build_report(len(PAIRS), built)
+    assert dataclasses.replace(report, sha256="") == BuildReport(
+        num_pairs=5,
+        num_examples=2,
+        num_without_target=3,
+        by_source={"thought": 1, "reflection": 1},
+        by_label={"1": 2},
+        sha256="",
+    )
+    assert str(report) == (
+        "2 examples from 5 pairs (reflection: 1, thought: 1; label 1: 2; 3 pairs left out; "
+        f"content {report.sha256[:12]})"
+    )
+
+
+def test_the_reports_hash_tells_contents_apart() -> None:
+    built = Unmodified().build(PAIRS, THOUGHTS)
+    changed = [*built[:-1], dataclasses.replace(built[-1], completion=completion.render("blind.", 1))]
+    assert build_report(5, built).sha256 == build_report(5, list(built)).sha256
+    assert len({build_report(5, each).sha256 for each in (built, built[:-1], built[::-1], changed)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("correct_only", CorrectOnly),
+        ("reflected", Reflected),
+        ("unmodified", Unmodified),
+        ("label_only", LabelOnly),
+        ("nlicot.builders.Reflected", Reflected),
+        ("nlicot.builders.label_only.LabelOnly", LabelOnly),
+    ],
+)
+def test_a_builder_is_found_by_short_name_and_by_class_path(name: str, kind: type[Builder]) -> None:
+    assert type(find_builder(name)) is kind
+
+
+def test_a_users_own_builder_is_found_by_its_class_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_builders_of_a_user.py").write_text(
+        "from nlicot.builders.base import Builder, Target\n"
+        "class Shouting(Builder):\n"
+        "    def target(self, example, thought, reflection):\n"
+        "        return Target(thought_process=example.hypothesis.upper(), label=1, source='shout')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    builder = find_builder("own_builders_of_a_user.Shouting")
+    pair = Example(id="a", premise="p", hypothesis="it rains")
+    assert targets(builder.build([pair])) == [("a", "IT RAINS", 1, "shout")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["reflectd", "", "nlicot.builders.Nothing", "no_such_module.Thing", "pathlib.Path", "builtins.len"],
+)
+def test_an_unknown_builder_is_refused_and_the_known_ones_listed(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        find_builder(name)
+    assert str(raised.value).startswith(f"--data.builder: found {name!r}")
+    assert (
+        "expected one of correct_only, reflected, unmodified, label_only, "
+        "or the class path of your own (module.Class)" in str(raised.value)
+    )
+
+
+def test_the_known_builders_think_but_for_the_baseline() -> None:
+    assert {name: builder.thinks for name, builder in BUILDERS.items()} == {
+        "correct_only": True,
+        "reflected": True,
+        "unmodified": True,
+        "label_only": False,
+    }
+
+
+def test_a_builder_is_one_method() -> None:
+    class Constant(Builder):
+        def target(
+            self, example: Example, thought: Thought | None, reflection: Reflection | None
+        ) -> Target | None:
+            return Target(thought_process="t", label=0, source=f"{thought and thought.sample}")
+
+    assert [example.source for example in Constant().build(PAIRS, THOUGHTS[:1])] == ["0"] + 4 * ["None"]
+
+
+def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_data: Path) -> None:
+    folder = real_data / "comp34812"
+    pairs = storage.read_examples(folder / "train.csv")
+    path = folder / "thoughts_defined_train.jsonl"
+    thoughts = storage.join_thoughts(pairs, storage.read_thoughts(path), path=path)
+    path = folder / "reflections_defined_train.jsonl"
+    joined = storage.join_reflections(pairs, thoughts, storage.read_reflections(path), path=path)
+    by_source = {
+        name: dict(
+            Counter(example.source for example in builder().build(pairs, thoughts, joined.reflections))
+        )
+        for name, builder in BUILDERS.items()
+    }
+    assert by_source == {
+        "correct_only": {"thought": 1127},
+        "reflected": {"thought": 1127, "reflection": 73},
+        "unmodified": {"thought": 1200},
+        "label_only": {"label": 5237},
+    }
+    label_of = {pair.id: pair.label for pair in pairs}
+    built = Reflected().build(pairs, thoughts, joined.reflections)
+    assert all(example.label == label_of[example.id] for example in built)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nlicot import completion
+from nlicot.completion import Completion
+
+THOUGHTS = {
+    "empty": "",
+    "blank": "  ",
+    "quotes": 'He said "no", she said \'yes\', and "\\".',
+    "backslashes": "C:\\new\\table \\ \\\\ \\u0041 ends in \\",
+    "newlines": "Step 1: It rains.\nStep 2:\r\n\tIt is wet.\n",
+    "control characters": "\x00\x01\x1f\x7f",
+    "non-ASCII": "naïve Zürich, 漢字, مرحبا, e\u0301 and é",
+    "emoji": "😀 👩‍👩‍👧 🇬🇧",
+    "line separators": "a\u2028b\u2029c\ufeff",
+    "prompt markers": "[INST] ignore [/INST] <s> </s> <|im_start|> <|im_end|>",
+    "a completion": '{"thought_process": "x", "predicted_label": 1}',
+    "SentencePiece's space": "a▁b ▁▁",
+    "half a surrogate pair": "\ud83d alone",
+}
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS.keys())
+def test_a_rendered_completion_parses_back_to_its_thought_and_label(thought: str, label: int) -> None:
+    rendered = completion.render(thought, label)
+    assert completion.parse(rendered) == Completion(thought_process=thought, label=label)
+    assert json.loads(rendered) == {"thought_process": thought, "predicted_label": label}
+
+
+@pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS.keys())
+def test_a_thought_comes_back_from_its_place_between_the_quotes(thought: str) -> None:
+    assert completion.unescape(completion.escape(thought)) == thought
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_label_alone_parses_back_without_a_thought(label: int) -> None:
+    assert completion.render(None, label) == '{"predicted_label": %d}' % label
+    assert completion.parse(completion.render(None, label)) == Completion(thought_process=None, label=label)
+
+
+def test_an_empty_thought_is_not_no_thought() -> None:
+    assert completion.render("", 1) == '{"thought_process": "", "predicted_label": 1}'
+    assert completion.parse('{"thought_process": "", "predicted_label": 1}') == Completion(
+        thought_process="", label=1
+    )
+
+
+def test_the_segments_are_scaffold_thought_and_label_in_order() -> None:
+    assert [(segment.kind.value, segment.text) for segment in completion.segments('a "b"', 0)] == [
+        ("scaffold", '{"thought_process": "'),
+        ("thought", 'a \\"b\\"'),
+        ("scaffold", '", "predicted_label": '),
+        ("label", "0"),
+        ("scaffold", "}"),
+    ]
+
+
+def test_characters_that_a_tokenizer_cannot_give_back_are_written_as_escapes() -> None:
+    assert completion.escape("▁ \ud83d 😀 é") == "\\u2581 \\ud83d 😀 é"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("Step 1: so 1", id="no JSON"),
+        pytest.param('{"thought_process": "x", "predicted_label": 1', id="unclosed"),
+        pytest.param('{"thought_process": "x"}', id="no label"),
+        pytest.param('{"thought_process": "x", "predicted_label": 1, "sure": true}', id="extra key"),
+        pytest.param('{"predicted_label": 1, "sure": 1}', id="extra key behind a label alone"),
+        pytest.param('{"predicted_label": 1, "thought_process": "x"}', id="wrong order"),
+        pytest.param('{"predicted_label": 0, "predicted_label": 1}', id="key twice"),
+        pytest.param('{"Thought_process": "x", "predicted_label": 1}', id="key in another case"),
+        pytest.param('{"thought_process": "x", "predicted_label": true}', id="bool label"),
+        pytest.param('{"predicted_label": false}', id="bool label alone"),
+        pytest.param('{"thought_process": "x", "predicted_label": 2}', id="label 2"),
+        pytest.param('{"thought_process": "x", "predicted_label": -1}', id="label -1"),
+        pytest.param('{"thought_process": "x", "predicted_label": 1.0}', id="float label"),
+        pytest.param('{"thought_process": "x", "predicted_label": "1"}', id="string label"),
+        pytest.param('{"thought_process": "x", "predicted_label": null}', id="null label"),
+        pytest.param('{"predicted_label": %s}' % ("1" * 5000), id="number too long to read"),
+        pytest.param('{"thought_process": null, "predicted_label": 1}', id="null thought"),
+        pytest.param('{"thought_process": ["x"], "predicted_label": 1}', id="list thought"),
+        pytest.param('{"thought_process": {"a": "x"}, "predicted_label": 1}', id="object thought"),
+        pytest.param('{"thought_process": "two\nlines", "predicted_label": 1}', id="raw newline"),
+        pytest.param('{"thought_process": "x", "predicted_label": 1} so', id="trailing text"),
+        pytest.param('so {"thought_process": "x", "predicted_label": 1}', id="leading text"),
+        pytest.param('{"predicted_label": 1}{"predicted_label": 1}', id="two objects"),
+        pytest.param('{"predicted_label": 1}\n{"predicted_label": 1}', id="two lines"),
+        pytest.param('[{"predicted_label": 1}]', id="object in an array"),
+        pytest.param('[["predicted_label", 1]]', id="array of pairs"),
+        pytest.param('[["thought_process", "x"], ["predicted_label", 1]]', id="array of two pairs"),
+        pytest.param('"predicted_label"', id="string"),
+        pytest.param("1", id="number"),
+        pytest.param("[" * 100_000, id="nested too deeply"),
+    ],
+)
+def test_what_is_not_exactly_a_completion_parses_to_none(text: str) -> None:
+    assert completion.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("thought", "parts"),
+    [
+        ("", []),
+        ("One.", ["One."]),
+        ("One. Two! Three?", ["One. ", "Two! ", "Three?"]),
+        ("One.\nTwo.", ["One.\n", "Two."]),
+        ('He said "no." Then (so it goes.) He left.', ['He said "no." ', "Then (so it goes.) ", "He left."]),
+        ("3.5 metres, no end here", ["3.5 metres, no end here"]),
+        ("One.  ", ["One.  "]),
+    ],
+)
+def test_sentences_are_cut_behind_their_ends(thought: str, parts: list[str]) -> None:
+    assert completion.sentences(thought) == parts
+
+
+@pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS.keys())
+def test_sentences_joined_are_the_thought_again(thought: str) -> None:
+    assert "".join(completion.sentences(thought)) == thought
