@@ -39,7 +39,7 @@ def test_a_thought_comes_back_from_its_place_between_the_quotes(thought: str) ->
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_label_alone_parses_back_without_a_thought(label: int) -> None:
-    assert completion.render(None, label) == '{"predicted_label": %d}' % label
+    assert completion.render(None, label) == f'{{"predicted_label": {label}}}'
     assert completion.parse(completion.render(None, label)) == Completion(thought_process=None, label=label)
 
 

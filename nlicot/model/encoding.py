@@ -198,9 +198,14 @@ def _write_encoded(
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".encoding-", dir=folder.parent))
     try:
-        built = Dataset.from_generator(
-            rows, features=features, cache_dir=str(fresh / "building"), fingerprint=folder.name
-        )
+        try:
+            built = Dataset.from_generator(
+                rows, features=features, cache_dir=str(fresh / "building"), fingerprint=folder.name
+            )
+        except ValueError:  # what `datasets` says of no rows at all; the report says it to the user
+            if counts["num_examples"] or not counts["num_dropped"]:
+                raise
+            built = Dataset.from_dict({name: [] for name in features}, features=features)
         built.save_to_disk(str(fresh / "done"))
         (fresh / "done" / "report.json").write_text(json.dumps(counts), encoding="utf-8")
         if (folder / "report.json").is_file():  # another rank was quicker, and reads it already

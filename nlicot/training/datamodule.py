@@ -287,7 +287,8 @@ class PairsData(LightningDataModule):
             rank=self._running.global_rank,
             world_size=self._running.world_size,
         )
-        return DataLoader(windows, batch_sampler=sampler, collate_fn=_as_it_is)
+        # As `sampler`, not `batch_sampler`: Lightning tells only the former which epoch begins.
+        return DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=_as_it_is)
 
     def _prompt_loader(self, split: str) -> DataLoader[Any]:
         batches = self.prompt_batches(self.pairs[split])

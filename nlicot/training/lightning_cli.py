@@ -20,10 +20,10 @@ from nlicot.training.datamodule import PairsData
 from nlicot.training.evaluation import GeneratedMetrics
 from nlicot.training.module import ThoughtTuner
 
-
 DESCRIPTIONS = {
-    "fit": "Tune an adapter. The recipe is loaded by default; later --config files and flags win. --root DATA is "
-    "short for --data.root DATA. Example: python -m nlicot fit --config configs/reflected.yaml --root data",
+    "fit": "Tune an adapter. The recipe is loaded by default; later --config files and flags win. "
+    "--root DATA is short for --data.root DATA. "
+    "Example: python -m nlicot fit --config configs/reflected.yaml --root data",
     "validate": "Metrics on every dev pair, with predictions and thoughts. "
     "Example: python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
     "test": "Metrics on labelled test pairs, with predictions and thoughts. "

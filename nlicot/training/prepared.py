@@ -10,9 +10,7 @@ from nlicot.errors import DataError
 from nlicot.files import read_rows
 from nlicot.records import TrainingExample
 
-_RENDERED = re.compile(
-    r"\A(?:<s>)?\[INST\] (?P<prompt>.*)\[/INST\] ?(?P<completion>\{.*\}) ?(?:</s>)?\Z", re.DOTALL
-)
+_OPENING, _CLOSING, _EOS = "[INST] ", "[/INST]", "</s>"
 
 
 def read_prepared(path: Path) -> list[TrainingExample]:
@@ -25,10 +23,9 @@ def read_prepared(path: Path) -> list[TrainingExample]:
     for number, row in enumerate(read_rows(path), start=1):
         text = row.optional_text("text")
         if text is not None:
-            found = _RENDERED.match(text)
-            if found is None:
+            prompt, answer = _halves(text)
+            if not answer:
                 raise row.error("a text of another form", "[INST] prompt [/INST] completion")
-            prompt, answer = found["prompt"].removesuffix(" "), found["completion"]
         else:
             prompt, answer = row.text("prompt"), row.text("completion")
         parsed = completion.parse(answer)
@@ -48,3 +45,20 @@ def read_prepared(path: Path) -> list[TrainingExample]:
     if not built:
         raise DataError("no rows", "a row for each training example", path=path)
     return built
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Prompt and completion of a rendered text; both empty where it is none.
+
+    The texts inside may hold the markers too, so the border is the first one behind which a whole
+    completion stands.
+    """
+    text = text.strip().removeprefix("<s>").removesuffix(_EOS).strip()
+    if not text.startswith(_OPENING):
+        return "", ""
+    borders = [match.start() for match in re.finditer(re.escape(_CLOSING), text)]
+    halves = [
+        (text[len(_OPENING) : at].removesuffix(" "), text[at + len(_CLOSING) :].strip()) for at in borders
+    ]
+    whole = [half for half in halves if completion.parse(half[1]) is not None]
+    return (whole or halves or [("", "")])[0]

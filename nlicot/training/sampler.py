@@ -97,7 +97,7 @@ class WindowDataset(Dataset[Window]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitems__(self, indices: list[int]) -> Window:
+    def __getitem__(self, indices: list[int]) -> Window:
         """One window; a rank without a share gets no micro-batch."""
         ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
         mine = ordered[self.rank :: self.world_size]

@@ -1,0 +1,106 @@
+"""Two processes take the very optimizer steps that one takes."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_model import write_small_model
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+# 7 examples: a window of 4 and one of 3, so that the ranks' shares differ in size and in micro-batches;
+# 5 examples in windows of 4 leave a window of one, of which the second rank has no share.
+@pytest.mark.parametrize(("num_examples", "token_budget"), [(7, 1), (7, 4096), (5, 1)])
+def test_two_processes_get_the_gradients_of_one(
+    num_examples: int, token_budget: int, small_model: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        _steps(small_model, num_examples, token_budget, processes, tmp_path / f"{processes}.pt")
+        for processes in (1, 2)
+    )
+    assert one.keys() == two.keys()
+    largest = max(float(weight.abs().max()) for weight in one.values())
+    assert largest > 1e-3
+    for name, change in one.items():
+        torch.testing.assert_close(two[name], change, rtol=0, atol=1e-5, msg=name)
+
+
+def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:
+    """What the steps of an epoch change in the adapter, at a learning rate of 1 the gradients' sum."""
+    command = [sys.executable, __file__, str(base), str(num_examples), str(token_budget), str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "NLICOT_CACHE": str(output.parent / "cache")}
+    done = subprocess.run(
+        [*command, str(output)], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    changes: dict[str, Any] = torch.load(output)
+    return changes
+
+
+def main(base: str, num_examples: str, token_budget: str, processes: str, output: str) -> None:
+    """One epoch of plain gradient descent; writes what it changed in the adapter."""
+    from lightning.pytorch import Trainer
+
+    from nlicot.model.lora import LoraSettings
+    from nlicot.training.datamodule import PairsData
+    from nlicot.training.module import ThoughtTuner
+
+    class PlainDescent(ThoughtTuner):
+        def configure_model(self) -> None:
+            super().configure_model()
+            generator = torch.Generator().manual_seed(1)
+            for name, weight in self.model.named_parameters():
+                if "lora_B" in name:  # zero in a fresh adapter, which would leave lora_A without gradients
+                    weight.data.normal_(0, 0.05, generator=generator)
+            self.before = {name: weight.clone() for name, weight in self.state_dict().items()}
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD((p for p in self.model.parameters() if p.requires_grad), lr=1.0)
+            return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)]
+
+    data = PairsData(limit_train=int(num_examples), limit_dev=2, effective_batch=4)
+    data.micro_batch_tokens = int(token_budget)
+    module = PlainDescent(
+        base=base,
+        quantization="none",
+        dtype="float32",
+        lora=LoraSettings(r=4, alpha=8, dropout=0.0),
+        max_grad_norm=math.inf,
+    )
+    data.read_for_fit()
+    module.resolve_base(on_sample=True)
+    module.prompts = data.prompts
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=int(processes),
+        strategy="ddp" if processes != "1" else "auto",
+        precision="32-true",
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+    )
+    trainer.fit(module, data)
+    if trainer.is_global_zero:
+        after = module.state_dict()
+        torch.save({name: after[name] - weight for name, weight in module.before.items()}, output)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

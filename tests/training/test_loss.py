@@ -1,0 +1,201 @@
+"""The loss of a window is exact: the same whatever the micro-batches, and as the plain formula says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_model import write_small_model
+from torch.nn import functional
+
+from nlicot.completion import render
+from nlicot.model import base as base_model
+from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.lora import LoraSettings, adapter_parameters, attach
+from nlicot.model.prompt_format import load_prompt_format
+from nlicot.records import TrainingExample
+from nlicot.training import loss as loss_module
+from nlicot.training.batches import Window
+from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
+from nlicot.training.sampler import WindowDataset
+
+PLAIN = SegmentWeights()
+NUM_EXAMPLES = 16
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def encoded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Sixteen examples of different lengths."""
+    examples = [
+        TrainingExample(
+            id=f"e{index}",
+            prompt=f"Premise: {index} birds sing." + " They sing on." * (index % 5),
+            completion=render("The birds sing. " * (1 + index * 7 % 11) + 'So "yes".', index % 2),
+            label=index % 2,
+            source="thought",
+        )
+        for index in range(NUM_EXAMPLES)
+    ]
+    built, report = encode_dataset(
+        load_prompt_format(small_model),
+        examples,
+        max_length=500,
+        over_budget="drop",
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+    assert report.num_examples == NUM_EXAMPLES
+    return built
+
+
+@pytest.fixture(scope="module")
+def adapted(small_model: Path) -> Any:
+    """The small model in float32 with an adapter that does something and drops nothing."""
+    resolved = base_model.resolve(str(small_model))
+    base = base_model.load(resolved, quantization="none", dtype="float32", for_training=True)
+    model = attach(base, LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in adapter_parameters(model).items():
+        if "lora_B" in name:  # zero in a fresh adapter, which would leave lora_A without gradients
+            weight.data.normal_(0, 0.05, generator=generator)
+    return model.train()
+
+
+def _window(encoded: Any, token_budget: int) -> Window:
+    return WindowDataset(encoded, pad_id=0, token_budget=token_budget)[list(range(NUM_EXAMPLES))]
+
+
+def _gradients(model: Any, window: Window, weights: SegmentWeights = PLAIN) -> dict[str, torch.Tensor]:
+    """As `ThoughtTuner.training_step` takes them."""
+    model.zero_grad(set_to_none=True)
+    total = (window.num_by_kind * weights.by_kind()).sum()
+    for batch in window.micro_batches:
+        losses, _ = token_losses(model, batch)
+        ((losses * weights.by_kind()[batch.kinds]).sum() / total).backward()
+    return {name: weight.grad.clone() for name, weight in adapter_parameters(model).items()}
+
+
+def test_gradients_are_the_same_for_1x16_2x8_and_16x1(adapted: Any, encoded: Any) -> None:
+    longest = max(encoded["length"])
+    windows = [_window(encoded, budget) for budget in (longest * NUM_EXAMPLES, longest * 8, 1)]
+    assert [[len(batch.input_ids) for batch in window.micro_batches] for window in windows] == [
+        [16],
+        [8, 8],
+        [1] * 16,
+    ]
+    whole, *others = (_gradients(adapted, window) for window in windows)
+    assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
+    for other in others:
+        for name, gradient in whole.items():
+            torch.testing.assert_close(other[name], gradient, rtol=0, atol=1e-5, msg=name)
+
+
+def _reference(model: Any, encoded: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and kinds of all supervised tokens, from full logits of one example after another."""
+    losses, kinds = [], []
+    for row in encoded:
+        ids = torch.tensor([row["input_ids"]])
+        kind = torch.tensor(row["kinds"])
+        logits = model(input_ids=ids).logits[0, :-1]
+        supervised = kind[1:] != TokenKind.PROMPT
+        losses.append(functional.cross_entropy(logits, ids[0, 1:], reduction="none")[supervised])
+        kinds.append(kind[1:][supervised])
+    return torch.cat(losses), torch.cat(kinds)
+
+
+@pytest.mark.parametrize("token_budget", [1, 600, 10_000])
+def test_loss_by_segment_is_that_of_full_logits(adapted: Any, encoded: Any, token_budget: int) -> None:
+    sums = torch.zeros(len(TokenKind), dtype=torch.float64)
+    window = _window(encoded, token_budget)
+    with torch.no_grad():
+        for batch in window.micro_batches:
+            sums += sum_by_kind(token_losses(adapted, batch)[0], batch.kinds)
+        losses, kinds = _reference(adapted, encoded)
+    for kind in (TokenKind.SCAFFOLD, TokenKind.THOUGHT, TokenKind.LABEL):
+        where = kinds == kind
+        assert int(window.num_by_kind[kind]) == int(where.sum())
+        assert float(sums[kind] / where.sum()) == pytest.approx(float(losses[where].mean()), abs=1e-5)
+    assert float(sums[TokenKind.PROMPT]) == 0.0
+    assert int(window.num_by_kind[TokenKind.LABEL]) == NUM_EXAMPLES
+
+
+def test_chunks_of_the_head_change_nothing(
+    adapted: Any, encoded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _gradients(adapted, _window(encoded, 10_000))
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 49152 * 100)
+    for name, gradient in _gradients(adapted, _window(encoded, 10_000)).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_segment_weights_weigh_numerator_and_denominator(adapted: Any, encoded: Any) -> None:
+    weights = SegmentWeights(thought_weight=0.5, scaffold_weight=0.0, label_weight=20.0)
+    found = _gradients(adapted, _window(encoded, 600), weights)
+
+    adapted.zero_grad(set_to_none=True)
+    losses, kinds = _reference(adapted, encoded)
+    thought, label = kinds == TokenKind.THOUGHT, kinds == TokenKind.LABEL
+    mean = (0.5 * losses[thought].sum() + 20 * losses[label].sum()) / (0.5 * thought.sum() + 20 * label.sum())
+    mean.backward()
+    for name, weight in adapter_parameters(adapted).items():
+        torch.testing.assert_close(found[name], weight.grad, rtol=0, atol=1e-5, msg=name)
+    plain = _gradients(adapted, _window(encoded, 600))
+    assert any((found[name] - plain[name]).abs().max() > 1e-3 for name in plain)
+
+
+def test_right_labels_are_those_preferred_under_the_true_thought(adapted: Any, encoded: Any) -> None:
+    prompt_format = load_prompt_format(base_model.resolve("bundled").folder)
+    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+    found = expected = 0
+    with torch.no_grad():
+        for batch in _window(encoded, 600).micro_batches:
+            _, hidden = token_losses(adapted, batch)
+            found += num_right_labels(adapted, batch, hidden, (zero, one))
+        for row in encoded:
+            logits = adapted(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+            place = row["kinds"].index(TokenKind.LABEL)
+            expected += int(logits[place - 1, one] > logits[place - 1, zero]) == row["label"]
+    assert found == expected
+    assert 0 < found < NUM_EXAMPLES
+
+
+# ------------------------------------------------------------------------ NF4
+
+
+@pytest.fixture(scope="module")
+def bundled_in_4_bits() -> Any:
+    base = base_model.load(base_model.resolve("bundled"), for_training=True)
+    return attach(base, LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
+
+
+def test_gradients_flow_through_nf4_after_an_evaluation(bundled_in_4_bits: Any, encoded: Any) -> None:
+    model = bundled_in_4_bits
+    window = WindowDataset(encoded, pad_id=0, token_budget=10_000)[[0, 1]]
+    before = _gradients(model.train(), window)
+    with torch.inference_mode():
+        token_losses(model.eval(), window.micro_batches[0])
+    after = _gradients(model.train(), window)
+    up = [name for name in after if "lora_B" in name]
+    assert len(up) == 30 * 4
+    assert all(float(after[name].abs().max()) > 0 for name in up)
+    for name in up:
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_model_that_only_decodes_may_use_the_kernel_without_gradients() -> None:
+    """The switch above is set where a model trains and nowhere else, or decoding would be slow."""
+    from bitsandbytes.nn import Linear4bit
+
+    def switches(*, for_training: bool) -> set[bool]:
+        model = base_model.load(base_model.resolve("bundled"), for_training=for_training)
+        return {m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit)}
+
+    assert switches(for_training=True) == {False}
+    fresh = Linear4bit(64, 64)
+    assert switches(for_training=False) == {fresh.support_avx512bf16_for_cpu}

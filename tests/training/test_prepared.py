@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlicot import completion
+from nlicot.errors import DataError
+from nlicot.records import TrainingExample, to_json_dict
+from nlicot.training.prepared import read_prepared
+
+COMPLETION = '{"thought_process": "Step 1: \\"rain\\".\\nSo 1.", "predicted_label": 1}'
+PARSED = TrainingExample(id="row-1", prompt="Premise: P", completion=COMPLETION, label=1, source="prepared")
+
+
+def prepared_file(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "train.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_rows_of_prompt_and_completion_load(tmp_path: Path) -> None:
+    path = prepared_file(
+        tmp_path,
+        {"prompt": "Premise: P", "completion": COMPLETION},
+        {"id": "b", "prompt": "Q", "completion": '{"predicted_label": 0}', "source": "label"},
+    )
+    assert read_prepared(path) == [
+        PARSED,
+        TrainingExample(id="b", prompt="Q", completion='{"predicted_label": 0}', label=0, source="label"),
+    ]
+
+
+def test_what_a_builder_made_comes_back_as_it_was(tmp_path: Path) -> None:
+    built = [
+        TrainingExample(
+            id=f"pair-{label}",
+            prompt=" Premise: a  b\n[INST] [/INST] {x} ",
+            completion=completion.render('Step 1: "é 😀" \\ \n </s> [/INST]', label),
+            label=label,
+            source="reflection",
+        )
+        for label in (0, 1)
+    ]
+    assert read_prepared(prepared_file(tmp_path, *map(to_json_dict, built))) == built
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<s>[INST] Premise: P [/INST] {COMPLETION} </s>",
+        f"<s>[INST] Premise: P[/INST] {COMPLETION}</s>",
+        f"[INST] Premise: P [/INST]{COMPLETION}",
+        f"[INST] Premise: P [/INST] {COMPLETION}",
+    ],
+)
+def test_rows_of_rendered_text_load_and_lose_their_markers(tmp_path: Path, text: str) -> None:
+    assert read_prepared(prepared_file(tmp_path, {"text": text})) == [PARSED]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "thought"),
+    [
+        ("he wrote [/INST] {twice} [INST] and more", "Step 1."),
+        ("Premise: P", "he wrote [/INST] and then </s> [INST]"),
+        ("Premise: P", "he wrote [/INST] {x}"),
+        ("Premise:\n\nP", "two\nlines"),
+    ],
+)
+def test_markers_inside_the_texts_do_not_cut_a_rendered_text(
+    tmp_path: Path, prompt: str, thought: str
+) -> None:
+    answer = completion.render(thought, 0)
+    (built,) = read_prepared(prepared_file(tmp_path, {"text": f"[INST] {prompt} [/INST] {answer}"}))
+    assert (built.prompt, built.completion, built.label) == (prompt, answer, 0)
+
+
+def test_a_completion_with_other_blanks_is_rewritten_as_ours(tmp_path: Path) -> None:
+    path = prepared_file(
+        tmp_path, {"prompt": "p", "completion": ' {"thought_process":"x",\n"predicted_label":1} '}
+    )
+    assert read_prepared(path)[0].completion == '{"thought_process": "x", "predicted_label": 1}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1",
+        '{"thought_process": "x"}',
+        '{"thought_process": "x", "predicted_label": 2}',
+        '{"predicted_label": 1, "thought_process": "x"}',
+        '{"thought_process": "x", "predicted_label": 1, "sure": true}',
+    ],
+)
+def test_a_bad_completion_is_refused_with_its_line(tmp_path: Path, answer: str) -> None:
+    path = prepared_file(
+        tmp_path, {"prompt": "p", "completion": COMPLETION}, {"prompt": "p", "completion": answer}
+    )
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value) == (
+        f"{path}:2: found a completion that is not thought_process and predicted_label in JSON, "
+        "expected both, in order"
+    )
+
+
+def test_a_bad_completion_in_a_rendered_text_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = prepared_file(tmp_path, {"text": '[INST] p [/INST] {"predicted_label": 3}'})
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value).startswith(f"{path}:1: found a completion that is not")
+
+
+@pytest.mark.parametrize("text", ["p => 1", f"p [/INST] {COMPLETION}", "[INST] p [/INST] so 1"])
+def test_a_text_of_another_form_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+    path = prepared_file(tmp_path, {"text": text})
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value) == (
+        f"{path}:1: found a text of another form, expected [INST] prompt [/INST] completion"
+    )
+
+
+def test_a_row_without_a_completion_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = prepared_file(tmp_path, {"prompt": "p"})
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value).startswith(f"{path}:1: found no completion among 'prompt'")
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    path = prepared_file(tmp_path)
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value) == f"{path}: found no rows, expected a row for each training example"
+
+
+def test_the_predecessors_prepared_file_loads_unchanged(real_data: Path) -> None:
+    path = real_data / "original" / "sample_ft.jsonl"
+    built = read_prepared(path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(built) == 100
+    for example, row in zip(built, rows, strict=True):
+        assert example.id == str(row["id"])
+        assert row["text"] == f"<s>[INST] {example.prompt} [/INST] {example.completion} </s>"

@@ -1,0 +1,152 @@
+"""Every example once an epoch, in windows of the effective batch, whatever the budget and the ranks."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nlicot.model.base import resolve
+from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.prompt_format import load_prompt_format
+from nlicot.records import TrainingExample
+from nlicot.training.sampler import WindowDataset, WindowSampler, cut_by_tokens
+
+SEED = 3
+
+
+def _sampler(num_examples: int = 22, *, shuffle: bool = True, seed: int = SEED) -> WindowSampler:
+    return WindowSampler(num_examples, window_size=4, seed=seed, shuffle=shuffle)
+
+
+def _epoch(sampler: WindowSampler, epoch: int) -> list[list[int]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("num_examples", [1, 3, 4, 5, 22, 64])
+def test_windows_cover_each_epoch_exactly_once(num_examples: int) -> None:
+    sampler = _sampler(num_examples)
+    for epoch in range(3):
+        windows = _epoch(sampler, epoch)
+        assert sorted(index for window in windows for index in window) == list(range(num_examples))
+        assert len(windows) == len(sampler)
+        assert all(len(window) == 4 for window in windows[:-1])
+
+
+def test_epochs_differ_and_the_same_seed_gives_the_same_epochs() -> None:
+    first, second = _sampler(), _sampler()
+    epochs = [_epoch(first, epoch) for epoch in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert [_epoch(second, epoch) for epoch in range(3)] == epochs
+    assert _epoch(_sampler(seed=SEED + 1), 0) != epochs[0]
+
+
+def test_order_of_the_data_set_stays_where_nothing_is_shuffled() -> None:
+    assert _epoch(_sampler(6, shuffle=False), 1) == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_resumed_epoch_goes_on_behind_its_windows_and_later_epochs_are_whole() -> None:
+    epochs = [_epoch(_sampler(), epoch) for epoch in range(3)]
+    resumed = _sampler()
+    resumed.resume_at(1, 2)
+    assert _epoch(resumed, 1) == epochs[1][2:]
+    assert _epoch(resumed, 2) == epochs[2]
+    assert _epoch(resumed, 0) == epochs[0]
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100, 300, 10_000])
+def test_runs_stay_within_the_token_budget_unless_one_example_alone_exceeds_it(budget: int) -> None:
+    lengths = random.Random(0).choices(range(5, 90), k=50)
+    indices = random.Random(1).sample(range(50), 30)
+    runs = cut_by_tokens(lengths, indices, budget)
+    assert sorted(index for run in runs for index in run) == sorted(indices)
+    for run in runs:
+        assert len(run) == 1 or len(run) * max(lengths[index] for index in run) <= budget
+    cut = [lengths[index] for run in runs for index in run]
+    assert cut == sorted(cut, reverse=True)
+
+
+# --------------------------------------------------------------------- ranks
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Nine examples of different lengths."""
+    examples = [
+        TrainingExample(
+            id=f"e{index}",
+            prompt="Does it hold?" + " Really?" * index,
+            completion=f'{{"thought_process": "{"So it is. " * (9 - index)}", "predicted_label": {index % 2}}}',
+            label=index % 2,
+            source="thought",
+        )
+        for index in range(9)
+    ]
+    prompt_format = load_prompt_format(resolve("bundled").folder)
+    built, _ = encode_dataset(
+        prompt_format, examples, max_length=500, over_budget="cut", cache=tmp_path_factory.mktemp("cache")
+    )
+    return built
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 200, 10_000])
+def test_ranks_share_a_window_without_repeats(encoded: Any, world_size: int, budget: int) -> None:
+    indices = [8, 1, 5, 0, 7]
+    shares = [
+        WindowDataset(encoded, pad_id=0, token_budget=budget, rank=rank, world_size=world_size)[indices]
+        for rank in range(world_size)
+    ]
+    found = [id_ for share in shares for id_ in share.ids]
+    assert sorted(found) == sorted(f"e{index}" for index in indices)
+    assert max(len(share.ids) for share in shares) - min(len(share.ids) for share in shares) <= 1
+    for share in shares:
+        assert share.labels == [int(id_[1:]) % 2 for id_ in share.ids]
+        assert sum(len(batch.input_ids) for batch in share.micro_batches) == len(share.ids)
+
+
+def test_every_rank_knows_the_tokens_of_the_whole_window(encoded: Any) -> None:
+    indices = [8, 1, 5]
+    kinds = [kind for index in indices for kind in encoded[index]["kinds"]]
+    expected = [kinds.count(kind) for kind in TokenKind]
+    for rank in range(2):
+        window = WindowDataset(encoded, pad_id=0, token_budget=1, rank=rank, world_size=2)[indices]
+        assert window.num_by_kind.tolist() == expected
+
+
+def test_rank_without_a_share_gets_no_micro_batch(encoded: Any) -> None:
+    window = WindowDataset(encoded, pad_id=0, token_budget=100, rank=1, world_size=2)[[4]]
+    assert (window.micro_batches, window.ids, window.labels) == ([], [], [])
+    assert int(window.num_by_kind.sum()) == encoded[4]["length"]
+
+
+def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any) -> None:
+    window = WindowDataset(encoded, pad_id=0, token_budget=150, rank=0, world_size=1)[[0, 3, 6, 8]]
+    by_id = {row["id"]: row for row in encoded}
+    rows = [(batch, row) for batch in window.micro_batches for row in range(len(batch.input_ids))]
+    assert len(window.micro_batches) > 1
+    for id_, (batch, row) in zip(window.ids, rows, strict=True):
+        ids = torch.tensor(by_id[id_]["input_ids"])
+        kinds = torch.tensor(by_id[id_]["kinds"])
+        assert batch.input_ids[row, : len(ids)].equal(ids)
+        assert not batch.input_ids[row, len(ids) :].any()
+        mine = batch.rows == row
+        assert batch.targets[mine].equal(ids[kinds != 0])
+        assert batch.kinds[mine].equal(kinds[kinds != 0])
+        # a token is predicted from the one before it
+        before = torch.nonzero(kinds != 0).squeeze(1) - 1
+        assert batch.input_ids.flatten()[batch.positions[mine]].equal(ids[before])
+
+
+def test_loader_of_the_training_loop_is_told_the_epoch() -> None:
+    """Lightning calls `set_epoch` on a loader's `sampler`, and on nothing else of ours."""
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+    from torch.utils.data import DataLoader
+
+    sampler = _sampler()
+    _set_sampler_epoch(DataLoader(range(22), batch_size=None, sampler=sampler), 5)
+    assert sampler.epoch == 5
