@@ -134,6 +134,8 @@ def encode_dataset(
     if not report_path.is_file():
         _write_encoded(prompt_format, examples, max_length, over_budget, folder)
     report = EncodingReport(**json.loads(report_path.read_text(encoding="utf-8")))
+    if not report.num_examples:  # a stored data set without rows does not load
+        return Dataset.from_dict({name: [] for name in _features()}, features=_features()), report
     return Dataset.load_from_disk(str(folder)), report
 
 
@@ -156,8 +158,7 @@ def _write_encoded(
     import shutil
     import tempfile
 
-    from datasets import Dataset, Features, Value, disable_progress_bars
-    from datasets import List as ListOf
+    from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     counts = {
@@ -185,28 +186,18 @@ def _write_encoded(
             del row["was_cut"]
             yield {**row, "length": length, "num_by_kind": [encoded.kinds.count(kind) for kind in TokenKind]}
 
-    features = Features(
-        {
-            "id": Value("string"),
-            "input_ids": ListOf(Value("int32")),
-            "kinds": ListOf(Value("int8")),
-            "label": Value("int8"),
-            "length": Value("int32"),
-            "num_by_kind": ListOf(Value("int32")),
-        }
-    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".encoding-", dir=folder.parent))
     try:
         try:
             built = Dataset.from_generator(
-                rows, features=features, cache_dir=str(fresh / "building"), fingerprint=folder.name
+                rows, features=_features(), cache_dir=str(fresh / "building"), fingerprint=folder.name
             )
+            built.save_to_disk(str(fresh / "done"))
         except ValueError:  # what `datasets` says of no rows at all; the report says it to the user
-            if counts["num_examples"] or not counts["num_dropped"]:
+            if counts["num_examples"]:
                 raise
-            built = Dataset.from_dict({name: [] for name in features}, features=features)
-        built.save_to_disk(str(fresh / "done"))
+            (fresh / "done").mkdir(exist_ok=True)
         (fresh / "done" / "report.json").write_text(json.dumps(counts), encoding="utf-8")
         if (folder / "report.json").is_file():  # another rank was quicker, and reads it already
             return
@@ -219,3 +210,19 @@ def _write_encoded(
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _features() -> Any:
+    from datasets import Features, Value
+    from datasets import List as ListOf
+
+    return Features(
+        {
+            "id": Value("string"),
+            "input_ids": ListOf(Value("int32")),
+            "kinds": ListOf(Value("int8")),
+            "label": Value("int8"),
+            "length": Value("int32"),
+            "num_by_kind": ListOf(Value("int32")),
+        }
+    )

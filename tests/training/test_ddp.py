@@ -41,7 +41,11 @@ def test_two_processes_get_the_gradients_of_one(
 def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:
     """What the steps of an epoch change in the adapter, at a learning rate of 1 the gradients' sum."""
     command = [sys.executable, __file__, str(base), str(num_examples), str(token_budget), str(processes)]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "NLICOT_CACHE": str(output.parent / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
+        "NLICOT_CACHE": str(output.parent / "cache"),
+    }
     done = subprocess.run(
         [*command, str(output)], env=environment, capture_output=True, text=True, timeout=180
     )

@@ -106,14 +106,15 @@ def test_a_bad_completion_is_refused_with_its_line(tmp_path: Path, answer: str) 
     )
 
 
-def test_a_bad_completion_in_a_rendered_text_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = prepared_file(tmp_path, {"text": '[INST] p [/INST] {"predicted_label": 3}'})
+@pytest.mark.parametrize("answer", ["so 1", '{"predicted_label": 3}'])
+def test_a_bad_completion_in_a_rendered_text_is_refused_with_its_line(tmp_path: Path, answer: str) -> None:
+    path = prepared_file(tmp_path, {"text": f"[INST] p [/INST] {answer}"})
     with pytest.raises(DataError) as raised:
         read_prepared(path)
     assert str(raised.value).startswith(f"{path}:1: found a completion that is not")
 
 
-@pytest.mark.parametrize("text", ["p => 1", f"p [/INST] {COMPLETION}", "[INST] p [/INST] so 1"])
+@pytest.mark.parametrize("text", ["p => 1", f"p [/INST] {COMPLETION}", f"[INST] p {COMPLETION}"])
 def test_a_text_of_another_form_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
     path = prepared_file(tmp_path, {"text": text})
     with pytest.raises(DataError) as raised:

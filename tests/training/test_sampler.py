@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import write_small_model
 
 from nlicot.model.base import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
@@ -142,11 +143,42 @@ def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any) -> None
         assert batch.input_ids.flatten()[batch.positions[mine]].equal(ids[before])
 
 
-def test_loader_of_the_training_loop_is_told_the_epoch() -> None:
-    """Lightning calls `set_epoch` on a loader's `sampler`, and on nothing else of ours."""
-    from lightning.fabric.utilities.data import _set_sampler_epoch
-    from torch.utils.data import DataLoader
+def test_training_loop_walks_each_epoch_in_its_own_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning tells a loader's `sampler` which epoch begins, but no `batch_sampler`."""
+    from lightning.pytorch import Callback, Trainer
 
-    sampler = _sampler()
-    _set_sampler_epoch(DataLoader(range(22), batch_size=None, sampler=sampler), 5)
-    assert sampler.epoch == 5
+    from nlicot.model.lora import LoraSettings
+    from nlicot.training.datamodule import PairsData
+    from nlicot.training.module import ThoughtTuner
+
+    seen: list[tuple[str, ...]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(tuple(sorted(batch.ids)))
+
+    monkeypatch.setenv("NLICOT_CACHE", str(tmp_path / "cache"))
+    base = str(write_small_model(tmp_path / "base"))
+    data = PairsData(limit_train=7, limit_dev=2, effective_batch=3)
+    module = ThoughtTuner(base=base, quantization="none", dtype="float32", lora=LoraSettings(r=2))
+    data.read_for_fit()
+    module.resolve_base(on_sample=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[Watch()],
+    )
+    trainer.fit(module, data)
+    first, second = seen[:3], seen[3:]
+    assert [len(window) for window in first] == [len(window) for window in second] == [3, 3, 1]
+    assert first != second
+    ids = sorted(example.id for example in data.pairs["train"])
+    assert sorted(sum(first, ())) == sorted(sum(second, ())) == ids
