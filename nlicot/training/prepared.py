@@ -60,6 +60,5 @@ def _halves(text: str) -> tuple[str, str]:
     halves = [
         (text[len(_OPENING) : at].removesuffix(" "), text[at + len(_CLOSING) :].strip()) for at in borders
     ]
-    halves = [half for half in halves if half[1].startswith("{")]
     whole = [half for half in halves if completion.parse(half[1]) is not None]
     return (whole or halves or [("", "")])[0]
