@@ -31,7 +31,6 @@ from nlicot.files import write_json
 from nlicot.metrics import format_table
 from nlicot.prediction.outcome import label_shares, measure, record_metrics
 from nlicot.prediction.writer import write_predictions
-from nlicot.prompts import StudentPrompts
 from nlicot.training.checkpoints import BEST, LAST, PEFT_FOLDER, RunCheckpoints
 from nlicot.training.config_errors import read_config
 from nlicot.training.datamodule import PairsData
@@ -262,6 +261,7 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     _say_which_data(data)
     split = cli.config["split"]
     examples = data.read_pairs(split) if command == "predict" else data.read_labelled(split)
+    data.check_apart_from_train(split)
     module.resolve_base(on_sample=data.on_sample)
     _take_over(checkpoint, data, module)
     module.only_decodes = True
@@ -333,9 +333,13 @@ def _take_over(checkpoint: Path, data: PairsData, module: ThoughtTuner) -> None:
     stored = _stored(checkpoint)
     module.thinks = stored["thinks"]
     module.prompts = data.prompts
-    if data.prompts != StudentPrompts.from_dict(stored["prompts"]):
+    given, kept = data.prompts.to_dict(), stored["prompts"]
+    differing = [
+        f"{key}: found {given[key]!r}, expected {kept[key]!r}" for key in given if given[key] != kept[key]
+    ]
+    if differing:
         raise CheckpointError(
-            "--data.prompts, --data.definitions: found "
-            f"{json.dumps(data.prompts.to_dict())}, "
-            f"expected those of the checkpoint: {json.dumps(stored['prompts'])}"
+            "--data.prompts, --data.definitions: the checkpoint was trained with others ("
+            + "; ".join(differing)
+            + ")"
         )

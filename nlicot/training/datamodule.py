@@ -178,6 +178,15 @@ class PairsData(LightningDataModule):
             )
         return examples
 
+    def check_apart_from_train(self, split: str) -> None:
+        """Refuse pairs to measure on that are in train too, where there is a train file to compare with."""
+        path = self.path_of("train", "pairs")
+        if split == "train" or not path.is_file():
+            return
+        train = storage.read_examples(path, label_map=self.label_map)
+        sources = {"train": (path, train), split: (self.path_of(split, "pairs"), self.pairs[split])}
+        storage.check_disjoint(sources, allow=self.allow_overlap)
+
     def _build(self, split: str) -> list[TrainingExample]:
         if split == "train" and self.prepared is not None:
             built = read_prepared(self.prepared)
@@ -329,10 +338,17 @@ def find_builder(name: str) -> Builder:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--data.builder: found {name!r}, {known}") from error
+        why = f" ({error})" if module_name else ""
+        raise ConfigError(f"--data.builder: found {name!r}{why}, {known}") from error
     if not (isinstance(found, type) and issubclass(found, Builder)):
         raise ConfigError(f"--data.builder: found {name!r}, which is no Builder; {known}")
-    return found()
+    try:
+        return found()
+    except TypeError as error:
+        raise ConfigError(
+            f"--data.builder: found {name!r}, which needs arguments or lacks `target` ({error}); give it as "
+            "class_path and init_args"
+        ) from error
 
 
 def _budget_line(report: EncodingReport, max_length: int) -> str:

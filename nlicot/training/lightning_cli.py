@@ -97,8 +97,9 @@ class CommandLine(LightningCLI):
         config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
         config["enable_model_summary"] = False
         # Named, or the bar would depend on whether some other package brought `rich` along.
-        bar = TQDMProgressBar(refresh_rate=1)
-        config["callbacks"] = [bar, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
+        wanted = config.get("enable_progress_bar") is not False
+        bars = [TQDMProgressBar(refresh_rate=1)] if wanted else []
+        config["callbacks"] = [*bars, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
         return Trainer(**{**config, **settings})
 
 
