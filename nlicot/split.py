@@ -151,7 +151,6 @@ def main(args: Sequence[str]) -> int:
         num_positive = sum(example.label == 1 for example in examples)
         counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
         print(f"{path}: {len(examples)} pairs, {counts}")
-    print(
-        f"next: python -m nlicot fit --config configs/label_only.yaml --root {given.out}  (no GPU: add --model.base bundled)"
-    )
+    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {given.out}")
+    print("      (without a GPU add --model.base bundled)")
     return 0

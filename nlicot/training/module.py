@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +230,14 @@ class ThoughtTuner(LightningModule):
         weights = self.segment_weights.by_kind().to(self.device)
         weight_total = float((window.num_by_kind * self.segment_weights.by_kind()).sum())
         sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
-        for index, batch in enumerate(window.micro_batches):
-            torch.manual_seed(self._dropout_seed(index))
-            losses, _ = token_losses(self.model, batch)
-            # Gradients are added up over ranks below, once, so no backward pass synchronises them.
-            self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
-            sums += sum_by_kind(losses, batch.kinds)
+        # Gradients are added up over ranks below, once: a synchronising backward pass would wait for ranks
+        # that have fewer micro-batches.
+        with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            for index, batch in enumerate(window.micro_batches):
+                torch.manual_seed(self._dropout_seed(index))
+                losses, _ = token_losses(self.model, batch)
+                self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
+                sums += sum_by_kind(losses, batch.kinds)
         parameters = list(adapters.adapter_parameters(self.model).values())
         if self.trainer.world_size > 1:
             _add_up_gradients(parameters)

@@ -52,7 +52,6 @@ MOMENTS = {
     "while an evaluation runs": r"Epoch 0:[^\r]* 8/10 .*Validation DataLoader 0:",
     "while the evaluation at an epoch's end runs": r"Epoch 0:[^\r]* 10/10 .*Validation DataLoader 0:",
     "behind the first step of the second epoch": r"Epoch 1:[^\r]* 1/10 ",
-    "in the middle of the second epoch": r"Epoch 1:[^\r]* 5/10 ",
     "behind the very last step": r"Epoch 1:[^\r]* 10/10 ",
 }
 
@@ -70,13 +69,13 @@ def test_run_that_is_killed_twice_has_the_adapter_of_the_whole_run(
     small_model: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     _fit_until(MOMENTS["in the middle of the first epoch"], tmp_path, str(small_model))
-    _until(MOMENTS["in the middle of the second epoch"], ["--resume", str(tmp_path / "run")])
+    _until(r"Epoch 1:[^\r]* 5/10 ", ["--resume", str(tmp_path / "run")])
     _resume(tmp_path / "run")
     _assert_same_run(whole_run, tmp_path / "run")
 
 
 def test_bundled_model_in_4_bits_resumes_to_the_same_adapter(tmp_path: Path) -> None:
-    flags = ["--data.limit_train=24", "--trainer.max_epochs=1"]
+    flags = ["--data.limit_train=24", "--trainer.max_epochs=1", "--model.learning_rate=1e-3"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole = _fit_whole(tmp_path / "whole", "bundled", *flags)
