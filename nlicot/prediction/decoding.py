@@ -67,6 +67,7 @@ class ThoughtGrammar:
         self.special_ids = prompt_format.special_ids
         self.ends_escaping = torch.zeros(num_logits, dtype=torch.bool)
         self.toggles_escaping = torch.zeros(num_logits, dtype=torch.bool)
+        self.keeps_escaping = torch.zeros(num_logits, dtype=torch.bool)
         plain, escaped = torch.full((2, num_logits), float("-inf")).unbind()
         for token, text in enumerate(prompt_format.token_texts):
             if token in self.special_ids or not text:
@@ -78,6 +79,7 @@ class ThoughtGrammar:
             trailing = len(text) - len(text.rstrip("\\"))
             self.ends_escaping[token] = trailing % 2 == 1 and trailing < len(text)
             self.toggles_escaping[token] = trailing % 2 == 1 and trailing == len(text)
+            self.keeps_escaping[token] = trailing % 2 == 0 and trailing == len(text)
         plain[self.closing_ids[0]] = 0.0
         self.masks = torch.stack([plain, escaped])
 
@@ -87,7 +89,11 @@ class ThoughtGrammar:
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """`[B]`: where a backslash is open behind these tokens."""
-        return self.ends_escaping[tokens] | (self.toggles_escaping[tokens] & ~escaping)
+        return torch.where(
+            escaping,
+            self.ends_escaping[tokens] | self.keeps_escaping[tokens],
+            self.ends_escaping[tokens] | self.toggles_escaping[tokens],
+        )
 
 
 def _stays_in_string(text: str) -> bool:
@@ -103,6 +109,12 @@ def _stays_in_string(text: str) -> bool:
             return False
         index += 1
     return True
+
+
+def _without_open_escape(text: str) -> str:
+    """The text without a last backslash that a spent budget left open."""
+    trailing = len(text) - len(text.rstrip("\\"))
+    return text[:-1] if trailing % 2 else text
 
 
 class Decoder:
@@ -123,6 +135,7 @@ class Decoder:
         self.grammar.masks = self.grammar.masks.to(self.device)
         self.grammar.ends_escaping = self.grammar.ends_escaping.to(self.device)
         self.grammar.toggles_escaping = self.grammar.toggles_escaping.to(self.device)
+        self.grammar.keeps_escaping = self.grammar.keeps_escaping.to(self.device)
 
     @torch.inference_mode()
     def decode(self, batch: PromptBatch, *, thinking: bool) -> list[Prediction]:
@@ -187,6 +200,8 @@ class Decoder:
         while True:
             logits = self.model.lm_head(hidden).float()
             chosen = self._choose(logits + self.grammar.mask(escaping), generator)
+            # Behind a backslash the same token, a quote and a comma say, is part of the thought.
+            closes = ((chosen == closing[0]) & ~escaping).tolist()
             escaping = self.grammar.escaping_after(chosen, escaping)
             label_shares = logits[:, list(self.grammar.label_ids)].softmax(-1)[:, 1].tolist()
             feed = chosen.tolist()
@@ -196,7 +211,7 @@ class Decoder:
                 if num_forced[row] == len(closing):
                     shares[row] = label_shares[place]
                     running[place] = -1
-                elif num_forced[row] or self._ends(tokens[row], feed[place], closed, row):
+                elif num_forced[row] or self._ends(tokens[row], closes[place], closed, row):
                     feed[place] = closing[num_forced[row]]
                     num_forced[row] += 1
                 else:
@@ -211,12 +226,13 @@ class Decoder:
                 feed = [feed[place] for place in kept]
                 escaping = escaping[places]
             hidden = self._advance(torch.tensor(feed, device=self.device)[:, None], state)
-        thoughts = [completion.unescape(self.prompt_format.decode_inner(ids)) for ids in tokens]
+        texts = [_without_open_escape(self.prompt_format.decode_inner(ids)) for ids in tokens]
+        thoughts = [completion.unescape(text) for text in texts]
         return thoughts, shares, closed
 
-    def _ends(self, tokens: list[int], chosen: int, closed: list[bool], row: int) -> bool:
+    def _ends(self, tokens: list[int], closes: bool, closed: list[bool], row: int) -> bool:
         """Whether the row's thought is over: by its closing quote, or because its budget is spent."""
-        if chosen == self.grammar.closing_ids[0]:
+        if closes:
             closed[row] = True
         return closed[row] or len(tokens) >= self.settings.max_thought_tokens
 

@@ -81,6 +81,12 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and tell every mistake at once."""
         self.config = parse_all(parser, args)
+        accumulated = self.config["trainer"]["accumulate_grad_batches"]
+        if accumulated != 1:
+            raise ConfigError(
+                f"--trainer.accumulate_grad_batches: found {accumulated}, expected 1; "
+                "set --data.effective_batch instead"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Left to the command, which knows the run's folder."""
@@ -89,11 +95,6 @@ class CommandLine(LightningCLI):
     def make_trainer(self, **settings: Any) -> Trainer:
         """The trainer of the configuration, with a command's own logger and callbacks."""
         config = self.config_init["trainer"].as_dict()
-        if config.get("accumulate_grad_batches", 1) != 1:
-            raise ConfigError(
-                "--trainer.accumulate_grad_batches: found "
-                f"{config['accumulate_grad_batches']}, expected 1; set --data.effective_batch instead"
-            )
         config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
         config["enable_model_summary"] = False
         # Named, or the bar would depend on whether some other package brought `rich` along.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -23,7 +24,14 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # 7 examples: a window of 4 and one of 3, so that the ranks' shares differ in size and in micro-batches;
 # 5 examples in windows of 4 leave a window of one, of which the second rank has no share.
-@pytest.mark.parametrize(("num_examples", "token_budget"), [(7, 1), (7, 4096), (5, 1)])
+@pytest.mark.parametrize(
+    ("num_examples", "token_budget"),
+    [
+        (7, 1),
+        pytest.param(7, 4096, marks=pytest.mark.slow),
+        pytest.param(5, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_get_the_gradients_of_one(
     num_examples: int, token_budget: int, small_model: Path, tmp_path: Path
 ) -> None:
@@ -38,20 +46,53 @@ def test_two_processes_get_the_gradients_of_one(
         torch.testing.assert_close(two[name], change, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
+def test_command_line_fits_and_measures_on_two_processes(small_model: Path, tmp_path: Path) -> None:
+    overlay = PROJECT / "configs" / "overlays" / "ddp.yaml"
+    command = [sys.executable, "-m", "nlicot", "fit", f"--config={overlay}", f"--model.base={small_model}"]
+    flags = [
+        "--trainer.devices=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=1",
+        "--data.limit_train=7",
+        "--data.limit_dev=5",
+        "--data.effective_batch=4",
+        "--model.decoding.batch_size=2",
+        "--model.decoding.max_thought_tokens=3",
+        f"--checkpoints_root={tmp_path}",
+        "--run=both",
+    ]
+    done = subprocess.run(
+        [*command, *flags],
+        env=_environment(tmp_path),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["both"]
+    summary = json.loads((tmp_path / "both" / "fit.json").read_text(encoding="utf-8"))
+    assert summary["optimizer_steps"] == 2
+    assert json.loads((tmp_path / "both" / "metrics.json").read_text(encoding="utf-8"))["dev"]["support"] == 5
+    predictions = (tmp_path / "both" / "predictions" / "dev.csv").read_text(encoding="utf-8").split()
+    assert len(predictions) == 1 + 5
+
+
 def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:
     """What the steps of an epoch change in the adapter, at a learning rate of 1 the gradients' sum."""
     command = [sys.executable, __file__, str(base), str(num_examples), str(token_budget), str(processes)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
-        "NLICOT_CACHE": str(output.parent / "cache"),
-    }
     done = subprocess.run(
-        [*command, str(output)], env=environment, capture_output=True, text=True, timeout=180
+        [*command, str(output)], env=_environment(output.parent), capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr[-3000:]
     changes: dict[str, Any] = torch.load(output)
     return changes
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "NLICOT_CACHE": str(folder / "cache")}
 
 
 def main(base: str, num_examples: str, token_budget: str, processes: str, output: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_model import write_small_model
 
+from nlicot.completion import render
 from nlicot.model.base import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.prompt_format import load_prompt_format
@@ -81,7 +82,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         TrainingExample(
             id=f"e{index}",
             prompt="Does it hold?" + " Really?" * index,
-            completion=f'{{"thought_process": "{"So it is. " * (9 - index)}", "predicted_label": {index % 2}}}',
+            completion=render("So it is. " * (9 - index), index % 2),
             label=index % 2,
             source="thought",
         )

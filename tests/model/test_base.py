@@ -1,0 +1,264 @@
+"""Which base is taken, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from small_model import write_small_model
+
+from nlicot.errors import ModelError
+from nlicot.model.base import DeviceState, choose, device_state, load, resolve
+from nlicot.model.prompt_format import load_prompt_format
+
+PROJECT = Path(__file__).parents[2]
+HUB = "mistralai/Mistral-7B-v0.3"
+FOLDER = str(Path(__file__).parent)
+CHOICES = ("mend the driver", "--model.base FOLDER", "HF_TOKEN", "--model.base bundled")
+
+# ---------------------------------------------------------------------- choose
+
+
+@pytest.mark.parametrize("device", DeviceState)
+@pytest.mark.parametrize("on_sample", [True, False])
+@pytest.mark.parametrize("base", ["bundled", FOLDER])
+def test_bundled_and_local_models_are_taken_on_any_device(
+    base: str, on_sample: bool, device: DeviceState
+) -> None:
+    assert choose(base, "bundled", on_sample=on_sample, device=device) == base
+
+
+@pytest.mark.parametrize("on_sample", [True, False])
+def test_hub_model_is_taken_where_torch_can_use_a_device(on_sample: bool) -> None:
+    assert choose(HUB, "bundled", on_sample=on_sample, device=DeviceState.CUDA) == HUB
+
+
+def test_fallback_stands_in_on_the_sample_without_a_device(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "nlicot"):
+        assert choose(HUB, "bundled", on_sample=True, device=DeviceState.NONE) == "bundled"
+    assert "no NVIDIA device" in caplog.text
+    assert f"bundled stands in for {HUB}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fallback", "on_sample", "device", "found"),
+    [
+        ("bundled", False, DeviceState.NONE, "found no NVIDIA device"),
+        (None, True, DeviceState.NONE, "found no NVIDIA device"),
+        ("bundled", True, DeviceState.UNUSABLE, "found an NVIDIA device that torch cannot use"),
+        ("bundled", False, DeviceState.UNUSABLE, "found an NVIDIA device that torch cannot use"),
+    ],
+)
+def test_hub_model_that_cannot_run_here_is_refused_with_the_choices(
+    fallback: str | None, on_sample: bool, device: DeviceState, found: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        choose(HUB, fallback, on_sample=on_sample, device=device)
+    message = str(caught.value)
+    assert message.startswith(f"--model.base {HUB}: {found}")
+    assert all(choice in message for choice in CHOICES)
+    assert "\n" not in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at machines whose torch finds no device")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nvidia0", DeviceState.UNUSABLE),
+        ("dxg", DeviceState.UNUSABLE),
+        ("nvidiactl", DeviceState.NONE),
+        ("sda", DeviceState.NONE),
+    ],
+)
+def test_device_files_tell_a_device_that_torch_cannot_use(
+    name: str, expected: DeviceState, tmp_path: Path
+) -> None:
+    (tmp_path / name).touch()
+    assert device_state(tmp_path) is expected
+
+
+# --------------------------------------------------------------------- resolve
+
+
+def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"--model\.base: found no folder .*/none.*bundled, a folder or a hub"
+    ):
+        resolve(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", ["Mistral-7B-v0.3", "./somewhere", "a/b/c"])
+def test_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"found no folder '{name}'"):
+        resolve(name)
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"found no config\.json"):
+        resolve(str(tmp_path))
+
+
+def test_local_folder_is_known_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = resolve("./mine")
+    assert (found.name, found.folder.resolve()) == (str(tmp_path / "mine"), tmp_path / "mine")
+
+
+def test_bundled_model_is_a_llama_of_135_million_parameters() -> None:
+    config = json.loads((resolve("bundled").folder / "config.json").read_text(encoding="utf-8"))
+    assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 576, 30)
+
+
+# ------------------------------------------------------------------ the hub
+
+
+@contextmanager
+def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
+    """A hub on the loopback that answers everything alike."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _refusal(endpoint: str, tmp_path: Path, **environment: str) -> str:
+    """What `resolve` says of a hub model, in a process of its own: the hub's address is read at import."""
+    code = (
+        "from nlicot.errors import ModelError\n"
+        "from nlicot.model.base import resolve\n"
+        f"try:\n    resolve({HUB!r})\n"
+        "except ModelError as error:\n    print(error)\n"
+    )
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("HF_") and "proxy" not in name.lower()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **kept,
+            "PYTHONPATH": str(PROJECT),
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_gated_model_without_a_token_names_terms_and_token(tmp_path: Path) -> None:
+    with _hub(401, {"X-Error-Code": "GatedRepo"}) as endpoint:
+        message = _refusal(endpoint, tmp_path)
+    assert message.startswith(f"--model.base {HUB}: the model is gated and no HF_TOKEN is set; accept ")
+    assert "terms" in message
+    assert f"https://huggingface.co/{HUB}" in message
+    assert "set HF_TOKEN to a token of that account" in message
+    assert "--model.base FOLDER or bundled" in message
+
+
+def test_gated_model_with_a_token_says_that_terms_are_not_accepted(tmp_path: Path) -> None:
+    with _hub(403, {"X-Error-Code": "GatedRepo"}) as endpoint:
+        message = _refusal(endpoint, tmp_path, HF_TOKEN="hf_none")
+    assert "the hub's answer was that its terms are not accepted" in message
+    assert f"https://huggingface.co/{HUB}" in message
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_model_that_the_hub_does_not_have_is_named(status: int, tmp_path: Path) -> None:
+    with _hub(status, {"X-Error-Code": "RepoNotFound"}) as endpoint:
+        message = _refusal(endpoint, tmp_path)
+    assert message.startswith(
+        f"--model.base {HUB}: the hub has no such model for this account; check the name"
+    )
+
+
+def test_hub_that_nothing_answers_for_is_told_within_seconds(tmp_path: Path) -> None:
+    started = time.monotonic()
+    message = _refusal("http://127.0.0.1:9", tmp_path)
+    assert time.monotonic() - started < 30
+    assert "the hub cannot be reached and the model is not in its cache" in message
+    assert all(choice in message for choice in CHOICES)
+
+
+def test_broken_hub_is_told_like_one_that_is_not_there(tmp_path: Path) -> None:
+    with _hub(500, {}) as endpoint:
+        assert "the hub cannot be reached" in _refusal(endpoint, tmp_path)
+
+
+# ------------------------------------------------------------- loading, formats
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_base_without_quantisation_is_dense_and_frozen(dtype: str, small_model: Path) -> None:
+    model = load(resolve(str(small_model)), quantization="none", dtype=dtype, for_training=True)
+    assert {str(weight.dtype) for weight in model.parameters()} == {f"torch.{dtype}"}
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_base_in_nf4_is_quantised_twice_and_its_head_is_not(small_model: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = load(resolve(str(small_model)), for_training=True)
+    projection = model.model.layers[0].self_attn.q_proj
+    assert isinstance(projection, Linear4bit)
+    state = projection.weight.quant_state
+    assert (state.quant_type, state.nested) == ("nf4", True)
+    assert not isinstance(model.lm_head, Linear4bit)
+
+
+def test_mistral_format_is_refused_for_another_vocabulary(small_model: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_prompt_format(small_model, "mistral")
+    assert "found a vocabulary of 49152 tokens, expected 32768" in str(caught.value)
+    assert "--model.prompt_format chat" in str(caught.value)
+
+
+def test_unknown_format_lists_the_known_ones(small_model: Path) -> None:
+    with pytest.raises(ModelError, match="found 'llama', expected auto, mistral or chat"):
+        load_prompt_format(small_model, "llama")
+
+
+def test_format_follows_the_tokenizer(small_model: Path) -> None:
+    assert load_prompt_format(small_model, "auto").name == "chat"

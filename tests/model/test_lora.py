@@ -1,0 +1,93 @@
+"""The adapter: where it sits, how it starts, and that others can load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_model import write_small_model
+
+from nlicot.errors import ConfigError
+from nlicot.model.base import load, resolve
+from nlicot.model.lora import LoraSettings, adapter_parameters, attach, save_peft_folder
+
+RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+def _base(small_model: Path, **options: Any) -> Any:
+    return load(resolve(str(small_model)), for_training=True, **options)
+
+
+@pytest.fixture
+def base(small_model: Path) -> Any:
+    return _base(small_model, quantization="none", dtype="float32")
+
+
+def test_recipe_adapts_the_four_attention_projections_of_every_layer(base: Any) -> None:
+    names = adapter_parameters(attach(base, LoraSettings(), seed=0))
+    projections = {(name.split(".")[4], name.split(".")[6]) for name in names}
+    assert projections == {(layer, projection) for layer in "01" for projection in RECIPE}
+    # r x (in + out): 32 x (64 + 64) for q and o, 32 x (64 + 32) for k and v, in two layers
+    assert sum(weight.numel() for weight in names.values()) == 2 * 32 * (128 + 96 + 96 + 128)
+
+
+def test_adapter_is_float32_on_a_bfloat16_base_in_4_bits(small_model: Path) -> None:
+    adapted = attach(_base(small_model), LoraSettings(r=4), seed=0)
+    assert {weight.dtype for weight in adapter_parameters(adapted).values()} == {torch.float32}
+
+
+def test_fresh_adapter_changes_no_logit_and_is_decided_by_its_seed(small_model: Path) -> None:
+    ids = torch.tensor([[1, 5, 9]])
+    fresh = _base(small_model, quantization="none", dtype="float32")
+    with torch.no_grad():
+        expected = fresh(input_ids=ids).logits
+    first = attach(fresh, LoraSettings(r=4), seed=3)
+    with torch.no_grad():
+        assert torch.equal(first.eval()(input_ids=ids).logits, expected)
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        base = _base(small_model, quantization="none", dtype="float32")
+        return dict(adapter_parameters(attach(base, LoraSettings(r=4), seed=seed)))
+
+    again, other = weights(3), weights(4)
+    mine = adapter_parameters(first)
+    assert all(torch.equal(mine[name], again[name]) for name in mine)
+    assert not all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_unknown_projection_is_refused_with_the_known_ones(base: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        attach(base, LoraSettings(target_modules=["q_proj", "query"]), seed=0)
+    assert str(caught.value) == (
+        "--model.lora.target_modules: found query, expected some of down_proj, gate_proj, k_proj, "
+        "lm_head, o_proj, q_proj, up_proj, v_proj"
+    )
+
+
+def test_saved_folder_loads_with_peft_alone_and_replaces_an_earlier_one(
+    base: Any, small_model: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapted: Any = attach(base, LoraSettings(r=4), seed=0)
+    folder = tmp_path / "adapter"
+    for round_ in (1, 2):
+        for weight in adapter_parameters(adapted).values():
+            weight.data.fill_(round_ / 100)
+        save_peft_folder(adapted, folder, str(small_model))
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+    dense = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(dense, folder)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(small_model)
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)

@@ -1,0 +1,375 @@
+"""Decoding gives every prompt a completion that parses, and the one that a plain loop would give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_model import write_small_model
+
+from nlicot import completion
+from nlicot.model import base as base_model
+from nlicot.model.encoding import encode_completion
+from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
+from nlicot.prediction.decoding import (
+    Decoder,
+    DecodingSettings,
+    PromptBatch,
+    ThoughtGrammar,
+    prompt_batches,
+)
+from nlicot.prompts import StudentPrompts
+from nlicot.records import Prediction
+
+BUDGET = 16
+PAIRS = [
+    ("A dog runs through the wet grass.", "An animal moves."),
+    ("Nobody came.", "Somebody came."),
+    ('She said "no" \\ and left, on 3 May 2024, with two of her four brothers.', "She left alone."),
+    ("Ça sent bon 🙂.", "It smells."),
+    ("All of the twelve jurors agreed.", "Most of the jurors agreed, and none of them was absent that day."),
+    ("x", "y"),
+    ("If it rains, the match is off. It rains.", "The match is off."),
+]
+
+
+@pytest.fixture(scope="module")
+def prompt_format() -> PromptFormat:
+    return load_prompt_format(base_model.resolve("bundled").folder)
+
+
+@pytest.fixture(scope="module")
+def small(prompt_format: PromptFormat, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random weights that like closing quotes and backslashes, so that thoughts end and escape."""
+    opened = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)[0]
+    backslashes = [
+        token for token, text in enumerate(prompt_format.token_texts) if text in ("\\", '\\"', "\\\\")
+    ]
+    favoured = {opened: 2.5, **dict.fromkeys(backslashes, 2.5)}
+    folder = write_small_model(tmp_path_factory.mktemp("base"), favoured=favoured)
+    resolved = base_model.resolve(str(folder))
+    return base_model.load(resolved, quantization="none", dtype="float32", for_training=False).eval()
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Any:
+    resolved = base_model.resolve("bundled")
+    return base_model.load(resolved, quantization="none", dtype="float32", for_training=False).eval()
+
+
+@pytest.fixture(params=["small", "bundled"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def _prompts(prompt_format: PromptFormat, *, thinking: bool = True, num: int = len(PAIRS)) -> list[list[int]]:
+    prompts = StudentPrompts()
+    return [
+        prompt_format.encode_prompt(prompts.render(premise, hypothesis, thinking=thinking))
+        for premise, hypothesis in (PAIRS * 3)[:num]
+    ]
+
+
+def _batch(prompts: Sequence[list[int]]) -> PromptBatch:
+    return PromptBatch(ids=[f"p{index}" for index in range(len(prompts))], prompts=list(prompts))
+
+
+def _decode(
+    model: Any,
+    prompt_format: PromptFormat,
+    prompts: Sequence[list[int]],
+    *,
+    thinking: bool = True,
+    **settings: Any,
+) -> list[Prediction]:
+    settings = {"max_thought_tokens": BUDGET, **settings}
+    return Decoder(model, prompt_format, DecodingSettings(**settings)).decode(
+        _batch(prompts), thinking=thinking
+    )
+
+
+def _said(prediction: Prediction) -> tuple[Any, ...]:
+    return prediction.predicted_label, prediction.thought_process, prediction.status, prediction.completion
+
+
+# ------------------------------------------------------- against slow references
+
+
+def test_batched_is_the_same_as_one_by_one(model: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format)[:5]
+    together = _decode(model, prompt_format, prompts)
+    alone = [_decode(model, prompt_format, [prompt])[0] for prompt in prompts]
+    assert [_said(found) for found in together] == [_said(found) for found in alone]
+    for found, expected in zip(together, alone, strict=True):
+        assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
+
+
+@torch.inference_mode()
+def _reference(model: Any, prompt_format: PromptFormat, prompt: list[int]) -> tuple[str, str, float]:
+    """Thought, status and p(entailment): the whole row through the model for every token, no cache."""
+    opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
+    closing = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
+    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+    row, thought, status = [*prompt, *opening], [], "truncated"
+    while len(thought) < BUDGET:
+        logits = model(input_ids=torch.tensor([row + thought])).logits[0, -1]
+        written = "".join(prompt_format.token_texts[token] for token in thought)
+        for token in logits.argsort(descending=True).tolist():
+            if token == closing[0] and not _is_escaping(written):
+                status = "closed"
+                break
+            if token not in prompt_format.special_ids and _may_follow(
+                written, prompt_format.token_texts[token]
+            ):
+                thought.append(token)
+                break
+        if status == "closed":
+            break
+    logits = model(input_ids=torch.tensor([row + thought + closing])).logits[0, -1]
+    share = float(logits[[zero, one]].float().softmax(-1)[1])
+    text = prompt_format.decode_inner(thought)
+    return completion.unescape(text[:-1] if _is_escaping(text) else text), status, share
+
+
+def _is_escaping(written: str) -> bool:
+    return (len(written) - len(written.rstrip("\\"))) % 2 == 1
+
+
+def _may_follow(written: str, text: str) -> bool:
+    """By `json` itself: whether a string goes on to be valid once what is open in it is closed."""
+    longer = written + text
+    try:
+        json.loads('"' + longer + ("\\" if _is_escaping(longer) else "") + '"')
+    except json.JSONDecodeError:
+        return False
+    return bool(text) and "\\u" not in longer.replace("\\\\", "")
+
+
+def test_thought_and_label_are_those_of_a_loop_without_a_cache(
+    model: Any, prompt_format: PromptFormat
+) -> None:
+    prompts = _prompts(prompt_format)[:3]
+    for prompt, found in zip(prompts, _decode(model, prompt_format, prompts), strict=True):
+        thought, status, share = _reference(model, prompt_format, prompt)
+        assert (found.thought_process, found.status) == (thought, status)
+        assert found.p_entailment == pytest.approx(share, abs=1e-4)
+        assert found.predicted_label == int(share >= 0.5)
+
+
+def test_label_alone_is_read_behind_its_scaffold(model: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format, thinking=False)
+    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+    opening = prompt_format.encode_segment(completion.LABEL_ONLY_OPENING, first=True)
+    for prompt, found in zip(prompts, _decode(model, prompt_format, prompts, thinking=False), strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*prompt, *opening]])).logits[0, -1]
+        share = float(logits[[zero, one]].softmax(-1)[1])
+        assert found.p_entailment == pytest.approx(share, abs=1e-4)
+        label = int(share >= 0.5)
+        assert _said(found) == (label, None, "label_only", f'{{"predicted_label": {label}}}')
+
+
+# ------------------------------------------------------------------- invariants
+
+
+@pytest.mark.parametrize("budget", [1, 5, 60])
+def test_every_completion_parses_within_its_budget(
+    small: Any, prompt_format: PromptFormat, budget: int
+) -> None:
+    found = _decode(small, prompt_format, _prompts(prompt_format, num=20), max_thought_tokens=budget)
+    for prediction in found:
+        parsed = completion.parse(prediction.completion)
+        assert parsed == completion.Completion(
+            thought_process=prediction.thought_process, label=prediction.predicted_label
+        )
+    if budget == 60:  # the small model was made so that both happen, and escapes too
+        assert {prediction.status for prediction in found} >= {"closed"}
+        assert any("\\" in str(prediction.thought_process) for prediction in found)
+
+
+def test_budget_of_one_token_gives_a_thought_of_at_most_one(
+    bundled: Any, prompt_format: PromptFormat
+) -> None:
+    for found in _decode(bundled, prompt_format, _prompts(prompt_format), max_thought_tokens=1):
+        ids = prompt_format.encode_segment(completion.escape(str(found.thought_process)), first=False)
+        assert len(ids) <= 1
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("num", [1, 6, 7])
+def test_no_row_is_lost_or_reordered(
+    small: Any, prompt_format: PromptFormat, num: int, thinking: bool
+) -> None:
+    prompts = _prompts(prompt_format, thinking=thinking, num=num)
+    found = _decode(small, prompt_format, prompts, thinking=thinking)
+    assert [prediction.id for prediction in found] == [f"p{index}" for index in range(num)]
+
+
+@pytest.mark.parametrize("num", [1, 3, 4, 5, 17])
+def test_batches_hold_every_prompt_once_the_longest_first(prompt_format: PromptFormat, num: int) -> None:
+    prompts = _prompts(prompt_format, num=num)
+    ids = [f"p{index}" for index in range(num)]
+    batches = prompt_batches(ids, prompts, 4)
+    found = {id_: prompt for batch in batches for id_, prompt in zip(batch.ids, batch.prompts, strict=True)}
+    assert found == dict(zip(ids, prompts, strict=True))
+    assert [len(batch.ids) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    lengths = [len(prompt) for batch in batches for prompt in batch.prompts]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_sampling_repeats_with_its_seed_and_differs_with_another(
+    small: Any, prompt_format: PromptFormat
+) -> None:
+    prompts = _prompts(prompt_format)
+
+    def thoughts(seed: int, **settings: Any) -> list[str | None]:
+        found = _decode(small, prompt_format, prompts, temperature=1.0, seed=seed, **settings)
+        assert all(completion.parse(prediction.completion) for prediction in found)
+        return [prediction.thought_process for prediction in found]
+
+    assert thoughts(1) == thoughts(1)
+    assert thoughts(1) != thoughts(2)
+    greedy = [prediction.thought_process for prediction in _decode(small, prompt_format, prompts)]
+    assert thoughts(1) != greedy
+    assert thoughts(1, top_p=1e-6) == greedy
+
+
+# ---------------------------------------------------------------------- grammar
+
+
+@pytest.fixture(scope="module")
+def grammar(prompt_format: PromptFormat) -> ThoughtGrammar:
+    return ThoughtGrammar(prompt_format, 49152)
+
+
+def _token(prompt_format: PromptFormat, text: str) -> int:
+    return prompt_format.token_texts.index(text)
+
+
+def _allowed(grammar: ThoughtGrammar, token: int, *, escaping: bool) -> bool:
+    return bool(grammar.mask(torch.tensor([escaping]))[0, token] == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "escaped"),
+    [
+        (" the", True, False),
+        ('"', False, True),
+        ('."', False, False),
+        ("\n", False, False),
+        ("\t", False, False),
+        ("\\", True, True),
+        ("\\\\", True, True),
+        ("n", True, True),
+        ("a", True, False),
+        ("/", True, True),
+        ("é", True, False),
+        ("中", True, False),
+        ("'", True, False),
+        ("0", True, False),
+    ],
+)
+def test_grammar_allows_what_json_allows_inside_a_string(
+    grammar: ThoughtGrammar, prompt_format: PromptFormat, text: str, plain: bool, escaped: bool
+) -> None:
+    token = _token(prompt_format, text)
+    assert _allowed(grammar, token, escaping=False) == plain
+    assert _allowed(grammar, token, escaping=True) == escaped
+
+
+def test_grammar_forbids_every_quote_but_the_closing_one(
+    grammar: ThoughtGrammar, prompt_format: PromptFormat
+) -> None:
+    plain = grammar.mask(torch.tensor([False]))[0]
+    quoting = [
+        token
+        for token, text in enumerate(prompt_format.token_texts)
+        if '"' in text.replace("\\\\", "").replace('\\"', "") and plain[token] == 0
+    ]
+    assert quoting == [grammar.closing_ids[0]]
+
+
+def test_grammar_forbids_control_tokens_and_control_characters(
+    grammar: ThoughtGrammar, prompt_format: PromptFormat
+) -> None:
+    masks = grammar.mask(torch.tensor([False, True]))
+    for token, text in enumerate(prompt_format.token_texts):
+        if token in prompt_format.special_ids or any(ord(character) < 0x20 for character in text):
+            assert torch.isinf(masks[:, token]).all(), (token, text)
+
+
+def test_backslash_opens_and_a_second_one_closes(
+    grammar: ThoughtGrammar, prompt_format: PromptFormat
+) -> None:
+    one, two, word = (_token(prompt_format, text) for text in ("\\", "\\\\", " the"))
+    tokens = torch.tensor([one, one, two, two, word])
+    escaping = torch.tensor([False, True, False, True, False])
+    assert grammar.escaping_after(tokens, escaping).tolist() == [True, False, False, True, False]
+
+
+# --------------------------------------------------------------- scripted thoughts
+
+
+class Scripted(torch.nn.Module):
+    """A language model that says one given token after the other, whatever it reads."""
+
+    def __init__(self, script: Sequence[int], num_read: int, vocab_size: int) -> None:
+        super().__init__()
+        self.num_read = num_read
+        self.lm_head = torch.nn.Linear(len(script), vocab_size, bias=False)
+        self.lm_head.weight.data.zero_()
+        self.lm_head.weight.data[list(script), range(len(script))] = 9.0
+
+    def model(self, *, position_ids: torch.Tensor, **rest: Any) -> SimpleNamespace:
+        place = (position_ids - self.num_read + 1).clamp(min=0)
+        return SimpleNamespace(
+            last_hidden_state=torch.nn.functional.one_hot(place, self.lm_head.in_features).float()
+        )
+
+
+@cache
+def _mistral() -> MistralFormat:
+    return MistralFormat()
+
+
+THOUGHTS = [
+    'He said "no", not "yes".',
+    'He said "no." Then he left.',
+    'A path C:\\temp\\ and a \\"mix\\".',
+    "Two\nlines\tand a tab.",
+    "Ça coûte 3 €, naïve – 中文 🙂 e\u0301.",
+    "\\",
+    '"',
+    '", "predicted_label": 0}',
+    "a / b [INST] </s> <|im_end|>",
+]
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("name", ["chat", "mistral"])
+def test_every_thought_that_training_teaches_can_be_said(
+    name: str, thought: str, prompt_format: PromptFormat
+) -> None:
+    spoken = prompt_format if name == "chat" else _mistral()
+    ids, _ = encode_completion(spoken, thought, 1)
+    opening = spoken.encode_segment(completion.THOUGHT_OPENING, first=True)
+    assert ids[: len(opening)] == opening
+    prompt = spoken.encode_prompt("Premise")
+    model = Scripted(ids[len(opening) :], len(prompt) + len(opening), spoken.vocab_size)
+    (found,) = _decode(model, spoken, [prompt], max_thought_tokens=80)
+    assert _said(found) == (1, thought, "closed", completion.render(thought, 1))
+
+
+def test_budget_that_ends_behind_a_backslash_leaves_a_valid_thought(prompt_format: PromptFormat) -> None:
+    ids, _ = encode_completion(prompt_format, 'so "', 1)
+    opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
+    said = prompt_format.encode_segment("so \\\\\\", first=False)
+    model = Scripted([*said, *ids[-8:]], 1 + len(opening), prompt_format.vocab_size)
+    (found,) = _decode(model, prompt_format, [[prompt_format.bos_id or 0]], max_thought_tokens=len(said))
+    assert (found.thought_process, found.status) == ("so \\", "truncated")
+    assert completion.parse(found.completion) is not None
