@@ -84,6 +84,8 @@ class RunCheckpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `last` once more, so that the finished state is there."""
+        # The epoch is over: a resume that adds epochs starts the next one at its first window.
+        trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
         self._save_last(trainer)
 
     def _keep_if_best(self, trainer: Trainer, pl_module: LightningModule) -> None:

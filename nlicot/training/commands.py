@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
+OF_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OF_THE_ROOT = (
     "train_pairs",
     "train_thoughts",
@@ -132,7 +133,7 @@ def fit(args: Sequence[str]) -> int:
     if cli.config["final_evaluation"]:
         # In a process of its own, which only decodes and so may use kernels that training cannot.
         command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(folder / BEST)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
+        environment = {name: value for name, value in os.environ.items() if name not in OF_THE_LAUNCHER}
         code = subprocess.run(command, check=False, env=environment).returncode
         if code:
             return code

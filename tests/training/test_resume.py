@@ -92,6 +92,12 @@ def test_resuming_a_finished_run_changes_nothing(small_model: Path, tmp_path: Pa
     assert _summary(folder) == before[1]
 
 
+def test_finished_run_can_be_given_more_epochs(small_model: Path, tmp_path: Path) -> None:
+    folder = _fit_whole(tmp_path, str(small_model), "--trainer.max_epochs=1", "--data.limit_train=12")
+    _run(["--resume", str(folder), "--trainer.max_epochs=3"])
+    assert _summary(folder)["optimizer_steps"] == 3 * 3
+
+
 def test_resuming_what_is_no_run_names_the_runs_there_are(
     whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
