@@ -165,35 +165,44 @@ class ThoughtTuner(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what predicting needs besides the weights."""
-        checkpoint[CHECKPOINT_KEY] = {
-            "base": self.resolved_base.name,
-            "prompt_format": self.prompt_format.name,
-            "tokenizer_sha256": self.prompt_format.fingerprint,
-            "prompts": self.prompts.to_dict(),
-            "thinks": self.thinks,
-        }
+        checkpoint[CHECKPOINT_KEY] = {**self._made_with(), "thinks": self.thinks}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was made with another base, tokenizer or prompt."""
         stored = checkpoint.get(CHECKPOINT_KEY)
         if stored is None:
             raise CheckpointError("found no nlicot entry in the checkpoint, expected one written by `fit`")
-        here = {
-            "base": self.resolved_base.name,
-            "prompt_format": self.prompt_format.name,
-            "tokenizer_sha256": self.prompt_format.fingerprint,
-            "prompts": self.prompts.to_dict(),
-        }
+        self.take_over(stored)
+
+    def take_over(self, stored: dict[str, Any]) -> None:
+        """Decode as the checkpoint with this entry was trained; needs no weights.
+
+        Raises:
+            CheckpointError: base, tokenizer or prompts are others here; each is named with both values.
+        """
+        here = self._made_with()
+        given = {**here.pop("prompts"), **here}
+        kept = {**stored["prompts"], **{name: stored[name] for name in here}}
         differing = [
-            f"{key}: stored {stored[key]!r}, given {here[key]!r}" for key in here if stored[key] != here[key]
+            f"{name}: found {given[name]!r}, expected {kept[name]!r}"
+            for name in given
+            if given[name] != kept[name]
         ]
         if differing:
             raise CheckpointError(
                 "the checkpoint was made with something else ("
                 + "; ".join(differing)
-                + "); leave those flags out or name the checkpoint that fits them"
+                + "); leave those flags out, or name the checkpoint that fits them"
             )
         self.thinks = stored["thinks"]
+
+    def _made_with(self) -> dict[str, Any]:
+        return {
+            "base": self.resolved_base.name,
+            "prompt_format": self.prompt_format.name,
+            "tokenizer_sha256": self.prompt_format.fingerprint,
+            "prompts": self.prompts.to_dict(),
+        }
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as a plain PEFT folder."""
