@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -20,8 +19,6 @@ from nlicot import completion
 from nlicot.completion import SegmentKind
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
-
-logger = logging.getLogger(__name__)
 
 OverBudget = Literal["cut", "drop"]
 

@@ -60,6 +60,11 @@ def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:
     return adapted
 
 
+def causal_lm(model: Any) -> Any:
+    """The language model below an adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name, in a fixed order."""
     return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nlicot import completion
+from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import Prediction
 
@@ -127,7 +128,7 @@ class Decoder:
     """
 
     def __init__(self, model: Any, prompt_format: PromptFormat, settings: DecodingSettings) -> None:
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.model = causal_lm(model)
         self.prompt_format = prompt_format
         self.settings = settings
         self.device = self.model.lm_head.weight.device
@@ -144,7 +145,7 @@ class Decoder:
         rows = [[*prompt, *opening] for prompt in batch.prompts]
         hidden, state = self._prefill(rows)
         if not thinking:
-            shares = self._label_shares(hidden)
+            shares = self._label_shares(self.model.lm_head(hidden))
             return [
                 self._finished(id_, None, share, "label_only")
                 for id_, share in zip(batch.ids, shares, strict=True)
@@ -203,7 +204,7 @@ class Decoder:
             # Behind a backslash the same token, a quote and a comma say, is part of the thought.
             closes = ((chosen == closing[0]) & ~escaping).tolist()
             escaping = self.grammar.escaping_after(chosen, escaping)
-            label_shares = logits[:, list(self.grammar.label_ids)].softmax(-1)[:, 1].tolist()
+            label_shares = self._label_shares(logits)
             feed = chosen.tolist()
             for place, row in enumerate(running):
                 if row < 0:
@@ -246,9 +247,10 @@ class Decoder:
             shares = shares.scatter(-1, indices, ordered.masked_fill(beyond, 0.0))
         return torch.multinomial(shares, 1, generator=generator).squeeze(-1)
 
-    def _label_shares(self, hidden: Tensor) -> list[float]:
-        logits = self.model.lm_head(hidden)[:, list(self.grammar.label_ids)].float()
-        shares: list[float] = logits.softmax(-1)[:, 1].tolist()
+    def _label_shares(self, logits: Tensor) -> list[float]:
+        """p(entailment) of every row of `[B, V]` logits where a label comes next."""
+        two = logits[:, list(self.grammar.label_ids)].float()
+        shares: list[float] = two.softmax(-1)[:, 1].tolist()
         return shares
 
     def _finished(self, id_: str, thought: str | None, share: float, status: str) -> Prediction:

@@ -17,13 +17,13 @@ from nlicot.metrics import (
     length_bins,
     metrics_to_dict,
 )
+from nlicot.prediction.writer import in_order_of
 from nlicot.records import Example, Prediction
 
 
 def measure(examples: Sequence[Example], predictions: Sequence[Prediction]) -> ClassificationMetrics:
     """Metrics of predictions, in any order, against the labels of `examples`."""
-    by_id = {prediction.id: prediction for prediction in predictions}
-    found = [by_id[example.id] for example in examples]
+    found = in_order_of(examples, predictions)
     return classification_metrics(
         [int(example.label or 0) for example in examples],
         [prediction.predicted_label for prediction in found],
@@ -39,8 +39,7 @@ def record_metrics(
     predictions: Sequence[Prediction],
 ) -> None:
     """Put a split's figures into `metrics.json`, beside those of other splits."""
-    by_id = {prediction.id: prediction for prediction in predictions}
-    found = [by_id[example.id] for example in examples]
+    found = in_order_of(examples, predictions)
     right = [
         prediction.predicted_label == example.label
         for example, prediction in zip(examples, found, strict=True)

@@ -23,8 +23,7 @@ def write_predictions(
     Raises:
         KeyError: an example has no prediction; nothing is written then.
     """
-    by_id = {prediction.id: prediction for prediction in predictions}
-    ordered = [by_id[example.id] for example in examples]
+    ordered = in_order_of(examples, predictions)
     csv_path, jsonl_path = folder / f"{split}.csv", folder / f"{split}.jsonl"
     write_jsonl(
         jsonl_path,
@@ -33,6 +32,12 @@ def write_predictions(
     )
     write_csv(csv_path, ["prediction"], [[str(found.predicted_label)] for found in ordered], overwrite=True)
     return csv_path, jsonl_path
+
+
+def in_order_of(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Each example's prediction; a KeyError where one is missing."""
+    by_id = {prediction.id: prediction for prediction in predictions}
+    return [by_id[example.id] for example in examples]
 
 
 def _with_pair(example: Example, prediction: Prediction) -> dict[str, Any]:

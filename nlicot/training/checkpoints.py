@@ -7,7 +7,6 @@ the process is killed (Lightning's own mid-epoch state does not: its issues 2193
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nlicot.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 GENERATED_PREFIX = "dev_generated/"

@@ -33,24 +33,14 @@ from nlicot.prediction.outcome import label_shares, measure, record_metrics
 from nlicot.prediction.writer import write_predictions
 from nlicot.training.checkpoints import BEST, LAST, PEFT_FOLDER, RunCheckpoints
 from nlicot.training.config_errors import read_config
-from nlicot.training.datamodule import PairsData
+from nlicot.training.datamodule import SINGLE_FILES, PairsData
 from nlicot.training.evaluation import GeneratedMetrics, gather
 from nlicot.training.lightning_cli import CommandLine
 from nlicot.training.module import CHECKPOINT_KEY, ThoughtTuner
 
-logger = logging.getLogger(__name__)
-
 RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
 OF_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OF_THE_ROOT = (
-    "train_pairs",
-    "train_thoughts",
-    "train_reflections",
-    "dev_pairs",
-    "dev_thoughts",
-    "dev_reflections",
-)
 
 
 def main(command: str, args: Sequence[str]) -> int:
@@ -72,6 +62,7 @@ def _quieten() -> None:
         ".*lr_scheduler.step.*",
         ".*is_gradient_checkpointing.*",
         ".*transfer_batch_to_device.*",
+        ".*predict returned None.*",
     ):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -107,7 +98,6 @@ def fit(args: Sequence[str]) -> int:
     data.read_for_fit()
     module.resolve_base(on_sample=data.on_sample)
     module.prompts, module.thinks = data.prompts, _thinks(data)
-    data.decode_batch_size = module.decoding.batch_size
 
     if resumed is None:
         folder, checkpoint = _new_run_folder(cli, data), None
@@ -123,10 +113,13 @@ def fit(args: Sequence[str]) -> int:
         ],
         default_root_dir=str(folder),
     )
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        print(f"stopped; go on with: python -m nlicot fit --resume {folder}", file=sys.stderr)
-        return 130
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            print(f"nlicot: stopped; go on with: python -m nlicot fit --resume {folder}", file=sys.stderr)
+            return 130
+        raise
     if not trainer.is_global_zero:
         return 0
     write_json(folder / FIT_SUMMARY, _fit_summary(data, module, trainer, checkpoints))
@@ -249,7 +242,7 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     given = _value_of(args, "--ckpt_path")
     if given is None:
         if {"-h", "--help", "--print_config"} & set(args):
-            return _show_only(command, args)
+            CommandLine(command, args, RECIPE)  # prints, and exits
         raise ConfigError(f"{command}: found no --ckpt_path, expected checkpoints/<run>/{BEST}")
     checkpoint = Path(given).expanduser()
     if not checkpoint.is_file():
@@ -257,7 +250,8 @@ def evaluate(command: str, args: Sequence[str]) -> int:
             f"--ckpt_path {checkpoint}: found no such file, expected checkpoints/<run>/{BEST}; "
             f"there are: {', '.join(map(str, sorted(Path('checkpoints').glob(f'*/{BEST}')))) or 'none'}"
         )
-    cli = _from_run(command, args, checkpoint)
+    stored = _stored(checkpoint)
+    cli = _from_run(command, args, checkpoint, stored["base"])
     data, module = cli.datamodule, cli.model
     _say_which_data(data)
     split = cli.config["split"]
@@ -265,9 +259,8 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     data.check_apart_from_train(split)
     module.resolve_base(on_sample=data.on_sample)
     module.prompts = data.prompts
-    module.take_over(_stored(checkpoint))
+    module.take_over(stored)
     module.only_decodes = True
-    data.decode_batch_size = module.decoding.batch_size
 
     trainer = cli.make_trainer(logger=False, callbacks=[], default_root_dir=str(checkpoint.parent))
     runs: dict[str, Callable[..., Any]] = {
@@ -294,24 +287,17 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     return 0
 
 
-def _show_only(command: str, args: Sequence[str]) -> int:
-    CommandLine(command, args, RECIPE)
-    return 0
-
-
-def _from_run(command: str, args: Sequence[str], checkpoint: Path) -> CommandLine:
-    """The run's own configuration with this command's flags over it."""
+def _from_run(command: str, args: Sequence[str], checkpoint: Path, base: str) -> CommandLine:
+    """The run's own configuration, with the base it really took, and this command's flags over it."""
     config = read_config(_run_file(checkpoint.parent, CONFIG))
     for key in ("run", "resume", "final_evaluation"):
         config.pop(key, None)
     if _value_of(args, "--data.root") is not None:
         # Another root's files, not the single paths of the run; those named now stand in `args`.
-        for name in (*OF_THE_ROOT, "test_pairs"):
+        for name in SINGLE_FILES:
             config["data"][name] = None
-    # Which base the run took is in the checkpoint; where it was a fallback, that is what there is to load.
-    stored = _stored(checkpoint)
-    if _value_of(args, "--model.base") is None:
-        config["model"]["base"] = stored["base"]
+    if _value_of(args, "--model.base") is None:  # a fallback may have stood in for the configured one
+        config["model"]["base"] = base
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as merged:
         yaml.safe_dump(config, merged)
         merged.flush()

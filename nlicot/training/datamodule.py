@@ -35,6 +35,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+SINGLE_FILES = (
+    "train_pairs",
+    "train_thoughts",
+    "train_reflections",
+    "dev_pairs",
+    "dev_thoughts",
+    "dev_reflections",
+    "test_pairs",
+)
+"""The arguments that name one file in place of the data root's."""
+
+
 class PairsData(LightningDataModule):
     """Pairs, thoughts and reflections of a data root, as the student learns from them.
 
@@ -88,15 +100,16 @@ class PairsData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.data_root = storage.DataRoot(Path(root).expanduser())
-        self.paths = {
-            "train_pairs": train_pairs,
-            "train_thoughts": train_thoughts,
-            "train_reflections": train_reflections,
-            "dev_pairs": dev_pairs,
-            "dev_thoughts": dev_thoughts,
-            "dev_reflections": dev_reflections,
-            "test_pairs": test_pairs,
-        }
+        given = (
+            train_pairs,
+            train_thoughts,
+            train_reflections,
+            dev_pairs,
+            dev_thoughts,
+            dev_reflections,
+            test_pairs,
+        )
+        self.paths = dict(zip(SINGLE_FILES, given, strict=True))
         self.prepared = Path(prepared) if prepared else None
         self.builder = find_builder(builder) if isinstance(builder, str) else builder
         prompts = prompts or StudentPrompts()
@@ -116,8 +129,6 @@ class PairsData(LightningDataModule):
         self.pairs: dict[str, list[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
-        self.decode_batch_size = 32
-        self.train_sampler: WindowSampler | None = None
         self._resume_at: tuple[int, int] | None = None
         self._encoded: dict[str, Any] = {}
 
@@ -150,8 +161,7 @@ class PairsData(LightningDataModule):
         """
         for split in ("train", "dev"):
             self.read_pairs(split)
-        sources = {split: (self.path_of(split, "pairs"), self.pairs[split]) for split in ("train", "dev")}
-        storage.check_disjoint(sources, allow=self.allow_overlap)
+        self.check_apart_from_train("dev")
         for split in ("train", "dev"):
             self.built[split] = self._build(split)
 
@@ -183,7 +193,7 @@ class PairsData(LightningDataModule):
         path = self.path_of("train", "pairs")
         if split == "train" or not path.is_file():
             return
-        train = storage.read_examples(path, label_map=self.label_map)
+        train = self.pairs.get("train") or storage.read_examples(path, label_map=self.label_map)
         sources = {"train": (path, train), split: (self.path_of(split, "pairs"), self.pairs[split])}
         storage.check_disjoint(sources, allow=self.allow_overlap)
 
@@ -260,28 +270,24 @@ class PairsData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """One window, that is one optimizer step, at a time."""
-        self.train_sampler = self._sampler("train", shuffle=True)
+        sampler = self._sampler("train", shuffle=True)
         if self._resume_at is not None:
-            self.train_sampler.resume_at(*self._resume_at)
-        return self._window_loader("train", self.train_sampler)
+            sampler.resume_at(*self._resume_at)
+        return self._window_loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In `fit` windows of the dev examples; in `validate` every dev pair's prompt."""
+        """In `fit` windows of the dev examples; in `validate` the prompts of the split that was read."""
         if self._running.state.fn == "fit":
             return self._window_loader("dev", self._sampler("dev", shuffle=False))
-        return self._prompt_loader("dev")
+        return self._prompt_loader()
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Every test pair's prompt."""
-        return self._prompt_loader(self._only_split())
+        return self._prompt_loader()
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The prompt of every pair to predict."""
-        return self._prompt_loader(self._only_split())
-
-    def _only_split(self) -> str:
-        (split,) = self.pairs
-        return split
+        return self._prompt_loader()
 
     def _sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
         return WindowSampler(
@@ -299,8 +305,9 @@ class PairsData(LightningDataModule):
         # As `sampler`, not `batch_sampler`: Lightning tells only the former which epoch begins.
         return DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=_as_it_is)
 
-    def _prompt_loader(self, split: str) -> DataLoader[Any]:
-        batches = self.prompt_batches(self.pairs[split])
+    def _prompt_loader(self) -> DataLoader[Any]:
+        (examples,) = self.pairs.values()  # commands that decode read one split
+        batches = self.prompt_batches(examples)
         # Each rank takes whole batches in turn, so no pair is decoded twice to even out ranks.
         mine = batches[self._running.global_rank :: self._running.world_size]
         return DataLoader(mine, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
@@ -314,7 +321,7 @@ class PairsData(LightningDataModule):
             )
             for example in examples
         ]
-        return prompt_batches([example.id for example in examples], prompts, self.decode_batch_size)
+        return prompt_batches([example.id for example in examples], prompts, module.decoding.batch_size)
 
     def dev_sample(self, num_pairs: int) -> list[Example]:
         """A fixed, seeded choice of labelled dev pairs, in their order; all where there are no more."""

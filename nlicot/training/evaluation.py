@@ -6,17 +6,27 @@ by the module under its own name.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torchmetrics.classification import BinaryConfusionMatrix
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryConfusionMatrix,
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
+)
 
 from nlicot.records import LABEL_NAMES, Example, Prediction
 
-logger = logging.getLogger(__name__)
+METRICS = {
+    "accuracy": BinaryAccuracy,
+    "precision": BinaryPrecision,
+    "recall": BinaryRecall,
+    "f1": BinaryF1Score,
+}
 
 
 class GeneratedMetrics(Callback):
@@ -41,10 +51,8 @@ class GeneratedMetrics(Callback):
         predictions = self._decode(trainer, pl_module, examples)
         true = torch.tensor([example.label for example in examples])
         found = torch.tensor([predictions[example.id].predicted_label for example in examples])
-        for name, metric in pl_module.dev_metrics.items():  # type: ignore[union-attr, operator]
-            metric = metric.cpu()
-            pl_module.log(f"dev_generated/{name}", metric(found, true), prog_bar=name == "accuracy")
-            metric.reset()
+        for name, kind in METRICS.items():
+            pl_module.log(f"dev_generated/{name}", kind()(found, true), prog_bar=name == "accuracy")
         pl_module.log("dev_generated/num_pairs", float(len(examples)))
         closed = sum(prediction.status != "truncated" for prediction in predictions.values())
         pl_module.log("dev_generated/closed_share", closed / len(examples))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nlicot.model.encoding import TokenKind
+from nlicot.model.lora import causal_lm
 from nlicot.training.batches import MicroBatch
 
 CHUNK_LOGITS = 64 * 2**20
@@ -31,11 +32,6 @@ class SegmentWeights:
     def by_kind(self) -> Tensor:
         """`[4]`, by `TokenKind`."""
         return torch.tensor([0.0, self.scaffold_weight, self.thought_weight, self.label_weight])
-
-
-def causal_lm(model: Any) -> Any:
-    """The language model below an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def lm_head(model: Any) -> Any:

@@ -8,7 +8,6 @@ supervised tokens over all ranks, so the loss is exact whatever the micro-batch 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import time
 from contextlib import nullcontext
@@ -19,7 +18,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from nlicot.errors import CheckpointError, NlicotError
 from nlicot.model import base as base_model
@@ -32,8 +30,6 @@ from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 from nlicot.training.batches import Window
 from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "nlicot"
 
@@ -105,14 +101,6 @@ class ThoughtTuner(LightningModule):
         self._dev_sums = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_counts = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_labels = [0, 0]
-        self.dev_metrics = torch.nn.ModuleDict(
-            {
-                "accuracy": BinaryAccuracy(),
-                "precision": BinaryPrecision(),
-                "recall": BinaryRecall(),
-                "f1": BinaryF1Score(),
-            }
-        )
 
     # ------------------------------------------------------------------ model
 

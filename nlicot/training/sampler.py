@@ -93,6 +93,8 @@ class WindowDataset(Dataset[Window]):
         self.rank = rank
         self.world_size = world_size
         self.lengths: list[int] = list(encoded["length"])
+        # A view, so that counting a window's tokens does not decode them.
+        self._counts = encoded.select_columns("num_by_kind")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -116,5 +118,5 @@ class WindowDataset(Dataset[Window]):
             )
             ids += rows["id"]
             labels += rows["label"]
-        counts = torch.tensor(self.encoded[ordered]["num_by_kind"]).sum(dim=0)
+        counts = torch.tensor(self._counts[ordered]["num_by_kind"]).sum(dim=0)
         return Window(micro_batches=batches, num_by_kind=counts, ids=ids, labels=labels)
