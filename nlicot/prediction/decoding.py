@@ -17,6 +17,8 @@ from torch import Tensor
 from nlicot import completion
 from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
+from nlicot.prediction.script import Choice, FreeText, Said, Script
+from nlicot.prediction.script import Row as _Row
 from nlicot.records import Prediction
 
 COMPACT_BELOW = 0.75
@@ -81,12 +83,20 @@ class ThoughtGrammar:
             self.ends_escaping[token] = trailing % 2 == 1 and trailing < len(text)
             self.toggles_escaping[token] = trailing % 2 == 1 and trailing == len(text)
             self.keeps_escaping[token] = trailing % 2 == 0 and trailing == len(text)
-        plain[self.closing_ids[0]] = 0.0
         self.masks = torch.stack([plain, escaped])
 
-    def mask(self, escaping: Tensor) -> Tensor:
-        """`[B, V]` to add to logits; `escaping` `[B]` says where a backslash is open."""
-        return self.masks[escaping.long()]
+    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """`[B, V]` to add to logits.
+
+        Args:
+            escaping: `[B]`, where a backslash is open.
+            closing: `[B]`, the token that ends each row's text; None is the thought's.
+        """
+        if closing is None:
+            closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
+        mask = self.masks[escaping.long()]
+        allowed = mask.gather(1, closing[:, None]).masked_fill(~escaping[:, None], 0.0)
+        return mask.scatter(1, closing[:, None], allowed)
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """`[B]`: where a backslash is open behind these tokens."""
@@ -110,12 +120,6 @@ def _stays_in_string(text: str) -> bool:
             return False
         index += 1
     return True
-
-
-def _without_open_escape(text: str) -> str:
-    """The text without a last backslash that a spent budget left open."""
-    trailing = len(text) - len(text.rstrip("\\"))
-    return text[:-1] if trailing % 2 else text
 
 
 class Decoder:
@@ -189,35 +193,43 @@ class Decoder:
 
     def _think(self, hidden: Tensor, state: _State) -> tuple[list[str], list[float], list[bool]]:
         """Thoughts, entailment shares and whether each thought closed by itself, for `[B, H]`."""
-        num_rows = len(hidden)
+        script = (
+            FreeText(closing_ids=self.grammar.closing_ids, max_tokens=self.settings.max_thought_tokens),
+            Choice(options=[[label] for label in self.grammar.label_ids]),
+        )
+        said = self._follow(hidden, state, script)
+        thoughts = [row.texts[0] for row in said]
+        return thoughts, [row.shares[0][1] for row in said], [row.closed[0] for row in said]
+
+    @torch.inference_mode()
+    def follow(
+        self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
+    ) -> list[Said]:
+        """What the model says to each prompt when its answer begins with `opening_ids` and keeps to `script`.
+
+        This is how a teacher in this process fills in a JSON object with other fields than a student's.
+        """
+        hidden, state = self._prefill([[*prompt, *opening_ids] for prompt in prompts])
+        return self._follow(hidden, state, script)
+
+    def _follow(self, hidden: Tensor, state: _State, script: Script) -> list[Said]:
+        """Walk all rows, `[B, H]` behind their prompts, through the script; each at its own pace."""
         generator = torch.Generator(self.device).manual_seed(self.settings.seed)
-        tokens: list[list[int]] = [[] for _ in range(num_rows)]
-        shares = [0.0] * num_rows
-        closed = [False] * num_rows
-        num_forced = [0] * num_rows  # tokens of the closing scaffold that a row has been fed
-        running = list(range(num_rows))  # the row of each place in the cache; -1 where it is done
-        escaping = torch.zeros(num_rows, dtype=torch.bool, device=self.device)
-        closing = self.grammar.closing_ids
+        rows = [_Row(script=script) for _ in range(len(hidden))]
+        running = list(rows)  # the row of each place in the cache
+        escaping = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         while True:
             logits = self.model.lm_head(hidden).float()
-            chosen = self._choose(logits + self.grammar.mask(escaping), generator)
+            closing = torch.tensor([row.closing_id for row in running], device=self.device)
+            chosen = self._choose(logits + self.grammar.mask(escaping, closing), generator)
             # Behind a backslash the same token, a quote and a comma say, is part of the thought.
-            closes = ((chosen == closing[0]) & ~escaping).tolist()
+            closes = ((chosen == closing) & ~escaping).tolist()
             escaping = self.grammar.escaping_after(chosen, escaping)
-            label_shares = self._label_shares(logits)
             feed = chosen.tolist()
             for place, row in enumerate(running):
-                if row < 0:
-                    continue
-                if num_forced[row] == len(closing):
-                    shares[row] = label_shares[place]
-                    running[place] = -1
-                elif num_forced[row] or self._ends(tokens[row], closes[place], closed, row):
-                    feed[place] = closing[num_forced[row]]
-                    num_forced[row] += 1
-                else:
-                    tokens[row].append(feed[place])
-            kept = [place for place, row in enumerate(running) if row >= 0]
+                if not row.done:
+                    feed[place] = row.next_token(feed[place], closes[place], logits[place])
+            kept = [place for place, row in enumerate(running) if not row.done]
             if not kept:
                 break
             if len(kept) < COMPACT_BELOW * len(running):
@@ -227,15 +239,10 @@ class Decoder:
                 feed = [feed[place] for place in kept]
                 escaping = escaping[places]
             hidden = self._advance(torch.tensor(feed, device=self.device)[:, None], state)
-        texts = [_without_open_escape(self.prompt_format.decode_inner(ids)) for ids in tokens]
-        thoughts = [completion.unescape(text) for text in texts]
-        return thoughts, shares, closed
-
-    def _ends(self, tokens: list[int], closes: bool, closed: list[bool], row: int) -> bool:
-        """Whether the row's thought is over: by its closing quote, or because its budget is spent."""
-        if closes:
-            closed[row] = True
-        return closed[row] or len(tokens) >= self.settings.max_thought_tokens
+            # A field begins outside of any escape, whatever a spent budget left open.
+            fresh = torch.tensor([not row.in_text for row in running], device=self.device)
+            escaping = escaping & ~fresh
+        return [row.said(self.prompt_format) for row in rows]
 
     def _choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         if self.settings.temperature <= 0:
