@@ -28,8 +28,20 @@ def _split(name: str, args: Sequence[str]) -> int:
     return main(args)
 
 
+def _prepare(name: str, args: Sequence[str]) -> int:
+    from nlicot.preparation.command import main
+
+    return main(args)
+
+
 def _training(name: str, args: Sequence[str]) -> int:
     from nlicot.training.commands import main
+
+    return main(name, args)
+
+
+def _teacher(name: str, args: Sequence[str]) -> int:
+    from nlicot.teacher.commands import main
 
     return main(name, args)
 
@@ -37,6 +49,12 @@ def _training(name: str, args: Sequence[str]) -> int:
 GROUPS: dict[str, list[Command]] = {
     "data (costs nothing)": [
         Command(name="split", summary="one CSV of pairs into train and dev, no premise in both", run=_split),
+        Command(name="prepare", summary="what fit would train on, as instruction data", run=_prepare),
+    ],
+    "teacher (costs money, or the time of a local model)": [
+        Command(name="generate", summary="a thought and a label for each pair, by a teacher", run=_teacher),
+        Command(name="reflect", summary="a stronger teacher on the wrong thoughts", run=_teacher),
+        Command(name="score", summary="a judge's marks, and low texts written anew", run=_teacher),
     ],
     "training (costs GPU time)": [
         Command(name="fit", summary="tune an adapter on a data root", run=_training),

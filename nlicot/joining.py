@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from nlicot.errors import DataError
 from nlicot.files import RecordList, line_of, shown
-from nlicot.records import Example, Provenance, Reflection, Thought
+from nlicot.records import Example, Provenance, Reflection, Score, Thought
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,43 @@ class JoinedReflections:
     num_wrong_label: int
 
 
+@dataclass(slots=True, kw_only=True)
+class JoinTally:
+    """What joining a file came to, added up over the file's parts and told once by `log`."""
+
+    path: Path
+    num_repeated: int = 0
+    num_relabelled: int = 0
+    num_wrong_label: int = 0
+    num_without_thought: int = 0
+    has_thoughts: bool = False
+
+    def log(self) -> None:
+        """Say what was counted, where there was any."""
+        if self.num_repeated:
+            logger.info("%s: dropped %d identical repetitions", self.path, self.num_repeated)
+        if self.num_relabelled:
+            logger.warning(
+                "%s: %d true labels differ from their pairs'; took the pairs'", self.path, self.num_relabelled
+            )
+        if self.num_wrong_label:
+            logger.warning(
+                "%s: skipped %d reflections that miss the true label", self.path, self.num_wrong_label
+            )
+        if self.has_thoughts and self.num_without_thought:
+            logger.info(
+                "%s: %d reflections have no thought in the thoughts' file",
+                self.path,
+                self.num_without_thought,
+            )
+
+
 def join_thoughts(
-    examples: Sequence[Example], thoughts: Sequence[Thought], *, path: Path
+    examples: Sequence[Example],
+    thoughts: Sequence[Thought],
+    *,
+    path: Path,
+    tally: JoinTally | None = None,
 ) -> RecordList[Thought]:
     """Give each thought its pair's id and label.
 
@@ -41,11 +76,17 @@ def join_thoughts(
 
     Args:
         path: the file that the thoughts come from, for error messages.
+        tally: where these are a part of the file, what counts its parts; the log is then left to it.
 
     Raises:
-        DataError: a thought belongs to no pair, or a pair has two that differ under one sample number.
+        DataError: a thought belongs to no pair, or a pair has two that differ under one sample number
+            and round.
     """
-    return _joined(examples, thoughts, path)
+    counts = tally or JoinTally(path=path)
+    joined = _joined(examples, thoughts, path, counts)
+    if tally is None:
+        counts.log()
+    return joined
 
 
 def join_reflections(
@@ -54,23 +95,27 @@ def join_reflections(
     reflections: Sequence[Reflection],
     *,
     path: Path,
+    tally: JoinTally | None = None,
 ) -> JoinedReflections:
     """Give each reflection its pair's id and label, and skip those that miss the true label.
 
     Args:
         thoughts: as `join_thoughts` returns them. Where there are none, nothing is checked against them.
+            A reflection of whatever round is one on the first thought, that of round 0.
         path: the file that the reflections come from, for error messages.
+        tally: as for `join_thoughts`.
 
     Raises:
         DataError: as `join_thoughts`; or the thought that is reflected on was right.
     """
-    thought_of = {(thought.id, thought.sample): thought for thought in thoughts}
-    joined = _joined(examples, reflections, path)
+    counts = tally or JoinTally(path=path)
+    counts.has_thoughts |= bool(thoughts)
+    first_thought = {(thought.id, thought.sample): thought for thought in thoughts if not thought.round}
+    joined = _joined(examples, reflections, path, counts)
     kept: list[Reflection] = []
     lines: list[int] = []
-    num_without_thought = 0
     for index, reflection in enumerate(joined):
-        thought = thought_of.get((reflection.id, reflection.sample))
+        thought = first_thought.get((reflection.id, reflection.sample))
         if thought is not None and thought.predicted_label == reflection.true_label:
             raise DataError(
                 f"a reflection of a right thought (pair {shown(reflection.id)})",
@@ -79,48 +124,78 @@ def join_reflections(
                 line=line_of(joined, index),
                 remedy="give the thoughts that these reflections were made from",
             )
-        num_without_thought += thought is None
+        counts.num_without_thought += thought is None
         if reflection.reflected_label == reflection.true_label:
             kept.append(reflection)
             lines.extend(joined.lines[index : index + 1])
     num_wrong_label = len(joined) - len(kept)
-    if num_wrong_label:
-        logger.warning("%s: skipped %d reflections that miss the true label", path, num_wrong_label)
-    if thoughts and num_without_thought:
-        logger.info("%s: %d reflections have no thought in the thoughts' file", path, num_without_thought)
+    counts.num_wrong_label += num_wrong_label
+    if tally is None:
+        counts.log()
     return JoinedReflections(reflections=RecordList(kept, lines), num_wrong_label=num_wrong_label)
 
 
-def _joined(examples: Sequence[Example], records: Sequence[Joinable], path: Path) -> RecordList[Joinable]:
+def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
+    """The scores, each once; they find their pairs by id alone.
+
+    Args:
+        path: the file that the scores come from, for error messages.
+
+    Raises:
+        DataError: a score belongs to no pair, or one text has two that differ.
+    """
+    ids = {example.id for example in examples}
+    first: dict[tuple[str, str, int, int], Score] = {}
+    for index, score in enumerate(scores):
+        if score.id not in ids:
+            raise DataError(
+                f"a score of pair {shown(score.id)}, which is not among the pairs",
+                "an id that stands in the pairs",
+                path=path,
+                line=line_of(scores, index),
+                remedy="give the pairs that it was made from",
+            )
+        kept = first.setdefault((score.target, score.id, score.sample, score.round), score)
+        if kept.score != score.score:
+            raise DataError(
+                f"score {score.score} for the {score.target} of pair {shown(score.id)}, "
+                f"sample {score.sample}, round {score.round}, after {kept.score}",
+                "one score for each text",
+                path=path,
+                line=line_of(scores, index),
+                remedy="delete one",
+            )
+    return list(first.values())
+
+
+def _joined(
+    examples: Sequence[Example], records: Sequence[Joinable], path: Path, counts: JoinTally
+) -> RecordList[Joinable]:
     pairs = _Pairs(examples)
-    position_of: dict[tuple[str, int], int] = {}
+    position_of: dict[tuple[str, int, int], int] = {}
     joined: list[Joinable] = []
     lines: list[int] = []
-    num_repeated = num_relabelled = 0
     for index, record in enumerate(records):
         line = line_of(records, index)
         example = pairs.find(record, path, line)
         own = _with_pair(record, example)
-        num_relabelled += record.true_label not in (None, own.true_label)
-        first = position_of.setdefault((own.id, own.sample), len(joined))
+        counts.num_relabelled += record.true_label not in (None, own.true_label)
+        first = position_of.setdefault((own.id, own.sample, own.round), len(joined))
         if first == len(joined):
             joined.append(own)
             lines.extend([] if line is None else [line])
         elif _without_provenance(joined[first]) == _without_provenance(own):
-            num_repeated += 1
+            counts.num_repeated += 1
         else:
             before = f" on line {lines[first]}" if line is not None else " before"
+            which = f"sample {own.sample}" + (f", round {own.round}" if own.round else "")
             raise DataError(
-                f"another {_kind(record)} of pair {shown(own.id)}, sample {own.sample}, than{before}",
+                f"another {_kind(record)} of pair {shown(own.id)}, {which}, than{before}",
                 "one of each sample number",
                 path=path,
                 line=line,
                 remedy="number several for one pair with the field sample, or delete one",
             )
-    if num_repeated:
-        logger.info("%s: dropped %d identical repetitions", path, num_repeated)
-    if num_relabelled:
-        logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
     return RecordList(joined, lines)
 
 

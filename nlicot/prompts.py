@@ -75,7 +75,12 @@ class StudentPrompts:
         >>> prompts.render("{hypothesis}", "b", thinking=False)
         '{hypothesis} => b?'
         """
-        filling = {"premise": premise, "hypothesis": hypothesis, **asdict(self.definitions)}
+        filling = {
+            "premise": premise,
+            "hypothesis": hypothesis,
+            "entailment": self.definitions.entailment,
+            "no_entailment": self.definitions.no_entailment,
+        }
         template = self.thinking if thinking else self.label_only
         return _PLACE.sub(lambda match: filling[match.group(1)], template)
 

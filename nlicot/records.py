@@ -48,10 +48,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thought:
-    """A teacher's blind chain of thought and the label it arrived at."""
+    """A teacher's blind chain of thought and the label it arrived at.
+
+    `sample` numbers several thoughts of one pair; `round` is above 0 where one was written anew after a
+    judge's low score.
+    """
 
     id: str
     sample: int = 0
+    round: int = 0
     premise: str
     hypothesis: str
     thought_process: str
@@ -68,10 +73,14 @@ class Thought:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflection:
-    """A stronger teacher's look at a wrong thought; `thought_process` is the first, wrong one."""
+    """A stronger teacher's look at a wrong thought; `thought_process` is the first, wrong one.
+
+    `sample` and `round` as for a `Thought`.
+    """
 
     id: str
     sample: int = 0
+    round: int = 0
     premise: str
     hypothesis: str
     true_label: int
@@ -149,7 +158,7 @@ def content_id(premise: str, hypothesis: str) -> str:
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:
-    """A record's fields in order, leaving out those that are None or an empty provenance.
+    """A record's fields in order, leaving out those that are None, an empty provenance, and round 0.
 
     >>> to_json_dict(Example(id="a", premise="P", hypothesis="H", label=1))
     {'id': 'a', 'premise': 'P', 'hypothesis': 'H', 'label': 1}
@@ -157,4 +166,6 @@ def to_json_dict(record: Any) -> dict[str, Any]:
     fields = dataclasses.asdict(record)
     if fields.get("provenance") == dataclasses.asdict(Provenance()):
         del fields["provenance"]
+    if fields.get("round") == 0:
+        del fields["round"]
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,24 +1,25 @@
 """A project's files: where they lie in a data root, and how they become records.
 
-The readers take CSV and JSON lines to `Example`, `Thought` and `Reflection`. What a file format is stands in
-`files`, which pair a thought belongs to in `joining`; both are offered here too, so that other modules
-import `storage` alone.
+The readers take CSV and JSON lines to `Example`, `Thought`, `Reflection` and `Score`. What a file format is
+stands in `files`, how pairs are read in `pairs`, which pair a thought belongs to in `joining`; all are
+offered here too, so that other modules import `storage` alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from array import array
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 from nlicot.errors import ConfigError, DataError
 from nlicot.files import (
     RecordList,
     Row,
-    binary_label,
     line_of,
     read_rows,
     refuse_overwriting,
@@ -27,23 +28,30 @@ from nlicot.files import (
     write_jsonl,
     write_text,
 )
-from nlicot.joining import JoinedReflections, check_disjoint, join_reflections, join_thoughts
-from nlicot.records import LABELS, Example, Provenance, Reflection, Thought, Usage, content_id
+from nlicot.joining import JoinedReflections, check_disjoint, join_reflections, join_scores, join_thoughts
+from nlicot.pairs import PairsFile, parse_label_map
+from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usage, content_id
 
 __all__ = [
     "SAMPLE_ROOT",
+    "TRY_ROOT",
     "DataRoot",
     "JoinedReflections",
+    "PairsFile",
     "RecordList",
+    "ScoredTexts",
     "check_disjoint",
     "join_reflections",
+    "join_scores",
     "join_thoughts",
     "line_of",
     "parse_label_map",
     "read_examples",
     "read_reflections",
+    "read_scores",
     "read_thoughts",
     "refuse_overwriting",
+    "working_root",
     "write_csv",
     "write_jsonl",
     "write_text",
@@ -52,16 +60,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SAMPLE_ROOT = Path(__file__).parent.parent / "data" / "sample"
+TRY_ROOT = SAMPLE_ROOT.with_name("try")
+SCORES = range(1, 6)
 
-# Other names that public data sets and the predecessor's files give our columns, the likelier first.
-ALIASES = {
-    "id": (),
-    "premise": ("sentence1",),
-    "hypothesis": ("sentence2",),
-    "label": ("gold_label", "true_label"),
-    "phenomenon": (),
-}
-LABEL_MAP_HINT = "--label-map entailment=1,neutral=0,contradiction=0"
+T = TypeVar("T")
+Scored: TypeAlias = Score | Thought | Reflection
+"""What a row of a file of scores can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +101,58 @@ class DataRoot:
         return self.path.resolve() == SAMPLE_ROOT.resolve()
 
 
-def parse_label_map(text: str) -> dict[str, int]:
-    """The labels that `--label-map` gives to a file's own words.
+def working_root(root: Path | None) -> DataRoot:
+    """The data root that a command may write to: the one named, else a copy of the sample in `data/try`.
 
-    >>> parse_label_map("entailment=1, neutral=0")
-    {'entailment': 1, 'neutral': 0}
+    The copy is made where it is missing, and said in the log whenever it is used.
 
     Raises:
-        ConfigError: a part is not NAME=0 or NAME=1, or a name stands twice.
+        ConfigError: the sample itself was named, or no copy of it can be made.
     """
-    label_map: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, digit = (piece.strip() for piece in part.rpartition("="))
-        label = binary_label(digit)
-        if not name or label is None:
+    if root is not None:
+        named = DataRoot(root.expanduser())
+        if named.is_sample:
             raise ConfigError(
-                f"--label-map: found {part.strip()!r}, expected NAME=0 or NAME=1 ({LABEL_MAP_HINT})"
+                f"--root {root}: found the sample itself, which no command writes to, expected a folder of "
+                f"your own (without --root a copy of the sample is used: {_short(TRY_ROOT)})"
             )
-        if name in label_map:
-            raise ConfigError(f"--label-map: found {name!r} twice, expected each name once")
-        label_map[name] = label
-    return label_map
+        return named
+    logger.info(
+        "SAMPLE DATA: no --root was given, so this works in %s, a copy of the small sample in %s. For your "
+        "own pairs: python -m nlicot split PAIRS.csv, then add --root data (see data/README.md).",
+        _short(TRY_ROOT),
+        _short(SAMPLE_ROOT),
+    )
+    if not TRY_ROOT.exists():
+        _copy_whole(SAMPLE_ROOT, TRY_ROOT)
+    return DataRoot(_short(TRY_ROOT))
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder such that `target` is there in full or not at all."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        shutil.copytree(source, temporary)
+        temporary.rename(target)
+    except OSError as error:
+        if not target.exists():  # else another process was quicker, with the same content
+            raise ConfigError(
+                f"{_short(target)}: the sample cannot be copied there ({error.strerror or error}); "
+                "name a folder of your own with --root"
+            ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _short(path: Path) -> Path:
+    """The path as seen from the folder one works in, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def read_examples(
     path: Path, *, label_map: Mapping[str, int] | None = None, id_prefix: str = ""
 ) -> RecordList[Example]:
-    """Read pairs from a CSV (`premise,hypothesis[,label][,id][,phenomenon]`) or JSON lines.
-
-    Column names are taken in any case, and under the names in `ALIASES`. A pair without an id gets one from
-    its content, with `-2`, `-3` ... behind it where the same content comes again: rows are never dropped.
+    """Read all pairs of a file, as `PairsFile` gives them.
 
     Args:
         label_map: what the file's own labels mean; without it they must be 0 or 1.
@@ -135,138 +161,7 @@ def read_examples(
     Raises:
         DataError: with path and line, for whatever cannot be read as it is.
     """
-    columns, labels = _Columns(path), _Labels(path, label_map)
-    examples: list[Example] = []
-    lines = array("L")
-    for row in read_rows(path):
-        pair = columns.renamed(row)
-        example = Example(
-            id=pair.identifier() or "",
-            premise=pair.text("premise"),
-            hypothesis=pair.text("hypothesis"),
-            label=labels.read(pair),
-            phenomenon=pair.optional_text("phenomenon"),
-        )
-        examples.append(example)
-        lines.append(row.line)
-    if not examples:
-        raise DataError("no rows", "a row for each pair", path=path)
-    labels.check()
-    columns.log_aliases()
-    _fill_in_ids(path, examples, lines, id_prefix)
-    return RecordList(examples, lines)
-
-
-class _Columns:
-    """Finds our columns among a file's own names, and remembers which alias was taken for what."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._source_of: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def renamed(self, row: Row) -> Row:
-        """The row under our names, other columns left out."""
-        names = tuple(row.fields)
-        if names not in self._source_of:
-            self._source_of[names] = self._find(names, row)
-        sources = self._source_of[names]
-        return dataclasses.replace(row, fields={column: row.fields[name] for column, name in sources.items()})
-
-    def _find(self, names: tuple[str, ...], row: Row) -> dict[str, str]:
-        spelt = {name.strip().casefold(): name for name in names}
-        sources = {}
-        for column, aliases in ALIASES.items():
-            found = next((spelt[name] for name in (column, *aliases) if name in spelt), None)
-            if found is not None:
-                sources[column] = found
-        missing = [column for column in ("premise", "hypothesis") if column not in sources]
-        if missing:
-            separated = len(names) == 1 and any(mark in names[0] for mark in ";\t|")
-            raise DataError(
-                f"the columns {', '.join(map(shown, names)) or '(none)'}",
-                " and ".join(missing) + " too",
-                path=self._path,
-                line=row.header_line,
-                remedy="separate the columns with commas" if separated else "",
-            )
-        return sources
-
-    def log_aliases(self) -> None:
-        """Say once which alias was taken for what."""
-        taken = {
-            f"{name.strip()} for {column}": None
-            for sources in self._source_of.values()
-            for column, name in sources.items()
-            if name.strip().casefold() != column
-        }
-        if taken:
-            logger.info("%s: took the column %s", self._path, ", ".join(taken))
-
-
-class _Labels:
-    """Reads a file's labels, and complains at its end with all that were not understood."""
-
-    def __init__(self, path: Path, label_map: Mapping[str, int] | None) -> None:
-        self._path, self._map = path, label_map
-        self._unknown: dict[str, int] = {}
-        self._first_labelled = self._first_unlabelled = 0
-
-    def read(self, row: Row) -> int | None:
-        """The row's label; None where it has none, or one that `check` will complain about."""
-        value = row.fields.get("label")
-        if value is None or (isinstance(value, str) and not value.strip()):
-            self._first_unlabelled = self._first_unlabelled or row.line
-            return None
-        self._first_labelled = self._first_labelled or row.line
-        label = binary_label(value) if self._map is None else self._map.get(str(value).strip())
-        if label is None:
-            self._unknown.setdefault(str(value).strip(), row.line)
-        return label
-
-    def check(self) -> None:
-        """Raise a `DataError` for unknown labels, or where only some rows have one."""
-        if self._unknown:
-            found = [shown(label) for label in self._unknown]
-            is_word = any(character.isalpha() for character in "".join(self._unknown))
-            raise DataError(
-                f"the label{'s' if len(found) > 1 else ''} {', '.join(found[:8])}",
-                " or ".join(map(str, LABELS if self._map is None else self._map)),
-                path=self._path,
-                line=min(self._unknown.values()),
-                remedy=f"say what it means, for example {LABEL_MAP_HINT}"
-                if is_word or self._map is not None
-                else "leave the labels out where they are not known",
-            )
-        if self._first_labelled and self._first_unlabelled:
-            raise DataError(
-                "no label",
-                f"one, as line {self._first_labelled} has",
-                path=self._path,
-                line=self._first_unlabelled,
-                remedy="label every pair or none",
-            )
-
-
-def _fill_in_ids(path: Path, examples: list[Example], lines: Sequence[int], prefix: str) -> None:
-    taken: set[str] = set()
-    for index, example in enumerate(examples):
-        if example.id and example.id in taken:
-            first = next(lines[at] for at in range(index) if examples[at].id == example.id)
-            found = f"the id {shown(example.id)} again, after line {first}"
-            raise DataError(found, "an id once", path=path, line=lines[index])
-        taken.add(example.id)
-    num_alike: dict[str, int] = {}
-    for index, example in enumerate(examples):
-        if example.id:
-            continue
-        base = own = prefix + content_id(example.premise, example.hypothesis)
-        while own in taken:
-            num_alike[base] = num_alike.get(base, 1) + 1
-            own = f"{base}-{num_alike[base]}"
-        taken.add(own)
-        examples[index] = dataclasses.replace(example, id=own)
-    if num_alike:
-        logger.info("%s: %d pairs come more than once and were kept", path, len(num_alike))
+    return PairsFile(path, label_map=label_map, id_prefix=id_prefix).read()
 
 
 def read_thoughts(path: Path) -> RecordList[Thought]:
@@ -275,25 +170,15 @@ def read_thoughts(path: Path) -> RecordList[Thought]:
     Raises:
         DataError: with path and line, for whatever cannot be read as it is.
     """
-    thoughts, lines = [], []
-    for row in read_rows(path):
-        premise, hypothesis = row.text("premise"), row.text("hypothesis")
-        thought = Thought(
-            id=row.identifier() or content_id(premise, hypothesis),
-            sample=row.whole_number("sample", 0),
-            premise=premise,
-            hypothesis=hypothesis,
-            thought_process=row.text("thought_process"),
-            predicted_label=row.label("predicted_label"),
-            relation=row.optional_text("relation"),
-            true_label=row.optional_label("true_label"),
-            provenance=_read_provenance(row),
-        )
-        thoughts.append(thought)
-        lines.append(row.line)
+    thoughts = _read_all(path, thought_from)
     if not thoughts:
-        raise DataError("no rows", "a thought on each line", path=path)
-    return RecordList(thoughts, lines)
+        raise no_thoughts(path)
+    return thoughts
+
+
+def no_thoughts(path: Path) -> DataError:
+    """What a file of thoughts without a row is."""
+    return DataError("no rows", "a thought on each line", path=path)
 
 
 def read_reflections(path: Path) -> RecordList[Reflection]:
@@ -304,28 +189,120 @@ def read_reflections(path: Path) -> RecordList[Reflection]:
     Raises:
         DataError: with path and line, for whatever cannot be read as it is.
     """
-    reflections, lines = [], []
+    return _read_all(path, reflection_from)
+
+
+def _read_all(path: Path, record_from: Callable[[Row], T]) -> RecordList[T]:
+    records, lines = [], []
     for row in read_rows(path):
-        premise, hypothesis = row.text("premise"), row.text("hypothesis")
-        reflected = row.optional_label("reflected_label")
-        reflection = Reflection(
-            id=row.identifier() or content_id(premise, hypothesis),
-            sample=row.whole_number("sample", 0),
-            premise=premise,
-            hypothesis=hypothesis,
-            true_label=row.label("true_label"),
-            thought_process=row.text("thought_process"),
-            error_analysis=row.text("error_analysis"),
-            improved_thought_process=row.text("improved_thought_process"),
-            reflected_label=row.label("predicted_label") if reflected is None else reflected,
-            provenance=_read_provenance(row),
-        )
-        reflections.append(reflection)
+        records.append(record_from(row))
         lines.append(row.line)
-    return RecordList(reflections, lines)
+    return RecordList(records, lines)
 
 
-def _read_provenance(row: Row) -> Provenance:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTexts:
+    """What a judge said, and the texts that were written anew because of it."""
+
+    scores: RecordList[Score]
+    thoughts: RecordList[Thought]
+    reflections: RecordList[Reflection]
+
+
+def read_scores(path: Path) -> ScoredTexts:
+    """Read a file of scores, with the regenerated thoughts and reflections between them.
+
+    Raises:
+        DataError: with path and line, for whatever cannot be read as it is.
+    """
+    return scored_texts((row.line, scored_from(row)) for row in read_rows(path))
+
+
+def scored_texts(records: Iterable[tuple[int, Scored]]) -> ScoredTexts:
+    """Records and the lines that they stand on, by their kind."""
+    found: dict[type, tuple[list[Any], list[int]]] = {kind: ([], []) for kind in (Score, Thought, Reflection)}
+    for line, record in records:
+        of_kind, lines = found[type(record)]
+        of_kind.append(record)
+        lines.append(line)
+    return ScoredTexts(
+        scores=RecordList(*found[Score]),
+        thoughts=RecordList(*found[Thought]),
+        reflections=RecordList(*found[Reflection]),
+    )
+
+
+def thought_from(row: Row) -> Thought:
+    """The thought that a row holds; raises `DataError`."""
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    return Thought(
+        id=row.identifier() or content_id(premise, hypothesis),
+        sample=row.whole_number("sample", 0),
+        round=row.whole_number("round", 0),
+        premise=premise,
+        hypothesis=hypothesis,
+        thought_process=row.text("thought_process"),
+        predicted_label=row.label("predicted_label"),
+        relation=row.optional_text("relation"),
+        true_label=row.optional_label("true_label"),
+        provenance=_provenance_from(row),
+    )
+
+
+def reflection_from(row: Row) -> Reflection:
+    """The reflection that a row holds; raises `DataError`."""
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    reflected = row.optional_label("reflected_label")
+    return Reflection(
+        id=row.identifier() or content_id(premise, hypothesis),
+        sample=row.whole_number("sample", 0),
+        round=row.whole_number("round", 0),
+        premise=premise,
+        hypothesis=hypothesis,
+        true_label=row.label("true_label"),
+        thought_process=row.text("thought_process"),
+        error_analysis=row.text("error_analysis"),
+        improved_thought_process=row.text("improved_thought_process"),
+        reflected_label=row.label("predicted_label") if reflected is None else reflected,
+        provenance=_provenance_from(row),
+    )
+
+
+def scored_from(row: Row) -> Scored:
+    """The score that a row holds, or the regenerated text; raises `DataError`."""
+    if "score" in row.fields:
+        return _score_from(row)
+    if not {"thought_process", "improved_thought_process"} & row.fields.keys():
+        raise row.error(
+            f"the fields {', '.join(map(shown, row.fields)) or '(none)'}",
+            "a score, or the thought_process or improved_thought_process of a regeneration",
+        )
+    text = reflection_from(row) if "improved_thought_process" in row.fields else thought_from(row)
+    if not text.round:
+        raise row.error(
+            "a regenerated text of round 0", "round 1 or later", remedy="round 0 is the first text"
+        )
+    return text
+
+
+def _score_from(row: Row) -> Score:
+    score, target = row.whole_number("score", 0), row.optional_text("target") or "thought"
+    if score not in SCORES:
+        raise row.error(f"score {shown(row.fields['score'])}", f"{SCORES[0]} to {SCORES[-1]}")
+    if target not in ("thought", "reflection"):
+        raise row.error(f"target {shown(target)}", "'thought' or 'reflection'")
+    return Score(
+        id=row.identifier() or row.text("id"),
+        sample=row.whole_number("sample", 0),
+        target="thought" if target == "thought" else "reflection",
+        round=row.whole_number("round", 0),
+        score=score,
+        analysis=row.optional_text("analysis") or "",
+        provenance=_provenance_from(row),
+    )
+
+
+def _provenance_from(row: Row) -> Provenance:
     value = _object(row, row.fields, "provenance")
     if not value:
         return Provenance()

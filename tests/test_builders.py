@@ -3,16 +3,25 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nlicot import completion, storage
-from nlicot.builders import BUILDERS, Builder, BuildReport, CorrectOnly, LabelOnly, Reflected, Unmodified
+from nlicot.builders import (
+    BUILDERS,
+    Builder,
+    BuildReport,
+    CorrectOnly,
+    LabelOnly,
+    Reflected,
+    Unmodified,
+    find_builder,
+)
 from nlicot.builders.base import Target, build_report
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
-from nlicot.training.datamodule import find_builder
 
 PAIRS = [
     Example(id="right-1", premise="P1", hypothesis="H1", label=1),
@@ -173,6 +182,101 @@ def test_of_several_fitting_samples_the_preferred_one_is_taken(prefer: str, expe
     assert targets([built]) == [("right-1", expected, 1, "thought")]
 
 
+def later(record: Thought | Reflection, text: str, round: int) -> Any:
+    """The record written anew."""
+    name = "thought_process" if isinstance(record, Thought) else "improved_thought_process"
+    return dataclasses.replace(record, round=round, **{name: text})
+
+
+RIGHT = THOUGHTS[0]
+ROUNDS = [RIGHT, later(RIGHT, "second", 1), later(RIGHT, "third one", 2)]
+
+
+@pytest.mark.parametrize(
+    ("marks", "min_score", "expected"),
+    [
+        ({}, None, "right"),  # without scores the earliest
+        ({0: 2, 1: 3, 2: 5}, None, "third one"),
+        ({0: 4, 1: 5, 2: 5}, None, "second"),  # the earlier of two that are equal
+        ({0: 2, 1: 4, 2: 3}, 4, "second"),
+        ({0: 2, 1: 3, 2: 3}, 4, None),
+        ({0: 2, 1: 3}, 4, "third one"),  # a text without a score stays
+        ({1: 1}, None, "second"),  # and gives way to one that has one
+    ],
+)
+def test_of_several_rounds_the_best_marked_one_is_taken(
+    marks: dict[int, int], min_score: int | None, expected: str | None
+) -> None:
+    scores = [Score(id="right-1", round=round, score=mark) for round, mark in marks.items()]
+    for thoughts in (ROUNDS, ROUNDS[::-1]):
+        built = targets(CorrectOnly(min_score=min_score).build(PAIRS, thoughts, scores=scores))
+        assert [text for _, text, _, _ in built] == ([] if expected is None else [expected])
+
+
+def test_a_round_that_does_not_fit_gives_way_to_one_that_does() -> None:
+    scores = [Score(id="right-1", round=round, score=round + 1) for round in range(3)]
+    wrong = dataclasses.replace(ROUNDS[2], predicted_label=0)
+    assert targets(CorrectOnly().build(PAIRS, [*ROUNDS[:2], wrong], scores=scores))[0][1] == "second"
+    assert targets(CorrectOnly(max_thought_words=1).build(PAIRS, ROUNDS, scores=scores))[0][1] == "second"
+
+
+def test_a_reflection_written_anew_stands_beside_the_first_thought() -> None:
+    wrong, improved = THOUGHTS[1], REFLECTIONS[0]
+    reflections = [improved, later(improved, "improved more", 1)]
+    scores = [Score(id="wrong-1", target="reflection", round=round, score=round + 3) for round in (0, 1)]
+    assert targets(Reflected().build(PAIRS, [wrong], reflections, scores)) == [
+        ("wrong-1", "improved more", 1, "reflection")
+    ]
+    assert targets(Reflected().build(PAIRS, [wrong], reflections)) == [
+        ("wrong-1", "improved", 1, "reflection")
+    ]
+    # The thought's own rounds do not count as the reflection's: a mark is its text's.
+    anew = dataclasses.replace(later(wrong, "right now", 1), predicted_label=1)
+    scores.append(Score(id="wrong-1", round=1, score=5))
+    assert targets(Reflected().build(PAIRS, [wrong, anew], reflections, scores)) == [
+        ("wrong-1", "right now", 1, "thought")
+    ]
+
+
+def test_each_sample_offers_its_best_round() -> None:
+    thoughts = [*ROUNDS, thought("right-1", "short", 1, sample=1)]
+    scores = [Score(id="right-1", round=2, score=5), Score(id="right-1", sample=1, score=3)]
+    assert targets(CorrectOnly().build(PAIRS, thoughts, scores=scores))[0][1] == "third one"
+    assert targets(CorrectOnly(prefer="shortest").build(PAIRS, thoughts, scores=scores))[0][1] == "short"
+
+
+def test_a_builder_sees_each_round_with_the_texts_that_stood_then() -> None:
+    seen = []
+
+    class Watching(Unmodified):
+        def target(
+            self, example: Example, thought: Thought | None, reflection: Reflection | None
+        ) -> Target | None:
+            seen.append((thought and thought.round, reflection and reflection.round))
+            return None
+
+    wrong, improved = THOUGHTS[1], REFLECTIONS[0]
+    Watching().build([PAIRS[1]], [wrong, later(wrong, "x", 2)], [improved, later(improved, "y", 1)])
+    assert seen == [(0, 0), (0, 1), (2, 1)]
+
+
+def test_the_parts_of_a_whole_are_built_as_the_whole() -> None:
+    whole = Reflected().build_all(PAIRS, THOUGHTS, REFLECTIONS)
+    parts = [Reflected().build_all(PAIRS[at : at + 2], THOUGHTS, REFLECTIONS) for at in (0, 2, 4)]
+    assert [example for part in parts for example in part] == whole
+
+
+def test_balancing_needs_the_labels_alone() -> None:
+    labels = [0, 1, 1, 1, 0, 1]
+    kept = LabelOnly(balance=True, seed=1).balanced(labels)
+    assert Counter(labels[index] for index in kept) == {0: 2, 1: 2}
+    pairs = [
+        Example(id=f"{i}", premise="P", hypothesis=f"{i}", label=label) for i, label in enumerate(labels)
+    ]
+    built = LabelOnly(balance=True, seed=1).build(pairs)
+    assert [example.id for example in built] == list(map(str, kept))
+
+
 def test_a_reflection_belongs_to_the_sample_it_was_made_from() -> None:
     thoughts = [thought("wrong-1", "wrong", 0, sample=0), thought("wrong-1", "wrong again", 0, sample=1)]
     reflections = [reflection("wrong-1", "improved", 1, sample=1)]
@@ -224,6 +328,34 @@ def test_the_reports_hash_tells_contents_apart() -> None:
 )
 def test_a_builder_is_found_by_short_name_and_by_class_path(name: str, kind: type[Builder]) -> None:
     assert type(find_builder(name)) is kind
+
+
+def test_a_builder_is_made_with_arguments() -> None:
+    builder = find_builder(
+        "label_only", {"only_with_thoughts": True, "balance": True, "max_thought_words": None}
+    )
+    assert isinstance(builder, LabelOnly)
+    assert (builder.only_with_thoughts, builder.balance, builder.max_thought_words) == (True, True, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (
+            {"blance": True},
+            "found 'blance', "
+            "expected some of only_with_thoughts, balance, max_thought_words, min_score, prefer, seed",
+        ),
+        ({"balance": 1}, "balance: found 1, expected bool"),
+        ({"min_score": True}, "min_score: found True, expected int | None"),
+        ({"prefer": None}, "prefer: found None, expected str"),
+    ],
+)
+def test_arguments_that_a_builder_does_not_take_are_refused(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        find_builder("label_only", args, flag="--builder")
+    assert str(raised.value).startswith("--builder-args")
+    assert str(raised.value).endswith(told)
 
 
 def test_a_users_own_builder_is_found_by_its_class_path(

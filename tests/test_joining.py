@@ -10,8 +10,8 @@ import pytest
 from nlicot import joining
 from nlicot.errors import DataError
 from nlicot.files import RecordList
-from nlicot.joining import check_disjoint, join_reflections, join_thoughts
-from nlicot.records import Example, Provenance, Reflection, Thought
+from nlicot.joining import JoinTally, check_disjoint, join_reflections, join_scores, join_thoughts
+from nlicot.records import Example, Provenance, Reflection, Score, Thought
 from nlicot.storage import read_examples, read_reflections, read_thoughts
 
 PATH = Path("thoughts.jsonl")
@@ -106,6 +106,55 @@ def test_two_thoughts_that_differ_under_one_sample_number_are_an_error() -> None
 def test_several_samples_of_one_pair_are_kept() -> None:
     thoughts = [thought("a", sample=0), thought("a", sample=1, thought_process="other")]
     assert [record.sample for record in join_thoughts(PAIRS, thoughts, path=PATH)] == [0, 1]
+
+
+def test_several_rounds_of_one_sample_are_kept() -> None:
+    thoughts = [thought("a"), thought("a", round=1, thought_process="other")]
+    assert [record.round for record in join_thoughts(PAIRS, thoughts, path=PATH)] == [0, 1]
+    twice = [*thoughts, thought("a", round=1, thought_process="yet another")]
+    assert "found another thought of pair 'a', sample 0, round 1, than before" in complaint(PAIRS, twice)
+
+
+def test_a_reflection_of_any_round_is_one_on_the_first_thought() -> None:
+    thoughts = join_thoughts(PAIRS, [thought("a"), thought("a", predicted_label=1, round=1)], path=PATH)
+    records = [reflection("a"), reflection("a", round=1)]
+    assert join_reflections(PAIRS, thoughts, records, path=PATH).reflections == records
+
+
+def test_a_tally_adds_up_parts_and_leaves_the_log_to_its_owner(caplog: pytest.LogCaptureFixture) -> None:
+    tally = JoinTally(path=PATH)
+    with caplog.at_level(logging.INFO, logger=joining.__name__):
+        for pair in PAIRS:
+            records = [thought(pair.id, pair.premise)] * 3
+            join_thoughts([pair], records, path=PATH, tally=tally)
+        assert caplog.messages == []
+        tally.log()
+    assert caplog.messages == ["thoughts.jsonl: dropped 4 identical repetitions"]
+
+
+def test_scores_join_by_id_and_come_once() -> None:
+    scores = [Score(id="b", score=2), Score(id="a", score=3), Score(id="a", round=1, score=4)]
+    assert join_scores(PAIRS, [*scores, scores[0]], path=PATH) == scores
+
+
+def test_a_score_of_no_pair_is_an_error() -> None:
+    scores = RecordList([Score(id="a", score=3), Score(id="z", score=3)], [1, 4])
+    with pytest.raises(DataError) as raised:
+        join_scores(PAIRS, scores, path=PATH)
+    assert str(raised.value) == (
+        "thoughts.jsonl:4: found a score of pair 'z', which is not among the pairs, "
+        "expected an id that stands in the pairs (give the pairs that it was made from)"
+    )
+
+
+def test_two_scores_of_one_text_that_differ_are_an_error() -> None:
+    scores = RecordList([Score(id="a", round=1, score=3), Score(id="a", round=1, score=4)], [1, 2])
+    with pytest.raises(DataError) as raised:
+        join_scores(PAIRS, scores, path=PATH)
+    assert str(raised.value) == (
+        "thoughts.jsonl:2: found score 4 for the thought of pair 'a', sample 0, round 1, after 3, "
+        "expected one score for each text (delete one)"
+    )
 
 
 def test_identical_repetitions_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,16 +7,27 @@ from typing import Any
 
 import pytest
 
-from nlicot import storage
+from nlicot import pairs, storage
 from nlicot.errors import ConfigError, DataError
-from nlicot.records import Example, Provenance, Reflection, Thought, Usage, content_id
+from nlicot.records import (
+    Example,
+    Provenance,
+    Reflection,
+    Score,
+    Thought,
+    Usage,
+    content_id,
+    to_json_dict,
+)
 from nlicot.storage import (
     SAMPLE_ROOT,
     DataRoot,
     parse_label_map,
     read_examples,
     read_reflections,
+    read_scores,
     read_thoughts,
+    working_root,
 )
 
 THREE_WAY = {"entailment": 1, "neutral": 0, "contradiction": 0}
@@ -88,7 +99,7 @@ def test_other_peoples_column_names_are_taken_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = csv_file(tmp_path, " Sentence1 ,SENTENCE2,Gold_Label\nP,H,1\nQ,H,0\n")
-    with caplog.at_level(logging.INFO, logger=storage.__name__):
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
         examples = read_examples(path)
     assert [(example.premise, example.hypothesis, example.label) for example in examples] == [
         ("P", "H", 1),
@@ -101,7 +112,7 @@ def test_other_peoples_column_names_are_taken_and_said_once(
 
 def test_our_own_column_name_goes_before_an_alias(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = csv_file(tmp_path, "true_label,gold_label,Label,premise,hypothesis\n0,0,1,P,H\n")
-    with caplog.at_level(logging.INFO, logger=storage.__name__):
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
         assert labels_of(path) == [1]
     assert caplog.messages == []
     assert labels_of(csv_file(tmp_path, "true_label,gold_label,premise,hypothesis\n0,1,P,H\n")) == [1]
@@ -366,6 +377,116 @@ def test_an_older_reflections_predicted_label_stands_in_for_its_reflected_one(tm
 
 def test_a_reflections_file_may_be_empty(tmp_path: Path) -> None:
     assert read_reflections(jsonl_file(tmp_path)) == []
+
+
+def test_the_round_of_a_text_is_written_where_it_is_not_the_first_and_read_back(tmp_path: Path) -> None:
+    first, later = (
+        Thought(id="a", round=number, premise="P", hypothesis="H", thought_process="T", predicted_label=0)
+        for number in (0, 2)
+    )
+    assert ("round" in to_json_dict(first), to_json_dict(later)["round"]) == (False, 2)
+    assert read_thoughts(jsonl_file(tmp_path, to_json_dict(first), to_json_dict(later))) == [first, later]
+    reflections = read_reflections(jsonl_file(tmp_path, REFLECTION, {**REFLECTION, "round": 1}))
+    assert [reflection.round for reflection in reflections] == [0, 1]
+    assert [to_json_dict(reflection).get("round") for reflection in reflections] == [None, 1]
+
+
+def test_scores_are_read_with_the_texts_written_anew_between_them(tmp_path: Path) -> None:
+    score = {"id": "a", "target": "thought", "score": 2, "analysis": "too short"}
+    path = jsonl_file(
+        tmp_path,
+        score,
+        {**THOUGHT, "round": 1},
+        {**score, "round": 1, "score": 5},
+        {"id": 7, "sample": 2, "score": "3", "target": "reflection"},
+        {**REFLECTION, "round": 2},
+    )
+    found = read_scores(path)
+    assert found.scores == [
+        Score(id="a", score=2, analysis="too short"),
+        Score(id="a", round=1, score=5, analysis="too short"),
+        Score(id="7", sample=2, target="reflection", score=3),
+    ]
+    assert [(thought.id, thought.round) for thought in found.thoughts] == [("a", 1)]
+    assert [(reflection.id, reflection.round) for reflection in found.reflections] == [("a", 2)]
+    assert (found.scores.lines, found.thoughts.lines, found.reflections.lines) == ([1, 3, 4], [2], [5])
+
+
+def test_what_a_judge_writes_is_read_back_as_it_was(tmp_path: Path) -> None:
+    provenance = Provenance(backend="mistral", model="m", usage=Usage(prompt_tokens=1, completion_tokens=2))
+    score = Score(
+        id="a", sample=1, target="reflection", round=3, score=1, analysis="A", provenance=provenance
+    )
+    assert read_scores(jsonl_file(tmp_path, to_json_dict(score))).scores == [score]
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({"id": "a", "score": 0}, "score 0, expected 1 to 5"),
+        ({"id": "a", "score": 6}, "score 6, expected 1 to 5"),
+        ({"id": "a", "score": None}, "score null, expected 1 to 5"),
+        ({"id": "a", "score": 3.5}, "score 3.5, expected a whole number, 0 or more"),
+        ({"score": 3}, "no id among 'score', expected text"),
+        ({"id": "a", "score": 3, "target": "pair"}, "target 'pair', expected 'thought' or 'reflection'"),
+        (THOUGHT, "a regenerated text of round 0, expected round 1 or later (round 0 is the first text)"),
+        (REFLECTION, "a regenerated text of round 0, expected round 1 or later (round 0 is the first text)"),
+        ({"id": "a"}, "the fields 'id', expected a score, or the thought_process or improved_thought_process "
+                      "of a regeneration"),
+    ],
+)  # fmt: skip
+def test_a_score_that_cannot_be_used_is_an_error(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+    path = jsonl_file(tmp_path, {"id": "a", "score": 3}, row)
+    with pytest.raises(DataError) as raised:
+        read_scores(path)
+    assert str(raised.value) == f"{path}:2: found {found}"
+
+
+def test_without_a_root_a_copy_of_the_sample_is_worked_in_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "data" / "try"
+    copy.parent.mkdir()
+    monkeypatch.setattr(storage, "TRY_ROOT", copy)
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO, logger=storage.__name__):
+        root = working_root(None)
+    assert (root, root.is_sample) == (DataRoot(Path("data/try")), False)
+    assert read_examples(root.pairs("train")) == read_examples(DataRoot(SAMPLE_ROOT).pairs("train"))
+    (message,) = caplog.messages
+    assert message.startswith("SAMPLE DATA: no --root was given, so this works in data/try, a copy of ")
+    assert "python -m nlicot split PAIRS.csv, then add --root data" in message
+    assert [path.name for path in copy.parent.iterdir()] == ["try"]
+
+
+def test_a_copy_of_the_sample_that_is_there_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "TRY_ROOT", tmp_path)
+    (tmp_path / "mine").touch()
+    assert working_root(None) == DataRoot(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_named_root_is_taken_unless_it_is_the_sample(tmp_path: Path) -> None:
+    assert working_root(tmp_path) == DataRoot(tmp_path)
+    assert working_root(Path("~/data")) == DataRoot(Path.home() / "data")
+    with pytest.raises(ConfigError, match=r"^--root .*: found the sample itself, which no command writes to"):
+        working_root(SAMPLE_ROOT)
+
+
+def test_a_copy_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").touch()  # a file where the folder should be
+    monkeypatch.setattr(storage, "TRY_ROOT", tmp_path / "data" / "try")
+    with pytest.raises(ConfigError, match=r"try: the sample cannot be copied there \(.*\); name a folder of"):
+        working_root(None)
+
+
+def test_git_ignores_the_copy_of_the_sample() -> None:
+    rules = (SAMPLE_ROOT.parents[1] / ".gitignore").read_text().splitlines()
+    assert SAMPLE_ROOT.parent / "try" == storage.TRY_ROOT
+    assert "/data/*" in rules
+    assert not [rule for rule in rules if rule.startswith("!/data/try")]
 
 
 def test_a_data_root_says_where_everything_lies(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@
 
 from nlicot.builders.base import Builder, BuildReport
 from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.finding import BUILDERS, find_builder
 from nlicot.builders.label_only import LabelOnly
 from nlicot.builders.reflected import Reflected
 from nlicot.builders.unmodified import Unmodified
 
-BUILDERS: dict[str, type[Builder]] = {
-    "correct_only": CorrectOnly,
-    "reflected": Reflected,
-    "unmodified": Unmodified,
-    "label_only": LabelOnly,
-}
-
-__all__ = ["BUILDERS", "BuildReport", "Builder", "CorrectOnly", "LabelOnly", "Reflected", "Unmodified"]
+__all__ = [
+    "BUILDERS",
+    "BuildReport",
+    "Builder",
+    "CorrectOnly",
+    "LabelOnly",
+    "Reflected",
+    "Unmodified",
+    "find_builder",
+]

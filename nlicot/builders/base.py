@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from nlicot import completion
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
+
+Text = TypeVar("Text", Thought, Reflection)
+_Sample: TypeAlias = tuple[list[Thought], list[Reflection]]
+"""The texts of one sample of a pair, all rounds of them."""
+_Marks: TypeAlias = dict[tuple[str, str, int, int], int]
+"""Scores by target, pair, sample and round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +91,8 @@ class Builder(ABC):
     ) -> Target | None:
         """What the completion of `example` says, or None to leave the pair out.
 
-        Called once for each of the pair's samples, or once with None where it has no thought.
+        Called once for each of the pair's samples and each round of its texts, or once with None where it
+        has no thought.
         """
 
     def build(
@@ -97,82 +106,146 @@ class Builder(ABC):
     ) -> list[TrainingExample]:
         """At most one training example for each pair, in the pairs' order.
 
-        Thoughts and reflections are those joined to `examples` by `storage`: their ids agree.
+        Args:
+            thoughts: those joined to `examples` by `storage`, so that their ids agree; of each sample the
+                first one, and those written anew in later rounds.
+            reflections: likewise.
+            scores: marks for some of them. Of several rounds the best marked one is taken, the earlier of
+                two that are equal or unmarked.
+            prompts: what words the prompts.
         """
+        built = self.build_all(examples, thoughts, reflections, scores, prompts=prompts)
+        if not self.balance:
+            return built
+        return [built[index] for index in self.balanced([example.label for example in built])]
+
+    def build_all(
+        self,
+        examples: Sequence[Example],
+        thoughts: Iterable[Thought] = (),
+        reflections: Iterable[Reflection] = (),
+        scores: Iterable[Score] = (),
+        *,
+        prompts: StudentPrompts | None = None,
+    ) -> list[TrainingExample]:
+        """What `build` chooses from: each pair on its own, so that chunks can be built in turn."""
         prompts = prompts or StudentPrompts()
-        samples: dict[str, list[Thought]] = defaultdict(list)
+        texts: dict[str, dict[int, _Sample]] = {}
         for thought in thoughts:
-            samples[thought.id].append(thought)
-        reflected = {(reflection.id, reflection.sample): reflection for reflection in reflections}
-        marks: dict[tuple[str, str, int], int] = {
-            (score.target, score.id, score.sample): score.score for score in scores
-        }
+            texts.setdefault(thought.id, {}).setdefault(thought.sample, ([], []))[0].append(thought)
+        for reflection in reflections:
+            texts.setdefault(reflection.id, {}).setdefault(reflection.sample, ([], []))[1].append(reflection)
+        marks: _Marks = {(score.target, score.id, score.sample, score.round): score.score for score in scores}
 
         built = []
         for example in examples:
-            target = self._choose(example, samples.get(example.id, []), reflected, marks)
-            if target is not None:
-                built.append(
-                    TrainingExample(
-                        id=example.id,
-                        prompt=prompts.render(
-                            example.premise,
-                            example.hypothesis,
-                            thinking=target.thought_process is not None,
-                        ),
-                        completion=completion.render(target.thought_process, target.label),
-                        label=target.label,
-                        source=target.source,
-                    )
-                )
-        return self._balanced(built) if self.balance else built
-
-    def _choose(
-        self,
-        example: Example,
-        thoughts: Sequence[Thought],
-        reflected: dict[tuple[str, int], Reflection],
-        marks: dict[tuple[str, str, int], int],
-    ) -> Target | None:
-        candidates = []
-        ordered: list[Thought | None] = [*sorted(thoughts, key=lambda thought: thought.sample)]
-        for thought in ordered or [None]:
-            sample = thought.sample if thought else 0
-            target = self.target(example, thought, reflected.get((example.id, sample)))
-            if target is None or self._too_long(target):
+            target = self._choose(example, texts.get(example.id, {}), marks)
+            if target is None:
                 continue
-            mark = marks.get((target.source, example.id, sample))
-            if self.min_score is None or mark is None or mark >= self.min_score:
-                candidates.append(target)
+            thinks = target.thought_process is not None
+            built.append(
+                TrainingExample(
+                    id=example.id,
+                    prompt=prompts.render(example.premise, example.hypothesis, thinking=thinks),
+                    completion=completion.render(target.thought_process, target.label),
+                    label=target.label,
+                    source=target.source,
+                )
+            )
+        return built
+
+    def balanced(self, labels: Sequence[int]) -> list[int]:
+        """Which of all built examples `balance` keeps, given their labels: positions in order."""
+        by_label: dict[int, array[int]] = {0: array("L"), 1: array("L")}
+        for index, label in enumerate(labels):
+            by_label[label].append(index)
+        size = min(len(indices) for indices in by_label.values())
+        choice = random.Random(self.seed)
+        kept = array("L")
+        for indices in by_label.values():
+            kept.extend(indices[at] for at in choice.sample(range(len(indices)), size))
+        return sorted(kept)
+
+    def _choose(self, example: Example, samples: dict[int, _Sample], marks: _Marks) -> Target | None:
+        """The preferred one of the samples' best targets; a pair without thoughts has one sample, 0."""
+        # A reflection counts where its own sample has a thought, or none of the samples has.
+        numbers = sorted(number for number, (thoughts, _) in samples.items() if thoughts) or [0]
+        found = (self._best_round(example, samples.get(number, ([], [])), marks) for number in numbers)
+        candidates = [target for target in found if target is not None]
         if self.prefer == "shortest":
             candidates.sort(key=lambda target: len(target.thought_process or ""))
         return candidates[0] if candidates else None
+
+    def _best_round(self, example: Example, sample: _Sample, marks: _Marks) -> Target | None:
+        """The target of the round with the highest mark, of those that may be taken."""
+        thoughts, reflections = sample
+        rounds = {thought.round for thought in thoughts} | {reflection.round for reflection in reflections}
+        best, best_mark = None, -1
+        for number in sorted(rounds) or [0]:
+            thought, reflection = _as_of(thoughts, number), _as_of(reflections, number)
+            target = self.target(example, thought, reflection)
+            if target is None or self._too_long(target):
+                continue
+            text = {"thought": thought, "reflection": reflection}.get(target.source)
+            key = None if text is None else (target.source, text.id, text.sample, text.round)
+            mark = None if key is None else marks.get(key)
+            if self.min_score is not None and mark is not None and mark < self.min_score:
+                continue
+            if (mark or 0) > best_mark:
+                best, best_mark = target, mark or 0
+        return best
 
     def _too_long(self, target: Target) -> bool:
         if self.max_thought_words is None or target.thought_process is None:
             return False
         return len(target.thought_process.split()) > self.max_thought_words
 
-    def _balanced(self, built: list[TrainingExample]) -> list[TrainingExample]:
-        by_label: dict[int, list[int]] = {0: [], 1: []}
-        for index, example in enumerate(built):
-            by_label[example.label].append(index)
-        size = min(len(indices) for indices in by_label.values())
-        chosen = random.Random(self.seed)
-        kept = {index for label in (0, 1) for index in chosen.sample(by_label[label], size)}
-        return [example for index, example in enumerate(built) if index in kept]
+
+def _as_of(texts: Sequence[Text], number: int) -> Text | None:
+    """The text that stood after a round: its own, else the last one before it."""
+    standing: Text | None = None
+    for text in texts:
+        if text.round <= number and (standing is None or text.round >= standing.round):
+            standing = text
+    return standing
+
+
+class ReportTally:
+    """Counts built examples one by one, and hashes their content in the order given."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._sources: Counter[str] = Counter()
+        self._labels: Counter[int] = Counter()
+
+    def watch(self, built: Iterable[TrainingExample]) -> Iterator[TrainingExample]:
+        """The same examples, counted as they pass."""
+        for example in built:
+            content = f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e"
+            self._digest.update(content.encode())
+            self._sources[example.source] += 1
+            self._labels[example.label] += 1
+            yield example
+
+    def report(self, num_pairs: int, num_used: int | None = None) -> BuildReport:
+        """What was counted so far.
+
+        Args:
+            num_used: the different pairs among the examples, where that is not all of them.
+        """
+        num_examples = self._labels.total()
+        return BuildReport(
+            num_pairs=num_pairs,
+            num_examples=num_examples,
+            num_without_target=num_pairs - (num_examples if num_used is None else num_used),
+            by_source=dict(self._sources),
+            by_label={str(label): count for label, count in self._labels.items()},
+            sha256=self._digest.hexdigest(),
+        )
 
 
 def build_report(num_pairs: int, built: Sequence[TrainingExample]) -> BuildReport:
     """Counts and a content hash of what a builder made of `num_pairs` pairs."""
-    digest = hashlib.sha256()
-    for example in built:
-        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e".encode())
-    return BuildReport(
-        num_pairs=num_pairs,
-        num_examples=len(built),
-        num_without_target=num_pairs - len({example.id for example in built}),
-        by_source=dict(Counter(example.source for example in built)),
-        by_label={str(label): count for label, count in Counter(example.label for example in built).items()},
-        sha256=digest.hexdigest(),
-    )
+    tally = ReportTally()
+    num_used = len({example.id for example in tally.watch(built)})
+    return tally.report(num_pairs, num_used)

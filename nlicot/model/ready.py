@@ -32,6 +32,9 @@ def load_ready(name: str) -> ReadyModel:
     base_name = name if adapter is None else _base_of(adapter)
     base_name = base_model.choose(base_name, None, on_sample=False, device=base_model.device_state())
     resolved = base_model.resolve(base_name)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     model = base_model.load(resolved, for_training=False)
     if adapter is not None:
         from peft import PeftModel

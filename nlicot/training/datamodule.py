@@ -6,7 +6,6 @@ The dev loss is taken on what the builder makes of the dev split; dev accuracy o
 
 from __future__ import annotations
 
-import importlib
 import logging
 import random
 from collections.abc import Sequence
@@ -17,14 +16,15 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from nlicot import storage
-from nlicot.builders import BUILDERS, Builder
+from nlicot.builders import Builder, find_builder
 from nlicot.builders.base import build_report
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base import cache_folder
 from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
-from nlicot.records import Example, Thought, TrainingExample
+from nlicot.records import Example, TrainingExample
+from nlicot.streaming import JoinedTexts, TextFiles, read_joined
 from nlicot.training.batches import Window
 from nlicot.training.prepared import read_prepared
 from nlicot.training.sampler import WindowDataset, WindowSampler
@@ -39,9 +39,11 @@ SINGLE_FILES = (
     "train_pairs",
     "train_thoughts",
     "train_reflections",
+    "train_scores",
     "dev_pairs",
     "dev_thoughts",
     "dev_reflections",
+    "dev_scores",
     "test_pairs",
 )
 """The arguments that name one file in place of the data root's."""
@@ -55,9 +57,11 @@ class PairsData(LightningDataModule):
         train_pairs: CSV or JSON lines of the pairs to learn from.
         train_thoughts: their thoughts.
         train_reflections: the reflections on the wrong ones.
+        train_scores: a judge's scores of both, and what was written anew.
         dev_pairs: pairs to measure on while learning.
         dev_thoughts: their thoughts, for the dev loss.
         dev_reflections: their reflections, for the dev loss.
+        dev_scores: their scores, for the dev loss.
         test_pairs: pairs to predict.
         prepared: a file of training examples written by `prepare`, in place of builder and thoughts.
         builder: `correct_only`, `reflected`, `unmodified`, `label_only`, or a class path.
@@ -80,9 +84,11 @@ class PairsData(LightningDataModule):
         train_pairs: str | None = None,
         train_thoughts: str | None = None,
         train_reflections: str | None = None,
+        train_scores: str | None = None,
         dev_pairs: str | None = None,
         dev_thoughts: str | None = None,
         dev_reflections: str | None = None,
+        dev_scores: str | None = None,
         test_pairs: str | None = None,
         prepared: str | None = None,
         builder: Builder | str = "reflected",
@@ -104,9 +110,11 @@ class PairsData(LightningDataModule):
             train_pairs,
             train_thoughts,
             train_reflections,
+            train_scores,
             dev_pairs,
             dev_thoughts,
             dev_reflections,
+            dev_scores,
             test_pairs,
         )
         self.paths = dict(zip(SINGLE_FILES, given, strict=True))
@@ -149,7 +157,7 @@ class PairsData(LightningDataModule):
     # ---------------------------------------------------------------- reading
 
     def path_of(self, split: str, kind: str) -> Path:
-        """Where a split's `pairs`, `thoughts` or `reflections` are read from."""
+        """Where a split's `pairs`, `thoughts`, `reflections` or `scores` are read from."""
         single = self.paths.get(f"{split}_{kind}")
         return Path(single).expanduser() if single else getattr(self.data_root, kind)(split)
 
@@ -202,8 +210,10 @@ class PairsData(LightningDataModule):
             built = read_prepared(self.prepared)
             report = build_report(len(built), built)
         else:
-            thoughts, reflections = self._read_texts(split)
-            built = self.builder.build(self.pairs[split], thoughts, reflections, prompts=self.prompts)
+            texts = self._read_texts(split)
+            built = self.builder.build(
+                self.pairs[split], texts.thoughts, texts.reflections, texts.scores, prompts=self.prompts
+            )
             report = build_report(len(self.pairs[split]), built)
         self.reports[split] = str(report)
         logger.info("%s: %s: %s", split, type(self.builder).__name__, report)
@@ -215,23 +225,19 @@ class PairsData(LightningDataModule):
             )
         return built
 
-    def _read_texts(self, split: str) -> tuple[Sequence[Thought], Sequence[Any]]:
-        """The thoughts and reflections of a split; where a builder needs none, those that are there."""
+    def _read_texts(self, split: str) -> JoinedTexts:
+        """The texts of a split; where a builder needs no thoughts, those that are there."""
         pairs = self.pairs[split]
         if self.limits.get(split) is not None:  # thoughts of pairs beyond the limit belong to no pair here
-            pairs = list(storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map))
-        path = self.path_of(split, "thoughts")
-        if not path.exists() and not self.builder.thinks:
-            return [], []
-        thoughts = storage.join_thoughts(pairs, storage.read_thoughts(path), path=path)
-        path = self.path_of(split, "reflections")
-        if not path.exists():
-            named = self.paths[f"{split}_reflections"]
-            if named:
-                raise DataError("no such file", "JSON lines of reflections", path=named)
-            return thoughts, []
-        reflections = storage.join_reflections(pairs, thoughts, storage.read_reflections(path), path=path)
-        return thoughts, reflections.reflections
+            pairs = storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
+        thoughts, reflections, scores = (
+            self.path_of(split, kind) for kind in ("thoughts", "reflections", "scores")
+        )
+        needed = {Path(path).expanduser() for path in self.paths.values() if path}
+        files = TextFiles.found(
+            thoughts, reflections, scores, needed=needed | ({thoughts} if self.builder.thinks else set())
+        )
+        return read_joined(pairs, files)
 
     # --------------------------------------------------------------- encoding
 
@@ -330,32 +336,6 @@ class PairsData(LightningDataModule):
             return labelled
         chosen = sorted(random.Random(self.seed).sample(range(len(labelled)), num_pairs))
         return [labelled[index] for index in chosen]
-
-
-def find_builder(name: str) -> Builder:
-    """A builder by its short name or class path.
-
-    Raises:
-        ConfigError: there is none of that name; the known ones are listed.
-    """
-    known = f"expected one of {', '.join(BUILDERS)}, or the class path of your own (module.Class)"
-    if name in BUILDERS:
-        return BUILDERS[name]()
-    module_name, _, class_name = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        why = f" ({error})" if module_name else ""
-        raise ConfigError(f"--data.builder: found {name!r}{why}, {known}") from error
-    if not (isinstance(found, type) and issubclass(found, Builder)):
-        raise ConfigError(f"--data.builder: found {name!r}, which is no Builder; {known}")
-    try:
-        return found()
-    except TypeError as error:
-        raise ConfigError(
-            f"--data.builder: found {name!r}, which needs arguments or lacks `target` ({error}); give it as "
-            "class_path and init_args"
-        ) from error
 
 
 def _budget_line(report: EncodingReport, max_length: int) -> str:

@@ -14,7 +14,8 @@ from small_model import write_small_model
 from nlicot.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "recipe.yaml")
+NO_ABLATION = {"recipe.yaml", "teacher.yaml", "teacher_predecessor.yaml"}
+ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in NO_ABLATION)
 OVERLAYS = sorted(f"overlays/{path.name}" for path in CONFIGS.glob("overlays/*.yaml"))
 # What belongs to this machine: a small base, little data, one device.
 SMALL = [

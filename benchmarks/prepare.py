@@ -1,0 +1,129 @@
+"""How long `prepare` takes over 55,000 and 550,000 pairs, and how much memory.
+
+Made-up pairs of a fixed seed, a thought of about 60 words for each, a reflection on every wrong one, builder
+`reflected`. Each size runs as `python -m nlicot prepare` in a process of its own: wall time from outside, and
+the kernel's account of its peak memory.
+
+    python benchmarks/prepare.py --quick --json prepare.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+SIZES = (55_000, 550_000)
+WRONG_SHARE = 0.25
+WORDS = tuple(
+    """
+    a the man woman dog child boat river house market train window letter garden road slowly quickly stands
+    walks reads sells carries follows opens paints under over beside before after blue old small wooden broken
+    early later never always several no every some because although therefore while
+    """.split()  # noqa: SIM905 (one word a line would fill a screen)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run: its size, how long it took from outside, and the most memory that it held."""
+
+    num_pairs: int
+    seconds: float
+    peak_mb: float
+
+
+def write_root(root: Path, num_pairs: int, seed: int = 0) -> None:
+    """A data root of made-up pairs with thoughts and reflections, in the pairs' order."""
+    chosen = random.Random(seed)
+
+    def text(num_words: int) -> str:
+        return " ".join(chosen.choices(WORDS, k=num_words))
+
+    paths = [
+        root / "original_data" / "train.csv",
+        root / "original_thoughts" / "train.jsonl",
+        root / "reflected_thoughts" / "train.jsonl",
+    ]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+    pairs, thoughts, reflections = (path.open("w", encoding="utf-8", newline="") for path in paths)
+    with pairs, thoughts, reflections:
+        rows = csv.writer(pairs, lineterminator="\n")
+        rows.writerow(["id", "premise", "hypothesis", "label"])
+        for number in range(num_pairs):
+            label = chosen.getrandbits(1)
+            is_wrong = chosen.random() < WRONG_SHARE
+            pair = {"id": f"pair-{number}", "premise": f"{text(18)}.", "hypothesis": f"{text(9)}."}
+            rows.writerow([*pair.values(), label])
+            thought = {
+                **pair,
+                "thought_process": f"Step 1: {text(25)}. Step 2: {text(20)}. Step 3: {text(9)}.",
+                "predicted_label": 1 - label if is_wrong else label,
+                "true_label": label,
+            }
+            thoughts.write(json.dumps(thought) + "\n")
+            if is_wrong:
+                reflection = {
+                    **thought,
+                    "error_analysis": text(25),
+                    "improved_thought_process": f"Step 1: {text(30)}. Step 2: {text(25)}.",
+                    "reflected_label": label,
+                }
+                reflections.write(json.dumps(reflection) + "\n")
+
+
+def measure(num_pairs: int, folder: Path) -> Measurement:
+    """Prepare a fresh root of that size."""
+    root = folder / f"{num_pairs}"
+    write_root(root, num_pairs)
+    command = [sys.executable, "-m", "nlicot", "prepare", "--root", str(root), "--split", "train"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Measurement(num_pairs=num_pairs, seconds=seconds, peak_mb=usage.ru_maxrss / 1024)
+
+
+def main() -> None:
+    """Run both sizes, print a table, and write the figures as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same: both sizes take some two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nlicot-prepare-") as folder:
+        small, large = (measure(num_pairs, Path(folder)) for num_pairs in SIZES)
+    cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+    print(f"{platform.platform()}, {cores}, Python {platform.python_version()}, numpy {version('numpy')}\n")
+    print("  pairs   seconds   peak MB")
+    for found in (small, large):
+        print(f"{found.num_pairs:>7,} {found.seconds:>9.1f} {found.peak_mb:>9.1f}")
+    print(f"\n550,000 pairs take {large.peak_mb - small.peak_mb:.1f} MB more than 55,000")
+    if given.json:
+        figures = {
+            "seconds_55k": round(small.seconds, 2),
+            "seconds_550k": round(large.seconds, 2),
+            "peak_mb_55k": round(small.peak_mb, 1),
+            "peak_mb_550k": round(large.peak_mb, 1),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

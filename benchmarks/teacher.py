@@ -1,0 +1,296 @@
+"""How much of a bare HTTP loop's rate the teacher pipeline keeps, and what resuming costs.
+
+    .venv/bin/python benchmarks/teacher.py [--quick] [--json FILE]
+
+A server on loopback (`tests/teacher/fake_server.py`, a process of its own) answers every request after 50 ms.
+The bare loops send the same bodies with the same client library, 64 at once, and throw the answers away; ours
+journals each request and answer, parses it, counts tokens and price, and keeps a tally. Interleaved repeats,
+medians and ranges. Then: the share of an allowed rate that is used, and the time that a journal of 100,000
+answers takes to go through again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from nlicot.records import Example, Usage  # noqa: E402
+from nlicot.teacher.backends.base import Reply  # noqa: E402
+from nlicot.teacher.connecting import connect, endpoint  # noqa: E402
+from nlicot.teacher.journal import Journal  # noqa: E402
+from nlicot.teacher.prediction import Generation  # noqa: E402
+from nlicot.teacher.prompting import PromptType, load_prompt  # noqa: E402
+from nlicot.teacher.running import Phase, RunSettings, carry_out  # noqa: E402
+from nlicot.teacher.stages import StageSettings  # noqa: E402
+
+IN_FLIGHT = 64
+DELAY_S = 0.05
+MODEL = "teacher"
+ALLOWED_PER_MINUTE = 3000
+
+
+@contextlib.contextmanager
+def server(*flags: str) -> Iterator[str]:
+    """The address of a server that answers after `DELAY_S`."""
+    command = [sys.executable, "-m", "tests.teacher.fake_server", "--delay", str(DELAY_S), *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def pairs(num: int) -> Iterator[Example]:
+    """Pairs of about the real ones' length."""
+    for number in range(num):
+        yield Example(
+            id=f"pair-{number}",
+            premise=f"At stall {number} a vendor sold {number % 7 + 2} baskets of plums before it rained.",
+            hypothesis=f"Somebody sold fruit at stall {number}.",
+            label=number % 2,
+        )
+
+
+def stage_over(num: int, backend: str, url: str) -> Generation:
+    """`generate` over so many pairs."""
+    return Generation(
+        examples=lambda: pairs(num),
+        endpoint=endpoint(backend, url),
+        settings=StageSettings(model=MODEL),
+        prompt=load_prompt(PromptType.INITIAL_GENERATION),
+    )
+
+
+def ours(num: int, backend: str, url: str, **settings: Any) -> float:
+    """Seconds for `num` pairs through the pipeline, journal and all."""
+    stage = stage_over(num, backend, url)
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
+        connected = connect(backend, url, timeout_s=60, concurrency=IN_FLIGHT, journal_folder=Path(folder))
+        report = carry_out(
+            [Phase(tasks=stage.tasks)],
+            stage="generate",
+            backend=connected,
+            models=[MODEL],
+            journal=journal,
+            settings=RunSettings(concurrency=IN_FLIGHT, **settings),
+        )
+        assert report.tally.num_finished == num, report.tally
+        assert report.tally.num_failed == 0, report.tally
+        return report.duration_s
+
+
+def bare_http(num: int, url: str) -> float:
+    """Seconds for the same bodies through an `httpx2` loop."""
+    import httpx2
+
+    bodies = [_body(request) for request in stage_over(num, "openai", url).requests()]
+
+    async def run() -> float:
+        limits = httpx2.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
+        async with httpx2.AsyncClient(limits=limits, timeout=60) as client:
+
+            async def send(body: dict[str, Any]) -> None:
+                answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                assert answer.json()["choices"][0]["message"]["content"]
+
+            return await _through(bodies, send)
+
+    return asyncio.run(run())
+
+
+def bare_sdk(num: int, url: str) -> float:
+    """Seconds for the same requests through a loop over the `mistralai` SDK."""
+    from mistralai.client import Mistral
+
+    bodies = [_body(request) for request in stage_over(num, "mistral", url).requests()]
+
+    async def run() -> float:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
+        async with httpx2.AsyncClient(limits=limits, timeout=60, follow_redirects=True) as http:
+            client = Mistral(api_key="none", server_url=url, async_client=http)
+
+            async def send(body: dict[str, Any]) -> None:
+                answer = await client.chat.complete_async(**body)
+                assert answer.choices[0].message
+
+            return await _through(bodies, send)
+
+    return asyncio.run(run())
+
+
+async def _through(bodies: list[dict[str, Any]], send: Callable[[dict[str, Any]], Any]) -> float:
+    waiting = iter(bodies)
+
+    async def work() -> None:
+        for body in waiting:
+            await send(body)
+
+    started = time.monotonic()
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+    return time.monotonic() - started
+
+
+def _body(request: Any) -> dict[str, Any]:
+    return {
+        "model": request.model,
+        "messages": [dataclasses.asdict(message) for message in request.messages],
+        "temperature": request.params["temperature"],
+        "max_tokens": request.params["max_tokens"],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "name": request.schema.name,
+                "schema": request.schema.schema,
+                "strict": True,
+            },
+        },
+    }
+
+
+def limited(seconds: float) -> dict[str, float]:
+    """The share of an allowed rate that is used, and the 429s that it brought."""
+    num = int(ALLOWED_PER_MINUTE / 60 * seconds)
+    with server("--requests-per-minute", str(ALLOWED_PER_MINUTE)) as url:
+        took = ours(num, "openai", url, requests_per_minute=ALLOWED_PER_MINUTE)
+        num_429 = _statistics(url)["num_429"]
+    # The last answer comes a delay after the last request was allowed.
+    return {"share": num / (took - DELAY_S) / (ALLOWED_PER_MINUTE / 60), "num_429": num_429}
+
+
+def _statistics(url: str) -> dict[str, Any]:
+    import httpx2
+
+    found: dict[str, Any] = httpx2.get(f"{url}/statistics").json()
+    return found
+
+
+def resuming(num: int) -> dict[str, float]:
+    """Seconds to go through a journal of `num` answers again: as a resumed run does, and parsing all anew."""
+    content = json.dumps({"thought_process": "Plums are fruit. So it follows.", "predicted_label": 1})
+    reply = Reply(
+        text=content,
+        finish_reason="stop",
+        usage=Usage(prompt_tokens=200, completion_tokens=40),
+        raw=json.dumps({"choices": [{"message": {"content": content}}], "created": 0}),
+    )
+    url = "http://127.0.0.1:9"
+    stage = stage_over(num, "openai", url)
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
+        for request in stage.requests():
+            journal.keep_reply(request.key(), reply, 0.0)
+        took = {}
+        for name in ("parsing", "resuming"):
+            started = time.monotonic()
+            asyncio.run(_run_through(stage, journal, num))
+            took[name] = time.monotonic() - started
+        return took
+
+
+async def _run_through(stage: Generation, journal: Journal, num: int) -> None:
+    from nlicot.teacher.budget import Budget
+    from nlicot.teacher.limiter import Limiter
+    from nlicot.teacher.runner import Runner
+
+    backend: Any = endpoint("openai", "http://127.0.0.1:9")  # nothing is asked of it
+    runner = Runner(
+        backend, journal, Limiter(IN_FLIGHT), Budget(prices={}), stage="generate", concurrency=IN_FLIGHT
+    )
+    await runner.run(stage.tasks())
+    assert runner.tally.num_finished == num
+    assert runner.tally.num_requests == 0
+
+
+def peak_mb(num: int) -> float:
+    """Peak memory of a process of its own that runs `num` pairs against the server."""
+    with server("--delay", "0") as url:
+        code = f"from benchmarks.teacher import *; ours({num}, 'openai', {url!r}); print(own_peak_mb())"
+        finished = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    return float(finished.stdout.split()[-1])
+
+
+def own_peak_mb() -> float:
+    """This process's peak resident memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def interleaved(num: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contestant, in turns."""
+    os.environ["MISTRAL_API_KEY"] = "none"
+    seconds: dict[str, list[float]] = {"bare http": [], "openai": [], "bare sdk": [], "mistral": []}
+    with server() as url:
+        contestants = {
+            "bare http": lambda: bare_http(num, url),
+            "openai": lambda: ours(num, "openai", url),
+            "bare sdk": lambda: bare_sdk(num, url),
+            "mistral": lambda: ours(num, "mistral", url),
+        }
+        for contestant in contestants.values():
+            contestant()  # imports, connections, the server's own warm-up
+        for _ in range(repeats):
+            for name, contestant in contestants.items():
+                seconds[name].append(contestant())
+    return seconds
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="3 repeats in place of 7")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    num, repeats = 2000, 3 if options.quick else 7
+
+    seconds = interleaved(num, repeats)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx2", "mistralai"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"{num} requests, {IN_FLIGHT} in flight, answers after {DELAY_S * 1000:.0f} ms, {repeats} repeats")
+    print(f"{'':<12}{'median s':>10}{'range s':>16}{'requests/s':>12}")
+    for name, found in seconds.items():
+        median = statistics.median(found)
+        print(f"{name:<12}{median:>10.2f}{f'{min(found):.2f}-{max(found):.2f}':>16}{num / median:>12.0f}")
+    result = {
+        "openai_share_of_bare": _share(seconds["bare http"], seconds["openai"]),
+        "mistral_share_of_bare": _share(seconds["bare sdk"], seconds["mistral"]),
+    }
+    allowed = limited(10 if options.quick else 30)
+    result["limited_share"], result["limited_num_429"] = allowed["share"], allowed["num_429"]
+    took = resuming(100_000)
+    result["resume_100k_s"], result["parse_100k_s"] = took["resuming"], took["parsing"]
+    result["peak_mb_2k"], result["peak_mb_20k"] = peak_mb(2_000), peak_mb(20_000)
+    for name, value in result.items():
+        print(f"{name:<24}{value:.3f}")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _share(bare: list[float], own: list[float]) -> float:
+    """The median over the rounds of our rate as a share of the bare loop's."""
+    return statistics.median(b / o for b, o in zip(bare, own, strict=True))
+
+
+if __name__ == "__main__":
+    main()

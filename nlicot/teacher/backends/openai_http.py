@@ -1,0 +1,115 @@
+"""Any server that speaks OpenAI's chat completions over HTTP: vLLM, llama.cpp, Ollama and others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx2
+
+from nlicot.teacher.backends.base import Fault, Reply, Request, Transient
+from nlicot.teacher.backends.envelope import fault_of, reply_of
+from nlicot.teacher.backends.structured import StructuredOutput
+
+CONNECT_S = 10.0
+PARAMETER_NAMES = {"random_seed": "seed"}
+"""What OpenAI's form calls our parameters, where it has another name."""
+
+
+class OpenAIBackend:
+    """Sends requests to one server.
+
+    Args:
+        server_url: its address, with or without `/v1`.
+        api_key: sent to this server alone, and shown nowhere.
+        timeout_s: for a whole answer, so that one that trickles in for ever ends too.
+        max_connections: as many as requests in flight.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        server_url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 120.0,
+        max_connections: int = 64,
+    ) -> None:
+        self.server = server_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self._timeout_s = timeout_s
+        headers = {"content-type": "application/json"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            follow_redirects=False,  # the key must not travel on
+            trust_env=False,
+        )
+        self._structured = StructuredOutput()
+
+    async def complete(self, request: Request) -> Reply:
+        """Send one request, in the strongest form of structured output that the server takes.
+
+        Raises:
+            Fault: no usable reply came.
+        """
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+            **{PARAMETER_NAMES.get(name, name): value for name, value in request.params.items()},
+        }
+
+        async def send(response_format: dict[str, Any] | None) -> Reply:
+            return await self._send(
+                body if response_format is None else body | {"response_format": response_format}
+            )
+
+        return await self._structured.ask(request, send)
+
+    async def _send(self, body: dict[str, Any]) -> Reply:
+        started = time.monotonic()
+        status, headers, text = await self._exchange("POST", "/v1/chat/completions", json.dumps(body))
+        if status != 200:
+            raise fault_of(status, headers, text)
+        return reply_of(text, headers, time.monotonic() - started)
+
+    async def models(self) -> list[str] | None:
+        """The names under `/v1/models`; None where the server has no such list.
+
+        Raises:
+            Fault: it cannot be reached, or refuses.
+        """
+        status, headers, text = await self._exchange("GET", "/v1/models", None)
+        if status in (404, 405, 501):
+            return None
+        if status != 200:
+            raise fault_of(status, headers, text)
+        try:
+            return [str(model["id"]) for model in json.loads(text)["data"]]
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    async def _exchange(self, method: str, path: str, body: str | None) -> tuple[int, Any, str]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.request(method, self.server + path, content=body)
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
+            raise Transient(
+                "timeout", f"no whole answer within {self._timeout_s:g} s", possibly_paid=True
+            ) from error
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise Transient("connection", f"{self.server} cannot be reached: {error}") from error
+        except httpx2.TransportError as error:
+            raise Transient("connection", f"the connection broke off: {error}", possibly_paid=True) from error
+        except httpx2.DecodingError as error:
+            raise Fault("encoding", f"the body cannot be decoded: {error}", possibly_paid=True) from error
+        return response.status_code, response.headers, response.text
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._client.aclose()

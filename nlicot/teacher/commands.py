@@ -1,0 +1,373 @@
+"""What `generate`, `reflect` and `score` do, from their options to a finished file and its summary.
+
+Whatever can be refused is refused before the first request: outputs that exist, pairs that cannot be read,
+prompts that lack a place, a missing key, an unknown model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlicot.errors import ConfigError, TeacherLopsided
+from nlicot.files import refuse_overwriting, write_json, write_jsonl, write_text
+from nlicot.prompts import LabelDefinitions
+from nlicot.records import Example, Thought, to_json_dict
+from nlicot.storage import DataRoot, working_root
+from nlicot.teacher.connecting import connect, endpoint
+from nlicot.teacher.cost import estimate, format_estimate, load_prices, price_of
+from nlicot.teacher.journal import Journal
+from nlicot.teacher.options import parse
+from nlicot.teacher.prediction import Generation
+from nlicot.teacher.probe import pairs_to_probe, probe
+from nlicot.teacher.progress import ProgressBar
+from nlicot.teacher.prompting import (
+    PromptType,
+    TeacherPrompt,
+    load_definitions,
+    load_prompt,
+    load_relation_map,
+)
+from nlicot.teacher.reflection import Reflecting
+from nlicot.teacher.runner import record
+from nlicot.teacher.running import (
+    Phase,
+    RunReport,
+    RunSettings,
+    carry_out,
+    failure_of,
+    logged_to,
+    outcomes,
+)
+from nlicot.teacher.scoring import Scoring
+from nlicot.teacher.sources import pairs_of, texts_of, thoughts_of
+from nlicot.teacher.stages import Stage, StageSettings
+from nlicot.teacher.summary import Figures, summarise
+
+logger = logging.getLogger(__name__)
+LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}
+NEXT = {
+    "generate": "reflect",
+    "reflect": "score (or straight on: prepare, fit)",
+    "score": "prepare --builder reflected --builder-args min_score=4, or fit",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One split's stage, and the file that it fills."""
+
+    split: str
+    stage: Stage
+    output_path: Path
+
+
+def main(command: str, args: Sequence[str]) -> int:
+    """Run one of the three commands; returns its exit code."""
+    options = parse(command, args)
+    root = working_root(options.root)
+    journal_path = root.path / "journal" / f"{command}.sqlite"
+    if options.export_journal:
+        return _export(journal_path, options.export_journal, options.overwrite)
+    if not options.model:
+        raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
+    works = _works(command, options, root)
+    asks_for_all = not (options.dry_run or getattr(options, "probe", False))
+    if asks_for_all:
+        refuse_overwriting(*(work.output_path for work in works), overwrite=options.overwrite)
+    if options.dry_run:
+        return _dry_run(works, options, journal_path)
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
+    with Journal(journal_path, job=_job(works, options, root)) as journal, logged_to(log_path):
+        _say_what_was_lost(journal)
+        if options.reparse or options.retry_failures:
+            journal.forget_finals(failed_only=not options.reparse)
+        return _Command(command, options, works, journal, log_path).run()
+
+
+class _Command:
+    """One run over all splits, sharing a server, a journal and a log."""
+
+    def __init__(
+        self,
+        name: str,
+        options: argparse.Namespace,
+        works: Sequence[Work],
+        journal: Journal,
+        log_path: Path,
+    ) -> None:
+        self.name, self.options, self.works = name, options, works
+        self.journal, self.log_path = journal, log_path
+        self.models = _models(works[0].stage)
+
+    def run(self) -> int:
+        """Ask, write, and say what it came to."""
+        options = self.options
+        backend = connect(
+            options.backend,
+            options.server_url,
+            timeout_s=options.timeout,
+            concurrency=options.concurrency,
+            journal_folder=self.journal.path.parent,
+        )
+        bars: list[ProgressBar] = []
+        total = sum(1 for work in self.works for _ in work.stage.tasks())
+
+        def watch() -> ProgressBar:
+            bars.append(ProgressBar(total, self.name))
+            return bars[0]
+
+        record.info(
+            "%s: %s of %s, prompt %s, %s",
+            self.name,
+            ", ".join(self.models),
+            self.options.backend,
+            next(iter(self.works)).stage.prompt_sha256[:12],
+            ", ".join(work.split for work in self.works),
+        )
+        try:
+            report = carry_out(
+                list(self._phases()),
+                stage=self.name,
+                backend=backend,
+                models=self.models,
+                journal=self.journal,
+                settings=RunSettings(
+                    concurrency=options.concurrency,
+                    requests_per_minute=options.requests_per_minute,
+                    tokens_per_minute=options.tokens_per_minute,
+                    budget_usd=options.budget,
+                    prices=_prices(options, self.models),
+                ),
+                watch=watch,
+            )
+        finally:
+            for bar in bars:
+                bar.close()
+        if not getattr(options, "probe", False):
+            for work in self.works:
+                self._write(work, report)
+            print(f"log          {self.log_path}\nnext         python -m nlicot {NEXT[self.name]}")
+        return 0
+
+    def _phases(self) -> Iterator[Phase]:
+        first = self.works[0].stage
+        if isinstance(first, Generation):
+            probed = pairs_to_probe(first.examples())
+            if probed:
+                yield self._probe(first, probed)
+            if self.options.probe:
+                if not probed:
+                    raise ConfigError("--probe: found no labels, expected some to compare with")
+                return
+        for work in self.works:
+            yield Phase(tasks=work.stage.tasks)
+
+    def _probe(self, stage: Generation, probed: list[Example]) -> Phase:
+        small = Generation(
+            examples=lambda: probed,
+            endpoint=stage.endpoint,
+            settings=stage.settings,
+            prompt=stage.prompt,
+            relation_map=stage.relation_map,
+        )
+
+        def judge() -> None:
+            finals = self.journal.finals([task.key for task in small.tasks()])
+            thoughts = [_thought(row) for final in finals.values() if final.ok for row in final.rows]
+            report = probe(thoughts)
+            if self.options.probe or report.lopsided:
+                print(report)
+            else:
+                logger.info(report.headline())
+            if report.lopsided and not self.options.yes:
+                raise TeacherLopsided(
+                    f"{report.headline()}; say what they mean by --definitions FILE, then --probe again "
+                    "(README, 'What the labels mean'); --yes to go on"
+                )
+
+        return Phase(tasks=small.tasks, then=judge)
+
+    def _write(self, work: Work, report: RunReport) -> None:
+        """The finished file in the pairs' order, its failures beside it, and the summary."""
+        figures, failures = Figures(), []
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for final in outcomes(self.journal, work.stage.tasks(), report.tally):
+                figures.see(final)
+                if final.ok:
+                    yield from final.rows
+                else:
+                    failures.append(to_json_dict(failure_of(final)))
+
+        write_jsonl(work.output_path, rows(), overwrite=self.options.overwrite)
+        failures_path = work.output_path.with_suffix(".failures.jsonl")
+        failures_path.unlink(missing_ok=True)
+        if failures:
+            write_jsonl(failures_path, failures, overwrite=True)
+        summary = summarise(self.name, figures, report)
+        stem = self.log_path.with_suffix("")
+        write_json(stem.with_name(f"{stem.name}-{work.split}.summary.json"), summary.content)
+        write_text(
+            stem.with_name(f"{stem.name}-{work.split}.summary.txt"), summary.text + "\n", overwrite=True
+        )
+        record.info("%s: %s", work.split, summary.text.splitlines()[0])
+        print(f"{work.split}: {summary.text}\n\n{work.split:<13}{work.output_path}")
+        if failures:
+            print(f"failures     {failures_path} (the others are complete; --retry-failures asks again)")
+
+
+# ------------------------------------------------------------------ what is to be done
+
+
+def _works(command: str, options: argparse.Namespace, root: DataRoot) -> list[Work]:
+    where = endpoint(options.backend, options.server_url)
+    definitions = load_definitions(options.definitions) if options.definitions else None
+    settings = StageSettings(
+        model=options.model,
+        next_models=options.next_models,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
+    works = []
+    for split in _splits(options, root):
+        pairs = pairs_of(root, split, label_map=options.label_map, limit=options.limit, ids=options.ids)
+        stage: Stage
+        if command == "generate":
+            kind = PromptType(options.prompt_type)
+            stage = Generation(
+                examples=pairs,
+                endpoint=where,
+                settings=settings,
+                prompt=load_prompt(kind, options.prompt, definitions),
+                num_samples=options.samples,
+                relation_map=_relation_map(options),
+            )
+            output_path = root.thoughts(split)
+        elif command == "reflect":
+            stage = Reflecting(
+                thoughts=thoughts_of(root, split, pairs),
+                endpoint=where,
+                settings=settings,
+                prompt=load_prompt(PromptType.REFLECTION, options.prompt, definitions),
+            )
+            output_path = root.reflections(split)
+        else:
+            stage = Scoring(
+                texts=texts_of(root, split, pairs),
+                endpoint=where,
+                settings=settings,
+                prompts=_scoring_prompts(options.prompt, definitions),
+                threshold=options.threshold,
+                num_rounds=options.rounds,
+                regenerate_with=options.regenerate_with,
+            )
+            output_path = root.scores(split)
+        works.append(Work(split=split, stage=stage, output_path=output_path))
+    return works
+
+
+def _splits(options: argparse.Namespace, root: DataRoot) -> Sequence[str]:
+    if options.split is not None:
+        return tuple(options.split)
+    there = [split for split in ("train", "dev") if root.pairs(split).exists()]
+    return there or ["train"]  # which is then missed by name
+
+
+def _relation_map(options: argparse.Namespace) -> dict[str, int] | None:
+    if options.relation_map:
+        return dict(options.relation_map)
+    return load_relation_map(options.definitions) if options.definitions else None
+
+
+def _scoring_prompts(
+    path: Path | None, definitions: LabelDefinitions | None
+) -> dict[PromptType, TeacherPrompt]:
+    own = {PromptType.SCORING: path}
+    return {kind: load_prompt(kind, own.get(kind), definitions) for kind in Scoring.prompt_types}
+
+
+def _models(stage: Stage) -> list[str]:
+    return stage.models if isinstance(stage, Scoring) else stage.settings.models
+
+
+def _prices(options: argparse.Namespace, models: Iterable[str]) -> dict[str, Any]:
+    prices = load_prices(options.prices)
+    return {model: price_of(model, prices, options.price, backend=options.backend) for model in models}
+
+
+def _job(works: Sequence[Work], options: argparse.Namespace, root: DataRoot) -> str:
+    """Names a run by what it asks, so that a budget counts all of its starts and no other run's."""
+    first = works[0].stage
+    content = [
+        first.name,
+        options.backend,
+        options.server_url,
+        _models(first),
+        str(root.path.resolve()),
+        [work.split for work in works],
+        first.settings.params(),
+        str(options.definitions),
+        str(options.prompt),
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _thought(row: dict[str, Any]) -> Thought:
+    names = ("id", "sample", "premise", "hypothesis", "thought_process", "predicted_label", "relation")
+    return Thought(true_label=row.get("true_label"), **{name: row[name] for name in names if name in row})
+
+
+# ------------------------------------------------------------------ besides asking
+
+
+def _dry_run(works: Sequence[Work], options: argparse.Namespace, journal_path: Path) -> int:
+    """What a run would cost; nothing is sent, and no key is needed."""
+    answered: Callable[[str], bool] = lambda key: False  # noqa: E731
+    journal = Journal(journal_path) if journal_path.exists() else None
+    if journal is not None:
+        answered = lambda key: journal.reply(key) is not None  # noqa: E731
+    try:
+        for work in works:
+            found = estimate(
+                (request for request in work.stage.requests() if not answered(request.key())),
+                _prices(options, _models(work.stage)),
+            )
+            print(f"{work.split}: {format_estimate(found, as_of=load_prices(options.prices).as_of)}")
+    finally:
+        if journal is not None:
+            journal.close()
+    return 0
+
+
+def _export(journal_path: Path, output_path: Path, overwrite: bool) -> int:
+    if not journal_path.exists():
+        raise ConfigError(
+            f"--export-journal: found no journal {journal_path}, expected one of an earlier run"
+        )
+    with Journal(journal_path) as journal:
+        write_jsonl(output_path, journal.export(), overwrite=overwrite)
+    print(f"journal      {output_path}")
+    return 0
+
+
+def _say_what_was_lost(journal: Journal) -> None:
+    if journal.open_intents:
+        pairs = ", ".join(intent.pair for intent in journal.open_intents[:10])
+        more = f" and {len(journal.open_intents) - 10} more" if len(journal.open_intents) > 10 else ""
+        logger.info(
+            "an earlier run ended with %d requests in flight, perhaps paid, now asked again: %s%s",
+            len(journal.open_intents),
+            pairs,
+            more,
+        )

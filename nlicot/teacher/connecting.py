@@ -1,0 +1,77 @@
+"""From a backend's name to a backend: which key goes to which server, and from where it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nlicot.errors import ConfigError
+from nlicot.teacher.backends.base import Backend, Endpoint
+
+MISTRAL_URL = "https://api.mistral.ai"
+KEY_OF = {"mistral": "MISTRAL_API_KEY", "openai": "OPENAI_API_KEY"}
+
+
+def endpoint(backend: str, server_url: str | None) -> Endpoint:
+    """What requests to this backend are keyed by.
+
+    Raises:
+        ConfigError: the backend needs a server's address and has none.
+    """
+    if backend == "local":
+        return Endpoint(name=backend, server="")
+    if backend == "openai":
+        if not server_url:
+            raise ConfigError(
+                "--backend openai: found no --server-url, expected the server's address, "
+                "for example http://localhost:8000"
+            )
+        return Endpoint(name=backend, server=_without_v1(server_url))
+    return Endpoint(name=backend, server=_without_v1(server_url or MISTRAL_URL))
+
+
+def _without_v1(server_url: str) -> str:
+    return server_url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def connect(
+    backend: str, server_url: str | None, *, timeout_s: float, concurrency: int, journal_folder: Path
+) -> Backend:
+    """A backend that is ready to be asked.
+
+    Raises:
+        ConfigError: a key or an address is missing.
+    """
+    where = endpoint(backend, server_url)
+    if backend == "local":
+        from nlicot.teacher.backends.local import LocalBackend
+
+        return LocalBackend(batch_size=concurrency)
+    key = _key(KEY_OF[backend])
+    if backend == "openai":
+        from nlicot.teacher.backends.openai_http import OpenAIBackend
+
+        return OpenAIBackend(where.server, api_key=key, timeout_s=timeout_s, max_connections=concurrency)
+    if key is None:
+        raise ConfigError(
+            f"--backend {backend}: found no MISTRAL_API_KEY in the environment or in .env, expected the key "
+            "from console.mistral.ai (without one: --backend openai --server-url ..., or --backend local)"
+        )
+    from nlicot.teacher.backends.mistral_sdk import MistralBackend
+
+    return MistralBackend(key, server_url=where.server, timeout_s=timeout_s, max_connections=concurrency)
+
+
+def _key(name: str) -> str | None:
+    """A key from the environment, else from `.env` in the working folder; kept nowhere."""
+    found = os.environ.get(name)
+    if found and found.strip():
+        return found.strip()
+    path = Path(".env")
+    if not path.is_file():
+        return None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assigned, _, value = line.strip().removeprefix("export ").partition("=")
+        if assigned.strip() == name and value.strip():
+            return value.strip().strip("\"'")
+    return None

@@ -1,0 +1,424 @@
+"""What is read of a teacher's answer: strictly, then with its syntax mended, and never by guessing."""
+
+import json
+import random
+import time
+
+import pytest
+
+from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable, parse_answer
+from nlicot.teacher.prompting import PromptType
+
+THOUGHT = PromptType.INITIAL_GENERATION
+REFLECTION = PromptType.REFLECTION
+SCORE = PromptType.SCORING
+RELATION = PromptType.RELATION
+STEPS = "Step 1: It rains. Step 2: Streets get wet. Step 3: So this one is wet."
+
+
+def answer(text: str, kind: PromptType = THOUGHT) -> Answer:
+    return parse_answer(text, kind)
+
+
+def refusal(text: str, kind: PromptType = THOUGHT) -> str:
+    with pytest.raises(Unparsable) as caught:
+        parse_answer(text, kind)
+    assert "\n" not in caught.value.message
+    return caught.value.kind
+
+
+def thought(text: str = STEPS, label: object = 1) -> str:
+    return json.dumps({"thought_process": text, "predicted_label": label})
+
+
+# ------------------------------------------------------------------ schemas
+
+
+@pytest.mark.parametrize("kind", PromptType)
+def test_each_schema_closes_its_object_as_strict_modes_ask(kind: PromptType) -> None:
+    schema = SCHEMAS[kind].schema
+    assert schema["type"] == "object"
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == list(schema["properties"])
+    assert {keyword for field in schema["properties"].values() for keyword in field} <= {"type", "enum"}
+
+
+def test_schemas_ask_for_the_text_before_the_label() -> None:
+    assert {kind.value: list(SCHEMAS[kind].schema["properties"]) for kind in PromptType} == {
+        "initial_generation": ["thought_process", "predicted_label"],
+        "relation": ["thought_process", "relation"],
+        "reflection": ["error_analysis", "improved_thought_process", "reflected_label"],
+        "scoring": ["analysis", "score"],
+        "regeneration": ["thought_process", "predicted_label"],
+        "reflection_regeneration": ["error_analysis", "improved_thought_process", "reflected_label"],
+    }
+
+
+# ------------------------------------------------------------------ strict
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_valid_object_is_taken_as_it_is(label: int) -> None:
+    assert answer(thought(label=label)) == Answer(
+        fields={"thought_process": STEPS, "predicted_label": label}, repaired=False
+    )
+
+
+def test_fields_come_in_the_schemas_order_whatever_the_answers() -> None:
+    found = answer('{"score": 3, "analysis": "Step 2 is asserted."}', SCORE)
+    assert list(found.fields.items()) == [("analysis", "Step 2 is asserted."), ("score", 3)]
+    assert not found.repaired
+
+
+def test_blanks_around_the_object_are_no_repair() -> None:
+    assert not answer(f"\n\t {thought()}  \r\n").repaired
+    assert not answer(thought().replace('", "', '",\n\n\t"')).repaired
+
+
+def test_blanks_around_a_text_are_dropped() -> None:
+    assert answer(thought(f"  {STEPS}\n")).fields["thought_process"] == STEPS
+
+
+def test_fields_that_nobody_asked_for_are_passed_over() -> None:
+    text = json.dumps(
+        {"confidence": 0.9, "thought_process": STEPS, "predicted_label": 0, "notes": {"a": [1]}}
+    )
+    assert answer(text) == Answer(fields={"thought_process": STEPS, "predicted_label": 0}, repaired=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'He said "no".',
+        "a\\b",
+        "two\nlines",
+        "tab\there",
+        "{braces} and [brackets], 1: 2",
+        "Ünïcode 猫 🐈",
+        "\u2028x",
+    ],
+)
+def test_what_a_text_holds_comes_back_as_it_was(text: str) -> None:
+    for ascii_only in (True, False):
+        raw = json.dumps({"thought_process": text, "predicted_label": 1}, ensure_ascii=ascii_only)
+        assert answer(raw) == Answer(
+            fields={"thought_process": text.strip(), "predicted_label": 1}, repaired=False
+        )
+
+
+def test_every_kind_of_answer_is_read() -> None:
+    reflected = {"error_analysis": "E.", "improved_thought_process": STEPS, "reflected_label": 0}
+    for kind in (REFLECTION, PromptType.REFLECTION_REGENERATION):
+        assert answer(json.dumps(reflected), kind).fields == reflected
+    assert answer(thought(), PromptType.REGENERATION).fields["predicted_label"] == 1
+    related = {"thought_process": STEPS, "relation": "neutral"}
+    assert answer(json.dumps(related), RELATION) == Answer(fields=related, repaired=False)
+    for score in range(1, 6):
+        assert answer(json.dumps({"analysis": "A.", "score": score}), SCORE).fields["score"] == score
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "whitespace"),
+        (" \n\t ", "whitespace"),
+        ("\u00a0\u2003", "whitespace"),
+        ("The hypothesis follows, so 1.", "no_json"),
+        ("1", "no_json"),
+        ("null", "no_json"),
+        ("[]", "no_json"),
+        ('"thought_process"', "no_json"),
+        (json.dumps(thought()), "no_json"),
+        ("{'thought_process': 'It rains.', 'predicted_label': 1}", "no_json"),
+        ("{thought_process: It rains., predicted_label: 1}", "no_json"),
+        ('"thought_process": "It rains.", "predicted_label": 1', "no_json"),
+        ("{}", "missing_field"),
+        ('{"thought_process": "It rains."}', "missing_field"),
+        ('{"predicted_label": 1}', "missing_field"),
+        ('{"thought": "It rains.", "label": 1}', "missing_field"),
+        ('{"answer": {"thought_process": "It rains.", "predicted_label": 1}}', "missing_field"),
+        ('```json\n{"answer": {"thought_process": "It rains.", "predicted_label": 1}}\n```', "missing_field"),
+    ],
+)
+def test_text_without_the_fields_is_refused(text: str, kind: str) -> None:
+    assert refusal(text) == kind
+
+
+@pytest.mark.parametrize(
+    "label", [1.0, 0.0, True, False, None, [1], {"label": 1}, "entailment", "yes", "1.0", "one"]
+)
+def test_label_of_another_type_is_refused(label: object) -> None:
+    assert refusal(thought(label=label)) == "wrong_type"
+    assert refusal(f"```json\n{thought(label=label)}\n```") == "wrong_type"
+
+
+@pytest.mark.parametrize("label", [2, -1, 10, 10**12, "2", "-1"])
+def test_label_outside_0_and_1_is_refused(label: object) -> None:
+    assert refusal(thought(label=label)) == "label_outside"
+
+
+@pytest.mark.parametrize("score", [0, 6, "6"])
+def test_score_outside_the_scale_is_refused(score: object) -> None:
+    assert refusal(json.dumps({"analysis": "A.", "score": score}), SCORE) == "label_outside"
+
+
+@pytest.mark.parametrize("score", [4.5, "4/5", "four", None])
+def test_score_that_is_no_whole_number_is_refused(score: object) -> None:
+    assert refusal(json.dumps({"analysis": "A.", "score": score}), SCORE) == "wrong_type"
+
+
+@pytest.mark.parametrize(("relation", "kind"), [("unrelated", "label_outside"), (1, "wrong_type")])
+def test_unknown_relation_is_refused(relation: object, kind: str) -> None:
+    assert refusal(json.dumps({"thought_process": STEPS, "relation": relation}), RELATION) == kind
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n", "...", "—", "\u200b\ufeff", '"'])
+def test_text_without_a_word_is_refused(text: str) -> None:
+    assert refusal(thought(text)) == "empty_text"
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\ud83d b", "\udc00"])
+def test_characters_that_no_file_can_hold_are_refused(text: str) -> None:
+    assert refusal(thought(text)) == "wrong_type"
+
+
+@pytest.mark.parametrize("text", [None, 1, True, ["Step 1", "Step 2"], {"step": "1"}])
+def test_text_of_another_type_is_refused(text: object) -> None:
+    raw = json.dumps({"thought_process": text, "predicted_label": 1})
+    assert refusal(raw) == "wrong_type"
+    assert refusal(f"Here: {raw}") == "wrong_type"
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\nand\n", ", ", "\n```\n```json\n"])
+def test_two_objects_are_refused_even_where_they_are_equal(between: str) -> None:
+    assert refusal(thought() + between + thought()) == "two_objects"
+    assert refusal(thought(label=0) + between + thought(label=1)) == "two_objects"
+
+
+def test_object_of_another_kind_beside_the_answer_is_refused() -> None:
+    assert refusal(thought() + ' {"note": 1}') == "two_objects"
+    assert refusal('{"note": 1} ' + thought()) == "two_objects"
+    assert refusal(f"[{thought()}, {thought()}]") == "two_objects"
+    assert refusal(f"{thought()} {{}}") == "two_objects"
+
+
+def test_field_that_stands_twice_is_refused() -> None:
+    assert refusal('{"thought_process": "A.", "predicted_label": 0, "predicted_label": 1}') == "two_objects"
+    assert (
+        refusal('```{"thought_process": "A.", "predicted_label": 0, "predicted_label": 1}```')
+        == "two_objects"
+    )
+
+
+# ------------------------------------------------------------------ mended
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{thought()}\n```",
+        f"```\n{thought()}```",
+        f"```JSON\r\n{thought()}\r\n```\r\n",
+        f"Here is my answer:\n```json\n{thought()}\n```\nI hope that this helps.",
+        f"Sure! {thought()}",
+        f"{thought()} Let me know.",
+        f"The set {{a, b}} is odd. {thought()}",
+        f"<think>It rains, so {{wet}}.</think>\n{thought()}",
+        f"\ufeff{thought()}",
+        f"{thought()}}}",
+        f"{thought()}]",
+        f"{thought()}`",
+        f"[{thought()}]",
+        thought()[:-1] + ",}",
+        thought()[:-1] + " , \n}",
+        thought()[:-1],
+        f"```json\n{thought()[:-1]}\n```",
+        thought()[:-1] + ",",
+        thought().replace('", "', '" "'),
+        thought(label="1"),
+        thought(label=" 1 "),
+        thought(label="1")[:-1],
+        thought(label="1")[:-2],
+        thought(label="1").replace('1"}', "1}"),
+    ],
+)
+def test_broken_syntax_around_whole_fields_is_mended(text: str) -> None:
+    assert answer(text) == Answer(fields={"thought_process": STEPS, "predicted_label": 1}, repaired=True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "meant"),
+    [
+        ("one\ntwo", "one\ntwo"),
+        ("one\r\n\ttwo", "one\r\n\ttwo"),
+        ("bell \x07 and \x1b[0m", "bell \x07 and \x1b[0m"),
+        ("it\\'s wet", "it's wet"),
+        ("half\\\\\\' way\n", "half\\' way"),
+        ('He said "no" twice.', 'He said "no" twice.'),
+        ('"No" is what he said.', '"No" is what he said.'),
+        ('He said "no"', 'He said "no"'),
+        ('The word "not", then "never": both deny.', 'The word "not", then "never": both deny.'),
+        ('Some \\"escaped\\" and "not".', 'Some "escaped" and "not".'),
+        ('A {"key"} in braces.', 'A {"key"} in braces.'),
+        ('quoted: \\\\"both\\\\".', 'quoted: \\"both\\".'),
+    ],
+)
+def test_broken_syntax_inside_a_text_is_mended(raw: str, meant: str) -> None:
+    for text in (
+        f'{{"thought_process": "{raw}", "predicted_label": 0}}',
+        f'```json\n{{"thought_process": "{raw}",\n"predicted_label": 0,\n}}\n```',
+    ):
+        assert answer(text) == Answer(fields={"thought_process": meant, "predicted_label": 0}, repaired=True)
+
+
+def test_unescaped_quotes_are_mended_in_both_texts_of_a_reflection() -> None:
+    text = (
+        '{"error_analysis": "It read "some" as "all".", '
+        '"improved_thought_process": "Step 1: "Some" is less.", "reflected_label": 1}'
+    )
+    assert answer(text, REFLECTION) == Answer(
+        fields={
+            "error_analysis": 'It read "some" as "all".',
+            "improved_thought_process": 'Step 1: "Some" is less.',
+            "reflected_label": 1,
+        },
+        repaired=True,
+    )
+
+
+def test_unescaped_quotes_in_a_last_text_are_mended() -> None:
+    text = '{"score": 2, "analysis": "Step 2 bends "not"."}'
+    assert answer(text, SCORE).fields == {"analysis": 'Step 2 bends "not".', "score": 2}
+
+
+def test_extra_fields_are_passed_over_in_mending_too() -> None:
+    text = f'{{"note": "n", "thought_process": "{STEPS}", "sure": [true, {{"a": 1}}], "predicted_label": 1,}}'
+    assert answer(text) == Answer(fields={"thought_process": STEPS, "predicted_label": 1}, repaired=True)
+
+
+@pytest.mark.parametrize("spelt", ["Neutral", " neutral ", "NEUTRAL"])
+def test_spelling_of_a_relation_is_mended(spelt: str) -> None:
+    found = answer(json.dumps({"thought_process": STEPS, "relation": spelt}), RELATION)
+    assert found == Answer(fields={"thought_process": STEPS, "relation": "neutral"}, repaired=True)
+
+
+def test_relation_without_its_last_quote_is_mended() -> None:
+    text = f'{{"thought_process": "{STEPS}", "relation": "contradiction'
+    assert answer(text, RELATION).fields["relation"] == "contradiction"
+    assert answer(text + "}", RELATION).repaired
+    assert refusal(text[:-3], RELATION) == "no_json"
+
+
+# ------------------------------------------------------------------ not mended
+
+
+@pytest.mark.parametrize("length", range(1, len(thought()) - 1))
+def test_answer_that_was_cut_anywhere_before_its_label_is_refused(length: int) -> None:
+    cut = thought()[:length]
+    assert refusal(cut) == "no_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"predicted_label": 1, "thought_process": "It rains and the str',
+        '{"predicted_label": 1, "thought_process": "It rains and the str}',
+        '{"predicted_label": 1, "thought_process": "He said "no" and wen',
+        '{"predicted_label": 1, "thought_process": "He said "no"',
+        '{"predicted_label": 1, "thought_process": "It rains.\\"}',
+    ],
+)
+def test_text_without_its_end_is_never_closed_for_it(text: str) -> None:
+    assert refusal(text) == "no_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A lone quote more: one of them may be the text's own end.
+        '{"thought_process": "He said "no.", "predicted_label": 1}',
+        '{"thought_process": "She is 5\'7" tall.", "predicted_label": 1}',
+        # The text may end behind `a` or behind the last quote.
+        '{"predicted_label": 1, "thought_process": "say "a"} or "b"}',
+        '{"predicted_label": 1, "thought_process": "It rains."} I hope that answers "it"',
+        # An entry inside: an extra field, or words of the text.
+        '{"thought_process": "say "a".", "note": "n", "predicted_label": 1}',
+        '{"thought_process": "a \\x b", "predicted_label": 1}',
+        '{"thought_process": "a \\u12 b", "predicted_label": 1}',
+    ],
+)
+def test_text_that_can_be_read_in_two_ways_is_refused(text: str) -> None:
+    assert refusal(text) == "no_json"
+
+
+def test_answer_that_quotes_its_own_field_is_refused() -> None:
+    text = '{"thought_process": "It says "x", "predicted_label": 1 there.", "predicted_label": 0}'
+    assert refusal(text) == "two_objects"
+
+
+def test_object_that_starts_again_inside_itself_is_refused() -> None:
+    assert refusal('{"thought_process": "It ra' + thought()) == "two_objects"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1.0",
+        "01",
+        "+1",
+        "1.",
+        "0 or 1",
+        "1 (entailment)",
+        "true",
+        "entailment",
+        "NaN",
+        "1e0",
+        "1" * 5000,
+        "[" * 9999,
+    ],
+)
+def test_label_that_is_no_number_is_not_mended(value: str) -> None:
+    text = f'```json\n{{"thought_process": "{STEPS}", "predicted_label": {value}}}\n```'
+    assert refusal(text) == "wrong_type"
+
+
+def test_long_answers_are_refused_as_fast_as_they_are_read() -> None:
+    start = time.perf_counter()
+    for text in (
+        '{"thought_process": "' + 'say "a" ' * 20_000,
+        '{"thought_process": "a"' + " " * 200_000,
+        "{" * 100_000,
+        '{ "' * 50_000,
+        '{"thought_process": "' + "\\" * 100_001 + '", "predicted_label": 1}',
+        '{"predicted_label": 1, "thought_process": "' + '"}' * 20_000,
+    ):
+        assert refusal(text) in ("no_json", "two_objects")
+    assert time.perf_counter() - start < 2
+
+
+def test_damaged_answers_are_read_rightly_or_refused() -> None:
+    """Characters of a good answer are dropped, doubled or swapped: no other kind of error comes of it."""
+    choice = random.Random(7)
+    good = thought('He said "no", and {it} is 50 % \\ wet.\nSo: it rained.')
+    for _ in range(3000):
+        characters = list(good)
+        for _ in range(choice.randint(1, 4)):
+            at = choice.randrange(len(characters))
+            characters[at] = choice.choice(["", characters[at] * 2, *'{}":,\\\n01 ]`'])
+        try:
+            found = answer("".join(characters))
+        except Unparsable as unparsable:
+            assert unparsable.kind in (
+                "no_json",
+                "two_objects",
+                "missing_field",
+                "wrong_type",
+                "label_outside",
+                "empty_text",
+            )
+        else:
+            assert found.fields["predicted_label"] in (0, 1)
+            assert str(found.fields["thought_process"]).strip()

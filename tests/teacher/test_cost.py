@@ -1,0 +1,313 @@
+"""What a run would cost: the price table, the tokenizer, and the dry run's interval."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nlicot.errors import ConfigError
+from nlicot.records import Usage
+from nlicot.teacher.answers import SCHEMAS
+from nlicot.teacher.backends.base import Message, Request
+from nlicot.teacher.cost import (
+    Estimate,
+    Price,
+    count_tokens,
+    estimate,
+    format_estimate,
+    load_prices,
+    parse_price,
+    price_of,
+)
+from nlicot.teacher.options import parse
+from nlicot.teacher.prompting import PromptType, load_prompt
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "prices.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def request(
+    user: str,
+    *,
+    kind: PromptType = PromptType.INITIAL_GENERATION,
+    model: str = "m",
+    max_tokens: int | None = 500,
+) -> Request:
+    return Request(
+        stage="generate",
+        backend="mistral",
+        server="",
+        model=model,
+        messages=(Message(role="system", content="You judge."), Message(role="user", content=user)),
+        params={} if max_tokens is None else {"max_tokens": max_tokens},
+        schema=SCHEMAS[kind],
+    )
+
+
+# ------------------------------------------------------------------ prices
+
+
+def test_shipped_table_says_its_date_and_the_page_to_check() -> None:
+    prices = load_prices()
+    assert prices.as_of == "2026-10-20"
+    assert prices.source.startswith("https://")
+    assert prices.batch_discount == 0.5
+    assert all(0 < price.input <= price.output for price in prices.models.values())
+
+
+def test_shipped_table_gives_a_model_and_its_other_names_one_price() -> None:
+    prices = load_prices()
+    for name in ("mistral-small-2603", "mistral-small-latest"):
+        assert price_of(name, prices, None, backend="mistral") == Price(input=0.15, output=0.6)
+
+
+def test_batch_api_is_half_the_price() -> None:
+    found = price_of("mistral-large-2512", load_prices(), None, backend="mistral-batch")
+    assert found == Price(input=0.25, output=0.75)
+
+
+def test_unknown_model_has_no_price_and_neither_has_another_server() -> None:
+    prices = load_prices()
+    assert price_of("mistral-next", prices, None, backend="mistral") is None
+    assert price_of("mistral-small-2603", prices, None, backend="openai") is None
+
+
+def test_model_in_this_process_costs_nothing() -> None:
+    assert price_of("bundled", load_prices(), None, backend="local") == Price(input=0.0, output=0.0)
+
+
+@pytest.mark.parametrize("backend", ["mistral", "mistral-batch", "openai", "local"])
+def test_price_that_is_given_wins_over_all(backend: str) -> None:
+    given = Price(input=3.0, output=4.0)
+    assert price_of("mistral-small-2603", load_prices(), given, backend=backend) == given
+
+
+@pytest.mark.parametrize("stage", ["generate", "reflect", "score"])
+def test_shipped_recipe_names_models_of_the_table_only(stage: str) -> None:
+    options = parse(stage, [])
+    models = {options.model, *options.next_models, *getattr(options, "regenerate_with", ())}
+    prices = load_prices()
+    assert {model: price_of(model, prices, None, backend=options.backend) for model in models} == {
+        model: prices.models[model] for model in models
+    }
+
+
+def test_predecessors_recipe_replaces_every_model() -> None:
+    path = REPOSITORY / "configs" / "teacher_predecessor.yaml"
+    found = {}
+    for stage in ("generate", "reflect", "score"):
+        options = parse(stage, ["--config", str(path)])
+        found[stage] = (options.model, options.next_models, getattr(options, "regenerate_with", ()))
+    assert found == {
+        "generate": ("open-mistral-7b", (), ()),
+        "reflect": ("open-mistral-nemo", (), ()),
+        "score": ("open-mistral-nemo", (), ("open-mistral-7b", "open-mistral-nemo")),
+    }
+
+
+def test_own_table_takes_the_shipped_ones_place(tmp_path: Path) -> None:
+    prices = load_prices(table(tmp_path, "as_of: 2027-01-02\nmodels: {a: [1, 2]}\naliases: {b: a}\n"))
+    assert (prices.as_of, prices.batch_discount) == ("2027-01-02", 1.0)
+    assert price_of("b", prices, None, backend="mistral") == Price(input=1.0, output=2.0)
+    assert price_of("mistral-small-2603", prices, None, backend="mistral") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("models: {a: [1, 2]\n", ":2: found expected"),
+        ("as_of: 2026-01-01\n", ": found no `models`, expected MODEL: [INPUT, OUTPUT] under it"),
+        ("models: [a, b]\n", ": found no `models`"),
+        ("models: {a: 1}\n", ": a: found 1, expected two amounts, dollars a million tokens"),
+        ("models: {a: [1]}\n", ": a: found [1], expected two amounts"),
+        ("models: {a: [1, -2]}\n", ": a: found [1, -2], expected two amounts"),
+        ("models: {a: [1, yes]}\n", ": a: found [1, True], expected two amounts"),
+        ("models: {a: [1, .inf]}\n", ": a: found [1, inf], expected two amounts"),
+        (
+            "models: {a: [1, 2]}\nalias: {b: a}\n",
+            ": found the key 'alias', expected a known one (did you mean aliases?)",
+        ),
+        ("models: {a: [1, 2]}\naliases: {b: c}\n", ": found the alias b of 'c', expected one of the models"),
+        ("models: {a: [1, 2]}\naliases: [b]\n", ": found aliases ['b'], expected OTHER_NAME: MODEL"),
+        (
+            "models: {a: [1, 2]}\nbatch_discount: half\n",
+            ": found batch_discount 'half', expected a number from 0 to 1",
+        ),
+        ("models: {a: [1, 2]}\nbatch_discount: 50\n", ": found batch_discount 50, expected a number"),
+    ],
+)
+def test_mistake_in_an_own_table_is_told(tmp_path: Path, text: str, expected: str) -> None:
+    path = table(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_prices(path)
+    assert str(caught.value).startswith(f"--prices {path}{expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_table_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--prices .*none.yaml: cannot be read: No such file"):
+        load_prices(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("0.15,0.15", Price(input=0.15, output=0.15)),
+        (" 2 , 6 ", Price(input=2.0, output=6.0)),
+        ("0,0", Price(input=0.0, output=0.0)),
+    ],
+)
+def test_price_flag_is_read(text: str, price: Price) -> None:
+    assert parse_price(text) == price
+
+
+@pytest.mark.parametrize("text", ["", "1", "1,2,3", "1;2", "a,b", "1,", "-1,2", "nan,1", "inf,1", "$1,$2"])
+def test_price_flag_that_is_no_pair_of_amounts_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--price: found"):
+        parse_price(text)
+
+
+def test_cost_is_counted_per_million_tokens() -> None:
+    price = Price(input=0.5, output=1.5)
+    assert price.cost_usd(Usage(prompt_tokens=2_000, completion_tokens=400)) == pytest.approx(0.0016)
+    assert price.cost_usd(Usage(prompt_tokens=0, completion_tokens=0)) == 0
+
+
+# ------------------------------------------------------------------ tokens
+
+
+@pytest.mark.parametrize("text", ["", "A dog runs.", "naïve 猫 🐈", "[INST] <s> </s>", "{premise}\n\n\t"])
+def test_tokens_of_any_text_are_counted(text: str) -> None:
+    assert (count_tokens(text) == 0) == (text == "")
+
+
+@pytest.mark.parametrize("kind", [PromptType.INITIAL_GENERATION, PromptType.REFLECTION])
+def test_prompt_is_counted_as_mistral_encodes_it_give_or_take_control_tokens(kind: PromptType) -> None:
+    from mistral_common.protocol.instruct.messages import SystemMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    messages = load_prompt(kind).render(
+        premise="A dog runs.",
+        hypothesis="An animal moves.",
+        true_label="1",
+        predicted_label="0",
+        thought_process="Step 1: It runs.",
+    )
+    exact = len(
+        MistralTokenizer.v3(is_tekken=True)
+        .encode_chat_completion(
+            ChatCompletionRequest(
+                messages=[
+                    SystemMessage(content=messages[0].content),
+                    UserMessage(content=messages[1].content),
+                ]
+            )
+        )
+        .tokens
+    )
+    counted = estimate(
+        [
+            Request(
+                stage="",
+                backend="",
+                server="",
+                model="m",
+                messages=messages,
+                params={},
+                schema=SCHEMAS[kind],
+            )
+        ],
+        {},
+    ).prompt_tokens
+    assert exact <= counted <= exact + 8
+
+
+# ------------------------------------------------------------------ the dry run
+
+
+def test_estimate_counts_prompts_answers_and_dollars() -> None:
+    prices: dict[str, Price | None] = {"m": Price(input=1.0, output=2.0)}
+    system, user = count_tokens("You judge.") + 4, count_tokens("A dog runs.") + 4
+    found = estimate([request("A dog runs.") for _ in range(3)], prices)
+    prompt_tokens = 3 * (system + user)
+    assert found == Estimate(
+        num_requests=3,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=(3 * 60, 3 * 500),
+        usd=(
+            pytest.approx((prompt_tokens + 2 * 3 * 60) / 1e6),
+            pytest.approx((prompt_tokens + 2 * 3 * 500) / 1e6),
+        ),
+    )
+
+
+def test_short_answer_of_two_texts_is_twice_as_long() -> None:
+    kinds = {kind: estimate([request("x", kind=kind)], {}).completion_tokens[0] for kind in PromptType}
+    assert kinds == {
+        PromptType.INITIAL_GENERATION: 60,
+        PromptType.RELATION: 60,
+        PromptType.REFLECTION: 120,
+        PromptType.SCORING: 60,
+        PromptType.REGENERATION: 60,
+        PromptType.REFLECTION_REGENERATION: 120,
+    }
+
+
+def test_low_end_never_passes_the_answers_budget() -> None:
+    assert estimate([request("x", max_tokens=20)], {}).completion_tokens == (20, 20)
+
+
+def test_request_without_a_budget_is_counted_with_a_servers_usual_one() -> None:
+    assert estimate([request("x", max_tokens=None)], {}).completion_tokens == (60, 4096)
+
+
+def test_one_unknown_price_makes_the_whole_price_unknown() -> None:
+    prices = {"m": Price(input=1.0, output=1.0), "other": None}
+    found = estimate([request("x"), request("x", model="other"), request("x")], prices)
+    assert (found.num_requests, found.usd) == (3, None)
+
+
+def test_nothing_to_ask_costs_nothing() -> None:
+    assert estimate([], {}) == Estimate(
+        num_requests=0, prompt_tokens=0, completion_tokens=(0, 0), usd=(0.0, 0.0)
+    )
+
+
+def test_estimate_is_told_in_two_lines() -> None:
+    found = Estimate(
+        num_requests=40_000,
+        prompt_tokens=17_400_000,
+        completion_tokens=(2_400_000, 20_480_000),
+        usd=(4.05, 14.898),
+    )
+    assert format_estimate(found, as_of="2026-10-20") == (
+        "40,000 requests, 17,400,000 prompt tokens, 2,400,000 to 20,480,000 completion tokens\n"
+        "  $4.05 to $14.90 (prices as of 2026-10-20)"
+    )
+
+
+def test_unknown_price_is_told_as_unknown_with_the_flag_that_gives_it() -> None:
+    found = Estimate(num_requests=1, prompt_tokens=10, completion_tokens=(60, 512), usd=None)
+    assert format_estimate(found, as_of="2026-10-20").splitlines()[1] == (
+        "  price unknown (--price INPUT,OUTPUT, dollars a million tokens)"
+    )
+
+
+# ------------------------------------------------------------------ packaging
+
+
+def test_every_file_that_is_read_at_run_time_is_package_data() -> None:
+    import tomllib
+
+    folder = REPOSITORY / "nlicot" / "teacher"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["nlicot.teacher"]
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert packed == set(folder.rglob("*.yaml"))
+    assert all(yaml.safe_load(path.read_text(encoding="utf-8")) for path in packed)

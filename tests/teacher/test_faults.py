@@ -1,0 +1,257 @@
+"""Each row of the fault table, through the command, against a server that really fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from nlicot.cli import main
+from nlicot.storage import read_thoughts
+from nlicot.teacher import runner
+from tests.teacher.fake_answers import (
+    CUT,
+    DROP,
+    EMPTY,
+    FENCED,
+    HTML,
+    LABEL_2,
+    LENGTH,
+    MISSING_FIELD,
+    NO_USAGE,
+    NOT_JSON,
+    TIMEOUT,
+    TRICKLE,
+    TRUNCATED,
+    TRUNCATED_IN_CONTENT,
+    TWO_OBJECTS,
+    WHITESPACE,
+    Behaviour,
+    status,
+)
+from tests.teacher.fake_server import FakeServer
+
+NUM_PAIRS = 8
+MARKED = "pair number 3"
+TOO_BUSY = status(429, headers={"Retry-After": "0"})
+
+
+@pytest.fixture(params=["openai", "mistral"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as serving:
+        yield serving
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    (folder / "original_data").mkdir(parents=True)
+    rows = [f"p{n},This is pair number {n}.,Pair {n} follows.,{n % 2}" for n in range(NUM_PAIRS)]
+    (folder / "original_data" / "train.csv").write_text(
+        "\n".join(["id,premise,hypothesis,label", *rows]) + "\n"
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def generate(root: Path, backend: str, server: FakeServer, *more: str) -> int:
+    return main(
+        [
+            *("generate", "--root", str(root), "--split", "train", "--backend", backend, "--yes"),
+            *("--server-url", server.url, "--model", "teacher", "--timeout", "0.5", *more),
+        ]
+    )
+
+
+def asked_about_marked(server: FakeServer) -> int:
+    return sum(MARKED in str(body["messages"]) for body in server.completions())
+
+
+def failures(root: Path) -> list[dict[str, object]]:
+    path = root / "original_thoughts" / "train.failures.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "num_asked"),
+    [
+        pytest.param([TIMEOUT], 2, id="timeout"),
+        pytest.param([DROP], 2, id="dropped"),
+        pytest.param([CUT], 2, id="cut"),
+        pytest.param([TRICKLE], 2, id="trickled"),
+        pytest.param([status(408)], 2, id="408"),
+        pytest.param([TOO_BUSY, TOO_BUSY], 3, id="429"),
+        pytest.param([status(500), status(502), status(503), status(504), status(529)], 6, id="5xx"),
+        pytest.param([NO_USAGE], 1, id="no usage"),
+        pytest.param([TRUNCATED], 1, id="broken envelope, text whole"),
+        pytest.param([TRUNCATED_IN_CONTENT], 2, id="broken envelope, text cut"),
+        pytest.param([HTML, EMPTY], 3, id="HTML, then nothing"),
+        pytest.param([FENCED], 1, id="fenced"),
+        pytest.param([NOT_JSON, MISSING_FIELD], 3, id="asked again twice"),
+        pytest.param([LABEL_2], 2, id="label outside"),
+        pytest.param([TWO_OBJECTS], 2, id="two objects"),
+        pytest.param([LENGTH], 2, id="out of tokens"),
+        pytest.param([WHITESPACE], 2, id="whitespace flood"),
+    ],
+)
+def test_a_fault_is_overcome(
+    root: Path, backend: str, server: FakeServer, behaviours: Sequence[Behaviour], num_asked: int
+) -> None:
+    server.script(MARKED, behaviours)
+
+    assert generate(root, backend, server) == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert [thought.id for thought in thoughts] == [f"p{n}" for n in range(NUM_PAIRS)]
+    assert asked_about_marked(server) == num_asked
+    assert failures(root) == []
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "kind", "num_asked"),
+    [
+        pytest.param([status(500)] * 6, "http_500", 6, id="six 500s"),
+        pytest.param([HTML] * 3, "broken_envelope", 3, id="three broken envelopes"),
+        pytest.param([status(400)] * 4, "http_400", 1, id="400"),
+        pytest.param([status(413)], "http_413", 1, id="413"),
+        pytest.param([status(422)] * 4, "http_422", 1, id="422"),
+        pytest.param([NOT_JSON] * 3, "no_json", 3, id="never JSON"),
+        pytest.param([LABEL_2] * 3, "label_outside", 3, id="always label 2"),
+        pytest.param([LENGTH] * 2, "truncated", 2, id="twice out of tokens"),
+    ],
+)
+def test_a_fault_that_stays_fails_its_pair_alone(
+    root: Path, backend: str, server: FakeServer, behaviours: Sequence[Behaviour], kind: str, num_asked: int
+) -> None:
+    server.script(MARKED, behaviours)
+
+    assert generate(root, backend, server, "--concurrency", "1") == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert [thought.id for thought in thoughts] == [f"p{n}" for n in range(NUM_PAIRS) if n != 3]
+    assert [(failure["id"], failure["kind"]) for failure in failures(root)] == [("p3", kind)]
+    assert asked_about_marked(server) == num_asked
+
+
+def test_the_next_model_is_asked_where_the_first_stays_unusable(
+    root: Path, backend: str, server: FakeServer
+) -> None:
+    server.script(MARKED, [NOT_JSON] * 3)
+
+    assert generate(root, backend, server, "--next-models", "stronger-teacher") == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert thoughts[3].provenance.model == "stronger-teacher"
+    assert thoughts[2].provenance.model == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "exit_code"),
+    [
+        pytest.param(status(401), 3, id="401"),
+        pytest.param(status(402), 3, id="402"),
+        pytest.param(status(403), 3, id="403"),
+    ],
+)
+def test_a_refusal_stops_the_run_and_keeps_what_was_answered(
+    root: Path,
+    backend: str,
+    server: FakeServer,
+    behaviour: Behaviour,
+    exit_code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.script(MARKED, [behaviour])
+
+    assert generate(root, backend, server, "--concurrency", "1") == exit_code
+
+    assert not (root / "original_thoughts" / "train.jsonl").exists()
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("nlicot: ") and "secret-key" not in told
+    assert generate(root, backend, server, "--concurrency", "1") == 0
+    assert max(server.answered.values()) == 1
+
+
+def test_an_unknown_model_is_refused_with_the_servers_list_before_anything_is_asked(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(root, backend, server, "--model", "teecher") == 3
+
+    assert "teecher" in (told := capsys.readouterr().err) and "stronger-teacher, teacher" in told
+    assert server.num_requests == 0
+
+
+def test_a_run_ends_when_the_first_five_are_all_rejected(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script(None, [status(400, body='{"message":"no such parameter"}')] * 100)
+
+    assert generate(root, backend, server, "--concurrency", "1") == 7
+
+    assert "no such parameter" in capsys.readouterr().err
+    assert not (root / "original_thoughts" / "train.jsonl").exists()
+
+
+def test_a_budget_stops_before_it_is_passed(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--concurrency", "1", "--price", "100,100", "--max-tokens", "100")
+
+    assert generate(root, backend, server, *given, "--budget", "0.5") == 4
+
+    assert 0 < server.num_requests < NUM_PAIRS
+    assert "--budget" in capsys.readouterr().err
+    assert generate(root, backend, server, *given, "--budget", "50") == 0
+    assert max(server.counts.values()) == 1
+
+
+def test_a_key_goes_to_its_own_server_alone(root: Path, server: FakeServer) -> None:
+    assert generate(root, "openai", server) == 0
+
+    assert all("authorization" not in seen.headers for seen in server.seen)
+    kept = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert b"secret-key" not in kept
+
+
+def test_mistrals_key_is_sent_and_kept_nowhere(root: Path, server: FakeServer) -> None:
+    assert generate(root, "mistral", server) == 0
+
+    assert {seen.headers.get("authorization") for seen in server.seen} == {"Bearer secret-key"}
+    kept = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert b"secret-key" not in kept
+
+
+def test_an_answer_is_asked_for_once_where_pairs_read_the_same(root: Path, server: FakeServer) -> None:
+    path = root / "original_data" / "train.csv"
+    path.write_text("id,premise,hypothesis,label\na,One text.,Another.,1\nb,One text.,Another.,0\n")
+
+    assert generate(root, "openai", server) == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert [(thought.id, thought.true_label) for thought in thoughts] == [("a", 1), ("b", 0)]
+    assert server.num_requests == 1
+
+
+@pytest.mark.parametrize("forms", [("json_schema",), ("json_object", "text"), ("text",)])
+def test_the_strongest_form_that_a_server_takes_is_found_once(
+    root: Path, backend: str, forms: tuple[str, ...]
+) -> None:
+    with FakeServer(formats=forms) as server:
+        assert generate(root, backend, server) == 0
+
+        used = [(body.get("response_format") or {"type": "text"})["type"] for body in server.completions()]
+        assert used[-NUM_PAIRS:] == [forms[0]] * NUM_PAIRS
+        assert used[:-NUM_PAIRS].count(forms[0]) == 0

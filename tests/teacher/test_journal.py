@@ -1,0 +1,383 @@
+"""A stage's memory: what was answered is there after a kill, and one process at a time writes it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from nlicot.errors import DataError, DiskFull, JournalInUse
+from nlicot.records import Usage
+from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
+from nlicot.teacher.journal import Final, Journal, OpenIntent, in_chunks
+
+REPLY = Reply(
+    text='{"predicted_label": 1}  „ja“ \u2028 \U0001f600',
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=12, completion_tokens=3),
+    raw='{"choices": []}\n',
+    headers={"x-request-id": "7"},
+    latency_s=0.25,
+    salvaged=True,
+)
+
+
+def request(text: str = "plums", model: str = "teacher") -> Request:
+    return Request(
+        stage="generate",
+        backend="openai",
+        server="http://localhost:8000",
+        model=model,
+        messages=(Message(role="user", content=text),),
+        params={},
+        schema=AnswerSchema(name="thought", schema={}),
+    )
+
+
+def reply(text: str = "yes") -> Reply:
+    return Reply(text=text, finish_reason="stop", usage=None, raw="")
+
+
+def thought(text: str, *, correct: bool | None = True) -> Final:
+    return Final(ok=True, correct=correct, rows=[{"id": "a", "thought_process": text}])
+
+
+def failure(*reply_keys: str) -> Final:
+    return Final(
+        ok=False, correct=None, rows=[{"id": "a", "kind": "no_json", "reply_keys": list(reply_keys)}]
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journals" / "generate.sqlite"
+
+
+# ------------------------------------------------------------------ replies
+
+
+def test_a_reply_is_read_back_equal_also_by_the_next_process(path: Path) -> None:
+    bare = Reply(text="", finish_reason="length", usage=None, raw="")
+    with Journal(path) as journal:
+        journal.keep_reply("k", REPLY, 0.01)
+        journal.keep_reply("bare", bare, None)
+
+        assert journal.reply("k") == REPLY
+        assert journal.reply("other") is None
+    with Journal(path) as journal:
+        assert journal.reply("k") == REPLY
+        assert journal.reply("bare") == bare
+
+
+def test_what_is_sent_and_never_answered_is_listed_once(path: Path) -> None:
+    with Journal(path) as journal:
+        for key, pair in (("answered", "a"), ("lost", "b"), ("refused", "c"), ("lost-too", "d")):
+            attempt = journal.intend(key, request(), pair, 0.5)
+            if key == "answered":
+                journal.keep_reply(key, REPLY, 0.1)
+            if key == "refused":
+                journal.keep_fault(attempt, Fault("http_503", "busy"))
+        assert journal.open_intents == []
+
+    with Journal(path) as journal:
+        first, second = journal.open_intents
+        assert first == OpenIntent(key="lost", pair="b", model="teacher", started_at=first.started_at)
+        assert (second.key, second.pair) == ("lost-too", "d")
+    with Journal(path) as journal:
+        assert journal.open_intents == []
+
+
+def test_a_request_that_was_lost_and_then_answered_is_not_listed_again(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.intend("k", request(), "a", 0.5)
+    with Journal(path) as journal:
+        journal.intend("k", request(), "a", 0.5)
+        journal.keep_reply("k", REPLY, 0.1)
+    with Journal(path) as journal:
+        assert journal.open_intents == []
+
+
+# ------------------------------------------------------------------ one process at a time
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from nlicot.teacher.journal import Journal
+from tests.teacher.test_journal import REPLY, request
+journal = Journal(Path(sys.argv[1]))
+journal.keep_reply("answered", REPLY, 0.1)
+journal.intend("in flight", request(), "a", 0.5)
+print("holds it", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def another_process_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has answered one request, has another in flight, and goes on until it is killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        assert _line_of(holder.stdout) == b"holds it\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def _line_of(stream: IO[bytes] | None) -> bytes:
+    assert stream is not None
+    return stream.readline()
+
+
+def test_a_second_process_is_refused_and_told_which_one_is_first(path: Path) -> None:
+    with another_process_holds(path) as holder, pytest.raises(JournalInUse) as refused:
+        Journal(path)
+
+    assert str(refused.value).startswith(f"{path}: found it in use by process {holder.pid}, since 2")
+    assert "\n" not in str(refused.value)
+
+
+def test_being_refused_leaves_the_first_ones_name_for_the_third(path: Path) -> None:
+    with another_process_holds(path) as holder:
+        for _ in range(2):
+            with pytest.raises(JournalInUse, match=f"process {holder.pid},"):
+                Journal(path)
+
+
+def test_a_killed_process_frees_the_journal_and_leaves_what_it_kept(path: Path) -> None:
+    with another_process_holds(path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+
+        with Journal(path) as journal:
+            assert journal.reply("answered") == REPLY
+            assert [intent.key for intent in journal.open_intents] == ["in flight"]
+
+
+def test_the_next_ones_name_replaces_a_longer_one(path: Path) -> None:
+    path.parent.mkdir()
+    path.with_suffix(".lock").write_text("process 123456789, since long before, with a longer name\n")
+
+    with Journal(path), pytest.raises(JournalInUse) as refused:
+        Journal(path)
+
+    assert f"in use by process {os.getpid()}, since 2" in str(refused.value)
+    assert "longer" not in str(refused.value)
+
+
+def test_a_closed_journal_can_be_opened_again_by_the_same_process(path: Path) -> None:
+    Journal(path).close()
+    Journal(path).close()
+
+
+def test_a_file_that_is_no_journal_is_refused_and_stays_free(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("pairs, not a journal. " * 100)
+
+    for _ in range(2):  # the lock is let go of
+        with pytest.raises(DataError) as refused:
+            Journal(path)
+        assert str(refused.value) == (
+            f"{path}: found no journal (file is not a database), expected an SQLite file "
+            "(move it away to start anew)"
+        )
+
+
+# ------------------------------------------------------------------ finals
+
+
+def test_finals_are_found_by_key_before_and_after_they_are_written(path: Path) -> None:
+    finals = {"right": thought("x"), "wrong": thought("y", correct=False), "?": thought("z", correct=None)}
+    with Journal(path) as journal:
+        for key, final in finals.items():
+            journal.keep_final(key, final)
+        journal.keep_final("failed", failure())
+
+        assert journal.finals(["right", "wrong", "?", "unknown"]) == finals
+    with Journal(path) as journal:
+        assert journal.finals(["wrong", "failed"]) == {"wrong": finals["wrong"], "failed": failure()}
+        assert journal.finished(["right", "wrong", "?", "failed", "unknown"]) == {
+            "right": (True, True),
+            "wrong": (True, False),
+            "?": (True, None),
+            "failed": (False, None),
+        }
+
+
+def test_more_keys_than_one_query_takes_are_all_found(path: Path) -> None:
+    keys = [f"k{number}" for number in range(1300)]
+    with Journal(path) as journal:
+        for key in keys:
+            journal.keep_final(key, thought(key))
+
+        assert list(journal.finished(keys)) != []
+        assert {key: final.rows[0]["thought_process"] for key, final in journal.finals(keys).items()} == {
+            key: key for key in keys
+        }
+
+
+def test_the_last_final_of_a_key_counts(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.keep_final("k", failure())
+        journal.write_finals()
+        journal.keep_final("k", thought("x"))
+
+        assert journal.finals(["k"]) == {"k": thought("x")}
+
+
+def test_parsing_again_forgets_what_was_made_and_keeps_the_replies(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.keep_reply("r", REPLY, 0.1)
+        journal.keep_final("written", failure("r"))
+        journal.write_finals()
+        journal.keep_final("waiting", thought("x"))
+
+        journal.forget_finals(failed_only=False)
+
+        assert journal.finals(["written", "waiting"]) == {}
+        assert journal.reply("r") == REPLY
+
+
+def test_retrying_failures_puts_their_replies_aside_and_nothing_else(path: Path) -> None:
+    with Journal(path, job="train") as journal:
+        for key in ("good", "bad", "worse"):
+            journal.intend(key, request(key), "a", 0.5)
+            journal.keep_reply(key, reply(key), 0.1)
+        journal.keep_final("usable", thought("x"))
+        journal.keep_final("failed", failure("bad", "worse", "never answered"))
+        journal.keep_final("its twin", failure("bad"))
+
+        journal.forget_finals(failed_only=True)
+
+        assert journal.finals(["usable", "failed", "its twin"]) == {"usable": thought("x")}
+        assert journal.reply("good") == reply("good")
+        assert (journal.reply("bad"), journal.reply("worse")) == (None, None)
+        assert journal.spent_usd() == pytest.approx(0.3), "what was paid stays paid"
+        texts = [row["content"]["text"] for row in journal.export() if row["table"] == "replies"]
+        assert sorted(texts) == ["bad", "good", "worse"]
+    with Journal(path, job="train") as journal:
+        assert journal.open_intents == [], "a reply that was put aside had come"
+        assert journal.spent_usd() == pytest.approx(0.3)
+
+
+def test_a_retried_failure_can_fail_and_be_retried_again(path: Path) -> None:
+    with Journal(path, job="train") as journal:
+        for text in ("first", "second"):
+            journal.intend("r", request(), "a", 0.5)
+            journal.keep_reply("r", reply(text), 0.1)
+            journal.keep_final("k", failure("r"))
+            journal.forget_finals(failed_only=True)
+        journal.intend("r", request(), "a", 0.5)
+        journal.keep_reply("r", reply("third"), 0.1)
+
+        assert journal.reply("r") == reply("third")
+        assert journal.spent_usd() == pytest.approx(0.3)
+
+
+# ------------------------------------------------------------------ dollars
+
+
+def test_a_job_has_spent_its_replies_and_what_was_perhaps_paid(path: Path) -> None:
+    with Journal(path, job="train") as journal:
+        journal.keep_reply("a", REPLY, 0.25)
+        journal.keep_reply("of unknown price", REPLY, None)
+        timed_out = journal.intend("b", request(), "b", 2.0)
+        journal.keep_fault(timed_out, Fault("timeout", "120 s", possibly_paid=True))
+        refused = journal.intend("c", request(), "c", 4.0)
+        journal.keep_fault(refused, Fault("http_503", "busy"))
+        journal.intend("in flight", request(), "d", 8.0)
+
+        assert journal.spent_usd() == 2.25
+    with Journal(path, job="train") as journal:
+        assert journal.spent_usd() == 10.25, "what was in flight as the process ended may be paid"
+
+
+def test_what_other_jobs_spent_is_not_counted(path: Path) -> None:
+    with Journal(path, job="train") as journal:
+        journal.keep_reply("a", REPLY, 0.25)
+        journal.intend("lost", request(), "b", 8.0)
+    with Journal(path, job="dev") as journal:
+        assert journal.spent_usd() == 0.0
+        journal.keep_reply("b", REPLY, 0.5)
+        assert journal.spent_usd() == 0.5
+    with Journal(path, job="train") as journal:
+        assert journal.spent_usd() == 8.25
+
+
+# ------------------------------------------------------------------ export, disk
+
+
+def test_everything_is_exported_as_json_objects(path: Path) -> None:
+    with Journal(path, job="train") as journal:
+        attempt = journal.intend("k", request(model="stronger"), "pair-1", 0.5)
+        journal.keep_fault(attempt, Fault("http_503", "busy", raw="<html>"))
+        journal.keep_reply("k", REPLY, 0.25)
+        journal.keep_final("t", thought("x"))
+        journal.write_finals()
+
+        attempted, replied, made = journal.export()
+
+    assert attempted.pop("started_at") > 0
+    assert replied.pop("received_at") > 0
+    assert attempted == {
+        "table": "attempts",
+        "number": attempt,
+        "key": "k",
+        "pair": "pair-1",
+        "model": "stronger",
+        "job": "train",
+        "reserved_usd": 0.5,
+        "fault": "http_503",
+        "message": "busy",
+        "possibly_paid": 0,
+        "raw": "<html>",
+    }
+    assert replied["content"]["text"] == REPLY.text
+    assert (replied["table"], replied["key"], replied["cost_usd"]) == ("replies", "k", 0.25)
+    assert made == {"table": "finals", "key": "t", "ok": 1, "correct": 1, "content": thought("x").rows}
+
+
+@contextmanager
+def no_file_grows_beyond(num_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None:
+    long = reply("long " * 100_000)
+    with Journal(path) as journal:
+        journal.keep_reply("before", REPLY, 0.1)
+        with no_file_grows_beyond(400_000):
+            with pytest.raises(
+                DiskFull, match=rf"^{path}: cannot be written \(.*\); what was answered so far"
+            ):
+                journal.keep_reply("too long", long, 0.1)
+            journal.keep_final("t", Final(ok=True, correct=None, rows=[{"text": long.text}]))
+            for _ in range(2):
+                with pytest.raises(DiskFull):
+                    journal.write_finals()
+        assert journal.reply("before") == REPLY
+        assert journal.reply("too long") is None
+    with Journal(path) as journal:  # there was room again as it was closed
+        assert journal.finals(["t"])["t"].rows == [{"text": long.text}]
+
+
+def test_chunks_are_full_but_for_the_last() -> None:
+    assert list(in_chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(in_chunks([], 2)) == []

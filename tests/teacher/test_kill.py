@@ -1,0 +1,116 @@
+"""SIGKILL at random moments of `generate`: the same file in the end, and nothing answered is asked twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.teacher.fake_server import FakeServer
+
+NUM_PAIRS = 400
+NUM_KILLS = 20
+IN_FLIGHT = 8
+
+
+def command(root: Path, server: FakeServer) -> list[str]:
+    return [
+        *(sys.executable, "-m", "nlicot", "generate", "--root", str(root), "--split", "train", "--yes"),
+        *("--backend", "openai", "--server-url", server.url, "--model", "teacher"),
+        *("--concurrency", str(IN_FLIGHT)),
+    ]
+
+
+def make_root(folder: Path) -> Path:
+    (folder / "original_data").mkdir(parents=True)
+    rows = [f"p{n},This is pair number {n}.,Pair {n} follows.,{n % 2}" for n in range(NUM_PAIRS)]
+    path = folder / "original_data" / "train.csv"
+    path.write_text("\n".join(["id,premise,hypothesis,label", *rows]) + "\n")
+    return folder
+
+
+def output(root: Path) -> bytes:
+    return (root / "original_thoughts" / "train.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing_and_cost_at_most_what_was_in_flight(tmp_path: Path) -> None:
+    whole, killed = make_root(tmp_path / "whole"), make_root(tmp_path / "killed")
+    with FakeServer(keep_seen=False) as server:
+        subprocess.run(command(whole, server), check=True, capture_output=True)
+
+    chance = random.Random(0)
+    in_flight_at_kills = 0
+    with FakeServer(delay_s=0.05, keep_seen=False) as server:
+        num_kills = 0
+        while num_kills < NUM_KILLS:
+            before, answered = server.num_requests, Counter(server.answered)
+            with subprocess.Popen(
+                command(killed, server), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            ) as process:
+                # From the first request on, so that the kill falls into the work and not into the imports.
+                wanted = before + chance.randint(1, 2 * NUM_PAIRS // NUM_KILLS)
+                while server.num_requests < wanted and process.poll() is None:
+                    time.sleep(0.001)
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(chance.uniform(0, 0.05))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            num_kills += 1
+            in_flight_at_kills += IN_FLIGHT
+            # What had been answered before this start was not asked again.
+            assert sum(answered.values()) <= sum(server.answered.values())
+        finished = subprocess.run(command(killed, server), check=True, capture_output=True, text=True)
+
+        asked_twice = {key: num for key, num in server.counts.items() if num > 1}
+        print(f"{num_kills} kills, {server.num_requests} requests, {len(asked_twice)} keys asked twice")
+        assert len(server.counts) == NUM_PAIRS
+        assert sum(num - 1 for num in asked_twice.values()) <= in_flight_at_kills
+    assert "in flight, perhaps paid" in finished.stderr
+    assert output(killed) == output(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_what_is_in_flight_come_in(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    with FakeServer(delay_s=0.5) as server:
+        with subprocess.Popen(command(root, server), stderr=subprocess.PIPE, text=True) as process:
+            while server.num_requests < 2 * IN_FLIGHT:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "the same command goes on from here" in told
+        # Every request that was sent was also read to its end.
+        assert sum(server.answered.values()) == server.num_requests < NUM_PAIRS
+
+        server.delay_s = 0.0
+        subprocess.run(command(root, server), check=True, capture_output=True)
+        assert max(server.counts.values()) == 1
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    with (
+        FakeServer(delay_s=20) as server,
+        subprocess.Popen(command(root, server), stderr=subprocess.PIPE, text=True) as process,
+    ):
+        while server.num_requests < IN_FLIGHT:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert "at once" in told

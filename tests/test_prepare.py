@@ -1,0 +1,544 @@
+"""`prepare` writes what `fit` trains on, in forms that datasets, TRL and `fit` itself take."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlicot import cli, storage
+from nlicot.builders import CorrectOnly, LabelOnly, Reflected, Unmodified
+from nlicot.errors import DataError
+from nlicot.preparation import (
+    FORMATS,
+    MARKERS,
+    Selection,
+    from_row,
+    prepare_examples,
+    prepare_file,
+    to_row,
+)
+from nlicot.prompts import StudentPrompts
+from nlicot.records import Score, Thought, TrainingExample, to_json_dict
+from nlicot.storage import SAMPLE_ROOT, DataRoot
+from nlicot.streaming import JoinedTexts, PairsFile, TextFiles, read_joined
+from nlicot.training.datamodule import PairsData
+from nlicot.training.prepared import read_prepared
+
+NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s> é 😀 \\ '
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The sample with a pair whose texts hold every marker, and with scores."""
+    folder = tmp_path / "root"
+    shutil.copytree(SAMPLE_ROOT, folder)
+    data = DataRoot(folder)
+    pairs = data.pairs("train").read_text().splitlines()
+    quoted = NASTY.replace('"', '""')
+    columns = {"id": "nasty", "premise": f'"{quoted}"', "hypothesis": f'"{quoted}!"', "label": "1"}
+    row = ",".join(columns.get(name, "") for name in pairs[0].split(","))
+    data.pairs("train").write_text("\n".join([*pairs, row]) + "\n")
+    nasty = Thought(
+        id="nasty", premise=NASTY, hypothesis=f"{NASTY}!", thought_process=f" {NASTY}", predicted_label=1
+    )
+    with data.thoughts("train").open("a") as file:
+        file.write(json.dumps(to_json_dict(nasty)) + "\n")
+    storage.write_jsonl(data.scores("train"), _scores(data))
+    return folder
+
+
+def _scores(data: DataRoot) -> list[dict[str, Any]]:
+    """Low marks for the first thoughts; the first two are written anew, one for the better."""
+    first, second, third = storage.read_thoughts(data.thoughts("train"))[:3]
+    records: list[Any] = []
+    for thought, later in ((first, 5), (second, 1)):
+        records += [
+            Score(id=thought.id, score=2),
+            Thought(
+                id=thought.id,
+                round=1,
+                premise=thought.premise,
+                hypothesis=thought.hypothesis,
+                thought_process=f"anew: {thought.id}",
+                predicted_label=thought.predicted_label,
+            ),
+            Score(id=thought.id, round=1, score=later),
+        ]
+    return list(map(to_json_dict, [*records, Score(id=third.id, score=1)]))
+
+
+def prepared(root: Path, *args: str, builder: str = "reflected", split: str = "train") -> Path:
+    """What a `prepare` of one split wrote."""
+    assert cli.main(["prepare", "--root", str(root), "--split", split, "--builder", builder, *args]) == 0
+    return root / "finetune" / f"{builder.rpartition('.')[2]}-{split}.jsonl"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def built_by_fit(root: Path, split: str = "train", **settings: Any) -> list[TrainingExample]:
+    data = PairsData(root=str(root), **settings)
+    data.read_for_fit()
+    return data.built[split]
+
+
+# ------------------------------------------------------------ what fit trains on
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("markers", MARKERS)
+@pytest.mark.parametrize("builder", ["reflected", "label_only"])
+def test_a_prepared_file_holds_exactly_what_fit_trains_on(
+    root: Path, form: str, markers: str, builder: str
+) -> None:
+    path = prepared(root, "--format", form, "--prompt-format", markers, builder=builder)
+    built = built_by_fit(root, builder=builder)
+    assert read_prepared(path) == built
+    assert [(row["id"], row["label"], row["source"]) for row in rows(path)] == [
+        (example.id, example.label, example.source) for example in built
+    ]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_fit_on_a_prepared_file_trains_on_the_same_content(
+    root: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = prepared(root, "--format", form)
+    printed = capsys.readouterr().out
+    data, from_file = PairsData(root=str(root)), PairsData(root=str(root), prepared=str(path))
+    for each in (data, from_file):
+        each.read_for_fit()
+    content = data.reports["train"].rpartition("; content ")[2]
+    assert from_file.reports["train"].endswith(f"content {content}")
+    assert f"content {content}" in printed
+    assert f"train: reflected: {data.reports['train']}\n" in printed
+    assert from_file.built == data.built
+
+
+def test_dev_is_prepared_as_fit_builds_it(root: Path) -> None:
+    assert read_prepared(prepared(root, split="dev")) == built_by_fit(root, "dev")
+
+
+@pytest.mark.parametrize(
+    ("args", "builder"),
+    [
+        (["min_score=2"], Reflected(min_score=2)),
+        (["balance=true", "seed=3"], Reflected(balance=True, seed=3)),
+        (["max_thought_words=62", "prefer=shortest"], Reflected(max_thought_words=62, prefer="shortest")),
+    ],
+)
+def test_a_builders_arguments_choose_what_fit_would(root: Path, args: list[str], builder: Reflected) -> None:
+    path = prepared(root, "--builder-args", *args)
+    built = built_by_fit(root, builder=builder)
+    assert read_prepared(path) == built
+    assert 0 < len(built) < 181
+
+
+def test_scores_and_texts_written_anew_are_used(root: Path) -> None:
+    first, second, third = storage.read_thoughts(DataRoot(root).thoughts("train"))[:3]
+    everything = {example.id: example for example in read_prepared(prepared(root, builder="unmodified"))}
+    assert '"thought_process": "anew: ' in everything[first.id].completion
+    assert second.thought_process in everything[second.id].completion
+    args = ["--overwrite", "--builder-args", "min_score=2"]
+    kept = {example.id for example in read_prepared(prepared(root, *args, builder="unmodified"))}
+    assert everything.keys() - kept == {third.id}
+
+
+def test_a_persons_own_builder_is_taken_by_its_class_path(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "builders_for_prepare.py").write_text(
+        "from nlicot.builders.base import Builder, Target\n"
+        "class Short(Builder):\n"
+        "    def __init__(self, words: int = 2, **selection):\n"
+        "        super().__init__(**selection)\n"
+        "        self.words = words\n"
+        "    def target(self, example, thought, reflection):\n"
+        "        steps = ' '.join(thought.thought_process.split()[:self.words])\n"
+        "        return Target(thought_process=steps, label=thought.predicted_label, source='short')\n"
+        "class Last(Short):\n"
+        "    def build(self, *args, **options):\n"
+        "        return super().build(*args, **options)[-2:]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = prepared(root, "--builder-args", "words=4", "balance=true", builder="builders_for_prepare.Short")
+    examples = read_prepared(path)
+    assert len(json.loads(examples[0].completion)["thought_process"].split()) == 4
+    assert len(set(Counter(example.label for example in examples).values())) == 1
+    assert "--data.builder builders_for_prepare.Short" in capsys.readouterr().out
+    # One that overrides `build` sees all pairs at once, as in `fit`.
+    path = prepared(root, builder="builders_for_prepare.Last")
+    assert read_prepared(path) == built_by_fit(root, builder="builders_for_prepare.Last")
+    assert len(rows(path)) == 2
+
+
+def test_definitions_word_the_prompts_as_in_fit(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "definitions.yaml"
+    file.write_text("entailment: it may be true.\nno_entailment: it cannot be\nrelation_map: {neutral: 1}\n")
+    path = prepared(root, "--definitions", str(file), "--no-entailment", "it's out")
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert "Answer 1 if it may be true, 0 if it's out. " in rows(path)[0]["text"]
+    words = shlex.split(command.removeprefix("next: python -m nlicot fit "))
+    assert words == [
+        *("--config", "configs/reflected.yaml", "--root", str(root), "--data.prepared", str(path)),
+        *("--data.definitions.entailment", "it may be true", "--data.definitions.no_entailment", "it's out"),
+    ]
+
+
+def test_labels_that_are_words_are_read_through_the_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = DataRoot(tmp_path).pairs("train")
+    pairs.parent.mkdir()
+    pairs.write_text("premise,hypothesis,label\nP,H,yes\nQ,H,no\n")
+    path = prepared(tmp_path, "--label-map", "yes=1,no=0", builder="label_only")
+    assert [row["label"] for row in rows(path)] == [1, 0]
+    assert "--data.label_map yes=1,no=0" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------- order and number
+
+
+def test_shuffling_keeps_the_examples_and_changes_their_order_by_its_seed(root: Path) -> None:
+    plain = rows(prepared(root))
+    first, again, other = (
+        rows(prepared(root, "--overwrite", "--shuffle-seed", seed)) for seed in ("1", "1", "2")
+    )
+    assert first == again != other != plain
+    order = list(range(len(plain)))
+    random.Random(1).shuffle(order)
+    assert first == [plain[position] for position in order]
+
+
+def test_a_limit_takes_the_first_ones_after_shuffling(root: Path) -> None:
+    plain = rows(prepared(root))
+    assert rows(prepared(root, "--overwrite", "--limit", "5")) == plain[:5]
+    shuffled = rows(prepared(root, "--overwrite", "--shuffle-seed", "3"))
+    assert rows(prepared(root, "--overwrite", "--shuffle-seed", "3", "--limit", "7")) == shuffled[:7]
+    assert rows(prepared(root, "--overwrite", "--limit", "9999")) == plain
+
+
+def test_balance_comes_before_shuffling_and_limit(root: Path) -> None:
+    args = ["--builder-args", "balance=true", "--shuffle-seed", "3", "--limit", "6"]
+    path = prepared(root, *args)
+    balanced = built_by_fit(root, builder=Reflected(balance=True))
+    order = list(range(len(balanced)))
+    random.Random(3).shuffle(order)
+    assert read_prepared(path) == [balanced[position] for position in order[:6]]
+
+
+# ------------------------------------------------------------ records in memory
+
+
+def joined_sample() -> JoinedTexts:
+    data = DataRoot(SAMPLE_ROOT)
+    files = TextFiles(thoughts=data.thoughts("train"), reflections=data.reflections("train"))
+    return read_joined(storage.read_examples(data.pairs("train")), files)
+
+
+def test_records_are_prepared_without_any_file() -> None:
+    joined = joined_sample()
+    records = (joined.examples, joined.thoughts, joined.reflections)
+    assert prepare_examples(*records) == Reflected().build(*records)
+    assert prepare_examples(*records, builder=CorrectOnly()) == CorrectOnly().build(*records)
+    prompts = StudentPrompts(label_only="{premise} {hypothesis}")
+    built = prepare_examples(joined.examples, builder="label_only", prompts=prompts)
+    assert built == LabelOnly().build(joined.examples, prompts=prompts)
+    chosen = prepare_examples(*records, selection=Selection(shuffle_seed=5, limit=3))
+    order = list(range(180))
+    random.Random(5).shuffle(order)
+    everything = prepare_examples(*records)
+    assert chosen == [everything[position] for position in order[:3]]
+
+
+@pytest.mark.parametrize("chunk_size", [7, 64])
+def test_the_size_of_chunks_makes_no_difference(
+    tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nlicot.preparation import writing
+    from nlicot.streaming import joined_chunks
+
+    monkeypatch.setattr(
+        writing, "joined_chunks", lambda pairs, files: joined_chunks(pairs, files, size=chunk_size)
+    )
+    data, path = DataRoot(SAMPLE_ROOT), tmp_path / "out.jsonl"
+    files = TextFiles(thoughts=data.thoughts("train"), reflections=data.reflections("train"))
+    report = prepare_file(
+        PairsFile(data.pairs("train")), files, path, builder=Unmodified(balance=True), form="messages"
+    )
+    joined = joined_sample()
+    built = Unmodified(balance=True).build(joined.examples, joined.thoughts, joined.reflections)
+    assert read_prepared(path) == built
+    assert (report.num_pairs, report.num_examples) == (180, len(built))
+
+
+# ------------------------------------------------------------------------- forms
+
+
+EXAMPLE = TrainingExample(id="a", prompt="P", completion='{"predicted_label": 1}', label=1, source="label")
+
+
+def test_rows_carry_the_markers_of_their_form() -> None:
+    rest = {"id": "a", "label": 1, "source": "label"}
+    answer = EXAMPLE.completion
+    chatml = "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
+    found = {
+        (form, name): to_row(EXAMPLE, form=form, markers=markers)
+        for form in FORMATS
+        for name, markers in MARKERS.items()
+    }
+    turns = [{"role": "user", "content": "P"}, {"role": "assistant", "content": answer}]
+    assert found == {
+        ("text", "mistral"): {"text": f"[INST] P[/INST] {answer}", **rest},
+        ("text", "chatml"): {"text": f"{chatml}{answer}", **rest},
+        ("prompt-completion", "mistral"): {"prompt": "[INST] P[/INST]", "completion": f" {answer}", **rest},
+        ("prompt-completion", "chatml"): {"prompt": chatml, "completion": answer, **rest},
+        ("messages", "mistral"): {"messages": turns, **rest},
+        ("messages", "chatml"): {"messages": turns, **rest},
+    }
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", MARKERS)
+@pytest.mark.parametrize(
+    "prompt", ["P", "P ", "[INST] P[/INST]", f"{NASTY}", " \n[INST] ", "<s>[INST] x</s>"]
+)
+def test_every_form_reads_back_as_it_was(tmp_path: Path, form: str, name: str, prompt: str) -> None:
+    from nlicot import completion
+    from nlicot.files import read_rows
+
+    example = TrainingExample(
+        id="a", prompt=prompt, completion=completion.render(NASTY, 0), label=0, source="thought"
+    )
+    path = tmp_path / "one.jsonl"
+    storage.write_jsonl(path, [to_row(example, form=form, markers=MARKERS[name])])
+    (row,) = read_rows(path)
+    assert from_row(row, default_id="") == example
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        "P",
+        [{"role": "user", "content": "P"}],
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "P"}],
+        [{"role": "user", "content": "P"}, {"role": "user", "content": "C"}],
+    ],
+)
+def test_messages_of_another_form_are_refused_with_their_line(tmp_path: Path, messages: object) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(DataError) as raised:
+        read_prepared(path)
+    assert str(raised.value) == (
+        f"{path}:1: found messages of another form, expected a turn of the user and one of the assistant"
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_datasets_loads_each_form(root: Path, tmp_path: Path, form: str) -> None:
+    import datasets
+
+    path = prepared(root, "--format", form)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    columns = {"text": ["text"], "prompt-completion": ["prompt", "completion"], "messages": ["messages"]}
+    assert loaded.column_names == [*columns[form], "id", "label", "source"]
+    assert list(loaded) == rows(path)
+
+
+@pytest.mark.parametrize("form", ["text", "prompt-completion"])
+def test_mistrals_tokenizer_puts_one_bos_in_front_and_reads_the_prompt_as_fit_does(
+    tmp_path: Path, form: str
+) -> None:
+    import mistral_common
+    from transformers import LlamaTokenizer
+
+    from nlicot.model.prompt_format import MistralFormat
+
+    pieces = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    shutil.copy(pieces, tmp_path / "tokenizer.model")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["[INST]", "[/INST]"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**special, "add_bos_token": True}))
+    tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
+    ours, joined = MistralFormat(), joined_sample()
+    for example in prepare_examples(joined.examples[:20], joined.thoughts, joined.reflections):
+        row = to_row(example, form=form, markers=MARKERS["mistral"])
+        text = row.get("text") or row["prompt"] + row["completion"]
+        ids = tokenizer(text + tokenizer.eos_token)["input_ids"]  # as TRL does
+        prompt = ours.encode_prompt(example.prompt)
+        assert ids[: len(prompt)] == prompt
+        assert (ids.count(ours.bos_id), ids.index(ours.eos_id)) == (1, len(ids) - 1)
+        assert ours.decode(ids[len(prompt) :]) == example.completion
+        if form == "prompt-completion":
+            assert tokenizer(row["prompt"])["input_ids"] == prompt
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("markers", MARKERS)
+def test_trl_takes_each_form_and_supervises_eos(root: Path, tmp_path: Path, form: str, markers: str) -> None:
+    import datasets
+    from small_model import write_small_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    folder = write_small_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = prepared(root, "--format", form, "--prompt-format", markers)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        processing_class=tokenizer,
+        train_dataset=loaded,
+        args=SFTConfig(
+            output_dir=str(tmp_path / "out"),
+            max_steps=1,
+            per_device_train_batch_size=2,
+            max_length=None,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+    )
+    assert len(trainer.train_dataset) == len(loaded)
+    for encoded, row in zip(trainer.train_dataset, rows(path), strict=True):
+        ids = encoded["input_ids"]
+        labels = encoded.get("labels", ids)
+        ends = [at for at, label in enumerate(labels) if label == tokenizer.eos_token_id]
+        assert ends, "EOS is not learnt"
+        # Behind the last EOS the tokenizer's own template may put a line break, and nothing else.
+        assert tokenizer.decode(ids[ends[-1] + 1 :]).strip() == ""
+        assert tokenizer.decode(ids[: ends[-1]]).endswith(row_answer(row))
+        if form == "prompt-completion":
+            supervised = [label for label in labels if label != -100]
+            assert tokenizer.decode(supervised) == row["completion"] + tokenizer.eos_token
+    assert trainer.train().training_loss > 0
+
+
+def row_answer(row: dict[str, Any]) -> str:
+    """The end of a row's completion."""
+    whole = row.get("text") or row.get("completion") or row["messages"][1]["content"]
+    return str(whole)[-20:]
+
+
+# -------------------------------------------------------------- the command itself
+
+
+def test_without_a_root_the_sample_is_prepared_in_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "try"
+    monkeypatch.setattr(storage, "TRY_ROOT", copy)
+    assert cli.main(["prepare"]) == 0
+    printed = capsys.readouterr().out
+    for split, num in (("train", 180), ("dev", 40)):
+        path = copy / "finetune" / f"reflected-{split}.jsonl"
+        assert len(rows(path)) == num
+        assert f"{split}: reflected: {num} examples from {num} pairs (" in printed
+        assert f"\n{split}: wrote {path}\n" in printed
+    assert not (SAMPLE_ROOT / "finetune").exists()
+    assert f"next: python -m nlicot fit --config configs/reflected.yaml --root {copy} " in printed
+
+
+def test_a_split_that_lacks_thoughts_is_left_out_unless_it_is_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DataRoot(root).thoughts("dev").unlink()
+    assert cli.main(["prepare", "--root", str(root)]) == 0
+    assert [path.name for path in (root / "finetune").iterdir()] == ["reflected-train.jsonl"]
+    assert cli.main(["prepare", "--root", str(root), "--split", "dev"]) == 2
+    assert f"nlicot: {DataRoot(root).thoughts('dev')}: no such file" in capsys.readouterr().err
+    assert cli.main(["prepare", "--root", str(root), "--builder", "label_only"]) == 0
+    assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 40
+
+
+def test_a_finished_file_is_replaced_only_when_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = prepared(root)
+    before = path.read_text()
+    args = ["prepare", "--root", str(root), "--limit", "1"]
+    assert cli.main(args) == 2
+    assert f"{path} exists already; add --overwrite to replace it" in capsys.readouterr().err
+    assert path.read_text() == before
+    assert not (root / "finetune" / "reflected-dev.jsonl").exists()
+    assert cli.main([*args, "--overwrite"]) == 0
+    assert len(rows(path)) == 1
+
+
+def test_another_path_is_for_one_split(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "elsewhere" / "mine.jsonl"
+    assert cli.main(["prepare", "--root", str(root), "--out", str(out)]) == 2
+    assert "--out: found one path for the splits train, dev, expected" in capsys.readouterr().err
+    assert cli.main(["prepare", "--root", str(root), "--out", str(out), "--split", "dev"]) == 0
+    assert len(rows(out)) == 40
+
+
+def test_nothing_to_write_is_an_error_and_leaves_no_file(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["prepare", "--root", str(root), "--split", "train", "--builder-args", "max_thought_words=0"]
+    assert cli.main(args) == 2
+    assert (
+        f"{DataRoot(root).pairs('train')}: found nothing that the builder Reflected can use"
+        in capsys.readouterr().err
+    )
+    assert list((root / "finetune").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--builder", "refleted"], "--builder: found 'refleted', expected one of correct_only, reflected,"),
+        (["--builder-args", "balance"], "--builder-args: found 'balance', expected NAME=VALUE"),
+        (["--builder-args", "blance=true"], "--builder-args: found 'blance', expected some of balance,"),
+        (["--builder-args", "balance=yes"], "--builder-args balance: found 'yes', expected bool"),
+        (["--builder-args", "min_score=true"], "--builder-args min_score: found True, expected int | None"),
+        (
+            ["--builder-args", "prefer=last"],
+            "--builder: prefer: found 'last', expected 'first' or",
+        ),
+        (["--definitions", "nowhere.yaml"], "--definitions nowhere.yaml: cannot be read ("),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    root: Path, args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["prepare", "--root", str(root), *args]) == 2
+    assert f"nlicot: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "- a", "entailment: x", "entailment: x\nno_entailment: 3"])
+def test_definitions_without_both_texts_are_refused(
+    root: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "definitions.yaml"
+    file.write_text(content)
+    assert cli.main(["prepare", "--root", str(root), "--definitions", str(file)]) == 2
+    assert f"--definitions {file}: found no text for " in capsys.readouterr().err
+
+
+def test_prepare_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["prepare", "--help"])
+    assert stop.value.code == 0
+    assert "example: python -m nlicot prepare" in capsys.readouterr().out
