@@ -51,7 +51,7 @@ def connect(
     if backend == "openai":
         from nlicot.teacher.backends.openai_http import OpenAIBackend
 
-        return OpenAIBackend(where.server, api_key=key, timeout_s=timeout_s, max_connections=concurrency)
+        return OpenAIBackend(where.server, api_key=key, timeout_s=timeout_s)
     if key is None:
         raise ConfigError(
             f"--backend {backend}: found no MISTRAL_API_KEY in the environment or in .env, expected the key "
@@ -59,7 +59,7 @@ def connect(
         )
     from nlicot.teacher.backends.mistral_sdk import MistralBackend
 
-    return MistralBackend(key, server_url=where.server, timeout_s=timeout_s, max_connections=concurrency)
+    return MistralBackend(key, server_url=where.server, timeout_s=timeout_s)
 
 
 def _key(name: str) -> str | None:

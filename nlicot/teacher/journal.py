@@ -24,13 +24,15 @@ from typing import Any, Self, TextIO
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.teacher.backends.base import Fault, Reply, Request, writable
 
+# NORMAL: a commit survives the death of the process; power loss may cost the last moments. The log is folded
+# into the file every 64 MB: that waits for the disk, and all requests with it.
+PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=16000;"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL, pair TEXT NOT NULL, model TEXT NOT NULL, job TEXT NOT NULL,
     started_at REAL NOT NULL, reserved_usd REAL NOT NULL DEFAULT 0,
     fault TEXT, message TEXT, possibly_paid INTEGER, raw TEXT
 );
-CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key);
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, job TEXT NOT NULL, content TEXT NOT NULL, cost_usd REAL, received_at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -86,8 +88,7 @@ class Journal:
         self._unwritten: dict[str, Final] = {}
         try:
             with _disk_full_is_told(path):
-                # NORMAL: a commit survives the death of the process; power loss may cost the last moments.
-                self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + SCHEMA)
+                self._database.executescript(PRAGMAS + SCHEMA)
                 self.open_intents = self._close_open_intents()
         except BaseException:
             self._database.close()

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class TeacherPrompt:
         Raises:
             ValueError: a place of this type stands in the prompt and has no text.
         """
-        filling = {**places, **asdict(self.definitions)}
+        filling = {**places, **vars(self.definitions)}
         for place in _PLACE.findall(self.system + self.user):
             if place in ALLOWED[self.type] and place not in filling:
                 raise ValueError(f"found no text for {{{place}}}, which stands in the prompt {self.type}")
@@ -88,7 +89,7 @@ class TeacherPrompt:
         asked = Message(role="user", content=user)
         return (Message(role="system", content=system), asked) if system else (asked,)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hash of all that words the prompt."""
         content = [self.type.value, self.system, self.user, asdict(self.definitions)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,8 +126,9 @@ def created_at(reply: Reply) -> str:
 
     Our own clock is left out: a run that was killed and resumed writes the same file as one that was not.
     """
+    if reply.created is None:
+        return ""
     try:
-        seconds = json.loads(reply.raw)["created"]
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
-    except (ValueError, TypeError, KeyError, OverflowError, OSError):
+        return datetime.datetime.fromtimestamp(reply.created, datetime.UTC).isoformat()
+    except (ValueError, OverflowError, OSError):  # a number that is no time
         return ""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from nlicot.records import Usage
@@ -58,9 +58,15 @@ class Request:
     params: Mapping[str, Any]
     schema: AnswerSchema
     sample: int = 0
+    _key: str = field(default="", init=False, compare=False, repr=False)
 
     def key(self) -> str:
         """SHA-256 of all that decides the answer, as canonical JSON: equal requests are asked once."""
+        if not self._key:  # worked out once: a task is named by it, and then asks by it
+            object.__setattr__(self, "_key", self._worked_out_key())
+        return self._key
+
+    def _worked_out_key(self) -> str:
         content = {
             "stage": self.stage,
             "backend": self.backend,
@@ -81,7 +87,8 @@ class Reply:
     """What a server answered.
 
     `finish_reason` is `stop`, `length` or the server's own word. `usage` is None where the server did not
-    say. `raw` is the body as it came. `salvaged`: the text was taken from a body that is no valid envelope.
+    say. `raw` is the body as it came, `created` the server's own time of it in seconds since 1970.
+    `salvaged`: the text was taken from a body that is no valid envelope.
     """
 
     text: str
@@ -90,11 +97,20 @@ class Reply:
     raw: str
     headers: Mapping[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
+    created: float | None = None
     salvaged: bool = False
 
     def to_json(self) -> str:
         """As the journal keeps it."""
-        return json.dumps(asdict(self))
+        usage = self.usage
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["headers"] = dict(self.headers)
+        if usage is not None:
+            fields["usage"] = {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+            }
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Reply:

@@ -9,7 +9,7 @@ import datetime
 import email.utils
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nlicot.records import Usage
@@ -24,7 +24,7 @@ from nlicot.teacher.backends.base import (
 )
 
 MOST_SHOWN = 200
-KEPT_HEADERS = "x-ratelimit"
+KEPT_HEADERS = b"x-ratelimit"
 _CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 _UNKNOWN_MODEL = re.compile(
     r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found|is not)",
@@ -38,7 +38,6 @@ def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
     Raises:
         BrokenEnvelope: there is no text in it, not even one that could be salvaged.
     """
-    kept = {name: value for name, value in headers.items() if name.startswith(KEPT_HEADERS)}
     try:
         content = json.loads(body)
         choice = content["choices"][0]
@@ -58,7 +57,7 @@ def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
             finish_reason="stop",
             usage=None,
             raw=body,
-            headers=kept,
+            headers=headers,
             latency_s=latency_s,
             salvaged=True,
         )
@@ -66,10 +65,20 @@ def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
         text=text,
         finish_reason=finish_reason,
         usage=_usage(content.get("usage")),
+        created=_seconds(content.get("created")),
         raw=body,
-        headers=kept,
+        headers=headers,
         latency_s=latency_s,
     )
+
+
+def rate_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """What a server's headers, as they came, say of its limits."""
+    return {
+        name.decode("latin-1").lower(): value.decode("latin-1")
+        for name, value in raw
+        if name.lower().startswith(KEPT_HEADERS)
+    }
 
 
 def _text(content: Any) -> str:
@@ -77,6 +86,10 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type", "text") == "text")
+
+
+def _seconds(found: Any) -> float | None:
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _usage(found: Any) -> Usage | None:

@@ -16,7 +16,8 @@ from mistralai.client import Mistral
 from mistralai.client.errors import MistralError, NoResponseError
 
 from nlicot.teacher.backends.base import Reply, Request, Transient
-from nlicot.teacher.backends.envelope import fault_of, reply_of
+from nlicot.teacher.backends.connections import Connections
+from nlicot.teacher.backends.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.structured import StructuredOutput
 
 CONNECT_S = 10.0
@@ -38,7 +39,6 @@ class MistralBackend:
         api_key: given to the SDK here, so that it never looks for one in the environment; shown nowhere.
         server_url: without `/v1`.
         timeout_s: for a whole answer.
-        max_connections: as many as requests in flight.
     """
 
     name = "mistral"
@@ -49,13 +49,12 @@ class MistralBackend:
         server_url: str = "https://api.mistral.ai",
         *,
         timeout_s: float = 120.0,
-        max_connections: int = 64,
     ) -> None:
         self.server = server_url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._timeout_s = timeout_s
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            transport=Connections(),
             event_hooks={"response": [_keep]},
             follow_redirects=False,  # the key must not travel on
             trust_env=False,
@@ -81,7 +80,8 @@ class MistralBackend:
             )
             if response.status_code != 200:
                 raise fault_of(response.status_code, response.headers, response.text)
-            return reply_of(response.text, response.headers, time.monotonic() - started)
+            headers = rate_headers(response.headers.raw)
+            return reply_of(response.text, headers, time.monotonic() - started)
 
         return await self._structured.ask(request, send)
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 
 from nlicot.teacher.backends.base import Fault, Reply, Request, Transient
-from nlicot.teacher.backends.envelope import fault_of, reply_of
+from nlicot.teacher.backends.connections import Connections
+from nlicot.teacher.backends.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.structured import StructuredOutput
 
 CONNECT_S = 10.0
@@ -25,7 +26,6 @@ class OpenAIBackend:
         server_url: its address, with or without `/v1`.
         api_key: sent to this server alone, and shown nowhere.
         timeout_s: for a whole answer, so that one that trickles in for ever ends too.
-        max_connections: as many as requests in flight.
     """
 
     name = "openai"
@@ -36,20 +36,18 @@ class OpenAIBackend:
         api_key: str | None = None,
         *,
         timeout_s: float = 120.0,
-        max_connections: int = 64,
     ) -> None:
         self.server = server_url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._timeout_s = timeout_s
         headers = {"content-type": "application/json"}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-            follow_redirects=False,  # the key must not travel on
-            trust_env=False,
+        self._headers = httpx2.Headers(headers)
+        self._completions, self._models = (
+            httpx2.URL(f"{self.server}/v1/{path}") for path in ("chat/completions", "models")
         )
+        self._connections = Connections()  # and no client around it: the key must follow no redirect
+        self._timeout = {"timeout": {"connect": CONNECT_S}}  # the rest of the time is bounded as a whole
         self._structured = StructuredOutput()
 
     async def complete(self, request: Request) -> Reply:
@@ -73,10 +71,10 @@ class OpenAIBackend:
 
     async def _send(self, body: dict[str, Any]) -> Reply:
         started = time.monotonic()
-        status, headers, text = await self._exchange("POST", "/v1/chat/completions", json.dumps(body))
+        status, headers, text = await self._exchange("POST", self._completions, json.dumps(body))
         if status != 200:
             raise fault_of(status, headers, text)
-        return reply_of(text, headers, time.monotonic() - started)
+        return reply_of(text, rate_headers(headers.raw), time.monotonic() - started)
 
     async def models(self) -> list[str] | None:
         """The names under `/v1/models`; None where the server has no such list.
@@ -84,7 +82,7 @@ class OpenAIBackend:
         Raises:
             Fault: it cannot be reached, or refuses.
         """
-        status, headers, text = await self._exchange("GET", "/v1/models", None)
+        status, headers, text = await self._exchange("GET", self._models, None)
         if status in (404, 405, 501):
             return None
         if status != 200:
@@ -94,10 +92,17 @@ class OpenAIBackend:
         except (ValueError, KeyError, TypeError):
             return None
 
-    async def _exchange(self, method: str, path: str, body: str | None) -> tuple[int, Any, str]:
+    async def _exchange(self, method: str, url: httpx2.URL, body: str | None) -> tuple[int, Any, str]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.request(method, self.server + path, content=body)
+                request = httpx2.Request(
+                    method,
+                    url,
+                    headers=self._headers,
+                    content=body,
+                    extensions=self._timeout,
+                )
+                response = await self._connections.handle_async_request(request)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
             raise Transient(
                 "timeout", f"no whole answer within {self._timeout_s:g} s", possibly_paid=True
@@ -108,8 +113,8 @@ class OpenAIBackend:
             raise Transient("connection", f"the connection broke off: {error}", possibly_paid=True) from error
         except httpx2.DecodingError as error:
             raise Fault("encoding", f"the body cannot be decoded: {error}", possibly_paid=True) from error
-        return response.status_code, response.headers, response.text
+        return response.status_code, response.headers, response.content.decode("utf-8", "replace")
 
     async def close(self) -> None:
         """Give the connections back."""
-        await self._client.aclose()
+        await self._connections.aclose()
