@@ -362,6 +362,10 @@ def _export(journal_path: Path, output_path: Path, overwrite: bool) -> int:
 
 
 def _say_what_was_lost(journal: Journal) -> None:
+    for intent in journal.open_intents:
+        record.info(
+            "%s: in flight when an earlier run ended, perhaps paid (request %s)", intent.pair, intent.key
+        )
     if journal.open_intents:
         pairs = ", ".join(intent.pair for intent in journal.open_intents[:10])
         more = f" and {len(journal.open_intents) - 10} more" if len(journal.open_intents) > 10 else ""
