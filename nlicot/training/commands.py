@@ -40,6 +40,7 @@ from nlicot.training.module import CHECKPOINT_KEY, ThoughtTuner
 
 RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
+OF_THE_RUN = ("config", "run", "resume", "checkpoints_root")
 OF_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -220,7 +221,12 @@ def _log_hyper_parameters(folder: Path, cli: CommandLine, checkpoints: RunCheckp
         dev = json.loads(path.read_text(encoding="utf-8")).get("dev", {})
         figures |= {f"final/dev {name}": dev[name]["value"] for name in ("accuracy", "f1") if name in dev}
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    board.log_hyperparams(cli.config.as_flat().__dict__, figures)
+    settings = vars(cli.config.as_flat())
+    # What every run has alike, or only itself, would stand in the table's first columns.
+    board.log_hyperparams(
+        {name: value for name, value in settings.items() if name[0] != "_" and name not in OF_THE_RUN},
+        figures,
+    )
     board.finalize("success")
 
 
