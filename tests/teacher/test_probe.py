@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from nlicot.records import Example, Thought
+from nlicot.storage import read_examples, read_thoughts
+from nlicot.teacher.probe import pairs_to_probe, probe
+
+REAL = os.environ.get("NLICOT_REAL_DATA")
+real_data = pytest.mark.skipif(REAL is None, reason="NLICOT_REAL_DATA names no folder of real pairs")
+
+
+def thought(number: int, true: int | None, predicted: int, relation: str | None = None) -> Thought:
+    return Thought(
+        id=f"p{number}",
+        premise="P",
+        hypothesis="H",
+        thought_process=f"Thought {number}.",
+        predicted_label=predicted,
+        true_label=true,
+        relation=relation,
+    )
+
+
+def thoughts(zeros: tuple[int, int], ones: tuple[int, int]) -> list[Thought]:
+    """So many right and wrong ones of each label."""
+    labels = [(0, 0)] * zeros[0] + [(0, 1)] * zeros[1] + [(1, 1)] * ones[0] + [(1, 0)] * ones[1]
+    return [thought(number, true, predicted) for number, (true, predicted) in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("zeros", "ones", "lopsided"),
+    [
+        pytest.param((50, 0), (10, 40), True, id="hardly any of label 1"),
+        pytest.param((10, 40), (50, 0), True, id="hardly any of label 0"),
+        pytest.param((47, 3), (46, 4), False, id="both found"),
+        pytest.param((40, 10), (32, 18), False, id="a gap that chance could open"),
+        pytest.param((15, 35), (14, 36), False, id="bad at both, but even"),
+        pytest.param((9, 0), (0, 9), False, id="too few to say"),
+    ],
+)
+def test_a_teacher_is_lopsided_when_one_label_is_missed_beyond_chance(
+    zeros: tuple[int, int], ones: tuple[int, int], lopsided: bool
+) -> None:
+    assert probe(thoughts(zeros, ones)).lopsided is lopsided
+
+
+def test_the_report_counts_each_label_and_shows_pairs_that_were_missed() -> None:
+    report = probe([*thoughts((50, 0), (10, 40)), thought(200, None, 1)])
+
+    assert report.headline() == (
+        "teacher finds 20 % of label 1 and 100 % of label 0: the label definitions do not fit this data"
+    )
+    assert report.accuracy == 0.6
+    assert [(recall.label, recall.num_right, recall.num) for recall in report.recalls] == [
+        (0, 50, 50),
+        (1, 10, 50),
+    ]
+    assert [missed.id for missed in report.missed] == ["p60", "p61", "p62"]
+    assert "Thought 60." in str(report)
+
+
+def test_every_map_from_relations_is_measured_and_the_best_comes_first() -> None:
+    rows = [("entailment", 1), ("neutral", 1), ("neutral", 1), ("contradiction", 0), ("neutral", 0)]
+    found = probe([thought(n, true, 0, relation) for n, (relation, true) in enumerate(rows)]).maps
+
+    assert len(found) == 6
+    assert found[0].relation_map == {"entailment": 1, "neutral": 1, "contradiction": 0}
+    assert found[0].accuracy == 0.8
+    assert [mapped.accuracy for mapped in found] == sorted((m.accuracy for m in found), reverse=True)
+
+
+def test_pairs_to_probe_are_half_of_each_label_in_the_files_order() -> None:
+    pairs = [Example(id=str(n), premise="P", hypothesis="H", label=0 if n < 300 else 1) for n in range(600)]
+    chosen = pairs_to_probe(pairs)
+    assert [pair.id for pair in chosen] == [*map(str, range(50)), *map(str, range(300, 350))]
+
+
+def test_where_one_label_is_rare_the_other_fills_the_probe() -> None:
+    pairs = [Example(id=str(n), premise="P", hypothesis="H", label=int(n == 7)) for n in range(400)]
+    chosen = pairs_to_probe(pairs)
+    assert [pair.id for pair in chosen] == [*map(str, range(100))]
+    unlabelled = [dataclasses.replace(pair, label=None) for pair in pairs]
+    assert pairs_to_probe(unlabelled) == []
+
+
+def replayed(name: str, *, only_probed: bool) -> list[Thought]:
+    folder = Path(str(REAL)) / "comp34812"
+    found = [one for split in ("train", "dev") for one in read_thoughts(folder / f"{name}_{split}.jsonl")]
+    if not only_probed:
+        return found
+    chosen = {pair.id for pair in pairs_to_probe(read_examples(folder / "train.csv"))}
+    return [one for one in found if one.id in chosen]
+
+
+@real_data
+@pytest.mark.parametrize("only_probed", [False, True])
+def test_a_strong_teacher_told_the_wrong_definition_is_stopped(only_probed: bool) -> None:
+    report = probe(replayed("thoughts", only_probed=only_probed))
+
+    assert report.lopsided
+    if not only_probed:
+        assert report.headline() == (
+            "teacher finds 19 % of label 1 and 99 % of label 0: the label definitions do not fit this data"
+        )
+
+
+@real_data
+@pytest.mark.parametrize("only_probed", [False, True])
+def test_the_same_teacher_told_what_the_labels_mean_is_let_through(only_probed: bool) -> None:
+    report = probe(replayed("thoughts_defined", only_probed=only_probed))
+
+    assert not report.lopsided
+    assert report.maps[0].relation_map == {"entailment": 1, "neutral": 1, "contradiction": 0}
+    if not only_probed:
+        assert report.headline() == "teacher finds 94 % of label 1 and 94 % of label 0"
