@@ -21,7 +21,7 @@ from nlicot.files import refuse_overwriting, write_json, write_jsonl, write_text
 from nlicot.prompts import LabelDefinitions
 from nlicot.records import Example, Thought, to_json_dict
 from nlicot.storage import DataRoot, working_root
-from nlicot.teacher.connecting import connect, endpoint
+from nlicot.teacher.connecting import connect, endpoint, in_flight
 from nlicot.teacher.cost import estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.journal import Journal
 from nlicot.teacher.options import parse
@@ -87,7 +87,7 @@ def main(command: str, args: Sequence[str]) -> int:
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
     with Journal(journal_path, job=_job(works, options, root)) as journal, logged_to(log_path):
-        _say_what_was_lost(journal)
+        _say_what_was_lost(journal, options.backend)
         if options.reparse or options.retry_failures:
             journal.forget_finals(failed_only=not options.reparse)
         return _Command(command, options, works, journal, log_path).run()
@@ -141,7 +141,7 @@ class _Command:
                 models=self.models,
                 journal=self.journal,
                 settings=RunSettings(
-                    concurrency=options.concurrency,
+                    concurrency=in_flight(options.backend, options.concurrency),
                     requests_per_minute=options.requests_per_minute,
                     tokens_per_minute=options.tokens_per_minute,
                     budget_usd=options.budget,
@@ -270,7 +270,7 @@ def _works(command: str, options: argparse.Namespace, root: DataRoot) -> list[Wo
                 prompts=_scoring_prompts(options.prompt, definitions),
                 threshold=options.threshold,
                 num_rounds=options.rounds,
-                regenerate_with=options.regenerate_with,
+                regenerate_with=options.regenerate_with or (options.model,),
             )
             output_path = root.scores(split)
         works.append(Work(split=split, stage=stage, output_path=output_path))
@@ -361,7 +361,7 @@ def _export(journal_path: Path, output_path: Path, overwrite: bool) -> int:
     return 0
 
 
-def _say_what_was_lost(journal: Journal) -> None:
+def _say_what_was_lost(journal: Journal, backend: str) -> None:
     for intent in journal.open_intents:
         record.info(
             "%s: in flight when an earlier run ended, perhaps paid (request %s)", intent.pair, intent.key
@@ -370,8 +370,9 @@ def _say_what_was_lost(journal: Journal) -> None:
         pairs = ", ".join(intent.pair for intent in journal.open_intents[:10])
         more = f" and {len(journal.open_intents) - 10} more" if len(journal.open_intents) > 10 else ""
         logger.info(
-            "an earlier run ended with %d requests in flight, perhaps paid, now asked again: %s%s",
+            "an earlier run ended with %d requests in flight, perhaps paid, now %s: %s%s",
             len(journal.open_intents),
+            "looked for in its batch jobs" if backend == "mistral-batch" else "asked again",
             pairs,
             more,
         )

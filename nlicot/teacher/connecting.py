@@ -7,9 +7,10 @@ from pathlib import Path
 
 from nlicot.errors import ConfigError
 from nlicot.teacher.backends.base import Backend, Endpoint
+from nlicot.teacher.backends.batch_ledger import MOST_REQUESTS
 
 MISTRAL_URL = "https://api.mistral.ai"
-KEY_OF = {"mistral": "MISTRAL_API_KEY", "openai": "OPENAI_API_KEY"}
+KEY_OF = {"mistral": "MISTRAL_API_KEY", "mistral-batch": "MISTRAL_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
 def endpoint(backend: str, server_url: str | None) -> Endpoint:
@@ -57,9 +58,22 @@ def connect(
             f"--backend {backend}: found no MISTRAL_API_KEY in the environment or in .env, expected the key "
             "from console.mistral.ai (without one: --backend openai --server-url ..., or --backend local)"
         )
+    if backend == "mistral-batch":
+        from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+
+        return MistralBatchBackend(key, server_url=where.server, folder=journal_folder, timeout_s=timeout_s)
     from nlicot.teacher.backends.mistral_sdk import MistralBackend
 
     return MistralBackend(key, server_url=where.server, timeout_s=timeout_s)
+
+
+def in_flight(backend: str, concurrency: int) -> int:
+    """Most requests in flight: as many as fill a batch, where batches are made of those that wait together.
+
+    >>> in_flight("mistral", 16), in_flight("mistral-batch", 16)
+    (16, 10000)
+    """
+    return MOST_REQUESTS if backend == "mistral-batch" else concurrency
 
 
 def _key(name: str) -> str | None:

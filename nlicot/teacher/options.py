@@ -20,7 +20,8 @@ from nlicot.teacher.cost import parse_price
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "teacher.yaml"
 STAGES = ("generate", "reflect", "score")
-BACKENDS = ("mistral", "openai", "local")
+BACKENDS = ("mistral", "openai", "local", "mistral-batch")
+COMPANIONS = ("--next-models", "--regenerate-with")
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",
     "reflect": "Ask a stronger teacher to reflect on the thoughts that missed the true label.",
@@ -46,6 +47,9 @@ def parse(stage: str, args: Sequence[str]) -> argparse.Namespace:
     expanded: list[str] = []
     for path in [DEFAULT_CONFIG, *named.config]:
         expanded += _section(path, stage, parser)
+    if any(arg.partition("=")[0] in ("--model", "--backend") for arg in args):
+        # Who chooses a teacher does not mean the recipe's other models, which its server may not know.
+        expanded = [flag for flag in expanded if flag.partition("=")[0] not in COMPANIONS]
     return parser.parse_args([*expanded, *args])
 
 

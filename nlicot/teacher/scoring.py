@@ -52,7 +52,8 @@ class Scoring:
     @property
     def models(self) -> list[str]:
         """All models that may be asked, the judges first."""
-        return list(dict.fromkeys((*self.settings.models, *self.regenerate_with)))
+        writers = self.regenerate_with if self.num_rounds else ()
+        return list(dict.fromkeys((*self.settings.models, *writers)))
 
     @property
     def prompt_sha256(self) -> str:

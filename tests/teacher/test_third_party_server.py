@@ -76,7 +76,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_generate_reflect_score_prepare_and_fit(root: Path, server_url: str, tmp_path: Path) -> None:
     teacher = ["--root", str(root), "--backend", "openai", "--server-url", server_url, "--model", "smollm2"]
-    teacher += ["--next-models=", "--concurrency", "1", "--temperature", "0", "--timeout", "300"]
+    teacher += ["--concurrency", "1", "--temperature", "0", "--timeout", "300"]
 
     assert main(["generate", *teacher, "--max-tokens", "90", "--yes"]) == 0
     assert main(["reflect", *teacher, "--split", "train", "--max-tokens", "150"]) == 0

@@ -1,0 +1,621 @@
+"""The batch backend against a real HTTP server: jobs are found again, and no request is in two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from nlicot.errors import ConfigError, DataError
+from nlicot.teacher.backends.base import (
+    AnswerSchema,
+    Fault,
+    Message,
+    Refused,
+    Rejected,
+    Reply,
+    Request,
+    Transient,
+)
+from nlicot.teacher.backends.batch_lines import BatchAnswer, answers_of
+from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+from nlicot.teacher.connecting import connect, in_flight
+from tests.teacher.fake_answers import default_answer, status
+from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
+
+T = TypeVar("T")
+KEY = "the-key"
+SCHEMA = AnswerSchema(
+    name="answer",
+    schema={"type": "object", "properties": {"thought_process": {"type": "string"}, "predicted_label": {}}},
+)
+SLICES = {"quiet_s": 0.03, "poll_s": 0.01, "longest_poll_s": 0.02, "settle_s": 0.1}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeBatchServer]:
+    with FakeBatchServer() as server:
+        yield server
+
+
+def backend_of(server: FakeBatchServer, folder: Path, **options: Any) -> MistralBatchBackend:
+    return MistralBatchBackend(KEY, server.url, folder=folder, **(SLICES | options))
+
+
+def asking(number: int, *, model: str = "teacher", server: str = "somewhere") -> Request:
+    return Request(
+        stage="generate",
+        backend="mistral-batch",
+        server=server,
+        model=model,
+        messages=(Message(role="system", content="Judge."), Message(role="user", content=f"Pair {number}.")),
+        params={"temperature": 0.3, "max_tokens": 64, "random_seed": 7},
+        schema=SCHEMA,
+    )
+
+
+def text_for(request: Request) -> str:
+    """What the server answers, worked out from the request alone."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+    schema = {"type": "json_schema", "json_schema": {"schema": request.schema.schema}}
+    return default_answer(
+        {"model": request.model, "messages": turns, "response_format": schema, **request.params}
+    )
+
+
+async def outcomes_of(backend: MistralBatchBackend, requests: list[Request]) -> list[Reply | BaseException]:
+    return await asyncio.gather(*map(backend.complete, requests), return_exceptions=True)
+
+
+def answered(backend: MistralBatchBackend, requests: list[Request]) -> list[Reply | BaseException]:
+    """Ask all at once in an event loop of its own, and close."""
+
+    async def run() -> list[Reply | BaseException]:
+        try:
+            return await outcomes_of(backend, requests)
+        finally:
+            await backend.close()
+
+    return asyncio.run(run())
+
+
+def cut_off(
+    server: FakeBatchServer, backend: MistralBatchBackend, requests: list[Request], moment: str
+) -> None:
+    """Ask, and cancel when the server holds at this moment: a second Ctrl-C."""
+
+    async def run() -> None:
+        asked = asyncio.gather(*map(backend.complete, requests), return_exceptions=True)
+        await asyncio.to_thread(server.held.wait, 30)
+        asked.cancel()
+        await backend.close()
+
+    server.hold_at = moment
+    asyncio.run(run())
+    server.hold_at = ""
+    server.held.clear()
+
+
+def texts(replies: list[Reply | BaseException]) -> list[str]:
+    for reply in replies:
+        if isinstance(reply, BaseException):
+            raise reply
+    return [reply.text for reply in replies if isinstance(reply, Reply)]
+
+
+def fault_in(outcome: Reply | BaseException) -> tuple[type[Fault], str, bool]:
+    assert isinstance(outcome, Fault), outcome
+    return type(outcome), outcome.kind, outcome.possibly_paid
+
+
+def within(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+# ------------------------------------------------------------------ one batch
+
+
+def test_requests_that_wait_together_become_one_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [asking(number) for number in range(5)]
+    replies = answered(backend_of(server, tmp_path), requests)
+
+    assert texts(replies) == [text_for(request) for request in requests]
+    (job,) = server.jobs
+    keys = sorted(request.key() for request in requests)
+    assert job["endpoint"] == "/v1/chat/completions"
+    assert job["model"] == "teacher"
+    assert job["metadata"] == {
+        "nlicot_fingerprint": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+        "nlicot_attempt": "0",
+    }
+    assert sorted(server.asked) == keys
+
+
+def test_a_line_holds_what_the_request_says_and_not_the_model(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    answered(backend_of(server, tmp_path), [asking(1)])
+
+    assert server.lines(server.jobs[0]) == [
+        {
+            "custom_id": asking(1).key(),
+            "body": {
+                "messages": [
+                    {"role": "system", "content": "Judge."},
+                    {"role": "user", "content": "Pair 1."},
+                ],
+                "temperature": 0.3,
+                "max_tokens": 64,
+                "random_seed": 7,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": SCHEMA.schema, "strict": True},
+                },
+            },
+        }
+    ]
+
+
+def test_a_reply_carries_usage_finish_reason_and_the_body(server: FakeBatchServer, tmp_path: Path) -> None:
+    (reply,) = answered(backend_of(server, tmp_path), [asking(1)])
+
+    assert isinstance(reply, Reply)
+    assert reply.finish_reason == "stop"
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == len("Judge.Pair 1.") // 4 + 1
+    assert json.loads(reply.raw)["choices"][0]["message"]["content"] == reply.text
+    assert reply.latency_s > 0
+
+
+def test_a_job_that_takes_several_looks_is_waited_for(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.num_looks = 4
+    assert texts(answered(backend_of(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+    assert server.num_polls["job-0"] == 4
+
+
+def test_a_full_batch_does_not_wait_for_quiet(server: FakeBatchServer, tmp_path: Path) -> None:
+    backend = backend_of(server, tmp_path, max_batch=10, quiet_s=0.2)
+    requests = [asking(number) for number in range(25)]
+
+    assert texts(answered(backend, requests)) == [text_for(request) for request in requests]
+    assert sorted(len(server.lines(job)) for job in server.jobs) == [5, 10, 10]
+    assert max(server.asked.values()) == 1
+
+
+def test_each_model_has_a_job_of_its_own(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [asking(1), asking(1, model="stronger-teacher"), asking(2)]
+
+    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert {job["model"]: len(server.lines(job)) for job in server.jobs} == {
+        "teacher": 2,
+        "stronger-teacher": 1,
+    }
+
+
+def test_what_is_asked_again_after_an_answer_goes_into_a_new_job(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    answered(backend_of(server, tmp_path), [asking(1)])
+    answered(backend_of(server, tmp_path), [asking(1)])
+
+    fingerprints, attempts = zip(*(job["metadata"].values() for job in server.jobs), strict=True)
+    assert len(set(fingerprints)) == 1
+    assert attempts == ("0", "1")
+
+
+def test_models_are_listed_and_the_key_stands_in_no_file_and_no_log(
+    server: FakeBatchServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> list[str] | None:
+        backend = backend_of(server, tmp_path)
+        try:
+            await backend.complete(asking(1))
+            return await backend.models()
+        finally:
+            await backend.close()
+
+    with caplog.at_level(logging.INFO, "nlicot"):
+        assert within(run()) == ["teacher", "stronger-teacher"]
+    assert "batch job job-0: 1 requests to teacher" in caplog.text
+    written = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert len(written) == 1
+    assert KEY not in caplog.text + "".join(written)
+
+
+# ------------------------------------------------------------------ faults
+
+
+def scripted(body: Any) -> dict[str, Any] | str | None:
+    asked = body["messages"][-1]["content"]
+    error = {"object": "error", "message": "scripted"}
+    return {
+        "Pair 1.": {"response": {"status_code": 400, "body": error}},
+        "Pair 2.": {"response": {"status_code": 503, "body": error}},
+        "Pair 3.": {"response": None, "error": {"message": "scripted", "code": 429}},
+        "Pair 4.": {"response": None, "error": "could not be read"},
+        "Pair 5.": {"response": {"status_code": 200, "body": {"choices": []}}},
+        "Pair 6.": '{"custom_id": "CUSTOM_ID", "response": {"body": {"message": {"content": "salvaged"}',
+        "Pair 7.": '{"custom',
+        "Pair 8.": {"response": {"status_code": 401, "body": {"detail": "Unauthorized"}}},
+    }.get(asked)
+
+
+def test_a_line_that_failed_is_the_fault_that_it_would_be_alone(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.line = scripted
+    outcomes = answered(backend_of(server, tmp_path), [asking(number) for number in range(9)])
+
+    assert isinstance(outcomes[0], Reply)
+    assert isinstance(outcomes[6], Reply)
+    assert (outcomes[6].text, outcomes[6].salvaged) == ("salvaged", True)
+    faults = [fault_in(outcomes[number]) for number in (1, 2, 3, 4, 5, 7, 8)]
+    assert [(kind.__name__, name, paid) for kind, name, paid in faults] == [
+        ("Rejected", "http_400", False),
+        ("Transient", "http_503", False),
+        ("RateLimited", "http_429", False),
+        ("Rejected", "http_422", False),
+        ("BrokenEnvelope", "broken_envelope", True),
+        # The server counts one answer more than could be read.
+        ("Transient", "batch_success", True),
+        ("Refused", "http_401", False),
+    ]
+
+
+def test_answers_come_before_faults(server: FakeBatchServer, tmp_path: Path) -> None:
+    """Five failures before the first answer would end a run."""
+    server.line = scripted
+    order: list[int] = []
+
+    async def ask(backend: MistralBatchBackend, number: int) -> None:
+        try:
+            await backend.complete(asking(number))
+        except Fault:
+            pass
+        finally:
+            order.append(number)
+
+    async def run() -> None:
+        backend = backend_of(server, tmp_path)
+        await asyncio.gather(*(ask(backend, number) for number in (1, 2, 9, 4, 10)))
+        await backend.close()
+
+    within(run())
+    assert sorted(order[:2]) == [9, 10]
+
+
+def test_a_failed_line_is_asked_again_in_a_new_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.line = scripted
+    backend = backend_of(server, tmp_path)
+
+    async def run() -> Reply:
+        with pytest.raises(Transient, match="http_503"):
+            await backend.complete(asking(2))
+        server.line = lambda body: None
+        try:
+            return await backend.complete(asking(2))
+        finally:
+            await backend.close()
+
+    assert within(run()).text == text_for(asking(2))
+    assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0", "1"]
+
+
+def test_an_expired_job_gives_what_it_has_and_the_rest_may_be_asked_again(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.ending = ("TIMEOUT_EXCEEDED", 2)
+    requests = [asking(number) for number in range(4)]
+    outcomes = answered(backend_of(server, tmp_path), requests)
+
+    in_job = [line["custom_id"] for line in server.lines(server.jobs[0])]
+    by_key = {request.key(): outcome for request, outcome in zip(requests, outcomes, strict=True)}
+    assert all(isinstance(by_key[key], Reply) for key in in_job[:2])
+    assert [fault_in(by_key[key]) for key in in_job[2:]] == [(Transient, "batch_timeout_exceeded", False)] * 2
+
+    server.ending = ("SUCCESS", None)
+    unanswered = [request for request in requests if request.key() in in_job[2:]]
+    assert texts(answered(backend_of(server, tmp_path), unanswered)) == [text_for(r) for r in unanswered]
+    assert sorted(server.asked.values()) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("FAILED", "batch_failed"), ("CANCELLED", "batch_cancelled")])
+def test_a_failed_or_cancelled_job_is_not_repeated_by_itself(
+    server: FakeBatchServer, tmp_path: Path, ending: str, kind: str
+) -> None:
+    server.ending = (ending, 0)
+    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+
+    assert fault_in(outcome) == (Rejected, kind, False)
+    if ending == "FAILED":
+        assert "the file could not be read" in str(outcome)
+
+
+def test_answers_that_the_server_counts_and_does_not_give_are_possibly_paid(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.loses_files = True
+    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+    assert fault_in(outcome) == (Transient, "batch_success", True)
+
+
+def test_troubles_of_the_server_are_waited_out(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.troubles[("GET", JOBS)] = deque([status(503), status(429)])
+    server.troubles[("POST", "/v1/files")] = deque([status(502)])
+    server.troubles[("POST", JOBS)] = deque([status(429)])
+    server.troubles[("GET", f"{JOBS}/job-0")] = deque([status(500), status(503)])
+    server.troubles[("GET", "/v1/files/file-1/content")] = deque([status(504)])
+
+    assert texts(answered(backend_of(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+    assert len(server.jobs) == 1
+    assert not any(server.troubles.values())
+
+
+@pytest.mark.parametrize(("code", "kind"), [(422, Rejected), (401, Refused)])
+def test_a_job_that_the_server_does_not_take_leaves_nothing_behind(
+    server: FakeBatchServer, tmp_path: Path, code: int, kind: type[Fault]
+) -> None:
+    server.troubles[("POST", JOBS)] = deque([status(code)])
+    requests = [asking(1), asking(2)]
+    outcomes = answered(backend_of(server, tmp_path), requests)
+
+    assert [fault_in(outcome) for outcome in outcomes] == [(kind, f"http_{code}", False)] * 2
+    assert not list(tmp_path.rglob("*.json"))
+    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0"]
+
+
+def test_a_job_whose_creation_broke_off_is_found_by_its_metadata(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.hold_at = "dropped"
+    requests = [asking(1), asking(2)]
+    backend = backend_of(server, tmp_path)
+
+    async def run() -> list[Reply | BaseException]:
+        outcomes = await outcomes_of(backend, requests)
+        assert [fault_in(outcome) for outcome in outcomes] == [(Transient, "connection", False)] * 2
+        try:
+            return await outcomes_of(backend, requests)
+        finally:
+            await backend.close()
+
+    assert texts(within(run())) == [text_for(request) for request in requests]
+    assert len(server.jobs) == 1
+
+
+def test_a_job_that_was_not_created_after_all_is_created_once_that_is_sure(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.troubles[("POST", JOBS)] = deque([status(503)])
+    backend = backend_of(server, tmp_path)
+
+    async def run() -> Reply:
+        with pytest.raises(Transient, match="http_503"):
+            await backend.complete(asking(1))
+        try:
+            return await backend.complete(asking(1))
+        finally:
+            await backend.close()
+
+    assert within(run()).text == text_for(asking(1))
+    assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0"]
+
+
+# ------------------------------------------------------------------ going on
+
+
+def test_a_run_that_was_cut_off_goes_on_with_its_own_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [asking(number) for number in range(6)]
+    cut_off(server, backend_of(server, tmp_path), requests, "look")
+
+    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert len(server.jobs) == 1
+    assert server.num_polls["job-0"] == 1  # one look for all who wait
+
+
+def test_other_requests_than_before_share_the_old_job_and_the_rest_gets_a_new_one(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "look")
+
+    later = [asking(number) for number in range(4, 9)]
+    assert texts(answered(backend_of(server, tmp_path), later)) == [text_for(r) for r in later]
+    assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
+
+    # What nobody asked for the second time still waits in the first job, which is over.
+    first = [asking(number) for number in range(4)]
+    assert texts(answered(backend_of(server, tmp_path), first)) == [text_for(r) for r in first]
+    assert max(server.asked.values()) == 1
+
+
+def test_requests_of_a_job_whose_id_was_never_noted_stay_in_it(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "created")
+
+    later = [asking(number) for number in range(4, 9)]
+    assert texts(answered(backend_of(server, tmp_path), later)) == [text_for(r) for r in later]
+    assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
+    assert max(server.asked.values()) == 1
+
+
+def test_a_job_may_be_late_to_show_up_in_the_list(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "created")
+    server.num_late = 1
+
+    (reply,) = answered(backend_of(server, tmp_path, settle_s=1.0), [asking(3)])
+    assert texts([reply]) == [text_for(asking(3))]
+    assert len(server.jobs) == 1
+
+
+def test_requests_come_late_to_a_job_that_is_over(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [asking(1), asking(2)]
+    cut_off(server, backend_of(server, tmp_path), requests, "look")
+    backend = backend_of(server, tmp_path)
+
+    async def run() -> list[str]:
+        first = await backend.complete(requests[0])
+        second = await backend.complete(requests[1])
+        await backend.close()
+        return [first.text, second.text]
+
+    assert within(run()) == [text_for(request) for request in requests]
+    assert max(server.asked.values()) == 1
+
+
+def test_a_job_is_found_where_this_sides_record_was_lost(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_of(server, tmp_path / "lost"), [asking(1), asking(2)], "look")
+    others = [dict(server.jobs[0], id=f"other-{number}", metadata=None) for number in range(250)]
+    server.jobs += others  # newer ones, on the list's first pages
+
+    answered(backend_of(server, tmp_path / "new"), [asking(1), asking(2)])
+    assert len(server.jobs) == 1 + len(others)
+
+
+def test_a_job_of_another_workspace_is_not_paid_for_anew_unasked(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    cut_off(server, backend_of(server, tmp_path), [asking(1)], "look")
+    server.jobs.clear()
+
+    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+    assert fault_in(outcome) == (Refused, "unknown_batch_job", False)
+    (path,) = (tmp_path / "batches").iterdir()
+    assert f"move {path} away to pay for its 1 open requests anew" in str(outcome)
+
+
+def test_a_record_that_cannot_be_read_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
+    path = tmp_path / "batches" / "broken.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"broken\.json: found no record of a batch"):
+        backend_of(server, tmp_path)
+
+
+# ------------------------------------------------------------------ SIGKILL
+
+NUM_PAIRS = 12
+RUN = """
+import sys
+from pathlib import Path
+from nlicot.records import Example
+from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+from nlicot.teacher.notebook import generate_thoughts
+from nlicot.teacher.running import RunSettings
+from nlicot.teacher.stages import StageSettings
+
+url, folder, num = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+examples = [
+    Example(id=f"p{n}", premise=f"Pair {n}.", hypothesis="It follows.", label=n % 2, phenomenon=None)
+    for n in range(num)
+]
+backend = MistralBatchBackend(
+    "the-key", url, folder=folder, quiet_s=0.1, poll_s=0.02, longest_poll_s=0.05, settle_s=0.5
+)
+made = generate_thoughts(
+    examples,
+    backend=backend,
+    settings=StageSettings(model="teacher"),
+    journal=folder / "generate.sqlite",
+    run=RunSettings(concurrency=100),
+)
+print(len(made.failures), *(f"{thought.id}:{thought.thought_process}" for thought in made.records), sep="\\n")
+"""
+
+
+def command(server: FakeBatchServer, folder: Path, num_pairs: int = NUM_PAIRS) -> list[str]:
+    return [sys.executable, "-c", RUN, server.url, str(folder), str(num_pairs)]
+
+
+def finished(server: FakeBatchServer, folder: Path, num_pairs: int = NUM_PAIRS) -> list[str]:
+    run = subprocess.run(
+        command(server, folder, num_pairs), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def killed(server: FakeBatchServer, folder: Path, moment: str) -> None:
+    server.hold_at = moment
+    with subprocess.Popen(command(server, folder), stderr=subprocess.PIPE, text=True) as process:
+        held = server.held.wait(60)
+        os.kill(process.pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=30)
+    assert held, told
+    server.hold_at = ""
+    server.held.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "num_jobs_at_kill"),
+    [("create", 0), ("created", 1), ("look", 1)],
+    ids=["before the job was created", "before its id was noted", "while it was waited for"],
+)
+def test_a_killed_run_finds_its_own_job_and_asks_nothing_twice(
+    tmp_path: Path, moment: str, num_jobs_at_kill: int
+) -> None:
+    with FakeBatchServer() as whole:
+        unkilled = finished(whole, tmp_path / "whole")
+    assert unkilled[0] == "0"
+    assert len(unkilled) == 1 + NUM_PAIRS
+
+    with FakeBatchServer(num_looks=2) as server:
+        killed(server, tmp_path / "killed", moment)
+        assert len(server.jobs) == num_jobs_at_kill
+        assert finished(server, tmp_path / "killed") == unkilled
+
+        metadata = [tuple(job["metadata"].items()) for job in server.jobs]
+        assert len(metadata) == len(set(metadata)) == 1
+        assert sorted(server.asked.values()) == [1] * NUM_PAIRS
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_more_pairs_than_it_had(tmp_path: Path) -> None:
+    with FakeBatchServer() as server:
+        killed(server, tmp_path, "look")
+        answers = finished(server, tmp_path, NUM_PAIRS + 5)
+
+        assert len(answers) == 1 + NUM_PAIRS + 5
+        assert [len(server.lines(job)) for job in server.jobs] == [NUM_PAIRS, 5]
+        assert max(server.asked.values()) == 1
+
+
+# ------------------------------------------------------------------ its place in the program
+
+
+def test_a_batch_is_reached_by_its_backends_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
+
+    def connected() -> Any:
+        return connect(
+            "mistral-batch", "http://here/v1", timeout_s=9, concurrency=16, journal_folder=tmp_path
+        )
+
+    with pytest.raises(ConfigError, match="--backend mistral-batch: found no MISTRAL_API_KEY"):
+        connected()
+    monkeypatch.setenv("MISTRAL_API_KEY", KEY)
+    backend = connected()
+    assert isinstance(backend, MistralBatchBackend)
+    assert (backend.name, backend.server) == ("mistral-batch", "http://here")
+    assert in_flight("mistral-batch", 16) == 10_000
+
+
+def test_a_line_may_hold_what_other_readers_take_for_a_line_end() -> None:
+    line = json.dumps(
+        {"custom_id": "k", "response": {"status_code": 200, "body": "a\u2028b\x85c"}}, ensure_ascii=False
+    )
+    assert dict(answers_of(f"{line}\n\n")) == {"k": BatchAnswer(status=200, body="a\u2028b\x85c")}
