@@ -86,7 +86,9 @@ def main(command: str, args: Sequence[str]) -> int:
         return _dry_run(works, options, journal_path)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
-    with Journal(journal_path, job=_job(works, options, root)) as journal, logged_to(log_path):
+    in_jobs = options.backend == "mistral-batch"
+    opened = Journal(journal_path, job=_job(works, options, root), interrupted_are_paid=not in_jobs)
+    with opened as journal, logged_to(log_path):
         _say_what_was_lost(journal, options.backend)
         if options.reparse or options.retry_failures:
             journal.forget_finals(failed_only=not options.reparse)

@@ -72,6 +72,8 @@ class Journal:
     Args:
         path: the SQLite file; made with its folder where it is missing.
         job: names what is being run, so that a budget counts what earlier starts of the same run spent.
+        interrupted_are_paid: whether a request that was in flight when a run ended may be paid for again;
+            one in a batch job is not, for the job is found again.
 
     Raises:
         JournalInUse: another process holds it.
@@ -79,9 +81,9 @@ class Journal:
         DiskFull: it cannot be written.
     """
 
-    def __init__(self, path: Path, *, job: str = "") -> None:
+    def __init__(self, path: Path, *, job: str = "", interrupted_are_paid: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.job = path, job
+        self.path, self.job, self._interrupted_are_paid = path, job, interrupted_are_paid
         self._lock = _locked(path)
         # A notebook's run asks from a thread of its own, while the one that opened the journal waits.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -118,8 +120,9 @@ class Journal:
             " AND key NOT IN (SELECT key FROM replies) ORDER BY number"
         ).fetchall()
         self._database.execute(
-            "UPDATE attempts SET fault = 'interrupted', possibly_paid = 1 WHERE fault IS NULL"
-            " AND key NOT IN (SELECT key FROM replies)"
+            "UPDATE attempts SET fault = 'interrupted', possibly_paid = ? WHERE fault IS NULL"
+            " AND key NOT IN (SELECT key FROM replies)",
+            (int(self._interrupted_are_paid),),
         )
         return [
             OpenIntent(key=key, pair=pair, model=model, started_at=started)

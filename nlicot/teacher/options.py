@@ -150,7 +150,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--budget", type=float, help="dollars that cannot be passed")
     group.add_argument("--price", type=parse_price, help="INPUT,OUTPUT in dollars a million tokens")
     group.add_argument("--prices", type=Path, help="a price table of one's own, a YAML file")
-    group.add_argument("--concurrency", type=_count, default=16, help="most requests in flight (default 16)")
+    group.add_argument(
+        "--concurrency",
+        type=_count,
+        default=16,
+        help="most requests in flight (default 16); a batch takes what there is",
+    )
     group.add_argument("--requests-per-minute", type=float, help="default: what the server announces")
     group.add_argument("--tokens-per-minute", type=float, help="default: what the server announces")
     group.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default 120)")

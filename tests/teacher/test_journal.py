@@ -381,3 +381,14 @@ def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None
 def test_chunks_are_full_but_for_the_last() -> None:
     assert list(in_chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(in_chunks([], 2)) == []
+
+
+@pytest.mark.parametrize(("interrupted_are_paid", "spent"), [(True, 0.25), (False, 0.0)])
+def test_what_was_in_flight_counts_as_spent_unless_it_is_found_again(
+    tmp_path: Path, interrupted_are_paid: bool, spent: float
+) -> None:
+    path = tmp_path / "generate.sqlite"
+    with Journal(path, job="j") as journal:
+        journal.intend("k", request(), "p", 0.25)
+    with Journal(path, job="j", interrupted_are_paid=interrupted_are_paid) as journal:
+        assert journal.spent_usd() == spent
