@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nlicot.errors import ConfigError, TeacherLopsided
 from nlicot.files import refuse_overwriting, write_json, write_jsonl, write_text
-from nlicot.prompts import LabelDefinitions
 from nlicot.records import Example, Thought, to_json_dict
-from nlicot.storage import DataRoot, working_root
-from nlicot.teacher.connecting import connect, endpoint, in_flight
-from nlicot.teacher.cost import estimate, format_estimate, load_prices, price_of
+from nlicot.storage import working_root
+from nlicot.teacher.connecting import connect, in_flight
+from nlicot.teacher.cost import estimate, format_estimate, load_prices
 from nlicot.teacher.journal import Journal
 from nlicot.teacher.options import parse
+from nlicot.teacher.planning import Work, job_of, models_of, prices_of, works_of
 from nlicot.teacher.prediction import Generation
 from nlicot.teacher.probe import pairs_to_probe, probe
 from nlicot.teacher.progress import ProgressBar
-from nlicot.teacher.prompting import (
-    PromptType,
-    TeacherPrompt,
-    load_definitions,
-    load_prompt,
-    load_relation_map,
-)
-from nlicot.teacher.reflection import Reflecting
 from nlicot.teacher.runner import record
 from nlicot.teacher.running import (
     Phase,
@@ -46,9 +35,6 @@ from nlicot.teacher.running import (
     logged_to,
     outcomes,
 )
-from nlicot.teacher.scoring import Scoring
-from nlicot.teacher.sources import pairs_of, texts_of, thoughts_of
-from nlicot.teacher.stages import Stage, StageSettings
 from nlicot.teacher.summary import Figures, summarise
 
 logger = logging.getLogger(__name__)
@@ -60,15 +46,6 @@ NEXT = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One split's stage, and the file that it fills."""
-
-    split: str
-    stage: Stage
-    output_path: Path
-
-
 def main(command: str, args: Sequence[str]) -> int:
     """Run one of the three commands; returns its exit code."""
     options = parse(command, args)
@@ -78,7 +55,7 @@ def main(command: str, args: Sequence[str]) -> int:
         return _export(journal_path, options.export_journal, options.overwrite)
     if not options.model:
         raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
-    works = _works(command, options, root)
+    works = works_of(command, options, root)
     asks_for_all = not (options.dry_run or getattr(options, "probe", False))
     if asks_for_all:
         refuse_overwriting(*(work.output_path for work in works), overwrite=options.overwrite)
@@ -87,7 +64,7 @@ def main(command: str, args: Sequence[str]) -> int:
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
     in_jobs = options.backend == "mistral-batch"
-    opened = Journal(journal_path, job=_job(works, options, root), interrupted_are_paid=not in_jobs)
+    opened = Journal(journal_path, job=job_of(works, options, root), interrupted_are_paid=not in_jobs)
     with opened as journal, logged_to(log_path):
         _say_what_was_lost(journal, options.backend)
         if options.reparse or options.retry_failures:
@@ -108,7 +85,7 @@ class _Command:
     ) -> None:
         self.name, self.options, self.works = name, options, works
         self.journal, self.log_path = journal, log_path
-        self.models = _models(works[0].stage)
+        self.models = models_of(works[0].stage)
 
     def run(self) -> int:
         """Ask, write, and say what it came to."""
@@ -147,7 +124,7 @@ class _Command:
                     requests_per_minute=options.requests_per_minute,
                     tokens_per_minute=options.tokens_per_minute,
                     budget_usd=options.budget,
-                    prices=_prices(options, self.models),
+                    prices=prices_of(options, self.models),
                 ),
                 watch=watch,
             )
@@ -227,104 +204,6 @@ class _Command:
             print(f"failures     {failures_path} (the others are complete; --retry-failures asks again)")
 
 
-# ------------------------------------------------------------------ what is to be done
-
-
-def _works(command: str, options: argparse.Namespace, root: DataRoot) -> list[Work]:
-    where = endpoint(options.backend, options.server_url)
-    definitions = load_definitions(options.definitions) if options.definitions else None
-    settings = StageSettings(
-        model=options.model,
-        next_models=options.next_models,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-    )
-    works = []
-    for split in _splits(options, root):
-        pairs = pairs_of(root, split, label_map=options.label_map, limit=options.limit, ids=options.ids)
-        stage: Stage
-        if command == "generate":
-            kind = PromptType(options.prompt_type)
-            stage = Generation(
-                examples=pairs,
-                endpoint=where,
-                settings=settings,
-                prompt=load_prompt(kind, options.prompt, definitions),
-                num_samples=options.samples,
-                relation_map=_relation_map(options),
-            )
-            output_path = root.thoughts(split)
-        elif command == "reflect":
-            stage = Reflecting(
-                thoughts=thoughts_of(root, split, pairs),
-                endpoint=where,
-                settings=settings,
-                prompt=load_prompt(PromptType.REFLECTION, options.prompt, definitions),
-            )
-            output_path = root.reflections(split)
-        else:
-            stage = Scoring(
-                texts=texts_of(root, split, pairs),
-                endpoint=where,
-                settings=settings,
-                prompts=_scoring_prompts(options.prompt, definitions),
-                threshold=options.threshold,
-                num_rounds=options.rounds,
-                regenerate_with=options.regenerate_with or (options.model,),
-            )
-            output_path = root.scores(split)
-        works.append(Work(split=split, stage=stage, output_path=output_path))
-    return works
-
-
-def _splits(options: argparse.Namespace, root: DataRoot) -> Sequence[str]:
-    if options.split is not None:
-        return tuple(options.split)
-    there = [split for split in ("train", "dev") if root.pairs(split).exists()]
-    return there or ["train"]  # which is then missed by name
-
-
-def _relation_map(options: argparse.Namespace) -> dict[str, int] | None:
-    if options.relation_map:
-        return dict(options.relation_map)
-    return load_relation_map(options.definitions) if options.definitions else None
-
-
-def _scoring_prompts(
-    path: Path | None, definitions: LabelDefinitions | None
-) -> dict[PromptType, TeacherPrompt]:
-    own = {PromptType.SCORING: path}
-    return {kind: load_prompt(kind, own.get(kind), definitions) for kind in Scoring.prompt_types}
-
-
-def _models(stage: Stage) -> list[str]:
-    return stage.models if isinstance(stage, Scoring) else stage.settings.models
-
-
-def _prices(options: argparse.Namespace, models: Iterable[str]) -> dict[str, Any]:
-    prices = load_prices(options.prices)
-    return {model: price_of(model, prices, options.price, backend=options.backend) for model in models}
-
-
-def _job(works: Sequence[Work], options: argparse.Namespace, root: DataRoot) -> str:
-    """Names a run by what it asks, so that a budget counts all of its starts and no other run's."""
-    first = works[0].stage
-    content = [
-        first.name,
-        options.backend,
-        options.server_url,
-        _models(first),
-        str(root.path.resolve()),
-        [work.split for work in works],
-        first.settings.params(),
-        str(options.definitions),
-        str(options.prompt),
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
 def _thought(row: dict[str, Any]) -> Thought:
     names = ("id", "sample", "premise", "hypothesis", "thought_process", "predicted_label", "relation")
     return Thought(true_label=row.get("true_label"), **{name: row[name] for name in names if name in row})
@@ -336,14 +215,15 @@ def _thought(row: dict[str, Any]) -> Thought:
 def _dry_run(works: Sequence[Work], options: argparse.Namespace, journal_path: Path) -> int:
     """What a run would cost; nothing is sent, and no key is needed."""
     answered: Callable[[str], bool] = lambda key: False  # noqa: E731
-    journal = Journal(journal_path) if journal_path.exists() else None
+    in_jobs = options.backend == "mistral-batch"
+    journal = Journal(journal_path, interrupted_are_paid=not in_jobs) if journal_path.exists() else None
     if journal is not None:
         answered = lambda key: journal.reply(key) is not None  # noqa: E731
     try:
         for work in works:
             found = estimate(
                 (request for request in work.stage.requests() if not answered(request.key())),
-                _prices(options, _models(work.stage)),
+                prices_of(options, models_of(work.stage)),
             )
             print(f"{work.split}: {format_estimate(found, as_of=load_prices(options.prices).as_of)}")
     finally:

@@ -218,6 +218,13 @@ def test_relations_are_mapped_and_the_best_map_is_proposed(
     assert server.num_requests == NUM_PAIRS
 
 
+def test_a_relation_map_names_all_three_relations(
+    root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", root, server, "--prompt-type", "relation", "--relation-map", "neutral=1") == 2
+    assert "expected 0 or 1 for each of entailment, neutral, contradiction" in capsys.readouterr().err
+
+
 def test_the_journal_is_exported_as_json_lines(root: Path, server: FakeServer, tmp_path: Path) -> None:
     assert run("generate", root, server) == 0
     path = tmp_path / "journal.jsonl"
