@@ -1,0 +1,288 @@
+"""One question until it is answered: what is asked after an answer that cannot be used, and of whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from nlicot.records import Failure, Provenance, Usage
+from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable
+from nlicot.teacher.asking import Answered, Unusable, ask_until_usable, provenance
+from nlicot.teacher.backends.base import Message, Reply, Request
+from nlicot.teacher.prompting import PromptType
+
+KIND = PromptType.INITIAL_GENERATION
+GOOD = '{"thought_process": "It rains.", "predicted_label": 1}'
+OTHER = '{"thought_process": "It snows.", "predicted_label": 0}'
+FENCED = f"```json\n{GOOD}\n```"
+NO_LABEL = '{"thought_process": "It rains."}'
+LABEL_2 = '{"thought_process": "It rains.", "predicted_label": 2}'
+ASKED = Message(role="user", content="Does it rain?")
+REQUEST = Request(
+    stage="generate",
+    backend="openai",
+    server="http://localhost:8000",
+    model="teacher",
+    messages=(Message(role="system", content="Think."), ASKED),
+    params={"temperature": 0.3, "max_tokens": 100},
+    schema=SCHEMAS[KIND],
+)
+
+
+def reply(text: str, finish_reason: str = "stop", *, salvaged: bool = False) -> Reply:
+    usage = Usage(prompt_tokens=9, completion_tokens=5)
+    return Reply(text=text, finish_reason=finish_reason, usage=usage, raw="", salvaged=salvaged)
+
+
+def cut(text: str = '{"thought_process": "It ra') -> Reply:
+    return reply(text, "length")
+
+
+class Teacher:
+    """Answers in turn, remembers what it was asked, and fails where it is asked once too often."""
+
+    def __init__(self, *answers: str | Reply) -> None:
+        self.answers = [reply(answer) if isinstance(answer, str) else answer for answer in answers]
+        self.asked: list[Request] = []
+
+    async def ask(self, request: Request) -> Reply:
+        self.asked.append(request)
+        assert len(self.asked) <= len(self.answers), f"asked once too often: {request}"
+        return self.answers[len(self.asked) - 1]
+
+    def until_usable(self, request: Request = REQUEST, **options: Any) -> Answered:
+        answered = asyncio.run(ask_until_usable(self.ask, request, KIND, **options))
+        assert len(self.asked) == len(self.answers), "not asked often enough"
+        return answered
+
+    @property
+    def models(self) -> list[str]:
+        return [request.model for request in self.asked]
+
+
+def complaint(problem: str) -> Message:
+    return Message(
+        role="user",
+        content=f"That could not be used: {problem}. "
+        "Answer once more, with nothing but the one JSON object that was asked for.",
+    )
+
+
+def said(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+# ------------------------------------------------------------------ usable
+
+
+def test_a_good_answer_is_taken_at_once() -> None:
+    teacher = Teacher(GOOD)
+
+    answered = teacher.until_usable()
+
+    assert answered.answer == Answer(
+        fields={"thought_process": "It rains.", "predicted_label": 1}, repaired=False
+    )
+    assert teacher.asked == [REQUEST]
+    assert (answered.request, answered.reply) == (REQUEST, teacher.answers[0])
+
+
+def test_mended_syntax_is_taken_and_flagged_without_asking_again() -> None:
+    answered = Teacher(FENCED).until_usable()
+
+    assert answered.answer == Answer(
+        fields={"thought_process": "It rains.", "predicted_label": 1}, repaired=True
+    )
+
+
+# ------------------------------------------------------------------ asked again
+
+
+def test_the_model_is_told_what_was_wrong_each_time_and_sees_what_it_said() -> None:
+    teacher = Teacher(NO_LABEL, LABEL_2, GOOD)
+
+    answered = teacher.until_usable()
+
+    first = (said(NO_LABEL), complaint("found no field predicted_label, expected thought_process, predicted_label"))
+    second = (said(LABEL_2), complaint("found predicted_label 2, expected one of [0, 1]"))
+    assert [request.messages for request in teacher.asked] == [
+        REQUEST.messages,
+        (*REQUEST.messages, *first),
+        (*REQUEST.messages, *first, *second),
+    ]
+    assert len({request.key() for request in teacher.asked}) == 3
+    assert answered.request == teacher.asked[-1]
+    assert answered.reply == teacher.answers[-1]
+
+
+def test_a_model_is_asked_again_twice_and_then_it_is_a_failure() -> None:
+    teacher = Teacher(NO_LABEL, NO_LABEL, LABEL_2)
+
+    with pytest.raises(Unusable) as unusable:
+        teacher.until_usable()
+
+    assert unusable.value.failure(pair="pair-1", stage="generate") == Failure(
+        id="pair-1",
+        stage="generate",
+        kind="label_outside",
+        message="found predicted_label 2, expected one of [0, 1]",
+        attempts=3,
+        raw=LABEL_2,
+    )
+
+
+def test_half_a_surrogate_pair_in_an_answer_can_be_asked_about_and_written_down() -> None:
+    broken = "It rains \ud83d"
+    teacher = Teacher(broken, broken, broken)
+
+    with pytest.raises(Unusable) as unusable:
+        teacher.until_usable()
+
+    assert teacher.asked[1].messages[2] == said("It rains ?")
+    failure = unusable.value.failure(pair="pair-1", stage="generate")
+    assert (failure.kind, failure.raw) == ("no_json", "It rains ?")
+
+
+def test_the_next_model_starts_from_the_question_and_not_from_the_others_answers() -> None:
+    teacher = Teacher(NO_LABEL, NO_LABEL, NO_LABEL, LABEL_2, GOOD)
+
+    answered = teacher.until_usable(next_models=("stronger", "strongest"))
+
+    assert teacher.models == ["teacher"] * 3 + ["stronger"] * 2
+    assert teacher.asked[3].messages == REQUEST.messages
+    assert answered.request.model == "stronger"
+    assert answered.answer.fields["thought_process"] == "It rains."
+
+
+def test_every_model_has_its_turn_before_it_is_a_failure() -> None:
+    teacher = Teacher(*[NO_LABEL] * 9)
+
+    with pytest.raises(Unusable) as unusable:
+        teacher.until_usable(next_models=("stronger", "strongest"))
+
+    assert teacher.models == ["teacher"] * 3 + ["stronger"] * 3 + ["strongest"] * 3
+    assert unusable.value.attempts == 9
+
+
+# ------------------------------------------------------------------ room
+
+
+@pytest.mark.parametrize(
+    "short", [cut(), cut(" \n" * 50), reply(" \n\t" * 50), reply("")], ids=["cut", "flood", "blanks", "nothing"]
+)
+def test_an_answer_that_ran_out_of_room_gets_twice_as_much_once(short: Reply) -> None:
+    teacher = Teacher(short, GOOD)
+
+    answered = teacher.until_usable()
+
+    assert [request.params["max_tokens"] for request in teacher.asked] == [100, 200]
+    assert teacher.asked[1].messages == REQUEST.messages, "there is nothing to complain about"
+    assert answered.request.params == {"temperature": 0.3, "max_tokens": 200}
+
+
+def test_an_answer_that_runs_out_of_room_twice_goes_to_the_next_model() -> None:
+    teacher = Teacher(cut(), cut(), cut(), cut())
+
+    with pytest.raises(Unusable) as unusable:
+        teacher.until_usable(next_models=("stronger",))
+
+    assert teacher.models == ["teacher", "teacher", "stronger", "stronger"]
+    assert [request.params["max_tokens"] for request in teacher.asked] == [100, 200, 100, 200]
+    assert (unusable.value.kind, unusable.value.attempts) == ("truncated", 4)
+    assert unusable.value.raw == '{"thought_process": "It ra'
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (cut(), NO_LABEL, NO_LABEL, GOOD),
+        (NO_LABEL, cut(), NO_LABEL, GOOD),
+        (NO_LABEL, NO_LABEL, cut(), GOOD),
+    ],
+)
+def test_running_out_of_room_takes_no_turn_from_asking_again(answers: Sequence[str | Reply]) -> None:
+    answered = Teacher(*answers).until_usable()
+
+    assert answered.answer.fields["predicted_label"] == 1
+    assert answered.request.params["max_tokens"] == 200, "the larger budget stays"
+    assert len(answered.request.messages) == len(REQUEST.messages) + 4
+
+
+@pytest.mark.parametrize(
+    ("params", "again"),
+    [({}, {"random_seed": 1}), ({"random_seed": 7}, {"random_seed": 8})],
+    ids=["no seed", "a seed"],
+)
+def test_where_no_budget_was_set_another_draw_is_asked_for(
+    params: dict[str, Any], again: dict[str, Any]
+) -> None:
+    teacher = Teacher(cut(), GOOD)
+    request = Request(
+        stage="generate",
+        backend="openai",
+        server="",
+        model="teacher",
+        messages=(ASKED,),
+        params=params,
+        schema=SCHEMAS[KIND],
+    )
+
+    teacher.until_usable(request)
+
+    assert [dict(asked.params) for asked in teacher.asked] == [params, again]
+    assert teacher.asked[0].key() != teacher.asked[1].key(), "else the journal would answer it"
+
+
+# ------------------------------------------------------------------ check
+
+
+def wants_label_0(answer: Answer) -> None:
+    if answer.fields["predicted_label"] != 0:
+        raise Unparsable("wrong_label", "found label 1, expected 0")
+
+
+def test_an_answer_that_fails_the_check_goes_to_the_next_model_at_once() -> None:
+    teacher = Teacher(GOOD, OTHER)
+
+    answered = teacher.until_usable(next_models=("stronger",), check=wants_label_0)
+
+    assert teacher.models == ["teacher", "stronger"]
+    assert teacher.asked[1].messages == REQUEST.messages
+    assert answered.answer.fields["thought_process"] == "It snows."
+
+
+def test_an_answer_that_fails_the_check_of_the_last_model_is_a_failure() -> None:
+    teacher = Teacher(GOOD)
+
+    with pytest.raises(Unusable) as unusable:
+        teacher.until_usable(check=wants_label_0)
+
+    failure = unusable.value.failure(pair="pair-1", stage="reflect")
+    assert (failure.kind, failure.message) == ("wrong_label", "found label 1, expected 0")
+    assert (failure.attempts, failure.raw) == (1, GOOD)
+
+
+# ------------------------------------------------------------------ provenance
+
+
+def test_a_record_says_who_answered_and_what_was_done_to_the_answer() -> None:
+    answered = Teacher(cut(), reply(FENCED, salvaged=True)).until_usable()
+
+    assert provenance(answered, "abc", "2026-01-01T00:00:00+00:00") == Provenance(
+        backend="openai",
+        model="teacher",
+        prompt_sha256="abc",
+        params={"temperature": 0.3, "max_tokens": 200, "repaired": True, "salvaged": True},
+        usage=Usage(prompt_tokens=9, completion_tokens=5),
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_an_untouched_answer_is_not_flagged() -> None:
+    answered = Teacher(json.dumps(json.loads(GOOD))).until_usable()
+
+    assert provenance(answered, "abc", "").params == {"temperature": 0.3, "max_tokens": 100}
