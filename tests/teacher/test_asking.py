@@ -107,7 +107,10 @@ def test_the_model_is_told_what_was_wrong_each_time_and_sees_what_it_said() -> N
 
     answered = teacher.until_usable()
 
-    first = (said(NO_LABEL), complaint("found no field predicted_label, expected thought_process, predicted_label"))
+    first = (
+        said(NO_LABEL),
+        complaint("found no field predicted_label, expected thought_process, predicted_label"),
+    )
     second = (said(LABEL_2), complaint("found predicted_label 2, expected one of [0, 1]"))
     assert [request.messages for request in teacher.asked] == [
         REQUEST.messages,
@@ -172,7 +175,9 @@ def test_every_model_has_its_turn_before_it_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    "short", [cut(), cut(" \n" * 50), reply(" \n\t" * 50), reply("")], ids=["cut", "flood", "blanks", "nothing"]
+    "short",
+    [cut(), cut(" \n" * 50), reply(" \n\t" * 50), reply("")],
+    ids=["cut", "flood", "blanks", "nothing"],
 )
 def test_an_answer_that_ran_out_of_room_gets_twice_as_much_once(short: Reply) -> None:
     teacher = Teacher(short, GOOD)

@@ -14,7 +14,7 @@ from nlicot.teacher.backends.base import AnswerSchema, Message, Request
 from nlicot.teacher.budget import Budget, most_prompt_tokens
 from nlicot.teacher.cost import Price, count_tokens
 
-# A request below reserves 100 prompt tokens (34 bytes, a schema of 2, 64 to spare) and its completion's budget.
+# A request below reserves 100 prompt tokens (34 bytes, a schema of 2, 64 to spare) and all it may answer.
 TEXT = "x" * 34
 PRICE = Price(input=10_000, output=10_000)
 """A cent a token, so that the figures below are cents."""
@@ -57,7 +57,9 @@ def test_prompt_and_completion_have_their_own_prices() -> None:
     assert budget.settle(request(), reserved, usage(50, 10)) == pytest.approx(0.80)
 
 
-@pytest.mark.parametrize("text", ["Zwölf Boxkämpfer jagen Viktor.", "日本語の文です。", "🙂🙃", "a b\n\tc", ""])
+@pytest.mark.parametrize(
+    "text", ["Zwölf Boxkämpfer jagen Viktor.", "日本語の文です。", "🙂🙃", "a b\n\tc", ""]
+)
 def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
     schema = {"type": "object", "properties": {"thought_process": {"type": "string"}}}
 
