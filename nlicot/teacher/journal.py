@@ -224,21 +224,20 @@ class Journal:
         if not failed_only:
             self._database.execute("DELETE FROM finals")
             return
-        failed = self._database.execute("SELECT content FROM finals WHERE ok = 0").fetchall()
-        keys = [(key,) for (content,) in failed for key in json.loads(content)[0].get("reply_keys", [])]
+        failed = "SELECT value FROM finals, json_each(content, '$[0].reply_keys') WHERE NOT ok"
         with _disk_full_is_told(self.path), self._database:
             self._database.execute("BEGIN")
             # The attempts go with their replies: without one they would pass for sent and never answered.
-            self._database.executemany(
+            self._database.execute(
                 "UPDATE attempts SET key = key || '/failed-' ||"
                 " (SELECT CAST(received_at AS TEXT) FROM replies WHERE replies.key = attempts.key)"
-                " WHERE key = ? AND key IN (SELECT key FROM replies)",
-                keys,
+                f" WHERE key IN ({failed}) AND key IN (SELECT key FROM replies)"
             )
-            self._database.executemany(
-                "UPDATE replies SET key = key || '/failed-' || CAST(received_at AS TEXT) WHERE key = ?", keys
+            self._database.execute(
+                "UPDATE replies SET key = key || '/failed-' || CAST(received_at AS TEXT)"
+                f" WHERE key IN ({failed})"
             )
-            self._database.execute("DELETE FROM finals WHERE ok = 0")
+            self._database.execute("DELETE FROM finals WHERE NOT ok")
 
     # ------------------------------------------------------------- export
 
