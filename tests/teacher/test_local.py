@@ -52,7 +52,7 @@ def test_every_kind_of_answer_is_whole_json_with_its_fields() -> None:
 
 
 def test_a_model_that_cannot_be_loaded_refuses() -> None:
-    with pytest.raises(Refused, match="no folder '/nowhere'"):
+    with pytest.raises(Refused, match="/nowhere"):  # it is neither there nor could it run here
         answers([request(PromptType.SCORING, "?", model="/nowhere")])
 
 
