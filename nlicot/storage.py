@@ -17,20 +17,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from nlicot.errors import ConfigError, DataError
-from nlicot.files import (
-    RecordList,
-    Row,
-    line_of,
-    read_rows,
-    refuse_overwriting,
-    shown,
-    write_csv,
-    write_jsonl,
-    write_text,
-)
+from nlicot.files import RecordList, Row, line_of, read_rows, shown
 from nlicot.joining import JoinedReflections, check_disjoint, join_reflections, join_scores, join_thoughts
 from nlicot.pairs import PairsFile, parse_label_map
 from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usage, content_id
+from nlicot.writing import refuse_overwriting, write_csv, write_jsonl, write_text
 
 __all__ = [
     "SAMPLE_ROOT",

@@ -17,7 +17,7 @@ MODULE_PATHS = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"nlicot", "records", "errors"},
     {
-        *("files", "prompts", "completion", "storage", "pairs", "joining", "streaming"),
+        *("files", "writing", "prompts", "completion", "storage", "pairs", "joining", "streaming"),
         *("preparation", "split", "metrics", "estimation", "builders"),
     },
     {"model", "teacher", "audit", "report"},

@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 
 from nlicot.errors import ConfigError, DataError
-from nlicot.files import (
-    RecordList,
-    line_of,
-    read_rows,
-    refuse_overwriting,
-    shown,
-    write_csv,
-    write_jsonl,
-    write_text,
-)
+from nlicot.files import RecordList, line_of, read_rows, shown
+from nlicot.writing import refuse_overwriting, write_csv, write_jsonl, write_text
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlicot.files import write_json
 from nlicot.metrics import (
     ClassificationMetrics,
     GroupAccuracy,
@@ -19,6 +18,7 @@ from nlicot.metrics import (
 )
 from nlicot.prediction.writer import in_order_of
 from nlicot.records import Example, Prediction
+from nlicot.writing import write_json
 
 
 def measure(examples: Sequence[Example], predictions: Sequence[Prediction]) -> ClassificationMetrics:

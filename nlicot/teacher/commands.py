@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.errors import ConfigError, TeacherLopsided
-from nlicot.files import refuse_overwriting, write_json, write_jsonl, write_text
 from nlicot.records import Example, Thought, to_json_dict
 from nlicot.storage import working_root
 from nlicot.teacher.connecting import connect, in_flight
@@ -36,6 +35,7 @@ from nlicot.teacher.running import (
     outcomes,
 )
 from nlicot.teacher.summary import Figures, summarise
+from nlicot.writing import refuse_overwriting, write_json, write_jsonl, write_text
 
 logger = logging.getLogger(__name__)
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}

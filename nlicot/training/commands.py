@@ -27,7 +27,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nlicot.builders import BUILDERS
 from nlicot.errors import CheckpointError, ConfigError
-from nlicot.files import write_json
 from nlicot.metrics import format_table
 from nlicot.prediction.outcome import label_shares, measure, record_metrics
 from nlicot.prediction.writer import write_predictions
@@ -37,6 +36,7 @@ from nlicot.training.datamodule import SINGLE_FILES, PairsData
 from nlicot.training.evaluation import GeneratedMetrics, gather
 from nlicot.training.lightning_cli import CommandLine
 from nlicot.training.module import CHECKPOINT_KEY, ThoughtTuner
+from nlicot.writing import write_json
 
 RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.errors import DataError, DiskFull
-from nlicot.files import write_json
+from nlicot.writing import write_json
 
 MOST_REQUESTS = 10_000
 """In one batch; so many must be in flight for a batch to be full."""

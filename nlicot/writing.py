@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, and never in place of a person's work.
+
+The other side of `files`: text, JSON, JSON lines and CSV, written under another name first and then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from nlicot.errors import ConfigError
+
+
+def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
+    """Check, before any work is done, that finished outputs would not be lost.
+
+    Raises:
+        ConfigError: one of `paths` exists and `overwrite` is false, or is a folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, expected the name of a file to write")
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"{', '.join(existing)} exists already; add --overwrite to replace it")
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write `text` as UTF-8, whole or not at all.
+
+    Raises:
+        ConfigError: the file exists and `overwrite` is false, or its folder cannot be written to.
+    """
+    with _appearing_whole(path, overwrite) as file:
+        file.write(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON document of the program's own, replacing an earlier one."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool = False) -> None:
+    """Write one JSON object a line, as `rows` yields them, whole or not at all; raises as `write_text`."""
+    with _appearing_whole(path, overwrite) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], *, overwrite: bool = False
+) -> None:
+    """Write a CSV whose lines end in "\\n", whole or not at all; None is an empty cell.
+
+    Raises as `write_text`.
+    """
+    with _appearing_whole(path, overwrite) as file:
+        writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+class _UnixLines:
+    """Ends a CSV writer's rows in "\\n".
+
+    Asked for "\\n" itself, the csv module of Python 3.11 and 3.12 leaves a lone "\\r" in a text unquoted,
+    and the row comes back as two.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix("\r\n") + "\n")
+
+
+@contextlib.contextmanager
+def _appearing_whole(path: Path, overwrite: bool) -> Iterator[TextIO]:
+    refuse_overwriting(path, overwrite=overwrite)
+    target = path.resolve()  # so that a link stays a link
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("x", encoding="utf-8", newline="")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror} ({target.parent})") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
