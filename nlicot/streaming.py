@@ -12,6 +12,7 @@ import logging
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nlicot.errors import DataError
 from nlicot.files import RecordList, Row, read_rows
@@ -30,8 +31,9 @@ from nlicot.storage import (
     thought_from,
 )
 
-__all__ = ["JoinedTexts", "PairsFile", "TextFiles", "joined_chunks", "read_joined"]
+__all__ = ["JoinedTexts", "PairsFile", "TextFiles", "in_chunks", "joined_chunks", "read_joined"]
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 4096
@@ -113,7 +115,7 @@ def joined_chunks(
         return
     join = _Join(files)
     thoughts, reflections, scores = map(_InStep, (files.thoughts, files.reflections, files.scores))
-    for examples in _cut(pairs, size):
+    for examples in in_chunks(pairs, size):
         ids = {example.id for example in examples}
         own_thoughts, own_reflections = thoughts.take(ids), reflections.take(ids)
         yield join(
@@ -186,7 +188,7 @@ def _out_of_step(pairs: Iterable[Example], files: TextFiles, size: int) -> Path 
     beside = [(path, _InStep(path)) for path in (files.thoughts, files.reflections, files.scores) if path]
     if files.thoughts and beside[0][1].next is None:
         raise no_thoughts(files.thoughts)
-    for examples in _cut(pairs, size) if beside else ():
+    for examples in in_chunks(pairs, size) if beside else ():
         texts_of = {example.id: (example.premise, example.hypothesis) for example in examples}
         for path, rows in beside:
             for row in rows.take(texts_of):
@@ -204,7 +206,8 @@ def _lines(rows: Sequence[Row]) -> list[int]:
     return [row.line for row in rows]
 
 
-def _cut(pairs: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    remaining = iter(pairs)
-    while examples := list(itertools.islice(remaining, size)):
-        yield examples
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    remaining = iter(items)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield chunk

@@ -17,7 +17,18 @@ MODULE_PATHS = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"nlicot", "records", "errors"},
     {
-        *("files", "writing", "prompts", "completion", "storage", "pairs", "joining", "streaming"),
+        *(
+            "files",
+            "writing",
+            "yaml_files",
+            "flags",
+            "prompts",
+            "completion",
+            "storage",
+            "pairs",
+            "joining",
+            "streaming",
+        ),
         *("preparation", "split", "metrics", "estimation", "builders"),
     },
     {"model", "teacher", "audit", "report"},

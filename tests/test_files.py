@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import csv
-import json
-import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nlicot.errors import ConfigError, DataError
+from nlicot.errors import DataError
 from nlicot.files import RecordList, line_of, read_rows, shown
-from nlicot.writing import refuse_overwriting, write_csv, write_jsonl, write_text
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -150,111 +145,3 @@ def test_a_list_of_records_knows_its_lines_and_a_plain_one_does_not() -> None:
 
 def test_long_values_are_shown_short() -> None:
     assert shown("x" * 100) == "'" + "x" * 58 + "…"
-
-
-def test_what_write_csv_writes_reads_back_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.csv"
-    texts = ["plain", "a, b", 'a "quoted" word', "two\nlines", "a lone \r return", "\r\n", " é ", "#"]
-    write_csv(path, ["text", "label"], [[text, None] for text in texts])
-    assert [row.fields["text"] for row in read_rows(path)] == texts
-
-
-def test_csv_lines_end_in_a_newline_and_quotes_are_few(tmp_path: Path) -> None:
-    write_csv(tmp_path / "a.csv", ["a", "b"], [["x, y", 1], ["é", None]])
-    assert (tmp_path / "a.csv").read_bytes() == 'a,b\n"x, y",1\né,\n'.encode()
-
-
-def test_jsonl_holds_one_object_a_line_in_plain_letters(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", iter([{"a": "é\n"}, {"b": [1, None]}]))
-    assert (tmp_path / "a.jsonl").read_bytes() == '{"a": "é\\n"}\n{"b": [1, null]}\n'.encode()
-
-
-def test_jsonl_refuses_what_is_no_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Out of range float values"):
-        write_jsonl(tmp_path / "a.jsonl", [{"a": float("nan")}])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_file_is_replaced_only_when_told(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.txt", "old")
-    with pytest.raises(ConfigError) as raised:
-        write_text(path, "new")
-    assert str(raised.value) == f"{path} exists already; add --overwrite to replace it"
-    assert path.read_text() == "old"
-    write_text(path, "new", overwrite=True)
-    assert path.read_text() == "new"
-
-
-def test_all_outputs_in_the_way_are_named_together(tmp_path: Path) -> None:
-    first, second = written(tmp_path, "a", ""), written(tmp_path, "b", "")
-    with pytest.raises(ConfigError) as raised:
-        refuse_overwriting(first, tmp_path / "c", second)
-    assert str(raised.value) == f"{first}, {second} exists already; add --overwrite to replace it"
-    refuse_overwriting(first, second, overwrite=True)
-
-
-def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as raised:
-        write_text(tmp_path, "text", overwrite=True)
-    assert str(raised.value) == f"{tmp_path} is a folder, expected the name of a file to write"
-
-
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, failure: type[BaseException]
-) -> None:
-    path = written(tmp_path, "a.jsonl", "old")
-
-    def rows() -> Iterator[dict[str, Any]]:
-        yield {"a": 1}
-        raise failure
-
-    with pytest.raises(failure):
-        write_jsonl(path, rows(), overwrite=True)
-    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"a.jsonl": "old"}
-
-
-def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    seen_while_writing = []
-
-    def rows() -> Iterator[dict[str, Any]]:
-        seen_while_writing.append((path.exists(), [entry.suffix for entry in tmp_path.iterdir()]))
-        yield {"a": 1}
-
-    write_jsonl(path, rows())
-    assert seen_while_writing == [(False, [".tmp"])]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
-
-
-def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
-    write_text(tmp_path / "ours", "")
-    written(tmp_path, "usual", "")
-    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "usual").stat().st_mode
-    )
-
-
-def test_a_link_is_written_through(tmp_path: Path) -> None:
-    target = written(tmp_path, "target", "old")
-    link = tmp_path / "link"
-    link.symlink_to(target)
-    write_text(link, "new", overwrite=True)
-    assert (link.is_symlink(), target.read_text()) == (True, "new")
-
-
-def test_a_place_that_cannot_be_written_to_is_a_config_error(tmp_path: Path) -> None:
-    written(tmp_path, "file", "")
-    path = tmp_path / "file" / "a.txt"
-    with pytest.raises(ConfigError) as raised:
-        write_text(path, "text")
-    assert str(raised.value) == f"{path} cannot be written: File exists ({path.parent})"
-
-
-def test_a_million_characters_survive_both_formats(tmp_path: Path) -> None:
-    text = 'x,"\n' * 250_000
-    write_csv(tmp_path / "a.csv", ["a"], [[text]])
-    write_jsonl(tmp_path / "a.jsonl", [{"a": text}])
-    with (tmp_path / "a.csv").open(newline="") as file:
-        assert list(csv.reader(file))[1] == [text]
-    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"a": text}

@@ -5,7 +5,7 @@
 
 from nlicot.builders.base import Builder, BuildReport
 from nlicot.builders.correct_only import CorrectOnly
-from nlicot.builders.finding import BUILDERS, find_builder
+from nlicot.builders.finding import BUILDERS, builder_name, find_builder
 from nlicot.builders.label_only import LabelOnly
 from nlicot.builders.reflected import Reflected
 from nlicot.builders.unmodified import Unmodified
@@ -18,5 +18,6 @@ __all__ = [
     "LabelOnly",
     "Reflected",
     "Unmodified",
+    "builder_name",
     "find_builder",
 ]

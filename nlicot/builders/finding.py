@@ -23,6 +23,12 @@ BUILDERS: dict[str, type[Builder]] = {
 }
 
 
+def builder_name(builder: Builder) -> str:
+    """The short name of a builder that ships, the class's own of any other."""
+    shipped = {kind: name for name, kind in BUILDERS.items()}
+    return shipped.get(type(builder), type(builder).__name__)
+
+
 def find_builder(
     name: str, args: Mapping[str, Any] | None = None, *, flag: str = "--data.builder"
 ) -> Builder:

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nlicot.builders import BUILDERS, Builder, find_builder
+from nlicot.builders import BUILDERS, Builder, builder_name, find_builder
 from nlicot.errors import ConfigError
+from nlicot.flags import count, names
 from nlicot.preparation.forms import FORMATS, MARKERS
 from nlicot.preparation.writing import Selection, prepare_file
 from nlicot.prompts import LabelDefinitions, StudentPrompts
@@ -25,7 +26,7 @@ def main(args: Sequence[str]) -> int:
     root = working_root(given.root)
     builder = find_builder(given.builder, _builder_args(given.builder_args), flag="--builder")
     prompts = StudentPrompts(definitions=_definitions(given))
-    name = _short_name(builder)
+    name = builder_name(builder)
     splits = given.split or _splits_there(root, builder)
     if given.out and len(splits) > 1:
         raise ConfigError(
@@ -67,11 +68,6 @@ def _splits_there(root: DataRoot, builder: Builder) -> list[str]:
         if root.pairs(split).exists() and (root.thoughts(split).exists() or not builder.thinks)
     ]
     return there or ["train"]
-
-
-def _short_name(builder: Builder) -> str:
-    names = {kind: name for name, kind in BUILDERS.items()}
-    return names.get(type(builder), type(builder).__name__)
 
 
 def _builder_args(given: Sequence[str]) -> dict[str, Any]:
@@ -128,16 +124,6 @@ def _fit_command(given: argparse.Namespace, root: DataRoot, name: str, path: Pat
     return shlex.join(words)
 
 
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 1 or more")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nlicot prepare",
@@ -147,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--root", type=Path, help="the data root (default: a copy of the sample, data/try)")
-    add("--split", type=_names, help="separated by commas (default: train and dev, as far as there)")
+    add("--split", type=names, help="separated by commas (default: train and dev, as far as there)")
     add("--builder", default="reflected", help=f"{', '.join(BUILDERS)}, or a class path (default reflected)")
     add("--builder-args", nargs="+", default=[], metavar="NAME=VALUE", help="balance=true min_score=4 ...")
     add("--format", choices=FORMATS, default="text", help="default text")
@@ -157,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-entailment", metavar="WORDS", help="what label 0 means, likewise")
     add("--label-map", type=parse_label_map, help="entailment=1,neutral=0,contradiction=0")
     add("--shuffle-seed", type=int, metavar="SEED", help="shuffle by this seed (default: the pairs' order)")
-    add("--limit", type=_count, metavar="N", help="only the first N examples, after shuffling")
+    add("--limit", type=count, metavar="N", help="only the first N examples, after shuffling")
     add("--out", type=Path, metavar="PATH", help="another file to write, for a single --split")
     add("--overwrite", action="store_true", help="replace an earlier file")
     return parser

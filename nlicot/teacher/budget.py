@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Request
-from nlicot.teacher.cost import Price
+from nlicot.teacher.cost import DEFAULT_MAX_TOKENS, Price
 
 MARGIN_TOKENS = 64
 """For what a server adds around messages: control tokens, its own words about the schema."""
-DEFAULT_MAX_TOKENS = 4096
 
 
 def most_prompt_tokens(request: Request) -> int:

@@ -5,7 +5,6 @@ A price that is not known is said to be unknown, never taken for zero.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nlicot.errors import ConfigError
 from nlicot.files import shown
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Request
+from nlicot.yaml_files import hint, read_yaml
 
 PRICES_PATH = Path(__file__).parent / "prices.yaml"
 TABLE_KEYS = ("as_of", "source", "batch_discount", "models", "aliases")
@@ -89,24 +87,14 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
 
 def _read(where: Path, flag: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{flag}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{flag}: found bytes that are no UTF-8, expected a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "no valid YAML"
-        raise ConfigError(f"{flag}{line}: found {problem}, expected YAML") from None
+    content = read_yaml(where, told_as=flag)
     if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
         raise ConfigError(f"{flag}: found no `models`, expected MODEL: [INPUT, OUTPUT] under it")
     for key in map(str, content):
         if key not in TABLE_KEYS:
-            near = difflib.get_close_matches(key, TABLE_KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(TABLE_KEYS)}"
-            raise ConfigError(f"{flag}: found the key {key!r}, expected a known one ({hint})")
+            raise ConfigError(
+                f"{flag}: found the key {key!r}, expected a known one ({hint(key, TABLE_KEYS)})"
+            )
     return content
 
 

@@ -7,16 +7,15 @@ typed, so that the same parser checks both and what was typed wins.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nlicot.errors import ConfigError
+from nlicot.flags import count, names
 from nlicot.storage import parse_label_map
 from nlicot.teacher.cost import parse_price
+from nlicot.yaml_files import hint, read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "teacher.yaml"
 STAGES = ("generate", "reflect", "score")
@@ -55,12 +54,7 @@ def parse(stage: str, args: Sequence[str]) -> argparse.Namespace:
 
 def _section(path: Path, stage: str, parser: argparse.ArgumentParser) -> list[str]:
     """A file's section for the stage, as flags."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: found no valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, told_as=f"--config {path}") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: found no sections, expected some of {', '.join(STAGES)}")
     for name in content:
@@ -78,9 +72,7 @@ def _section(path: Path, stage: str, parser: argparse.ArgumentParser) -> list[st
 
 def _check_known(name: str, known: Sequence[str], where: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-        raise ConfigError(f"{where}: found no setting {name!r} ({hint})")
+        raise ConfigError(f"{where}: found no setting {name!r} ({hint(name, known)})")
 
 
 def _as_flags(flag: str, value: Any) -> list[str]:
@@ -117,9 +109,9 @@ def _parser(stage: str) -> argparse.ArgumentParser:
 def _add_input(parser: argparse.ArgumentParser, stage: str) -> None:
     group = parser.add_argument_group("input and output")
     group.add_argument("--root", type=Path, help="the data root (default: a copy of the sample, data/try)")
-    group.add_argument("--split", type=_names, help="default: train and dev, as far as there")
-    group.add_argument("--limit", type=_count, help="only the first so many pairs of each split")
-    group.add_argument("--ids", type=_names, help="only these pairs, separated by commas")
+    group.add_argument("--split", type=names, help="default: train and dev, as far as there")
+    group.add_argument("--limit", type=count, help="only the first so many pairs of each split")
+    group.add_argument("--ids", type=names, help="only these pairs, separated by commas")
     group.add_argument("--label-map", type=parse_label_map, help="entailment=1,neutral=0,contradiction=0")
     group.add_argument("--overwrite", action="store_true", help="replace a finished output")
     group.add_argument("--prompt", type=Path, help="a prompt file of one's own (see nlicot/teacher/prompts)")
@@ -134,11 +126,11 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--model", help="its name on the server; for `local` a base or a run's folder")
     group.add_argument(
-        "--next-models", type=_names, default=(), help="asked where --model gave no usable answer"
+        "--next-models", type=names, default=(), help="asked where --model gave no usable answer"
     )
     group.add_argument("--temperature", type=float)
     group.add_argument("--top-p", type=float)
-    group.add_argument("--max-tokens", type=_count, default=512, help="an answer's budget (default 512)")
+    group.add_argument("--max-tokens", type=count, default=512, help="an answer's budget (default 512)")
     group.add_argument("--seed", type=int, help="sent with each request")
 
 
@@ -152,7 +144,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prices", type=Path, help="a price table of one's own, a YAML file")
     group.add_argument(
         "--concurrency",
-        type=_count,
+        type=count,
         default=16,
         help="most requests in flight (default 16); a batch takes what there is",
     )
@@ -174,7 +166,7 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("thoughts")
-    group.add_argument("--samples", type=_count, default=1, help="thoughts for each pair (default 1)")
+    group.add_argument("--samples", type=count, default=1, help="thoughts for each pair (default 1)")
     group.add_argument(
         "--prompt-type", choices=("initial_generation", "relation"), default="initial_generation"
     )
@@ -193,15 +185,4 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounds", type=int, choices=range(11), default=3, help="at most so often (default 3)"
     )
-    group.add_argument("--regenerate-with", type=_names, default=(), help="models of round 1, 2 ...")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
+    group.add_argument("--regenerate-with", type=names, default=(), help="models of round 1, 2 ...")

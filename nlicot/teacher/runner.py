@@ -17,6 +17,7 @@ from typing import Protocol
 
 from nlicot.errors import NoAnswers, TeacherRefused, TeacherStopped
 from nlicot.records import Failure, Usage
+from nlicot.streaming import in_chunks
 from nlicot.teacher.backends.base import (
     Backend,
     BrokenEnvelope,
@@ -30,7 +31,7 @@ from nlicot.teacher.backends.base import (
     writable,
 )
 from nlicot.teacher.budget import Budget
-from nlicot.teacher.journal import Final, Journal, in_chunks
+from nlicot.teacher.journal import Final, Journal
 from nlicot.teacher.limiter import Limiter
 
 MOST_ATTEMPTS = 6
@@ -86,7 +87,6 @@ class Tally:
     num_requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    usage_missing: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, Failure] = field(default_factory=dict)
 
@@ -327,9 +327,7 @@ class Runner:
 
     def _count(self, reply: Reply) -> None:
         self.tally.num_requests += 1
-        if reply.usage is None:
-            self.tally.usage_missing += 1
-        else:
+        if reply.usage is not None:
             self.tally.prompt_tokens += reply.usage.prompt_tokens
             self.tally.completion_tokens += reply.usage.completion_tokens
 

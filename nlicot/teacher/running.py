@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 
 from nlicot.errors import TeacherRefused
 from nlicot.records import Failure, to_json_dict
+from nlicot.streaming import in_chunks
 from nlicot.teacher.backends.base import Backend, Fault
 from nlicot.teacher.budget import Budget
 from nlicot.teacher.cost import Price
-from nlicot.teacher.journal import Final, Journal, in_chunks
+from nlicot.teacher.journal import Final, Journal
 from nlicot.teacher.limiter import Limiter
 from nlicot.teacher.runner import Interrupted, Runner, Tally, Task, Watcher, record
 

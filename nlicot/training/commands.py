@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from nlicot.builders import BUILDERS
+from nlicot.builders import builder_name
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.metrics import format_table
 from nlicot.prediction.outcome import label_shares, measure, record_metrics
@@ -173,9 +173,7 @@ def _new_run_folder(cli: CommandLine, data: PairsData) -> Path:
     """The run's own folder with its configuration in it; never one that is already there."""
     root = Path(cli.config["checkpoints_root"]).expanduser()
     name = cli.config["run"]
-    names = {kind: short for short, kind in BUILDERS.items()}
-    kind = names.get(type(data.builder), type(data.builder).__name__)
-    stem = name or f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    stem = name or f"{builder_name(data.builder)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made it, and says which one it is
         return Path(os.environ["NLICOT_RUN_FOLDER"])
     root.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ import pytest
 
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.records import Usage
+from nlicot.streaming import in_chunks
 from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
-from nlicot.teacher.journal import Final, Journal, OpenIntent, in_chunks
+from nlicot.teacher.journal import Final, Journal, OpenIntent
 
 REPLY = Reply(
     text='{"predicted_label": 1}  „ja“ \u2028 \U0001f600',
