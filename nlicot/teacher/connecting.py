@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from nlicot.errors import ConfigError
-from nlicot.teacher.backends.base import Backend, Endpoint
+from nlicot.teacher.backends.base import Backend, Endpoint, bare_address
 from nlicot.teacher.backends.batch_ledger import MOST_REQUESTS
 
 MISTRAL_URL = "https://api.mistral.ai"
@@ -27,12 +27,8 @@ def endpoint(backend: str, server_url: str | None) -> Endpoint:
                 "--backend openai: found no --server-url, expected the server's address, "
                 "for example http://localhost:8000"
             )
-        return Endpoint(name=backend, server=_without_v1(server_url))
-    return Endpoint(name=backend, server=_without_v1(server_url or MISTRAL_URL))
-
-
-def _without_v1(server_url: str) -> str:
-    return server_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return Endpoint(name=backend, server=bare_address(server_url))
+    return Endpoint(name=backend, server=bare_address(server_url or MISTRAL_URL))
 
 
 def connect(
@@ -67,13 +63,18 @@ def connect(
     return MistralBackend(key, server_url=where.server, timeout_s=timeout_s)
 
 
+def runs_jobs(backend: str) -> bool:
+    """Whether a backend's requests go on when this process ends, and are found again."""
+    return backend == "mistral-batch"
+
+
 def in_flight(backend: str, concurrency: int) -> int:
     """Most requests in flight: as many as fill a batch, where batches are made of those that wait together.
 
     >>> in_flight("mistral", 16), in_flight("mistral-batch", 16)
     (16, 10000)
     """
-    return MOST_REQUESTS if backend == "mistral-batch" else concurrency
+    return MOST_REQUESTS if runs_jobs(backend) else concurrency
 
 
 def _key(name: str) -> str | None:

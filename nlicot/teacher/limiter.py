@@ -28,10 +28,15 @@ TOKENS_HEADERS = ("x-ratelimit-limit-tokens-minute", "x-ratelimit-limit-tokens")
 
 
 class Pace:
-    """A schedule that keeps to `per_minute` units; None is no limit."""
+    """A schedule that keeps to `per_minute` units.
 
-    def __init__(self, per_minute: float | None) -> None:
+    Args:
+        per_minute: None is no limit, until one of `headers` announces it.
+    """
+
+    def __init__(self, per_minute: float | None, headers: tuple[str, ...] = ()) -> None:
         self.per_minute = per_minute
+        self._headers = headers if per_minute is None else ()
         self._next_at = 0.0
 
     def claim(self, units: float, now: float) -> float:
@@ -46,6 +51,14 @@ class Pace:
         """Add to what was claimed, or give back where `units` is negative."""
         if self.per_minute is not None:
             self._next_at += units * 60 / (self.per_minute * SAFETY)
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Keep to what the server announces, unless a limit was given."""
+        for name in self._headers:
+            text = headers.get(name, "")
+            if text.isascii() and text.isdigit() and int(text) > 0:
+                self.per_minute = float(text)
+                return
 
 
 class Limiter:
@@ -68,11 +81,8 @@ class Limiter:
         self.limit = float(concurrency)
         self.in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._requests, self._tokens = Pace(requests_per_minute), Pace(tokens_per_minute)
-        self._learns = {
-            "requests": requests_per_minute is None,
-            "tokens": tokens_per_minute is None,
-        }
+        self._requests = Pace(requests_per_minute, REQUESTS_HEADERS)
+        self._tokens = Pace(tokens_per_minute, TOKENS_HEADERS)
         self._paused_until = 0.0
         self._halved_at = 0.0
         self._growing_s = 0.0
@@ -118,10 +128,8 @@ class Limiter:
         if self.limit < self._most:
             self.limit = min(self._most, self.limit + 1 / self.limit)
         if headers:
-            if self._learns["requests"]:
-                self._requests.per_minute = _announced(headers, REQUESTS_HEADERS) or self._requests.per_minute
-            if self._learns["tokens"]:
-                self._tokens.per_minute = _announced(headers, TOKENS_HEADERS) or self._tokens.per_minute
+            self._requests.learn(headers)
+            self._tokens.learn(headers)
 
     def slow_down(self, retry_after_s: float | None) -> None:
         """The server said that it is too much: all wait as long as it asks, and fewer go at once.
@@ -137,11 +145,3 @@ class Limiter:
         if now - self._halved_at >= HALVED_AT_MOST_EVERY_S:
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = now
-
-
-def _announced(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:
-    for name in names:
-        text = headers.get(name, "")
-        if text.isascii() and text.isdigit() and int(text) > 0:
-            return float(text)
-    return None

@@ -99,6 +99,7 @@ def failures(root: Path) -> list[dict[str, object]]:
         pytest.param([TRUNCATED], 1, id="broken envelope, text whole"),
         pytest.param([TRUNCATED_IN_CONTENT], 2, id="broken envelope, text cut"),
         pytest.param([HTML, EMPTY], 3, id="HTML, then nothing"),
+        pytest.param([Behaviour(headers={"Content-Encoding": "gzip"})], 2, id="not as encoded"),
         pytest.param([FENCED], 1, id="fenced"),
         pytest.param([NOT_JSON, MISSING_FIELD], 3, id="asked again twice"),
         pytest.param([LABEL_2], 2, id="label outside"),

@@ -66,6 +66,10 @@ class Request:
             object.__setattr__(self, "_key", self._worked_out_key())
         return self._key
 
+    def turns(self) -> list[dict[str, str]]:
+        """The messages as servers take them."""
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
     def _worked_out_key(self) -> str:
         content = {
             "stage": self.stage,
@@ -192,6 +196,15 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Give connections back."""
         ...
+
+
+def bare_address(server_url: str) -> str:
+    """A server's address without `/v1`, which is added where it belongs.
+
+    >>> bare_address("http://localhost:8000/v1/")
+    'http://localhost:8000'
+    """
+    return server_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def writable(text: str) -> str:

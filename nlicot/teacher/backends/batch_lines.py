@@ -10,7 +10,7 @@ from typing import Any
 
 from nlicot.teacher.backends.base import Reply, Request
 from nlicot.teacher.backends.envelope import fault_of, reply_of
-from nlicot.teacher.backends.structured import response_formats
+from nlicot.teacher.backends.structured import Strength, response_format
 
 NO_STATUS = 422
 """Of an error without one: what a server could not even send is mostly a request that it could not read."""
@@ -38,9 +38,9 @@ class BatchAnswer:
 def request_line(key: str, request: Request) -> str:
     """A request as a line of a batch's file. The model is the job's, and stands in no line."""
     body = {
-        "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        "messages": request.turns(),
         **request.params,
-        "response_format": response_formats(request)[0],
+        "response_format": response_format(request, Strength.SCHEMA),
     }
     return json.dumps({"custom_id": key, "body": body}) + "\n"
 

@@ -44,7 +44,7 @@ class LocalBackend:
         self.batch_size = batch_size
         self._waiting: list[_Waiting] = []
         self._gathering: asyncio.Task[None] | None = None
-        self._decoders: dict[str, Any] = {}
+        self._decoders: dict[str, Decoder] = {}
 
     async def complete(self, request: Request) -> Reply:
         """Wait for others, and decode with them.
@@ -116,14 +116,15 @@ class LocalBackend:
 
         params = request.params
         if request.model not in self._decoders:
-            self._decoders = {request.model: load_ready(request.model)}
-        ready = self._decoders[request.model]
-        settings = DecodingSettings(
+            ready = load_ready(request.model)
+            self._decoders = {request.model: Decoder(ready.model, ready.prompt_format, DecodingSettings())}
+        decoder = self._decoders[request.model]
+        decoder.settings = DecodingSettings(
             temperature=float(params.get("temperature", 0.0)),
             top_p=float(params.get("top_p", 1.0)),
             seed=int(params.get("random_seed", 0)),
         )
-        return Decoder(ready.model, ready.prompt_format, settings)
+        return decoder
 
 
 def _way(request: Request) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ other server, because the SDK turns a paid answer in a broken envelope into an e
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextvars import ContextVar
 from typing import Any
@@ -15,12 +14,11 @@ import httpx2
 from mistralai.client import Mistral
 from mistralai.client.errors import MistralError, NoResponseError
 
-from nlicot.teacher.backends.base import Reply, Request, Transient
-from nlicot.teacher.backends.connections import Connections
+from nlicot.teacher.backends.base import Reply, Request, Transient, bare_address
+from nlicot.teacher.backends.connections import CONNECT_S, Connections, one_exchange
 from nlicot.teacher.backends.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.structured import StructuredOutput
 
-CONNECT_S = 10.0
 _responses: ContextVar[list[httpx2.Response]] = ContextVar("responses")
 
 
@@ -50,7 +48,7 @@ class MistralBackend:
         *,
         timeout_s: float = 120.0,
     ) -> None:
-        self.server = server_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self.server = bare_address(server_url)
         self._timeout_s = timeout_s
         self._http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
@@ -68,7 +66,7 @@ class MistralBackend:
         Raises:
             Fault: no usable reply came.
         """
-        messages: Any = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+        messages: Any = request.turns()
 
         async def send(response_format: Any) -> Reply:
             asked = {} if response_format is None else {"response_format": response_format}
@@ -107,15 +105,9 @@ class MistralBackend:
         kept: list[httpx2.Response] = []
         token = _responses.set(kept)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with one_exchange(self.server, self._timeout_s):
                 await call
-        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
-            raise Transient(
-                "timeout", f"no whole answer within {self._timeout_s:g} s", possibly_paid=True
-            ) from error
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise Transient("connection", f"{self.server} cannot be reached: {error}") from error
-        except (httpx2.TransportError, NoResponseError) as error:
+        except NoResponseError as error:
             raise Transient("connection", f"the connection broke off: {error}", possibly_paid=True) from error
         except (MistralError, ValueError):
             if not kept:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from typing import Any
 
 import httpx2
 
-from nlicot.teacher.backends.base import Fault, Reply, Request, Transient
-from nlicot.teacher.backends.connections import Connections
+from nlicot.teacher.backends.base import Reply, Request, bare_address
+from nlicot.teacher.backends.connections import CONNECT_S, Connections, one_exchange
 from nlicot.teacher.backends.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.structured import StructuredOutput
 
-CONNECT_S = 10.0
 PARAMETER_NAMES = {"random_seed": "seed"}
 """What OpenAI's form calls our parameters, where it has another name."""
 
@@ -37,7 +35,7 @@ class OpenAIBackend:
         *,
         timeout_s: float = 120.0,
     ) -> None:
-        self.server = server_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self.server = bare_address(server_url)
         self._timeout_s = timeout_s
         headers = {"content-type": "application/json"}
         if api_key:
@@ -58,7 +56,7 @@ class OpenAIBackend:
         """
         body: dict[str, Any] = {
             "model": request.model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+            "messages": request.turns(),
             **{PARAMETER_NAMES.get(name, name): value for name, value in request.params.items()},
         }
 
@@ -93,26 +91,11 @@ class OpenAIBackend:
             return None
 
     async def _exchange(self, method: str, url: httpx2.URL, body: str | None) -> tuple[int, Any, str]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                request = httpx2.Request(
-                    method,
-                    url,
-                    headers=self._headers,
-                    content=body,
-                    extensions=self._timeout,
-                )
-                response = await self._connections.handle_async_request(request)
-        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
-            raise Transient(
-                "timeout", f"no whole answer within {self._timeout_s:g} s", possibly_paid=True
-            ) from error
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise Transient("connection", f"{self.server} cannot be reached: {error}") from error
-        except httpx2.TransportError as error:
-            raise Transient("connection", f"the connection broke off: {error}", possibly_paid=True) from error
-        except httpx2.DecodingError as error:
-            raise Fault("encoding", f"the body cannot be decoded: {error}", possibly_paid=True) from error
+        async with one_exchange(self.server, self._timeout_s):
+            request = httpx2.Request(
+                method, url, headers=self._headers, content=body, extensions=self._timeout
+            )
+            response = await self._connections.handle_async_request(request)
         return response.status_code, response.headers, response.content.decode("utf-8", "replace")
 
     async def close(self) -> None:

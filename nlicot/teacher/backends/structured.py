@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from enum import IntEnum
 from typing import Any
 
 from nlicot.teacher.backends.base import Rejected, Reply, Request
 
 
-def response_formats(request: Request) -> tuple[dict[str, Any] | None, ...]:
-    """What to send as `response_format`, the strongest form first."""
-    schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
-    return (
-        {"type": "json_schema", "json_schema": schema},
-        {"type": "json_object", "schema": request.schema.schema},  # the form of llama.cpp's Python server
-        {"type": "json_object"},
-        None,
-    )
+class Strength(IntEnum):
+    """The ways to ask for a form, the strongest first."""
+
+    SCHEMA = 0
+    JSON_WITH_SCHEMA = 1
+    JSON = 2
+    PROMPT = 3
+
+
+def response_format(request: Request, strength: Strength) -> dict[str, Any] | None:
+    """What to send as `response_format`."""
+    if strength is Strength.SCHEMA:
+        schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
+        return {"type": "json_schema", "json_schema": schema}
+    if strength is Strength.JSON_WITH_SCHEMA:  # the form of llama.cpp's Python server
+        return {"type": "json_object", "schema": request.schema.schema}
+    return {"type": "json_object"} if strength is Strength.JSON else None
 
 
 class StructuredOutput:
     """Remembers, for each model, the strongest form that its server took."""
 
     def __init__(self) -> None:
-        self._settled: dict[str, int] = {}
+        self._settled: dict[str, Strength] = {}
         self._probing = asyncio.Lock()
 
     async def ask(self, request: Request, send: Callable[[dict[str, Any] | None], Awaitable[Reply]]) -> Reply:
@@ -37,30 +46,23 @@ class StructuredOutput:
         Raises:
             Rejected: every form was rejected, so that the form is not what is wrong.
         """
-        formats = response_formats(request)
-        settled = self._settled.get(request.model)
-        if settled is not None:
-            return await send(formats[settled])
-        async with self._probing:
-            settled = self._settled.get(request.model)
-            if settled is None:
-                return await self._probe(request.model, formats, send)
-        return await send(formats[settled])
+        if request.model not in self._settled:
+            async with self._probing:
+                if request.model not in self._settled:
+                    return await self._probe(request, send)
+        return await send(response_format(request, self._settled[request.model]))
 
     async def _probe(
-        self,
-        model: str,
-        formats: tuple[dict[str, Any] | None, ...],
-        send: Callable[[dict[str, Any] | None], Awaitable[Reply]],
+        self, request: Request, send: Callable[[dict[str, Any] | None], Awaitable[Reply]]
     ) -> Reply:
         first: Rejected | None = None
-        for number, response_format in enumerate(formats):
+        for strength in Strength:
             try:
-                reply = await send(response_format)
+                reply = await send(response_format(request, strength))
             except Rejected as fault:
                 first = first or fault
                 continue
-            self._settled[model] = number
+            self._settled[request.model] = strength
             return reply
         assert first is not None
         raise first
