@@ -7,20 +7,21 @@ prompts that lack a place, a missing key, an unknown model.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nlicot.errors import ConfigError, TeacherLopsided
-from nlicot.records import Example, Thought, to_json_dict
-from nlicot.storage import working_root
-from nlicot.teacher.connecting import connect, in_flight
+from nlicot.records import Example, to_json_dict
+from nlicot.storage import thought_from, working_root
+from nlicot.teacher.connecting import connect, in_flight, runs_jobs
 from nlicot.teacher.cost import estimate, format_estimate, load_prices
 from nlicot.teacher.journal import Journal
 from nlicot.teacher.options import parse
-from nlicot.teacher.planning import Work, job_of, models_of, prices_of, works_of
+from nlicot.teacher.planning import Work, job_of, prices_of, works_of
 from nlicot.teacher.prediction import Generation
 from nlicot.teacher.probe import pairs_to_probe, probe
 from nlicot.teacher.progress import ProgressBar
@@ -33,6 +34,7 @@ from nlicot.teacher.running import (
     failure_of,
     logged_to,
     outcomes,
+    rows_of,
 )
 from nlicot.teacher.summary import Figures, summarise
 from nlicot.writing import refuse_overwriting, write_json, write_jsonl, write_text
@@ -52,7 +54,7 @@ def main(command: str, args: Sequence[str]) -> int:
     root = working_root(options.root)
     journal_path = root.path / "journal" / f"{command}.sqlite"
     if options.export_journal:
-        return _export(journal_path, options.export_journal, options.overwrite)
+        return _export(journal_path, options)
     if not options.model:
         raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
     works = works_of(command, options, root)
@@ -63,9 +65,7 @@ def main(command: str, args: Sequence[str]) -> int:
         return _dry_run(works, options, journal_path)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
-    in_jobs = options.backend == "mistral-batch"
-    opened = Journal(journal_path, job=job_of(works, options, root), interrupted_are_paid=not in_jobs)
-    with opened as journal, logged_to(log_path):
+    with _opened(journal_path, options, job_of(works, options, root)) as journal, logged_to(log_path):
         _say_what_was_lost(journal, options.backend)
         if options.reparse or options.retry_failures:
             journal.forget_finals(failed_only=not options.reparse)
@@ -85,7 +85,7 @@ class _Command:
     ) -> None:
         self.name, self.options, self.works = name, options, works
         self.journal, self.log_path = journal, log_path
-        self.models = models_of(works[0].stage)
+        self.models = works[0].stage.models
 
     def run(self) -> int:
         """Ask, write, and say what it came to."""
@@ -98,7 +98,7 @@ class _Command:
             journal_folder=self.journal.path.parent,
         )
         bars: list[ProgressBar] = []
-        total = sum(1 for work in self.works for _ in work.stage.tasks())
+        total = sum(1 for work in self.works for _ in work.stage.requests())
 
         def watch() -> ProgressBar:
             bars.append(ProgressBar(total, self.name))
@@ -161,8 +161,9 @@ class _Command:
 
         def judge() -> None:
             finals = self.journal.finals([task.key for task in small.tasks()])
-            thoughts = [_thought(row) for final in finals.values() if final.ok for row in final.rows]
-            report = probe(thoughts)
+            report = probe(
+                thought_from(row) for final in finals.values() if final.ok for row in rows_of(final)
+            )
             if self.options.probe or report.lopsided:
                 print(report)
             else:
@@ -204,42 +205,37 @@ class _Command:
             print(f"failures     {failures_path} (the others are complete; --retry-failures asks again)")
 
 
-def _thought(row: dict[str, Any]) -> Thought:
-    names = ("id", "sample", "premise", "hypothesis", "thought_process", "predicted_label", "relation")
-    return Thought(true_label=row.get("true_label"), **{name: row[name] for name in names if name in row})
-
-
 # ------------------------------------------------------------------ besides asking
+
+
+def _opened(journal_path: Path, options: argparse.Namespace, job: str = "") -> Journal:
+    return Journal(journal_path, job=job, interrupted_are_paid=not runs_jobs(options.backend))
 
 
 def _dry_run(works: Sequence[Work], options: argparse.Namespace, journal_path: Path) -> int:
     """What a run would cost; nothing is sent, and no key is needed."""
-    answered: Callable[[str], bool] = lambda key: False  # noqa: E731
-    in_jobs = options.backend == "mistral-batch"
-    journal = Journal(journal_path, interrupted_are_paid=not in_jobs) if journal_path.exists() else None
-    if journal is not None:
-        answered = lambda key: journal.reply(key) is not None  # noqa: E731
-    try:
+    as_of = load_prices(options.prices).as_of
+    opened = _opened(journal_path, options) if journal_path.exists() else contextlib.nullcontext()
+    with opened as journal:
         for work in works:
-            found = estimate(
-                (request for request in work.stage.requests() if not answered(request.key())),
-                prices_of(options, models_of(work.stage)),
+            new = (
+                request
+                for request in work.stage.requests()
+                if journal is None or journal.reply(request.key()) is None
             )
-            print(f"{work.split}: {format_estimate(found, as_of=load_prices(options.prices).as_of)}")
-    finally:
-        if journal is not None:
-            journal.close()
+            found = estimate(new, prices_of(options, work.stage.models))
+            print(f"{work.split}: {format_estimate(found, as_of=as_of)}")
     return 0
 
 
-def _export(journal_path: Path, output_path: Path, overwrite: bool) -> int:
+def _export(journal_path: Path, options: argparse.Namespace) -> int:
     if not journal_path.exists():
         raise ConfigError(
             f"--export-journal: found no journal {journal_path}, expected one of an earlier run"
         )
-    with Journal(journal_path) as journal:
-        write_jsonl(output_path, journal.export(), overwrite=overwrite)
-    print(f"journal      {output_path}")
+    with _opened(journal_path, options) as journal:
+        write_jsonl(options.export_journal, journal.export(), overwrite=options.overwrite)
+    print(f"journal      {options.export_journal}")
     return 0
 
 
@@ -254,7 +250,7 @@ def _say_what_was_lost(journal: Journal, backend: str) -> None:
         logger.info(
             "an earlier run ended with %d requests in flight, perhaps paid, now %s: %s%s",
             len(journal.open_intents),
-            "looked for in its batch jobs" if backend == "mistral-batch" else "asked again",
+            "looked for in its batch jobs" if runs_jobs(backend) else "asked again",
             pairs,
             more,
         )

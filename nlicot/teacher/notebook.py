@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nlicot.files import Row
 from nlicot.records import Example, Failure, Reflection, Score, Thought
@@ -23,7 +23,7 @@ from nlicot.teacher.journal import Journal
 from nlicot.teacher.prediction import Generation
 from nlicot.teacher.prompting import PromptType, TeacherPrompt, load_prompt
 from nlicot.teacher.reflection import Reflecting
-from nlicot.teacher.running import Phase, RunReport, RunSettings, carry_out, failure_of, outcomes
+from nlicot.teacher.running import Phase, RunReport, RunSettings, carry_out, failure_of, outcomes, rows_of
 from nlicot.teacher.scoring import Scoring
 from nlicot.teacher.stages import Stage, StageSettings
 
@@ -67,7 +67,7 @@ def generate_thoughts(
         num_samples=num_samples,
         relation_map=relation_map,
     )
-    rows, failures, report = _run(stage, backend, Path(journal), settings.models, run)
+    rows, failures, report = _run(stage, backend, Path(journal), run)
     return Made(records=[thought_from(row) for row in rows], failures=failures, report=report)
 
 
@@ -92,7 +92,7 @@ def reflect_on(
         settings=settings,
         prompt=prompt or load_prompt(PromptType.REFLECTION),
     )
-    rows, failures, report = _run(stage, backend, Path(journal), settings.models, run)
+    rows, failures, report = _run(stage, backend, Path(journal), run)
     return Made(records=[reflection_from(row) for row in rows], failures=failures, report=report)
 
 
@@ -125,7 +125,7 @@ def score_texts(
         num_rounds=num_rounds,
         regenerate_with=tuple(regenerate_with),
     )
-    rows, failures, report = _run(stage, backend, Path(journal), stage.models, run)
+    rows, failures, report = _run(stage, backend, Path(journal), run)
     return Made(records=[scored_from(row) for row in rows], failures=failures, report=report)
 
 
@@ -134,21 +134,21 @@ def _endpoint(backend: Backend) -> Endpoint:
 
 
 def _run(
-    stage: Stage, backend: Backend, journal_path: Path, models: Sequence[str], run: RunSettings | None
+    stage: Stage[Any], backend: Backend, journal_path: Path, run: RunSettings | None
 ) -> tuple[list[Row], list[Failure], RunReport]:
     with Journal(journal_path, job=stage.name) as journal:
         report = carry_out(
             [Phase(tasks=stage.tasks)],
             stage=stage.name,
             backend=backend,
-            models=models,
+            models=stage.models,
             journal=journal,
             settings=run or RunSettings(),
         )
         rows, failures = [], []
         for final in outcomes(journal, stage.tasks(), report.tally):
             if final.ok:
-                rows += [Row(path=journal_path, line=0, header_line=0, fields=row) for row in final.rows]
+                rows += rows_of(final)
             else:
                 failures.append(failure_of(final))
     return rows, failures, report

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nlicot.prompts import LabelDefinitions
 from nlicot.storage import DataRoot
@@ -33,7 +34,7 @@ class Work:
     """One split's stage, and the file that it fills."""
 
     split: str
-    stage: Stage
+    stage: Stage[Any]
     output_path: Path
 
 
@@ -57,7 +58,7 @@ def works_of(command: str, options: argparse.Namespace, root: DataRoot) -> list[
     works = []
     for split in _splits(options, root):
         pairs = pairs_of(root, split, label_map=options.label_map, limit=options.limit, ids=options.ids)
-        stage: Stage
+        stage: Stage[Any]
         if command == "generate":
             kind = PromptType(options.prompt_type)
             stage = Generation(
@@ -112,11 +113,6 @@ def _scoring_prompts(
     return {kind: load_prompt(kind, own.get(kind), definitions) for kind in Scoring.prompt_types}
 
 
-def models_of(stage: Stage) -> list[str]:
-    """All models that the stage may ask."""
-    return stage.models if isinstance(stage, Scoring) else stage.settings.models
-
-
 def prices_of(options: argparse.Namespace, models: Iterable[str]) -> dict[str, Price | None]:
     """Each model's price; None where it is not known."""
     prices = load_prices(options.prices)
@@ -130,7 +126,7 @@ def job_of(works: Sequence[Work], options: argparse.Namespace, root: DataRoot) -
         first.name,
         options.backend,
         options.server_url,
-        models_of(first),
+        first.models,
         str(root.path.resolve()),
         [work.split for work in works],
         first.settings.params(),

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from nlicot.records import Example, Thought
 from nlicot.teacher.asking import Unusable, ask_until_usable, provenance
-from nlicot.teacher.backends.base import Endpoint, Request
+from nlicot.teacher.backends.base import Request
 from nlicot.teacher.journal import Final
 from nlicot.teacher.prompting import PromptType, TeacherPrompt
 from nlicot.teacher.runner import Ask, Task
-from nlicot.teacher.stages import Asker, StageSettings, created_at, failed, finished
+from nlicot.teacher.stages import Stage, created_at, failed, finished
 
 RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Stage[tuple[Example, int]]):
     """`generate` over pairs.
 
     Args:
@@ -33,13 +33,11 @@ class Generation:
         relation_map: the label that each relation means, for the prompt `relation`.
     """
 
+    name = "generate"
     examples: Callable[[], Iterable[Example]]
-    endpoint: Endpoint
-    settings: StageSettings
     prompt: TeacherPrompt
     num_samples: int = 1
     relation_map: Mapping[str, int] | None = None
-    name: str = "generate"
 
     @property
     def prompt_sha256(self) -> str:
@@ -50,7 +48,7 @@ class Generation:
         """One task for each pair and sample."""
         relations = self._relations
         suffix = json.dumps(relations, sort_keys=True) if relations else ""
-        for example, sample, request in self._asked():
+        for (example, sample), request in self.asked():
             yield Task(
                 key=f"{request.key()}/{example.id}/{example.label}{suffix}",
                 pair=example.id,
@@ -58,22 +56,18 @@ class Generation:
                 run=functools.partial(self._generate, example, sample, request),
             )
 
-    def requests(self) -> Iterator[Request]:
-        """The first request of each pair and sample."""
-        return (request for _, _, request in self._asked())
-
     @property
     def _relations(self) -> Mapping[str, int] | None:
         if self.prompt.type is not PromptType.RELATION:
             return None
         return RELATION_MAP if self.relation_map is None else self.relation_map
 
-    def _asked(self) -> Iterator[tuple[Example, int, Request]]:
-        asker = Asker(stage=self.name, endpoint=self.endpoint, settings=self.settings)
+    def asked(self) -> Iterator[tuple[tuple[Example, int], Request]]:
+        """Each pair and sample with its question."""
         for example in self.examples():
             messages = self.prompt.render(premise=example.premise, hypothesis=example.hypothesis)
             for sample in range(self.num_samples):
-                yield example, sample, asker.request(self.prompt.type, messages, draw=sample)
+                yield (example, sample), self.request(self.prompt.type, messages, draw=sample)
 
     async def _generate(self, example: Example, sample: int, request: Request, ask: Ask) -> Final:
         try:

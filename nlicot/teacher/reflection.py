@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from nlicot.records import Reflection, Thought
 from nlicot.teacher.answers import Answer, Unparsable
 from nlicot.teacher.asking import Answered, Unusable, ask_until_usable, provenance
-from nlicot.teacher.backends.base import Endpoint, Request
+from nlicot.teacher.backends.base import Request
 from nlicot.teacher.journal import Final
 from nlicot.teacher.prompting import PromptType, TeacherPrompt
 from nlicot.teacher.runner import Ask, Task
-from nlicot.teacher.stages import Asker, StageSettings, created_at, failed, finished
+from nlicot.teacher.stages import Stage, created_at, failed, finished
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reflecting:
+class Reflecting(Stage[Thought]):
     """`reflect` over thoughts; right ones, and those without a true label, are passed over.
 
     Args:
@@ -29,11 +29,9 @@ class Reflecting:
         prompt: of type `reflection`.
     """
 
+    name = "reflect"
     thoughts: Callable[[], Iterable[Thought]]
-    endpoint: Endpoint
-    settings: StageSettings
     prompt: TeacherPrompt
-    name: str = "reflect"
 
     @property
     def prompt_sha256(self) -> str:
@@ -42,7 +40,7 @@ class Reflecting:
 
     def tasks(self) -> Iterator[Task]:
         """One task for each wrong thought."""
-        for thought, request in self._asked():
+        for thought, request in self.asked():
             yield Task(
                 key=f"{request.key()}/{thought.id}/{thought.sample}",
                 pair=thought.id,
@@ -50,12 +48,8 @@ class Reflecting:
                 run=functools.partial(self._reflect, thought, request),
             )
 
-    def requests(self) -> Iterator[Request]:
-        """The first request of each wrong thought."""
-        return (request for _, request in self._asked())
-
-    def _asked(self) -> Iterator[tuple[Thought, Request]]:
-        asker = Asker(stage=self.name, endpoint=self.endpoint, settings=self.settings)
+    def asked(self) -> Iterator[tuple[Thought, Request]]:
+        """Each wrong thought with the question about it."""
         for thought in self.thoughts():
             if thought.true_label is None or thought.correct:
                 continue
@@ -66,7 +60,7 @@ class Reflecting:
                 predicted_label=str(thought.predicted_label),
                 thought_process=thought.thought_process,
             )
-            yield thought, asker.request(PromptType.REFLECTION, messages, draw=thought.sample)
+            yield thought, self.request(PromptType.REFLECTION, messages, draw=thought.sample)
 
     async def _reflect(self, thought: Thought, request: Request, ask: Ask) -> Final:
         assert thought.true_label is not None

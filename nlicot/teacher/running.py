@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nlicot.errors import TeacherRefused
+from nlicot.files import Row
 from nlicot.records import Failure, to_json_dict
 from nlicot.streaming import in_chunks
 from nlicot.teacher.backends.base import Backend, Fault
@@ -195,6 +196,11 @@ def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[
                 final = Final(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
             if final is not None:
                 yield final
+
+
+def rows_of(final: Final) -> list[Row]:
+    """The records in a usable outcome, as `storage` reads them."""
+    return [Row(path=Path(), line=0, header_line=0, fields=fields) for fields in final.rows]
 
 
 def failure_of(final: Final) -> Failure:

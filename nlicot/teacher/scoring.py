@@ -13,18 +13,18 @@ from typing import Any, ClassVar
 
 from nlicot.records import Reflection, Score, Thought
 from nlicot.teacher.asking import Unusable, ask_until_usable, provenance
-from nlicot.teacher.backends.base import Endpoint, Request
+from nlicot.teacher.backends.base import Request
 from nlicot.teacher.journal import Final
 from nlicot.teacher.prompting import PromptType, TeacherPrompt
 from nlicot.teacher.reflection import label_check, reflection_of
 from nlicot.teacher.runner import Ask, Task
-from nlicot.teacher.stages import Asker, StageSettings, created_at, failed, finished
+from nlicot.teacher.stages import Stage, created_at, failed, finished
 
 REGENERATION_TOKENS = 768
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
+class Scoring(Stage[Thought | Reflection]):
     """`score` over thoughts and reflections.
 
     Args:
@@ -35,14 +35,12 @@ class Scoring:
         regenerate_with: the model of the first round, of the second ...; the last one serves all later ones.
     """
 
+    name = "score"
     texts: Callable[[], Iterable[Thought | Reflection]]
-    endpoint: Endpoint
-    settings: StageSettings
     prompts: dict[PromptType, TeacherPrompt]
     threshold: int = 4
     num_rounds: int = 3
     regenerate_with: tuple[str, ...] = field(default=())
-    name: str = "score"
     prompt_types: ClassVar = (
         PromptType.SCORING,
         PromptType.REGENERATION,
@@ -64,7 +62,7 @@ class Scoring:
         """One task for each text, all of its rounds in it."""
         writers = ",".join(self.regenerate_with)
         prompts = ",".join(self.prompts[kind].sha256[:16] for kind in sorted(self.prompts))
-        for text, request in self._asked():
+        for text, request in self.asked():
             kind = _target(text)
             settings = f"{self.threshold}/{self.num_rounds}/{writers}/{prompts}"
             yield Task(
@@ -74,15 +72,8 @@ class Scoring:
                 run=functools.partial(self._score, text, request),
             )
 
-    def requests(self) -> Iterator[Request]:
-        """The first request of each text; regenerations come on top where scores are low."""
-        return (request for _, request in self._asked())
-
-    @property
-    def _asker(self) -> Asker:
-        return Asker(stage=self.name, endpoint=self.endpoint, settings=self.settings)
-
-    def _asked(self) -> Iterator[tuple[Thought | Reflection, Request]]:
+    def asked(self) -> Iterator[tuple[Thought | Reflection, Request]]:
+        """Each text with the question for its score."""
         return ((text, self._judging(text)) for text in self.texts())
 
     def _judging(self, text: Thought | Reflection) -> Request:
@@ -94,7 +85,7 @@ class Scoring:
             thought_process=_wording(text),
             predicted_label=str(_label(text)),
         )
-        return self._asker.request(PromptType.SCORING, messages, draw=text.sample)
+        return self.request(PromptType.SCORING, messages, draw=text.sample)
 
     async def _score(self, text: Thought | Reflection, request: Request, ask: Ask) -> Final:
         records: list[Any] = []
@@ -149,7 +140,7 @@ class Scoring:
             analysis=score.analysis,
         )
         model = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
-        request = self._asker.request(
+        request = self.request(
             kind, messages, draw=text.sample + round_, model=model, max_tokens=REGENERATION_TOKENS
         )
         if isinstance(text, Reflection):

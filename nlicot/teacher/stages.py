@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.answers import SCHEMAS
@@ -13,6 +14,8 @@ from nlicot.teacher.backends.base import Endpoint, Message, Reply, Request
 from nlicot.teacher.journal import Final
 from nlicot.teacher.prompting import PromptType
 from nlicot.teacher.runner import Task
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +54,42 @@ class StageSettings:
         return {name: value for name, value in named.items() if value is not None}
 
 
-class Stage(Protocol):
-    """A stage over its input: `tasks` can be walked again and again, in the output's order."""
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC, Generic[Item]):
+    """A stage over its input, which can be walked again and again, in the output's order.
 
-    @property
-    def name(self) -> str:
-        """The command's name."""
-        ...
+    Args:
+        endpoint: where its requests go.
+        settings: which models are asked, and how.
+    """
 
-    @property
-    def settings(self) -> StageSettings:
-        """Which models are asked, and how."""
-        ...
+    name: ClassVar[str]
+    """The command's name."""
 
-    @property
-    def prompt_sha256(self) -> str:
-        """Tells the stage's wording from another's."""
-        ...
-
-    def tasks(self) -> Iterator[Task]:
-        """Every unit of work, in the output's order."""
-        ...
-
-    def requests(self) -> Iterator[Request]:
-        """The first request of each unit, for counting what a run would cost."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
-    """Builds a stage's requests to one backend."""
-
-    stage: str
     endpoint: Endpoint
     settings: StageSettings
+
+    @property
+    @abstractmethod
+    def prompt_sha256(self) -> str:
+        """Tells the stage's wording from another's."""
+
+    @abstractmethod
+    def tasks(self) -> Iterator[Task]:
+        """Every unit of work, in the output's order."""
+
+    @abstractmethod
+    def asked(self) -> Iterator[tuple[Item, Request]]:
+        """Each unit's input and its first request."""
+
+    @property
+    def models(self) -> list[str]:
+        """All models that may be asked, each once."""
+        return self.settings.models
+
+    def requests(self) -> Iterator[Request]:
+        """The first request of each unit, for counting what a run would cost; more may follow."""
+        return (request for _, request in self.asked())
 
     def request(
         self,
@@ -100,7 +105,7 @@ class Asker:
         if max_tokens is not None:
             params["max_tokens"] = max_tokens
         return Request(
-            stage=self.stage,
+            stage=self.name,
             backend=self.endpoint.name,
             server=self.endpoint.server,
             model=model or self.settings.model,

@@ -105,7 +105,7 @@ def _one_line(figures: Figures, report: RunReport) -> str:
 def _teachers_figures(figures: Figures, content: dict[str, Any]) -> str:
     true, predicted = list(figures.true_labels), list(figures.predicted_labels)
     num_resamples = 2000 if len(true) < FEW_RESAMPLES_FROM else 200
-    metrics = classification_metrics(true, list(predicted), num_resamples=num_resamples)
+    metrics = classification_metrics(true, predicted, num_resamples=num_resamples)
     content["teacher"] = metrics_to_dict(metrics)
     right = [truth == found for truth, found in zip(true, predicted, strict=True)]
     groups = accuracy_by(length_bins(figures.lengths), right)
