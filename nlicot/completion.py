@@ -4,6 +4,7 @@ A completion is JSON with a fixed scaffold around a thought and a label:
 
     {"thought_process": "<thought>", "predicted_label": <label>}
     {"predicted_label": <label>}                                      where no thought is asked for
+    {"predicted_label": <label>, "thought_process": "<thought>"}      where the label comes first
 
 Training encodes the segments one by one and decoding feeds the scaffold, so both take it from here.
 Rendered, a completion parses back to the very thought and label, whatever the thought holds.
@@ -16,6 +17,14 @@ import json
 import re
 from dataclasses import dataclass
 from enum import Enum
+
+
+class Form(Enum):
+    """What a completion holds, in which order."""
+
+    THOUGHT_FIRST = "thought_first"
+    LABEL_ONLY = "label_only"
+    LABEL_FIRST = "label_first"
 
 
 class SegmentKind(Enum):
@@ -40,11 +49,14 @@ class Completion:
 
     thought_process: str | None
     label: int
+    form: Form = Form.THOUGHT_FIRST
 
 
 THOUGHT_OPENING = '{"thought_process": "'
 THOUGHT_CLOSING = '", "predicted_label": '
-LABEL_ONLY_OPENING = '{"predicted_label": '
+LABEL_OPENING = '{"predicted_label": '
+LABEL_TO_THOUGHT = ', "thought_process": "'
+THOUGHT_END = '"}'
 CLOSING = "}"
 
 # SentencePiece's own sign for a space, which it decodes to one, and halves of a surrogate pair.
@@ -52,42 +64,39 @@ _UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
-def segments(thought_process: str | None, label: int) -> tuple[Segment, ...]:
-    """The stretches of a completion in order.
+def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
+    """The stretches of a completion in order; without a thought it is the label alone in any form.
 
     >>> [segment.text for segment in segments(None, 1)]
     ['{"predicted_label": ', '1', '}']
     """
-    opening: tuple[Segment, ...]
-    if thought_process is None:
-        opening = (Segment(kind=SegmentKind.SCAFFOLD, text=LABEL_ONLY_OPENING),)
-    else:
-        opening = (
-            Segment(kind=SegmentKind.SCAFFOLD, text=THOUGHT_OPENING),
-            Segment(kind=SegmentKind.THOUGHT, text=escape(thought_process)),
-            Segment(kind=SegmentKind.SCAFFOLD, text=THOUGHT_CLOSING),
-        )
-    return (
-        *opening,
-        Segment(kind=SegmentKind.LABEL, text=str(label)),
-        Segment(kind=SegmentKind.SCAFFOLD, text=CLOSING),
-    )
+
+    def scaffold(text: str) -> Segment:
+        return Segment(kind=SegmentKind.SCAFFOLD, text=text)
+
+    said = Segment(kind=SegmentKind.LABEL, text=str(label))
+    if thought_process is None or form is Form.LABEL_ONLY:
+        return scaffold(LABEL_OPENING), said, scaffold(CLOSING)
+    thought = Segment(kind=SegmentKind.THOUGHT, text=escape(thought_process))
+    if form is Form.LABEL_FIRST:
+        return scaffold(LABEL_OPENING), said, scaffold(LABEL_TO_THOUGHT), thought, scaffold(THOUGHT_END)
+    return scaffold(THOUGHT_OPENING), thought, scaffold(THOUGHT_CLOSING), said, scaffold(CLOSING)
 
 
-def render(thought_process: str | None, label: int) -> str:
+def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> str:
     r"""The completion's text.
 
     >>> render('He said "no".', 0)
     '{"thought_process": "He said \\"no\\".", "predicted_label": 0}'
     """
-    return "".join(segment.text for segment in segments(thought_process, label))
+    return "".join(segment.text for segment in segments(thought_process, label, form))
 
 
 def parse(text: str) -> Completion | None:
     """The thought and label of a completion, or None where it is not exactly one; never a guess.
 
     >>> parse('{"thought_process": "Step 1.", "predicted_label": 1}')
-    Completion(thought_process='Step 1.', label=1)
+    Completion(thought_process='Step 1.', label=1, form=<Form.THOUGHT_FIRST: 'thought_first'>)
     >>> parse('{"thought_process": "Step 1.", "predicted_label": 2}') is None
     True
     """
@@ -100,8 +109,10 @@ def parse(text: str) -> Completion | None:
     match found:
         case (("thought_process", str(thought)), ("predicted_label", int(label))) if _is_label(label):
             return Completion(thought_process=thought, label=label)
+        case (("predicted_label", int(label)), ("thought_process", str(thought))) if _is_label(label):
+            return Completion(thought_process=thought, label=label, form=Form.LABEL_FIRST)
         case (("predicted_label", int(label)),) if _is_label(label):
-            return Completion(thought_process=None, label=label)
+            return Completion(thought_process=None, label=label, form=Form.LABEL_ONLY)
     return None
 
 

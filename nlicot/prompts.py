@@ -13,6 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nlicot.completion import Form
 from nlicot.errors import ConfigError
 
 THINKING_TEMPLATE = """\
@@ -30,6 +31,14 @@ Hypothesis: {hypothesis}
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
 Answer in JSON: {"predicted_label": 0 or 1}"""
 
+LABEL_FIRST_TEMPLATE = """\
+Premise: {premise}
+Hypothesis: {hypothesis}
+
+Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
+Answer first, then explain in short steps, in JSON: \
+{"predicted_label": 0 or 1, "thought_process": "..."}"""
+
 PLACES = ("premise", "hypothesis", "entailment", "no_entailment")
 _PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
 
@@ -44,11 +53,12 @@ class LabelDefinitions:
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class StudentPrompts:
-    """The two templates and the definitions that fill them.
+    """The templates and the definitions that fill them.
 
     Args:
         thinking: asks for a thought and a label.
         label_only: asks for the label alone.
+        label_first: asks for the label, then a thought.
         definitions: what the labels mean on this data.
 
     Raises:
@@ -57,10 +67,11 @@ class StudentPrompts:
 
     thinking: str = THINKING_TEMPLATE
     label_only: str = LABEL_ONLY_TEMPLATE
+    label_first: str = LABEL_FIRST_TEMPLATE
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
 
     def __post_init__(self) -> None:
-        for name in ("thinking", "label_only"):
+        for name in ("thinking", "label_only", "label_first"):
             found = _PLACE.findall(getattr(self, name))
             for place in ("premise", "hypothesis"):
                 if found.count(place) != 1:
@@ -68,11 +79,11 @@ class StudentPrompts:
                         f"data.prompts.{name}: found {{{place}}} {found.count(place)} times, expected once"
                     )
 
-    def render(self, premise: str, hypothesis: str, *, thinking: bool = True) -> str:
+    def render(self, premise: str, hypothesis: str, *, form: Form = Form.THOUGHT_FIRST) -> str:
         """The prompt of one pair; braces in the texts stay what they are.
 
         >>> prompts = StudentPrompts(label_only="{premise} => {hypothesis}?")
-        >>> prompts.render("{hypothesis}", "b", thinking=False)
+        >>> prompts.render("{hypothesis}", "b", form=Form.LABEL_ONLY)
         '{hypothesis} => b?'
         """
         filling = {
@@ -81,7 +92,11 @@ class StudentPrompts:
             "entailment": self.definitions.entailment,
             "no_entailment": self.definitions.no_entailment,
         }
-        template = self.thinking if thinking else self.label_only
+        template = {
+            Form.THOUGHT_FIRST: self.thinking,
+            Form.LABEL_ONLY: self.label_only,
+            Form.LABEL_FIRST: self.label_first,
+        }[form]
         return _PLACE.sub(lambda match: filling[match.group(1)], template)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,8 +106,7 @@ class StudentPrompts:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> StudentPrompts:
         """The inverse of `to_dict`."""
-        definitions = LabelDefinitions(**stored["definitions"])
-        return cls(thinking=stored["thinking"], label_only=stored["label_only"], definitions=definitions)
+        return cls(**{**stored, "definitions": LabelDefinitions(**stored["definitions"])})
 
     @property
     def sha256(self) -> str:

@@ -123,7 +123,8 @@ class Prediction:
     """What the tuned model said of one pair.
 
     `status` is `closed` (the thought ended by itself), `truncated` (its budget ran out) or
-    `label_only` (no thought was asked for). `p_entailment` is in [0, 1].
+    `label_only` (no thought was asked for). `p_entailment` is in [0, 1]; of several votes it is the mean,
+    and `agreement` the share of votes for the label.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Prediction:
     thought_process: str | None
     status: str
     completion: str
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -382,7 +382,7 @@ def test_an_unknown_builder_is_refused_and_the_known_ones_listed(name: str) -> N
         find_builder(name)
     assert str(raised.value).startswith(f"--data.builder: found {name!r}")
     assert (
-        "expected one of correct_only, reflected, unmodified, label_only, "
+        "expected one of correct_only, reflected, unmodified, label_only, label_first, multitask, "
         "or the class path of your own (module.Class)" in str(raised.value)
     )
 
@@ -393,6 +393,8 @@ def test_the_known_builders_think_but_for_the_baseline() -> None:
         "reflected": True,
         "unmodified": True,
         "label_only": False,
+        "label_first": True,
+        "multitask": True,
     }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from nlicot.completion import Form
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 
@@ -18,7 +19,7 @@ def test_the_thinking_prompt_asks_for_a_thought_and_a_label() -> None:
 
 
 def test_the_label_only_prompt_asks_for_the_label_alone() -> None:
-    assert StudentPrompts().render("It rains.", "It is wet.", thinking=False) == (
+    assert StudentPrompts().render("It rains.", "It is wet.", form=Form.LABEL_ONLY) == (
         "Premise: It rains.\n"
         "Hypothesis: It is wet.\n"
         "\n"
@@ -56,10 +57,10 @@ def test_definitions_fill_their_places_in_both_templates() -> None:
         definitions=LabelDefinitions(entailment="it fits", no_entailment="it {premise} clashes"),
     )
     assert prompts.render("p", "h") == "p/h: 1 it fits, 0 it {premise} clashes, again it fits"
-    assert prompts.render("p", "h", thinking=False) == "it {premise} clashes? h p"
+    assert prompts.render("p", "h", form=Form.LABEL_ONLY) == "it {premise} clashes? h p"
 
 
-@pytest.mark.parametrize("template", ["thinking", "label_only"])
+@pytest.mark.parametrize("template", ["thinking", "label_only", "label_first"])
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -6,7 +6,9 @@
 from nlicot.builders.base import Builder, BuildReport
 from nlicot.builders.correct_only import CorrectOnly
 from nlicot.builders.finding import BUILDERS, builder_name, find_builder
+from nlicot.builders.label_first import LabelFirst
 from nlicot.builders.label_only import LabelOnly
+from nlicot.builders.multitask import Multitask
 from nlicot.builders.reflected import Reflected
 from nlicot.builders.unmodified import Unmodified
 
@@ -15,7 +17,9 @@ __all__ = [
     "BuildReport",
     "Builder",
     "CorrectOnly",
+    "LabelFirst",
     "LabelOnly",
+    "Multitask",
     "Reflected",
     "Unmodified",
     "builder_name",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from nlicot import completion
+from nlicot.completion import Form
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 
@@ -85,6 +86,10 @@ class Builder(ABC):
         self.prefer = prefer
         self.seed = seed
 
+    def rows(self, target: Target) -> list[tuple[Target, Form]]:
+        """The training examples that a pair's target becomes, each with the form of its completion."""
+        return [(target, Form.LABEL_ONLY if target.thought_process is None else Form.THOUGHT_FIRST)]
+
     @abstractmethod
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
@@ -104,7 +109,7 @@ class Builder(ABC):
         *,
         prompts: StudentPrompts | None = None,
     ) -> list[TrainingExample]:
-        """At most one training example for each pair, in the pairs' order.
+        """The training examples of each pair that has a target, in the pairs' order.
 
         Args:
             thoughts: those joined to `examples` by `storage`, so that their ids agree; of each sample the
@@ -142,16 +147,16 @@ class Builder(ABC):
             target = self._choose(example, texts.get(example.id, {}), marks)
             if target is None:
                 continue
-            thinks = target.thought_process is not None
-            built.append(
-                TrainingExample(
-                    id=example.id,
-                    prompt=prompts.render(example.premise, example.hypothesis, thinking=thinks),
-                    completion=completion.render(target.thought_process, target.label),
-                    label=target.label,
-                    source=target.source,
+            for row, form in self.rows(target):
+                built.append(
+                    TrainingExample(
+                        id=example.id,
+                        prompt=prompts.render(example.premise, example.hypothesis, form=form),
+                        completion=completion.render(row.thought_process, row.label, form),
+                        label=row.label,
+                        source=row.source,
+                    )
                 )
-            )
         return built
 
     def balanced(self, labels: Sequence[int]) -> list[int]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from nlicot.builders.base import Builder
 from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.label_first import LabelFirst
 from nlicot.builders.label_only import LabelOnly
+from nlicot.builders.multitask import Multitask
 from nlicot.builders.reflected import Reflected
 from nlicot.builders.unmodified import Unmodified
 from nlicot.errors import ConfigError
@@ -20,6 +22,8 @@ BUILDERS: dict[str, type[Builder]] = {
     "reflected": Reflected,
     "unmodified": Unmodified,
     "label_only": LabelOnly,
+    "label_first": LabelFirst,
+    "multitask": Multitask,
 }
 
 

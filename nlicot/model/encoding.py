@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nlicot import completion
-from nlicot.completion import SegmentKind
+from nlicot.completion import Form, SegmentKind
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
@@ -63,12 +63,12 @@ class EncodingReport:
 
 
 def encode_completion(
-    prompt_format: PromptFormat, thought_process: str | None, label: int
+    prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
 ) -> tuple[list[int], list[int]]:
     """The completion's ids, EOS included, and each one's kind."""
     ids: list[int] = []
     kinds: list[int] = []
-    for segment in completion.segments(thought_process, label):
+    for segment in completion.segments(thought_process, label, form):
         encoded = prompt_format.encode_segment(segment.text, first=not ids)
         ids += encoded
         kinds += [int(_KIND_OF[segment.kind])] * len(encoded)
@@ -91,14 +91,14 @@ def encode_example(
         raise ValueError(f"{example.id}: not a completion: {example.completion[:80]!r}")
     prompt_ids = prompt_format.encode_prompt(example.prompt)
     prompt_kinds = [int(TokenKind.PROMPT)] * len(prompt_ids)
-    ids, kinds = encode_completion(prompt_format, parsed.thought_process, parsed.label)
+    ids, kinds = encode_completion(prompt_format, parsed.thought_process, parsed.label, parsed.form)
     was_cut = False
     if len(prompt_ids) + len(ids) > max_length and over_budget == "cut" and parsed.thought_process:
         parts = completion.sentences(parsed.thought_process)
         while len(parts) > 1 and len(prompt_ids) + len(ids) > max_length:
             parts.pop()
             was_cut = True
-            ids, kinds = encode_completion(prompt_format, "".join(parts).rstrip(), parsed.label)
+            ids, kinds = encode_completion(prompt_format, "".join(parts).rstrip(), parsed.label, parsed.form)
     if len(prompt_ids) + len(ids) > max_length:
         return None
     return EncodedExample(

@@ -2,27 +2,39 @@
 
 A row generates its thought until the closing quote or until its budget ends; then the scaffold up to the
 label is fed, and the label's probability is the softmax over the two label tokens. So every completion
-parses by construction. Rows that are done leave the batch, and the cache is reused for the label step.
+parses by construction. Rows that are done leave the batch, the next prompts take their places, and the
+cache is reused for the label step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import random
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nlicot import completion
+from nlicot.completion import Form
+from nlicot.errors import ConfigError
 from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
+from nlicot.prediction.grammar import ThoughtGrammar
+from nlicot.prediction.row_cache import RowCache
 from nlicot.prediction.script import Choice, FreeText, Said, Script
 from nlicot.prediction.script import Row as _Row
+from nlicot.prediction.votes import Vote, combine
 from nlicot.records import Prediction
 
 COMPACT_BELOW = 0.75
-"""Rows leave the cache once fewer than this share of them still runs; selecting copies the cache."""
+"""Rows leave the cache, and others enter, once fewer than this share of places runs; both copy it."""
+
+PREFILL_TOKENS = 2048
+"""Padded prompt tokens that go through the model at once; more only pushes activations out of the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +42,11 @@ class DecodingSettings:
     """How predictions are made.
 
     Args:
-        batch_size: prompts that are decoded together.
+        batch_size: rows that are decoded together.
         max_thought_tokens: a thought's budget; after it the scaffold is forced.
+        think: whether to write a thought; null thinks where nothing but thoughts was trained, and else
+            reads the label at once.
+        votes: thoughts for each pair, whose probabilities are averaged; more than 1 needs a temperature.
         temperature: 0 is greedy.
         top_p: nucleus sampling (Holtzman et al. 2020) where the temperature is above 0.
         seed: of sampling.
@@ -39,6 +54,8 @@ class DecodingSettings:
 
     batch_size: int = 32
     max_thought_tokens: int = 160
+    think: bool | None = None
+    votes: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -52,78 +69,29 @@ class PromptBatch:
     prompts: list[list[int]]
 
 
-class ThoughtGrammar:
-    """Which tokens may come next inside a thought, so that it stays one JSON string.
+def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
+    """Of which form the prompt is, and of which the answer, for a model that was trained on these forms.
 
-    A thought ends with the first token of the scaffold behind it, as training taught. No other token
-    with an unescaped quote, a control character or a control token is allowed; behind an odd number of
-    backslashes only what JSON allows there.
+    Raises:
+        ConfigError: it was never shown how.
     """
-
-    def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
-        self.opening_ids = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
-        self.label_only_ids = prompt_format.encode_segment(completion.LABEL_ONLY_OPENING, first=True)
-        self.closing_ids = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
-        zero, one = (prompt_format.encode_segment(digit, first=False) for digit in "01")
-        assert len(zero) == len(one) == 1, "a label must be one token"
-        self.label_ids = (zero[0], one[0])
-        self.special_ids = prompt_format.special_ids
-        self.ends_escaping = torch.zeros(num_logits, dtype=torch.bool)
-        self.toggles_escaping = torch.zeros(num_logits, dtype=torch.bool)
-        self.keeps_escaping = torch.zeros(num_logits, dtype=torch.bool)
-        plain, escaped = torch.full((2, num_logits), float("-inf")).unbind()
-        for token, text in enumerate(prompt_format.token_texts):
-            if token in self.special_ids or not text:
-                continue
-            if _stays_in_string(text):
-                plain[token] = 0.0
-            if text[0] in '"\\/bfnrt' and _stays_in_string(text[1:]):
-                escaped[token] = 0.0
-            trailing = len(text) - len(text.rstrip("\\"))
-            self.ends_escaping[token] = trailing % 2 == 1 and trailing < len(text)
-            self.toggles_escaping[token] = trailing % 2 == 1 and trailing == len(text)
-            self.keeps_escaping[token] = trailing % 2 == 0 and trailing == len(text)
-        self.masks = torch.stack([plain, escaped])
-
-    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """`[B, V]` to add to logits.
-
-        Args:
-            escaping: `[B]`, where a backslash is open.
-            closing: `[B]`, the token that ends each row's text; None is the thought's.
-        """
-        if closing is None:
-            closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
-        mask = self.masks[escaping.long()]
-        allowed = mask.gather(1, closing[:, None]).masked_fill(~escaping[:, None], 0.0)
-        return mask.scatter(1, closing[:, None], allowed)
-
-    def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
-        """`[B]`: where a backslash is open behind these tokens."""
-        return torch.where(
-            escaping,
-            self.ends_escaping[tokens] | self.keeps_escaping[tokens],
-            self.ends_escaping[tokens] | self.toggles_escaping[tokens],
-        )
-
-
-def _stays_in_string(text: str) -> bool:
-    """Whether text leaves a JSON string open and valid, from a state without an open backslash."""
-    index = 0
-    while index < len(text):
-        if text[index] == "\\":
-            if index + 1 < len(text) and text[index + 1] not in '"\\/bfnrt':
-                return False
-            index += 2
-            continue
-        if text[index] == '"' or ord(text[index]) < 0x20:
-            return False
-        index += 1
-    return True
+    if think is None:
+        think = set(trained) == {Form.THOUGHT_FIRST}
+    if think:
+        order = ((Form.THOUGHT_FIRST, Form.THOUGHT_FIRST), (Form.LABEL_FIRST, Form.LABEL_FIRST))
+    else:
+        order = ((Form.LABEL_ONLY, Form.LABEL_ONLY), (Form.LABEL_FIRST, Form.LABEL_ONLY))
+    for prompt, answer in order:
+        if prompt in trained:
+            return prompt, answer
+    told = ", ".join(sorted(form.value for form in trained))
+    raise ConfigError(
+        f"--model.decoding.think: found {str(think).lower()}, expected what the run was trained on ({told})"
+    )
 
 
 class Decoder:
-    """Decodes batches of prompts with one model.
+    """Decodes prompts with one model.
 
     Args:
         model: a causal language model of `transformers`, an adapter on it or not, in eval mode.
@@ -136,72 +104,55 @@ class Decoder:
         self.prompt_format = prompt_format
         self.settings = settings
         self.device = self.model.lm_head.weight.device
-        self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0])
-        self.grammar.masks = self.grammar.masks.to(self.device)
-        self.grammar.ends_escaping = self.grammar.ends_escaping.to(self.device)
-        self.grammar.toggles_escaping = self.grammar.toggles_escaping.to(self.device)
-        self.grammar.keeps_escaping = self.grammar.keeps_escaping.to(self.device)
+        self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
 
-    @torch.inference_mode()
-    def decode(self, batch: PromptBatch, *, thinking: bool) -> list[Prediction]:
+    def decode(self, batch: PromptBatch, *, form: Form) -> list[Prediction]:
         """One prediction for each prompt, in the batch's order."""
-        opening = self.grammar.opening_ids if thinking else self.grammar.label_only_ids
-        rows = [[*prompt, *opening] for prompt in batch.prompts]
-        hidden, state = self._prefill(rows)
-        if not thinking:
-            shares = self._label_shares(self.model.lm_head(hidden))
-            return [
-                self._finished(id_, None, share, "label_only")
-                for id_, share in zip(batch.ids, shares, strict=True)
-            ]
-        thoughts, shares, closed = self._think(hidden, state)
-        return [
-            self._finished(id_, thought, share, "closed" if by_itself else "truncated")
-            for id_, thought, share, by_itself in zip(batch.ids, thoughts, shares, closed, strict=True)
-        ]
+        order = {id_: index for index, id_ in enumerate(batch.ids)}
+        found = self.decode_all(batch.ids, batch.prompts, form=form)
+        return sorted(found, key=lambda prediction: order[prediction.id])
 
-    def _prefill(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, _State]:
-        """The last hidden states `[B, H]` of left-padded rows, and the cache behind them."""
-        from transformers import DynamicCache
+    def decode_all(
+        self, ids: Sequence[str], prompts: Sequence[Sequence[int]], *, form: Form = Form.THOUGHT_FIRST
+    ) -> Iterator[Prediction]:
+        """One prediction for each prompt, as they are done.
 
-        width = max(map(len, rows))
-        input_ids = torch.full((len(rows), width), self.prompt_format.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, width - len(row) :] = torch.tensor(row)
-            mask[index, width - len(row) :] = 1
-        state = _State(
-            cache=DynamicCache(),
-            mask=mask.to(self.device),
-            positions=(mask.cumsum(1) - 1).clamp(min=0).to(self.device),
+        Args:
+            ids: of the pairs.
+            prompts: their encoded prompts; the longest first pads least.
+            form: what a completion holds, and in which order.
+        """
+        if form is Form.LABEL_ONLY:
+            shares = self.label_shares([[*prompt, *self.grammar.label_opening_ids] for prompt in prompts])
+            for index, share in shares:
+                yield combine(ids[index], [Vote(share, None, "label_only")], form)
+            return
+        opening, script = self._student_script(form)
+        num_votes = self.settings.votes if self.settings.temperature > 0 else 1
+        votes: dict[int, list[Vote]] = {}
+        rows = [[*prompt, *opening] for prompt in prompts]
+        for index, said in self._run(rows, script, num_votes):
+            votes.setdefault(index, []).append(
+                Vote(said.shares[0][1], said.texts[0], "closed" if said.closed[0] else "truncated")
+            )
+            if len(votes[index]) == num_votes:
+                yield combine(ids[index], votes.pop(index), form)
+
+    def _student_script(self, form: Form) -> tuple[list[int], Script]:
+        budget = self.settings.max_thought_tokens
+        labels = [[label] for label in self.grammar.label_ids]
+        if form is Form.THOUGHT_FIRST:
+            thought = FreeText(closing_ids=self.grammar.closing_ids, max_tokens=budget)
+            return self.grammar.opening_ids, (thought, Choice(options=labels))
+        between, closing = (
+            self.prompt_format.encode_segment(text, first=False)
+            for text in (completion.LABEL_TO_THOUGHT, completion.THOUGHT_END)
         )
-        return self._advance(input_ids.to(self.device), state), state
-
-    def _advance(self, input_ids: Tensor, state: _State) -> Tensor:
-        """Feed `[B, T]` tokens; returns the last hidden state `[B, H]`."""
-        output = self.model.model(
-            input_ids=input_ids,
-            attention_mask=state.mask,
-            position_ids=state.positions,
-            past_key_values=state.cache,
-            use_cache=True,
+        return self.grammar.label_opening_ids, (
+            Choice(options=labels, following_ids=between),
+            FreeText(closing_ids=closing, max_tokens=budget),
         )
-        hidden: Tensor = output.last_hidden_state[:, -1]
-        state.positions = state.positions[:, -1:] + 1
-        state.mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), 1)], dim=1)
-        return hidden
 
-    def _think(self, hidden: Tensor, state: _State) -> tuple[list[str], list[float], list[bool]]:
-        """Thoughts, entailment shares and whether each thought closed by itself, for `[B, H]`."""
-        script = (
-            FreeText(closing_ids=self.grammar.closing_ids, max_tokens=self.settings.max_thought_tokens),
-            Choice(options=[[label] for label in self.grammar.label_ids]),
-        )
-        said = self._follow(hidden, state, script)
-        thoughts = [row.texts[0] for row in said]
-        return thoughts, [row.shares[0][1] for row in said], [row.closed[0] for row in said]
-
-    @torch.inference_mode()
     def follow(
         self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
     ) -> list[Said]:
@@ -209,42 +160,128 @@ class Decoder:
 
         This is how a teacher in this process fills in a JSON object with other fields than a student's.
         """
-        hidden, state = self._prefill([[*prompt, *opening_ids] for prompt in prompts])
-        return self._follow(hidden, state, script)
+        rows = [[*prompt, *opening_ids] for prompt in prompts]
+        found = dict(self._run(rows, script, 1))
+        return [found[index] for index in range(len(rows))]
 
-    def _follow(self, hidden: Tensor, state: _State, script: Script) -> list[Said]:
-        """Walk all rows, `[B, H]` behind their prompts, through the script; each at its own pace."""
-        generator = torch.Generator(self.device).manual_seed(self.settings.seed)
-        rows = [_Row(script=script) for _ in range(len(hidden))]
-        running = list(rows)  # the row of each place in the cache
-        escaping = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
-        while True:
-            logits = self.model.lm_head(hidden).float()
-            closing = torch.tensor([row.closing_id for row in running], device=self.device)
-            chosen = self._choose(logits + self.grammar.mask(escaping, closing), generator)
-            # Behind a backslash the same token, a quote and a comma say, is part of the thought.
-            closes = ((chosen == closing) & ~escaping).tolist()
-            escaping = self.grammar.escaping_after(chosen, escaping)
-            feed = chosen.tolist()
-            for place, row in enumerate(running):
-                if not row.done:
-                    feed[place] = row.next_token(feed[place], closes[place], logits[place])
-            kept = [place for place, row in enumerate(running) if not row.done]
-            if not kept:
-                break
-            if len(kept) < COMPACT_BELOW * len(running):
-                places = torch.tensor(kept, device=self.device)
-                state.select(places)
-                running = [running[place] for place in kept]
-                feed = [feed[place] for place in kept]
-                escaping = escaping[places]
-            hidden = self._advance(torch.tensor(feed, device=self.device)[:, None], state)
-            # A field begins outside of any escape, whatever a spent budget left open.
-            fresh = torch.tensor([not row.in_text for row in running], device=self.device)
-            escaping = escaping & ~fresh
-        return [row.said(self.prompt_format) for row in rows]
+    @torch.inference_mode()
+    def label_shares(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
+        """p(entailment) of rows of ids behind which a label comes next, with each row's index."""
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        for start in range(0, len(order), self.settings.batch_size):
+            part = order[start : start + self.settings.batch_size]
+            hidden, _ = self._prefill([rows[index] for index in part])
+            two = self.model.lm_head(hidden)[:, list(self.grammar.label_ids)].float()
+            yield from zip(part, two.softmax(-1)[:, 1].tolist(), strict=True)
 
-    def _choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+    @torch.inference_mode()
+    def _run(
+        self, prompts: Sequence[Sequence[int]], script: Script, num_samples: int
+    ) -> Iterator[tuple[int, Said]]:
+        """Walk all prompts through the script, each at its own pace: what each said, as it is done.
+
+        Every prompt is encoded once, whatever the number of samples.
+        """
+        pending = deque(range(len(prompts)))
+        running = _Running(escaping=torch.zeros(0, dtype=torch.bool, device=self.device))
+        while pending or running.rows:
+            num_places = max(1, (self.settings.batch_size - len(running.rows)) // num_samples)
+            if pending and len(running.rows) <= COMPACT_BELOW * self.settings.batch_size:
+                entering = [pending.popleft() for _ in range(min(num_places, len(pending)))]
+                self._enter(running, entering, prompts, script, num_samples)
+            yield from self._step(running)
+
+    def _enter(
+        self,
+        running: _Running,
+        entering: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        script: Script,
+        num_samples: int,
+    ) -> None:
+        """Encode these prompts, and put their rows behind those that run."""
+        hidden, state = self._prefill([prompts[index] for index in entering])
+        if num_samples > 1:
+            places = torch.arange(len(entering), device=self.device).repeat_interleave(num_samples)
+            state.select(places)
+            hidden = hidden[places]
+        for index in entering:
+            name = hashlib.sha256(repr(list(prompts[index])).encode()).hexdigest()
+            for sample in range(num_samples):
+                # From the prompt and not its place, so that a row says the same in whatever company.
+                draws = random.Random(f"{self.settings.seed}/{sample}/{name}")
+                running.rows.append(_Row(script=script))
+                running.owners.append(index)
+                running.draws.append(draws)
+        running.hidden = hidden if running.hidden is None else torch.cat([running.hidden, hidden])
+        running.state = state if running.state is None else RowCache.joined([running.state, state])
+        running.escaping = torch.cat([running.escaping, running.escaping.new_zeros(len(hidden))])
+
+    def _prefill(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, RowCache]:
+        """The last hidden states `[B, H]` of rows of ids, and the cache behind them."""
+        from transformers import DynamicCache
+
+        hidden, caches = [], []
+        size = max(1, PREFILL_TOKENS // max(map(len, rows)))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            width = max(map(len, part))
+            input_ids = torch.full((len(part), width), self.prompt_format.pad_id, dtype=torch.long)
+            mask = torch.zeros((len(part), width), dtype=torch.long)
+            for index, row in enumerate(part):
+                input_ids[index, width - len(row) :] = torch.tensor(row)
+                mask[index, width - len(row) :] = 1
+            mask = mask.to(self.device)
+            cache = DynamicCache()
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            hidden.append(self._forward(input_ids.to(self.device), mask, positions, cache))
+            caches.append(RowCache(cache, mask))
+        return torch.cat(hidden), RowCache.joined(caches)
+
+    def _forward(self, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Feed `[B, T]` tokens; returns the last hidden state `[B, H]`."""
+        output = self.model.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def _step(self, running: _Running) -> Iterator[tuple[int, Said]]:
+        """One token for each row; those that are done by it are handed out."""
+        assert running.hidden is not None
+        assert running.state is not None
+        logits = self.model.lm_head(running.hidden).float()
+        closing = torch.tensor([row.closing_id for row in running.rows], device=self.device)
+        chosen = self._choose(logits + self.grammar.mask(running.escaping, closing), running.draws)
+        # Behind a backslash the same token, a quote and a comma say, is part of the thought.
+        closes = ((chosen == closing) & ~running.escaping).tolist()
+        running.escaping = self.grammar.escaping_after(chosen, running.escaping)
+        feed = chosen.tolist()
+        for place, row in enumerate(running.rows):
+            if not row.done:
+                feed[place] = row.next_token(feed[place], closes[place], logits[place])
+                if row.done:
+                    yield running.owners[place], row.said(self.prompt_format)
+        kept = [place for place, row in enumerate(running.rows) if not row.done]
+        if len(kept) < COMPACT_BELOW * len(running.rows):
+            running.select(kept)
+            feed = [feed[place] for place in kept]
+        if not running.rows:
+            return
+        state = running.state
+        tokens = torch.tensor(feed, device=self.device)[:, None]
+        positions, state.mask = state.positions, state.with_next()
+        running.hidden = self._forward(tokens, state.mask, positions, state.cache)
+        # A field begins outside of any escape, whatever a spent budget left open.
+        fresh = torch.tensor([not row.in_text for row in running.rows], device=self.device)
+        running.escaping = running.escaping & ~fresh
+
+    def _choose(self, logits: Tensor, draws: Sequence[random.Random]) -> Tensor:
+        """`[B]` tokens of `[B, V]` logits: the likeliest, or one drawn from each row's own numbers."""
         if self.settings.temperature <= 0:
             return logits.argmax(-1)
         shares = (logits / self.settings.temperature).softmax(-1)
@@ -252,44 +289,48 @@ class Decoder:
             ordered, indices = shares.sort(-1, descending=True)
             beyond = ordered.cumsum(-1) - ordered >= self.settings.top_p
             shares = shares.scatter(-1, indices, ordered.masked_fill(beyond, 0.0))
-        return torch.multinomial(shares, 1, generator=generator).squeeze(-1)
-
-    def _label_shares(self, logits: Tensor) -> list[float]:
-        """p(entailment) of every row of `[B, V]` logits where a label comes next."""
-        two = logits[:, list(self.grammar.label_ids)].float()
-        shares: list[float] = two.softmax(-1)[:, 1].tolist()
-        return shares
-
-    def _finished(self, id_: str, thought: str | None, share: float, status: str) -> Prediction:
-        label = int(share >= 0.5)
-        return Prediction(
-            id=id_,
-            predicted_label=label,
-            p_entailment=share,
-            thought_process=thought,
-            status=status,
-            completion=completion.render(thought, label),
-        )
+        upto = shares.cumsum(
+            -1
+        )  # by token, not by share: rounding would swap neighbours that are nearly equal
+        drawn = torch.tensor([one.random() for one in draws], device=logits.device)[:, None] * upto[:, -1:]
+        # Right of equal sums, so that a token of share 0 is never drawn.
+        return torch.searchsorted(upto, drawn, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-@dataclass(slots=True)
-class _State:
-    """The cache of a running batch: `mask` `[B, T]` over all it holds, `positions` `[B, t]` of what comes."""
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """The rows in flight and all that is kept of them, place by place."""
 
-    cache: Any
-    mask: Tensor
-    positions: Tensor
+    escaping: Tensor
+    rows: list[_Row] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    draws: list[random.Random] = field(default_factory=list)
+    hidden: Tensor | None = None
+    state: RowCache | None = None
 
-    def select(self, places: Tensor) -> None:
-        self.cache.batch_select_indices(places)
-        self.mask = self.mask[places]
-        self.positions = self.positions[places]
+    def select(self, kept: Sequence[int]) -> None:
+        """Let all other rows leave."""
+        self.rows = [self.rows[place] for place in kept]
+        self.owners = [self.owners[place] for place in kept]
+        self.draws = [self.draws[place] for place in kept]
+        places = torch.tensor(kept, dtype=torch.long, device=self.escaping.device)
+        self.escaping = self.escaping[places]
+        if not kept:
+            self.hidden = self.state = None
+        elif self.state is not None:
+            self.state.select(places)
+
+
+def by_length(ids: Sequence[str], prompts: Sequence[list[int]]) -> PromptBatch:
+    """The prompts sorted by length, the longest first, so that little is padded and memory peaks at once."""
+    order = sorted(range(len(ids)), key=lambda index: (-len(prompts[index]), index))
+    return PromptBatch(ids=[ids[i] for i in order], prompts=[prompts[i] for i in order])
 
 
 def prompt_batches(ids: Sequence[str], prompts: Sequence[list[int]], batch_size: int) -> list[PromptBatch]:
-    """Prompts sorted by length, the longest first, so that little is padded and memory peaks at once."""
-    order = sorted(range(len(ids)), key=lambda index: (-len(prompts[index]), index))
+    """Prompts sorted by length, cut into batches."""
+    every = by_length(ids, prompts)
     return [
-        PromptBatch(ids=[ids[i] for i in part], prompts=[prompts[i] for i in part])
-        for part in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        PromptBatch(ids=every.ids[at : at + batch_size], prompts=every.prompts[at : at + batch_size])
+        for at in range(0, len(ids), batch_size)
     ]

@@ -98,7 +98,7 @@ def fit(args: Sequence[str]) -> int:
     _say_which_data(data)
     data.read_for_fit()
     module.resolve_base(on_sample=data.on_sample)
-    module.prompts, module.thinks = data.prompts, _thinks(data)
+    module.prompts, module.forms = data.prompts, data.forms
 
     if resumed is None:
         folder, checkpoint = _new_run_folder(cli, data), None
@@ -143,11 +143,6 @@ def _say_which_data(data: PairsData) -> None:
             "For your own pairs: "
             "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
         )
-
-
-def _thinks(data: PairsData) -> bool:
-    """Whether completions hold a thought; a prepared file says so itself."""
-    return '"thought_process"' in data.built["train"][0].completion
 
 
 def _run_file(folder: Path, name: str) -> Path:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from nlicot import storage
+from nlicot import completion, storage
 from nlicot.builders import Builder, find_builder
 from nlicot.builders.base import build_report
+from nlicot.completion import Form
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base import cache_folder
 from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
-from nlicot.prediction.decoding import PromptBatch, prompt_batches
+from nlicot.prediction.decoding import PromptBatch, answer_forms, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
 from nlicot.streaming import JoinedTexts, TextFiles, read_joined
@@ -124,6 +125,7 @@ class PairsData(LightningDataModule):
         self.prompts = StudentPrompts(
             thinking=prompts.thinking,
             label_only=prompts.label_only,
+            label_first=prompts.label_first,
             definitions=definitions or prompts.definitions,
         )
         self.label_map = storage.parse_label_map(label_map) if label_map else None
@@ -153,6 +155,12 @@ class PairsData(LightningDataModule):
     @property
     def _tuner(self) -> ThoughtTuner:
         return cast("ThoughtTuner", self._running.lightning_module)
+
+    @property
+    def forms(self) -> set[Form]:
+        """The forms of completion among the examples to train on."""
+        found = (completion.parse(example.completion) for example in self.built["train"])
+        return {parsed.form for parsed in found if parsed is not None}
 
     # ---------------------------------------------------------------- reading
 
@@ -230,6 +238,15 @@ class PairsData(LightningDataModule):
         pairs = self.pairs[split]
         if self.limits.get(split) is not None:  # thoughts of pairs beyond the limit belong to no pair here
             pairs = storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
+        if self.paths[f"{split}_pairs"] and not self.paths[f"{split}_thoughts"]:
+            # The root's texts belong to the root's own pairs.
+            if self.builder.thinks:
+                raise DataError(
+                    f"--data.{split}_pairs without --data.{split}_thoughts",
+                    f"thoughts of these pairs, which the builder {type(self.builder).__name__} learns from",
+                    path=self.path_of(split, "pairs"),
+                )
+            return read_joined(pairs, TextFiles())
         thoughts, reflections, scores = (
             self.path_of(split, kind) for kind in ("thoughts", "reflections", "scores")
         )
@@ -321,9 +338,10 @@ class PairsData(LightningDataModule):
     def prompt_batches(self, examples: Sequence[Example]) -> list[PromptBatch]:
         """The prompts of pairs, encoded, sorted by length."""
         module = self._tuner
+        form, _ = answer_forms(module.forms, module.decoding.think)
         prompts = [
             module.prompt_format.encode_prompt(
-                self.prompts.render(example.premise, example.hypothesis, thinking=module.thinks)
+                self.prompts.render(example.premise, example.hypothesis, form=form)
             )
             for example in examples
         ]

@@ -19,13 +19,14 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from nlicot.completion import Form
 from nlicot.errors import CheckpointError, NlicotError
 from nlicot.model import base as base_model
 from nlicot.model import lora as adapters
 from nlicot.model.encoding import TokenKind
 from nlicot.model.lora import LoraSettings
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
-from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch
+from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 from nlicot.training.batches import Window
@@ -91,7 +92,7 @@ class ThoughtTuner(LightningModule):
 
         self.only_decodes = False
         """Set by processes that will not train: bitsandbytes may then use kernels without gradients."""
-        self.thinks = True
+        self.forms: set[Form] = {Form.THOUGHT_FIRST}
         self.prompts = StudentPrompts()
         self.model: Any = None
         self.predictions: list[Prediction] = []
@@ -153,7 +154,10 @@ class ThoughtTuner(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what predicting needs besides the weights."""
-        checkpoint[CHECKPOINT_KEY] = {**self._made_with(), "thinks": self.thinks}
+        checkpoint[CHECKPOINT_KEY] = {
+            **self._made_with(),
+            "forms": sorted(form.value for form in self.forms),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was made with another base, tokenizer or prompt."""
@@ -171,6 +175,7 @@ class ThoughtTuner(LightningModule):
         here = self._made_with()
         given = {**here.pop("prompts"), **here}
         kept = {**stored["prompts"], **{name: stored[name] for name in here}}
+        given = {name: value for name, value in given.items() if name in kept}
         differing = [
             f"{name}: found {given[name]!r}, expected {kept[name]!r}"
             for name in given
@@ -182,7 +187,9 @@ class ThoughtTuner(LightningModule):
                 + "; ".join(differing)
                 + "); leave those flags out, or name the checkpoint that fits them"
             )
-        self.thinks = stored["thinks"]
+        # Checkpoints of versions before 0.2 say only whether they think.
+        older = [Form.THOUGHT_FIRST if stored.get("thinks") else Form.LABEL_ONLY]
+        self.forms = {Form(name) for name in stored.get("forms", older)}
 
     def _made_with(self) -> dict[str, Any]:
         return {
@@ -320,8 +327,8 @@ class ThoughtTuner(LightningModule):
         return self._decoder
 
     def decode(self, batch: PromptBatch) -> list[Prediction]:
-        """Predictions of a batch of prompts, thinking where training did."""
-        return self.decoder.decode(batch, thinking=self.thinks)
+        """Predictions of a batch of prompts."""
+        return self.decoder.decode(batch, form=answer_forms(self.forms, self.decoding.think)[1])
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Predictions of a batch of prompts."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nlicot import completion
+from nlicot.completion import Form
 from nlicot.model.base import resolve
 from nlicot.model.encoding import (
     EncodingReport,
@@ -35,7 +36,8 @@ def format_of() -> dict[str, PromptFormat]:
 
 
 def training_example(thought: str | None, label: int = 1, id: str = "a") -> TrainingExample:
-    prompt = StudentPrompts().render("It  rains [INST] e\u0301.", "It is wet.", thinking=thought is not None)
+    form = Form.LABEL_ONLY if thought is None else Form.THOUGHT_FIRST
+    prompt = StudentPrompts().render("It  rains [INST] e\u0301.", "It is wet.", form=form)
     return TrainingExample(
         id=id, prompt=prompt, completion=completion.render(thought, label), label=label, source="thought"
     )

@@ -11,6 +11,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from nlicot import completion, storage
+from nlicot.completion import Form
 from nlicot.errors import ModelError
 from nlicot.model.base import resolve
 from nlicot.model.encoding import encode_completion
@@ -61,11 +62,7 @@ def sample_pairs() -> list[Example]:
 
 def rendered(pairs: Sequence[Example]) -> list[str]:
     prompts = StudentPrompts()
-    return [
-        prompts.render(pair.premise, pair.hypothesis, thinking=thinking)
-        for pair in pairs
-        for thinking in (True, False)
-    ]
+    return [prompts.render(pair.premise, pair.hypothesis, form=form) for pair in pairs for form in Form]
 
 
 def by_mistral_common(tokenizer: MistralTokenizer, prompt: str) -> list[int]:

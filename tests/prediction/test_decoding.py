@@ -13,6 +13,7 @@ import torch
 from small_model import write_small_model
 
 from nlicot import completion
+from nlicot.completion import Form
 from nlicot.model import base as base_model
 from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
@@ -20,9 +21,9 @@ from nlicot.prediction.decoding import (
     Decoder,
     DecodingSettings,
     PromptBatch,
-    ThoughtGrammar,
     prompt_batches,
 )
+from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 
@@ -67,10 +68,12 @@ def model(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def _prompts(prompt_format: PromptFormat, *, thinking: bool = True, num: int = len(PAIRS)) -> list[list[int]]:
+def _prompts(
+    prompt_format: PromptFormat, *, form: Form = Form.THOUGHT_FIRST, num: int = len(PAIRS)
+) -> list[list[int]]:
     prompts = StudentPrompts()
     return [
-        prompt_format.encode_prompt(prompts.render(premise, hypothesis, thinking=thinking))
+        prompt_format.encode_prompt(prompts.render(premise, hypothesis, form=form))
         for premise, hypothesis in (PAIRS * 3)[:num]
     ]
 
@@ -84,13 +87,11 @@ def _decode(
     prompt_format: PromptFormat,
     prompts: Sequence[list[int]],
     *,
-    thinking: bool = True,
+    form: Form = Form.THOUGHT_FIRST,
     **settings: Any,
 ) -> list[Prediction]:
     settings = {"max_thought_tokens": BUDGET, **settings}
-    return Decoder(model, prompt_format, DecodingSettings(**settings)).decode(
-        _batch(prompts), thinking=thinking
-    )
+    return Decoder(model, prompt_format, DecodingSettings(**settings)).decode(_batch(prompts), form=form)
 
 
 def _said(prediction: Prediction) -> tuple[Any, ...]:
@@ -162,10 +163,12 @@ def test_thought_and_label_are_those_of_a_loop_without_a_cache(
 
 
 def test_label_alone_is_read_behind_its_scaffold(model: Any, prompt_format: PromptFormat) -> None:
-    prompts = _prompts(prompt_format, thinking=False)
+    prompts = _prompts(prompt_format, form=Form.LABEL_ONLY)
     zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
-    opening = prompt_format.encode_segment(completion.LABEL_ONLY_OPENING, first=True)
-    for prompt, found in zip(prompts, _decode(model, prompt_format, prompts, thinking=False), strict=True):
+    opening = prompt_format.encode_segment(completion.LABEL_OPENING, first=True)
+    for prompt, found in zip(
+        prompts, _decode(model, prompt_format, prompts, form=Form.LABEL_ONLY), strict=True
+    ):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([[*prompt, *opening]])).logits[0, -1]
         share = float(logits[[zero, one]].softmax(-1)[1])
@@ -192,6 +195,50 @@ def test_every_completion_parses_within_its_budget(
         assert any("\\" in str(prediction.thought_process) for prediction in found)
 
 
+@pytest.mark.parametrize("form", [Form.THOUGHT_FIRST, Form.LABEL_FIRST])
+def test_refilled_places_change_no_row(model: Any, prompt_format: PromptFormat, form: Form) -> None:
+    prompts = _prompts(prompt_format, form=form, num=9)
+    wide = _decode(model, prompt_format, prompts, form=form, batch_size=16)
+    narrow = _decode(model, prompt_format, prompts, form=form, batch_size=2)
+    assert [_said(found) for found in narrow] == [_said(found) for found in wide]
+    for found, expected in zip(narrow, wide, strict=True):
+        assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
+
+
+def test_label_before_the_thought_is_the_label_alone(model: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format, form=Form.LABEL_FIRST)
+    explained = _decode(model, prompt_format, prompts, form=Form.LABEL_FIRST)
+    at_once = _decode(model, prompt_format, prompts, form=Form.LABEL_ONLY)
+    for found, expected in zip(explained, at_once, strict=True):
+        assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
+        assert completion.parse(found.completion) == completion.Completion(
+            thought_process=found.thought_process, label=found.predicted_label, form=Form.LABEL_FIRST
+        )
+
+
+def test_votes_are_the_mean_of_rows_that_were_sampled_alone(small: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format, num=5)
+    settings = DecodingSettings(max_thought_tokens=BUDGET, temperature=1.0, votes=3, batch_size=8)
+    voted = Decoder(small, prompt_format, settings).decode(_batch(prompts), form=Form.THOUGHT_FIRST)
+    for prompt, found in zip(prompts, voted, strict=True):
+        decoder = Decoder(small, prompt_format, settings)
+        opening, script = decoder._student_script(Form.THOUGHT_FIRST)
+        said = [said for _, said in decoder._run([[*prompt, *opening]], script, 3)]
+        shares = [one.shares[0][1] for one in said]
+        assert len({one.texts[0] for one in said}) > 1
+        assert found.p_entailment == pytest.approx(sum(shares) / 3, abs=1e-4)
+        assert found.thought_process in {one.texts[0] for one in said}
+        agreeing = sum((share >= 0.5) == bool(found.predicted_label) for share in shares)
+        assert found.agreement == pytest.approx(agreeing / 3)
+
+
+def test_sampled_rows_do_not_depend_on_their_company(small: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format)
+    together = _decode(small, prompt_format, prompts, temperature=1.0)
+    alone = [_decode(small, prompt_format, [prompt], temperature=1.0)[0] for prompt in prompts]
+    assert [_said(found) for found in together] == [_said(found) for found in alone]
+
+
 def test_budget_of_one_token_gives_a_thought_of_at_most_one(
     bundled: Any, prompt_format: PromptFormat
 ) -> None:
@@ -200,13 +247,11 @@ def test_budget_of_one_token_gives_a_thought_of_at_most_one(
         assert len(ids) <= 1
 
 
-@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("num", [1, 6, 7])
-def test_no_row_is_lost_or_reordered(
-    small: Any, prompt_format: PromptFormat, num: int, thinking: bool
-) -> None:
-    prompts = _prompts(prompt_format, thinking=thinking, num=num)
-    found = _decode(small, prompt_format, prompts, thinking=thinking)
+def test_no_row_is_lost_or_reordered(small: Any, prompt_format: PromptFormat, num: int, form: Form) -> None:
+    prompts = _prompts(prompt_format, form=form, num=num)
+    found = _decode(small, prompt_format, prompts, form=form)
     assert [prediction.id for prediction in found] == [f"p{index}" for index in range(num)]
 
 

@@ -188,14 +188,28 @@ def test_gradients_flow_through_nf4_after_an_evaluation(bundled_in_4_bits: Any, 
         assert torch.equal(after[name], before[name]), name
 
 
-def test_model_that_only_decodes_may_use_the_kernel_without_gradients() -> None:
-    """The switch above is set where a model trains and nowhere else, or decoding would be slow."""
+def test_model_that_only_decodes_has_the_same_values_in_dense_matrices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In dense matrices where memory allows, else behind the kernel without gradients."""
     from bitsandbytes.nn import Linear4bit
 
-    def switches(*, for_training: bool) -> set[bool]:
+    def four_bit(*, for_training: bool) -> tuple[Any, list[Any]]:
         model = base_model.load(base_model.resolve("bundled"), for_training=for_training)
-        return {m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit)}
+        return model, [module for module in model.modules() if isinstance(module, Linear4bit)]
 
-    assert switches(for_training=True) == {False}
-    fresh = Linear4bit(64, 64)
-    assert switches(for_training=False) == {fresh.support_avx512bf16_for_cpu}
+    training, kept = four_bit(for_training=True)
+    assert kept
+    assert not any(module.support_avx512bf16_for_cpu for module in kept)
+    dense, left = four_bit(for_training=False)
+    assert not left
+    ids = torch.arange(40)[None] + 100
+    with torch.inference_mode():
+        found, expected = (model.eval()(input_ids=ids).logits.float() for model in (dense, training))
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+    monkeypatch.setattr(base_model, "_available_bytes", lambda: 0)
+    _, narrow = four_bit(for_training=False)
+    assert {module.support_avx512bf16_for_cpu for module in narrow} == {
+        Linear4bit(64, 64).support_avx512bf16_for_cpu
+    }

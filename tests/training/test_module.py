@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from nlicot.completion import Form
 from nlicot.errors import CheckpointError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.training.module import CHECKPOINT_KEY, ThoughtTuner
@@ -26,8 +27,15 @@ def entry_of(tuner: ThoughtTuner) -> dict[str, object]:
 
 
 def test_an_entry_of_the_same_making_decides_whether_to_think(tuner: ThoughtTuner) -> None:
-    tuner.take_over({**entry_of(tuner), "thinks": False})
-    assert tuner.thinks is False
+    tuner.take_over({**entry_of(tuner), "forms": ["label_only", "thought_first"]})
+    assert tuner.forms == {Form.LABEL_ONLY, Form.THOUGHT_FIRST}
+
+
+def test_checkpoint_of_an_older_version_says_whether_it_thinks(tuner: ThoughtTuner) -> None:
+    entry = entry_of(tuner)
+    del entry["forms"], entry["prompts"]["label_first"]
+    tuner.take_over({**entry, "thinks": False})
+    assert tuner.forms == {Form.LABEL_ONLY}
 
 
 def test_other_definitions_are_refused_with_both_values(tuner: ThoughtTuner) -> None:

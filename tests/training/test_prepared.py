@@ -90,7 +90,6 @@ def test_a_completion_with_other_blanks_is_rewritten_as_ours(tmp_path: Path) -> 
         "1",
         '{"thought_process": "x"}',
         '{"thought_process": "x", "predicted_label": 2}',
-        '{"predicted_label": 1, "thought_process": "x"}',
         '{"thought_process": "x", "predicted_label": 1, "sure": true}',
     ],
 )

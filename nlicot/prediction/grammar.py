@@ -1,0 +1,85 @@
+"""Which tokens keep a thought one valid JSON string."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nlicot import completion
+from nlicot.model.prompt_format import PromptFormat
+
+
+class ThoughtGrammar:
+    """Which tokens may come next inside a thought, so that it stays one JSON string.
+
+    A thought ends with the first token of the scaffold behind it, as training taught. No other token
+    with an unescaped quote, a control character or a control token is allowed; behind an odd number of
+    backslashes only what JSON allows there.
+    """
+
+    def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
+        self.opening_ids = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
+        self.label_opening_ids = prompt_format.encode_segment(completion.LABEL_OPENING, first=True)
+        self.closing_ids = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
+        zero, one = (prompt_format.encode_segment(digit, first=False) for digit in "01")
+        assert len(zero) == len(one) == 1, "a label must be one token"
+        self.label_ids = (zero[0], one[0])
+        self.special_ids = prompt_format.special_ids
+        self.ends_escaping = torch.zeros(num_logits, dtype=torch.bool)
+        self.toggles_escaping = torch.zeros(num_logits, dtype=torch.bool)
+        self.keeps_escaping = torch.zeros(num_logits, dtype=torch.bool)
+        plain, escaped = torch.full((2, num_logits), float("-inf")).unbind()
+        for token, text in enumerate(prompt_format.token_texts):
+            if token in self.special_ids or not text:
+                continue
+            if _stays_in_string(text):
+                plain[token] = 0.0
+            if text[0] in '"\\/bfnrt' and _stays_in_string(text[1:]):
+                escaped[token] = 0.0
+            trailing = len(text) - len(text.rstrip("\\"))
+            self.ends_escaping[token] = trailing % 2 == 1 and trailing < len(text)
+            self.toggles_escaping[token] = trailing % 2 == 1 and trailing == len(text)
+            self.keeps_escaping[token] = trailing % 2 == 0 and trailing == len(text)
+        self.masks = torch.stack([plain, escaped])
+
+    def to(self, device: torch.device) -> ThoughtGrammar:
+        """Move its tables; returns itself."""
+        for name in ("masks", "ends_escaping", "toggles_escaping", "keeps_escaping"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """`[B, V]` to add to logits.
+
+        Args:
+            escaping: `[B]`, where a backslash is open.
+            closing: `[B]`, the token that ends each row's text; None is the thought's.
+        """
+        if closing is None:
+            closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
+        mask = self.masks[escaping.long()]
+        allowed = mask.gather(1, closing[:, None]).masked_fill(~escaping[:, None], 0.0)
+        return mask.scatter(1, closing[:, None], allowed)
+
+    def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
+        """`[B]`: where a backslash is open behind these tokens."""
+        return torch.where(
+            escaping,
+            self.ends_escaping[tokens] | self.keeps_escaping[tokens],
+            self.ends_escaping[tokens] | self.toggles_escaping[tokens],
+        )
+
+
+def _stays_in_string(text: str) -> bool:
+    """Whether text leaves a JSON string open and valid, from a state without an open backslash."""
+    index = 0
+    while index < len(text):
+        if text[index] == "\\":
+            if index + 1 < len(text) and text[index + 1] not in '"\\/bfnrt':
+                return False
+            index += 2
+            continue
+        if text[index] == '"' or ord(text[index]) < 0x20:
+            return False
+        index += 1
+    return True
