@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nlicot.metrics import (
+    NO_GROUP,
     ClassificationMetrics,
     GroupAccuracy,
     accuracy_by,
@@ -16,6 +18,7 @@ from nlicot.metrics import (
     length_bins,
     metrics_to_dict,
 )
+from nlicot.prediction.faithfulness import Probe
 from nlicot.prediction.writer import in_order_of
 from nlicot.records import Example, Prediction
 from nlicot.writing import write_json
@@ -37,8 +40,8 @@ def record_metrics(
     metrics: ClassificationMetrics,
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
-) -> None:
-    """Put a split's figures into `metrics.json`, beside those of other splits."""
+) -> dict[str, Any]:
+    """Put a split's figures into `metrics.json`, beside those of other splits; returns them."""
     found = in_order_of(examples, predictions)
     right = [
         prediction.predicted_label == example.label
@@ -52,6 +55,30 @@ def record_metrics(
         entry["by_thought_length"] = _groups(accuracy_by(length_bins(lengths), right))
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**content, split: entry})
+    return entry
+
+
+def format_groups(entry: Mapping[str, Any]) -> str:
+    """Accuracy by thought length, and by phenomenon where the pairs name one, as plain text."""
+    lines = []
+    for key, title in (("by_thought_length", "by length of the thought"), ("by_phenomenon", "by phenomenon")):
+        groups = entry.get(key, [])
+        if [group["name"] for group in groups] in ([], [NO_GROUP]):
+            continue
+        lines += ["", title]
+        lines += [
+            f"  {group['name']:<28}{group['accuracy']:>7.1%} of {group['num']:<5}"
+            f" {group['low']:.1%} to {group['high']:.1%}"
+            for group in groups
+        ]
+    return "\n".join(lines)
+
+
+def record_faithfulness(path: Path, split: str, table: Sequence[Probe]) -> None:
+    """Put what the probes found beside the split's figures in `metrics.json`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content[split]["faithfulness"] = [asdict(probe) for probe in table]
+    write_json(path, content)
 
 
 def _groups(accuracies: Sequence[GroupAccuracy]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from nlicot.completion import Form
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base import cache_folder
 from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
-from nlicot.prediction.decoding import PromptBatch, answer_forms, prompt_batches
+from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
 from nlicot.streaming import JoinedTexts, TextFiles, read_joined
@@ -139,6 +139,8 @@ class PairsData(LightningDataModule):
         self.pairs: dict[str, list[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
+        self.decoded: set[str] = set()
+        """Ids of pairs that need no prediction any more."""
         self._resume_at: tuple[int, int] | None = None
         self._encoded: dict[str, Any] = {}
 
@@ -330,18 +332,22 @@ class PairsData(LightningDataModule):
 
     def _prompt_loader(self) -> DataLoader[Any]:
         (examples,) = self.pairs.values()  # commands that decode read one split
-        batches = self.prompt_batches(examples)
-        # Each rank takes whole batches in turn, so no pair is decoded twice to even out ranks.
+        batches = self.prompt_batches([each for each in examples if each.id not in self.decoded])
+        # Each rank takes whole batches in turn, so no pair is decoded twice to even out ranks; what one rank
+        # takes goes to the decoder at once, which refills places.
         mine = batches[self._running.global_rank :: self._running.world_size]
-        return DataLoader(mine, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        stream = PromptBatch(
+            ids=[id_ for batch in mine for id_ in batch.ids],
+            prompts=[prompt for batch in mine for prompt in batch.prompts],
+        )
+        return DataLoader([stream], batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def prompt_batches(self, examples: Sequence[Example]) -> list[PromptBatch]:
         """The prompts of pairs, encoded, sorted by length."""
         module = self._tuner
-        form, _ = answer_forms(module.forms, module.decoding.think)
         prompts = [
             module.prompt_format.encode_prompt(
-                self.prompts.render(example.premise, example.hypothesis, form=form)
+                self.prompts.render(example.premise, example.hypothesis, form=module.prompt_form)
             )
             for example in examples
         ]

@@ -72,10 +72,26 @@ class CommandLine(LightningCLI):
                 "--final_evaluation", type=bool, default=True, help="decode every dev pair after fitting"
             )
         else:
-            parser.add_argument("--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt")
+            parser.add_argument(
+                "--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt; several make an ensemble"
+            )
+            parser.add_argument(
+                "--weights", type=str | None, default=None, help="of an ensemble's members, such as 2,1"
+            )
             parser.add_argument("--split", type=str, default="dev" if self.command == "validate" else "test")
             parser.add_argument(
                 "--output", type=str | None, default=None, help="where predictions are written"
+            )
+        if self.command == "validate":
+            parser.add_argument(
+                "--tune_threshold",
+                action="store_true",
+                help="pick threshold and temperature on this split; `test` and `predict` then use them",
+            )
+            parser.add_argument(
+                "--probe_thoughts",
+                action="store_true",
+                help="how often the label turns without its thought, or without the premise",
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -98,7 +114,9 @@ class CommandLine(LightningCLI):
         config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
         config["enable_model_summary"] = False
         # Named, or the bar would depend on whether some other package brought `rich` along.
-        wanted = config.get("enable_progress_bar") is not False
+        # Commands that decode count pairs in a bar of their own.
+        wanted = config.get("enable_progress_bar") is not False and self.command == "fit"
+        config["enable_progress_bar"] = wanted
         bars = [TQDMProgressBar(refresh_rate=1)] if wanted else []
         config["callbacks"] = [*bars, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
         return Trainer(**{**config, **settings})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from tqdm import tqdm
 
 from nlicot.completion import Form
-from nlicot.errors import CheckpointError, NlicotError
+from nlicot.errors import CheckpointError, ConfigError, NlicotError
 from nlicot.model import base as base_model
 from nlicot.model import lora as adapters
 from nlicot.model.encoding import TokenKind
@@ -96,6 +98,8 @@ class ThoughtTuner(LightningModule):
         self.prompts = StudentPrompts()
         self.model: Any = None
         self.predictions: list[Prediction] = []
+        self.keep: Callable[[Prediction], object] = _nowhere
+        """Called with each prediction as it is made."""
         self._resolved: base_model.ResolvedBase | None = None
         self._prompt_format: PromptFormat | None = None
         self._decoder: Decoder | None = None
@@ -290,7 +294,7 @@ class ThoughtTuner(LightningModule):
     def validation_step(self, batch: Window | PromptBatch, batch_idx: int) -> None:
         """In `fit` a window's dev loss; in `validate` the predictions of a batch of prompts."""
         if isinstance(batch, PromptBatch):
-            self.predictions += self.decode(batch)
+            self._decode_and_keep(batch)
             return
         for micro_batch in batch.micro_batches:
             losses, hidden = token_losses(self.model, micro_batch)
@@ -328,15 +332,55 @@ class ThoughtTuner(LightningModule):
 
     def decode(self, batch: PromptBatch) -> list[Prediction]:
         """Predictions of a batch of prompts."""
-        return self.decoder.decode(batch, form=answer_forms(self.forms, self.decoding.think)[1])
+        return self.decoder.decode(batch, form=self.answer_form)
+
+    @property
+    def prompt_form(self) -> Form:
+        """What a prompt asks for."""
+        return answer_forms(self.forms, self.decoding.think)[0]
+
+    @property
+    def answer_form(self) -> Form:
+        """What an answer holds."""
+        return answer_forms(self.forms, self.decoding.think)[1]
+
+    def check_decoding(self) -> None:
+        """Refuse settings that this run cannot decode by.
+
+        Raises:
+            ConfigError: it was not trained to answer so, or votes would all be the same.
+        """
+        settings, form = self.decoding, self.answer_form
+        if settings.votes > 1 and (settings.temperature <= 0 or form is Form.LABEL_ONLY):
+            raise ConfigError(
+                f"--votes {settings.votes}: found "
+                + (
+                    "a label that is read at once, expected thoughts (--think true)"
+                    if form is Form.LABEL_ONLY
+                    else "temperature 0, expected above 0: --model.decoding.temperature 0.7"
+                )
+            )
+
+    def _decode_and_keep(self, batch: PromptBatch) -> None:
+        form = self.answer_form
+        bar = tqdm(total=len(batch.ids), unit="pair", disable=not self.trainer.is_global_zero)
+        with bar:
+            for prediction in self.decoder.decode_all(batch.ids, batch.prompts, form=form):
+                self.predictions.append(prediction)
+                self.keep(prediction)
+                bar.update()
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Predictions of a batch of prompts."""
-        self.predictions += self.decode(batch)
+        self._decode_and_keep(batch)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Predictions of a batch of prompts."""
-        self.predictions += self.decode(batch)
+        self._decode_and_keep(batch)
+
+
+def _nowhere(prediction: Prediction) -> None:
+    """Where predictions are kept that nobody asked to keep."""
 
 
 def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:

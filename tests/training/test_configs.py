@@ -49,9 +49,19 @@ def _fit(small_model: Path, root: Path, *flags: str) -> int:
     )
 
 
-def test_there_are_the_four_ablations_and_three_overlays() -> None:
-    assert ABLATIONS == ["correct_only.yaml", "label_only.yaml", "reflected.yaml", "unmodified.yaml"]
-    assert OVERLAYS == ["overlays/all_linear.yaml", "overlays/ddp.yaml", "overlays/sample.yaml"]
+def test_every_shipped_config_is_known() -> None:
+    assert ABLATIONS == [
+        "correct_only.yaml",
+        "label_first.yaml",
+        "label_only.yaml",
+        "multitask.yaml",
+        "reflected.yaml",
+        "unmodified.yaml",
+    ]
+    assert OVERLAYS == [
+        f"overlays/{name}.yaml"
+        for name in ("all_linear", "ddp", "label_weight", "light_thought", "sample")
+    ]
 
 
 @pytest.mark.parametrize("config", [None, *ABLATIONS, *OVERLAYS])

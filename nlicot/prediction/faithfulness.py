@@ -1,0 +1,107 @@
+"""Whether the thought carries the decision: labels read again behind other thoughts, or without the premise.
+
+After the interventions of Lanham et al. 2023 (arXiv:2307.13702): what a thought says matters to the label
+only if the label changes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nlicot import completion
+from nlicot.completion import Form
+from nlicot.prediction.decoding import Decoder
+from nlicot.prediction.decoding import by_length as sorted_by_length
+from nlicot.records import Example, Prediction
+
+BLANK = "(left out)"
+"""Stands where a premise was; an empty one would look like a mistake of the data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One intervention: how many labels it turned, and how many are right after it (None without labels)."""
+
+    name: str
+    num: int
+    num_flipped: int
+    num_right: int | None
+
+
+def probe_thoughts(
+    decoder: Decoder,
+    encode: Callable[[str, str], list[int]],
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    form: Form,
+) -> list[Probe]:
+    """The labels of `predictions` against those under each intervention.
+
+    Args:
+        encode: a premise's and a hypothesis' prompt ids.
+        examples: the pairs.
+        predictions: their predictions, in the same order.
+        form: of the answers. Thoughts are changed only where the label stands behind them.
+    """
+    before = [int(prediction.predicted_label or 0) for prediction in predictions]
+    found = {"as it is": before}
+    if form is Form.THOUGHT_FIRST:
+        thoughts = [prediction.thought_process or "" for prediction in predictions]
+        prompts = [encode(example.premise, example.hypothesis) for example in examples]
+        for name, changed in (
+            ("thought left out", [""] * len(thoughts)),
+            ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
+            ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
+        ):
+            found[name] = _labels_behind(decoder, prompts, changed)
+    blanked = [encode(BLANK, example.hypothesis) for example in examples]
+    batch = sorted_by_length([str(index) for index in range(len(blanked))], blanked)
+    answers = {
+        int(one.id): one.predicted_label for one in decoder.decode_all(batch.ids, batch.prompts, form=form)
+    }
+    found["premise blanked"] = [int(answers[index] or 0) for index in range(len(blanked))]
+    return [_counted(name, examples, before, after) for name, after in found.items()]
+
+
+def _first_half(thought: str) -> str:
+    words = thought.split(" ")
+    return " ".join(words[: len(words) // 2])
+
+
+def _labels_behind(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
+    grammar, encode = decoder.grammar, decoder.prompt_format.encode_segment
+    rows = [
+        [
+            *prompt,
+            *grammar.opening_ids,
+            *(encode(completion.escape(thought), first=False) if thought else []),
+            *grammar.closing_ids,
+        ]
+        for prompt, thought in zip(prompts, thoughts, strict=True)
+    ]
+    shares = dict(decoder.label_shares(rows))
+    return [int(shares[index] >= 0.5) for index in range(len(rows))]
+
+
+def _counted(name: str, examples: Sequence[Example], before: Sequence[int], after: Sequence[int]) -> Probe:
+    labelled = all(example.label is not None for example in examples)
+    return Probe(
+        name=name,
+        num=len(after),
+        num_flipped=sum(a != b for a, b in zip(before, after, strict=True)),
+        num_right=sum(label == example.label for label, example in zip(after, examples, strict=True))
+        if labelled
+        else None,
+    )
+
+
+def format_probe(table: Sequence[Probe]) -> str:
+    """The interventions as plain text, one to a line."""
+    lines = [f"{'does the thought decide?':<28}{'labels turned':>15}{'accuracy':>11}"]
+    for probe in table:
+        right = "" if probe.num_right is None else f"{probe.num_right / probe.num:.1%}"
+        turned = "" if probe.name == "as it is" else f"{probe.num_flipped / probe.num:.1%}"
+        lines.append(f"{probe.name:<28}{turned:>15}{right:>11}")
+    return "\n".join(lines)

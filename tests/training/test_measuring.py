@@ -1,0 +1,188 @@
+"""`validate` and `predict` with votes, ensembles, a tuned threshold, and after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import write_small_model
+
+from nlicot.cli import main
+from nlicot.prediction import threshold
+from nlicot.prediction.partial import PartialPredictions
+
+DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--model.decoding.batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one base: a multitask one, and one that only thinks."""
+    folder = tmp_path_factory.mktemp("measuring")
+    base = write_small_model(folder / "base")
+    for run, builder in (("both", "multitask"), ("thinks", "reflected"), ("first", "label_first")):
+        code = main(
+            [
+                "fit",
+                f"--data.builder={builder}",
+                f"--model.base={base}",
+                f"--checkpoints_root={folder}",
+                f"--run={run}",
+                "--data.limit_train=16",
+                "--data.limit_dev=12",
+                "--data.effective_batch=16",
+                "--trainer.max_steps=2",
+                "--generated_metrics.every_n_epochs=0",
+                "--final_evaluation=false",
+                "--model.quantization=none",
+                "--model.lora.r=4",
+                "--model.learning_rate=1e-2",
+            ]
+        )
+        assert code == 0
+    return folder
+
+
+def _run(root: Path, command: str, runs: list[str], *flags: str) -> list[dict[str, Any]]:
+    named = [f"--ckpt_path={root / run / 'best.ckpt'}" for run in runs]
+    assert main([command, *named, "--split=dev", f"--output={root / 'out'}", *DECODING, *flags]) == 0
+    return _rows(root)
+
+
+def _rows(root: Path) -> list[dict[str, Any]]:
+    lines = (root / "out" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 12
+    return [json.loads(line) for line in lines]
+
+
+def test_multitask_reads_the_label_at_once_or_thinks_when_asked(root: Path) -> None:
+    at_once = _run(root, "predict", ["both"])
+    assert {row["status"] for row in at_once} == {"label_only"}
+    thinking = _run(root, "predict", ["both"], "--think", "true")
+    assert {row["status"] for row in thinking} <= {"closed", "truncated"}
+    assert [row["id"] for row in thinking] == [row["id"] for row in at_once]
+
+
+def test_label_first_explains_only_when_asked(root: Path) -> None:
+    at_once = _run(root, "predict", ["first"])
+    explained = _run(root, "predict", ["first"], "--think", "true")
+    for before, after in zip(at_once, explained, strict=True):
+        assert "thought_process" not in before
+        assert after["completion"].startswith('{"predicted_label": ')
+        assert '"thought_process": ' in after["completion"]
+        assert after["p_entailment"] == pytest.approx(before["p_entailment"], abs=0.01)
+
+
+def test_thinking_run_cannot_leave_the_thought_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--ckpt_path={root / 'thinks' / 'best.ckpt'}", "--split=dev", "--think=false"]
+    assert main(["predict", *flags]) == 2
+    assert "trained on (thought_first)" in capsys.readouterr().err
+
+
+def test_votes_are_averaged_and_say_how_far_they_agree(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _run(root, "predict", ["thinks"], "--votes=3", "--model.decoding.temperature=1.5")
+    assert all(row["agreement"] in (pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0) for row in rows)
+    assert main(["predict", f"--ckpt_path={root / 'thinks' / 'best.ckpt'}", "--split=dev", "--votes=3"]) == 2
+    assert "--model.decoding.temperature 0.7" in capsys.readouterr().err
+
+
+def test_ensemble_is_the_weighted_mean_of_its_members(root: Path) -> None:
+    alone = [_run(root, "predict", [run]) for run in ("both", "thinks")]
+    together = _run(root, "predict", ["both", "thinks"], "--weights=3,1")
+    for first, second, found in zip(*alone, together, strict=True):
+        mean = (3 * first["p_entailment"] + second["p_entailment"]) / 4
+        assert found["p_entailment"] == pytest.approx(mean, abs=1e-6)
+        assert found["predicted_label"] == int(mean >= 0.5)
+        assert found["thought_process"] == second["thought_process"]
+        assert found["agreement"] in (0.5, 1.0)
+
+
+def test_wrong_weights_are_refused_before_a_model_loads(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--ckpt_path={root / run / 'best.ckpt'}" for run in ("both", "thinks")]
+    assert main(["predict", *flags, "--weights=1"]) == 2
+    assert "--weights: found '1', expected 2 numbers" in capsys.readouterr().err
+
+
+def test_killed_predict_goes_on_where_it_was(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = _run(root, "predict", ["thinks"])
+    made: list[str] = []
+    opened = PartialPredictions.opened
+
+    class Killed(BaseException):
+        pass
+
+    def counted(self: PartialPredictions, *, limit: int) -> Any:
+        from contextlib import contextmanager
+
+        @contextmanager
+        def wrapped() -> Any:
+            with opened(self) as keep:
+
+                def counting(prediction: Any) -> None:
+                    if len(made) == limit:
+                        raise Killed
+                    keep(prediction)
+                    made.append(prediction.id)
+
+                yield counting
+
+        return wrapped()
+
+    monkeypatch.setattr(PartialPredictions, "opened", lambda self: counted(self, limit=5))
+    with pytest.raises(BaseException):  # noqa: B017 (Lightning may wrap it)
+        _run(root, "predict", ["thinks"])
+    first_half = list(made)
+    assert len(first_half) == 5
+    (left,) = (root / "out").glob(".dev-*.partial")
+    with left.open("a", encoding="utf-8") as file:
+        file.write('{"id": "cut off in the mid')
+    monkeypatch.setattr(PartialPredictions, "opened", lambda self: counted(self, limit=99))
+    resumed = _run(root, "predict", ["thinks"])
+    assert len(made) == 12
+    assert len(set(made)) == 12
+    assert "5 of 12 predictions were made before" in capsys.readouterr().out
+    assert [row["id"] for row in resumed] == [row["id"] for row in whole]
+    assert [row["predicted_label"] for row in resumed] == [row["predicted_label"] for row in whole]
+    assert not list((root / "out").glob(".dev-*.partial"))
+
+
+def test_tuned_threshold_is_stored_and_used_and_never_from_test(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = f"--ckpt_path={root / 'both' / 'best.ckpt'}"
+    flags = ["--data.limit_dev=40", f"--output={root / 'tuned' / 'predictions'}"]
+    assert main(["validate", checkpoint, *flags, "--tune-threshold", "--probe-thoughts"]) == 0
+    told = capsys.readouterr().out
+    assert "cross-fitted" in told
+    assert "premise blanked" in told
+    decision = threshold.load(root / "tuned")
+    assert decision is not None
+    measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
+    assert [probe["name"] for probe in measured["faithfulness"]] == ["as it is", "premise blanked"]
+    plain = {row["id"]: row for row in _run(root, "predict", ["both"])}
+    code = main(
+        ["predict", checkpoint, "--split=dev", f"--output={root / 'tuned' / 'predictions'}", *DECODING]
+    )
+    assert code == 0
+    assert "as tuned on dev" in capsys.readouterr().out
+    for line in (root / "tuned" / "predictions" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert row["predicted_label"] == int(row["p_entailment"] >= decision.threshold)
+        assert (row["p_entailment"] - 0.5) * (plain[row["id"]]["p_entailment"] - 0.5) >= 0
+    assert main(["validate", checkpoint, "--split=test", "--tune-threshold"]) == 2
+
+
+def test_probes_of_a_thinking_run_change_its_thoughts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = f"--ckpt_path={root / 'thinks' / 'best.ckpt'}"
+    output = f"--output={root / 'probed' / 'predictions'}"
+    assert main(["validate", checkpoint, output, *DECODING, "--probe-thoughts"]) == 0
+    told = capsys.readouterr().out
+    for name in ("thought left out", "thought of the next pair", "thought cut half-way", "premise blanked"):
+        assert name in told
