@@ -46,6 +46,12 @@ def _teacher(name: str, args: Sequence[str]) -> int:
     return main(name, args)
 
 
+def _report(name: str, args: Sequence[str]) -> int:
+    from nlicot.report.command import main
+
+    return main(args)
+
+
 GROUPS: dict[str, list[Command]] = {
     "data (costs nothing)": [
         Command(name="split", summary="one CSV of pairs into train and dev, no premise in both", run=_split),
@@ -65,6 +71,7 @@ GROUPS: dict[str, list[Command]] = {
         Command(
             name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training
         ),
+        Command(name="report", summary="runs side by side, with intervals and tests", run=_report),
     ],
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

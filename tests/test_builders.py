@@ -13,12 +13,15 @@ from nlicot.builders import (
     Builder,
     BuildReport,
     CorrectOnly,
+    LabelFirst,
     LabelOnly,
+    Multitask,
     Reflected,
     Unmodified,
     find_builder,
 )
 from nlicot.builders.base import Target, build_report
+from nlicot.completion import Form
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
@@ -398,6 +401,33 @@ def test_the_known_builders_think_but_for_the_baseline() -> None:
     }
 
 
+def test_multitask_teaches_every_label_and_the_thoughts_that_there_are() -> None:
+    prompts = StudentPrompts()
+    reflected = {example.id: example for example in Reflected().build(PAIRS, THOUGHTS, REFLECTIONS)}
+    built = Multitask().build(PAIRS, THOUGHTS, REFLECTIONS)
+    labelled = [pair for pair in PAIRS if pair.label is not None]
+    at_once = [example for example in built if example.source == "label"]
+    assert [(example.id, example.label) for example in at_once] == [(p.id, p.label) for p in labelled]
+    assert {example.prompt for example in at_once} == {
+        prompts.render(pair.premise, pair.hypothesis, form=Form.LABEL_ONLY) for pair in labelled
+    }
+    assert {example.id: example for example in built if example.source != "label"} == reflected
+
+
+def test_label_first_says_what_reflected_says_the_other_way_round() -> None:
+    for found, other in zip(
+        LabelFirst().build(PAIRS, THOUGHTS, REFLECTIONS),
+        Reflected().build(PAIRS, THOUGHTS, REFLECTIONS),
+        strict=True,
+    ):
+        first, second = completion.parse(found.completion), completion.parse(other.completion)
+        assert first is not None
+        assert second is not None
+        assert (first.thought_process, first.label) == (second.thought_process, second.label)
+        assert first.form is Form.LABEL_FIRST
+        assert found.prompt != other.prompt
+
+
 def test_a_builder_is_one_method() -> None:
     class Constant(Builder):
         def target(
@@ -426,6 +456,8 @@ def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_d
         "reflected": {"thought": 1127, "reflection": 73},
         "unmodified": {"thought": 1200},
         "label_only": {"label": 5237},
+        "label_first": {"thought": 1127, "reflection": 73},
+        "multitask": {"label": 5237, "thought": 1127, "reflection": 73},
     }
     label_of = {pair.id: pair.label for pair in pairs}
     built = Reflected().build(pairs, thoughts, joined.reflections)

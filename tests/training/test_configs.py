@@ -58,10 +58,9 @@ def test_every_shipped_config_is_known() -> None:
         "reflected.yaml",
         "unmodified.yaml",
     ]
-    assert OVERLAYS == [
-        f"overlays/{name}.yaml"
-        for name in ("all_linear", "ddp", "label_weight", "light_thought", "sample")
-    ]
+    assert [
+        f"overlays/{name}.yaml" for name in ("all_linear", "ddp", "label_weight", "light_thought", "sample")
+    ] == OVERLAYS
 
 
 @pytest.mark.parametrize("config", [None, *ABLATIONS, *OVERLAYS])
