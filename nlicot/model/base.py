@@ -191,7 +191,12 @@ def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def load(
-    base: ResolvedBase, *, quantization: str = "nf4", dtype: str = "bfloat16", for_training: bool
+    base: ResolvedBase,
+    *,
+    quantization: str = "nf4",
+    dtype: str = "bfloat16",
+    for_training: bool,
+    dense: bool | None = None,
 ) -> Any:
     """The frozen base model, on the GPU where there is one.
 
@@ -199,8 +204,10 @@ def load(
         base: what `resolve` gave.
         quantization: `nf4` (4 bits, double quantisation: Dettmers et al. 2023) or `none`.
         dtype: of the weights that stay dense: `bfloat16` or `float32`.
-        for_training: a process that only decodes on a CPU keeps the 4-bit values in dense matrices where
-            memory allows, or uses bitsandbytes' fused CPU kernel; that has no gradient.
+        for_training: a process that only decodes may use bitsandbytes' fused CPU kernel, which has no
+            gradient.
+        dense: whether a process that only decodes on a CPU keeps the 4-bit values in dense matrices; None
+            does where memory allows.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -231,7 +238,7 @@ def load(
             model = quantise(base.folder)
         if for_training:
             _keep_gradients(model)
-        elif not place and _dense_bytes(model) < 0.5 * _available_bytes():
+        elif not place and (_fits_dense(model) if dense is None else dense):
             _make_dense(model)
     model.requires_grad_(False)
     model.config.use_cache = not for_training
@@ -273,12 +280,13 @@ def _make_dense(model: Any) -> None:
                 setattr(parent, name, dense)
 
 
-def _dense_bytes(model: Any) -> int:
-    """What the 4-bit matrices would take in 16 bits."""
+def _fits_dense(model: Any) -> bool:
+    """Whether the 4-bit matrices take less than half of what memory is left, in 16 bits."""
     from bitsandbytes.nn import Linear4bit
 
     matrices = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    return sum(2 * module.in_features * module.out_features for module in matrices)
+    num_bytes = sum(2 * module.in_features * module.out_features for module in matrices)
+    return bool(num_bytes < 0.5 * _available_bytes())
 
 
 def _available_bytes() -> int:

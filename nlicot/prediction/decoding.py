@@ -24,7 +24,7 @@ from nlicot.errors import ConfigError
 from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import ThoughtGrammar
-from nlicot.prediction.row_cache import RowCache
+from nlicot.prediction.row_cache import RowCache, roomy_cache
 from nlicot.prediction.script import Choice, FreeText, Said, Script
 from nlicot.prediction.script import Row as _Row
 from nlicot.prediction.votes import Vote, combine
@@ -33,7 +33,7 @@ from nlicot.records import Prediction
 COMPACT_BELOW = 0.75
 """Rows leave the cache, and others enter, once fewer than this share of places runs; both copy it."""
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Padded prompt tokens that go through the model at once; more only pushes activations out of the caches."""
 
 
@@ -52,7 +52,7 @@ class DecodingSettings:
         seed: of sampling.
     """
 
-    batch_size: int = 32
+    batch_size: int = 64
     max_thought_tokens: int = 160
     think: bool | None = None
     votes: int = 1
@@ -219,8 +219,6 @@ class Decoder:
 
     def _prefill(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, RowCache]:
         """The last hidden states `[B, H]` of rows of ids, and the cache behind them."""
-        from transformers import DynamicCache
-
         hidden, caches = [], []
         size = max(1, PREFILL_TOKENS // max(map(len, rows)))
         for start in range(0, len(rows), size):
@@ -232,7 +230,7 @@ class Decoder:
                 input_ids[index, width - len(row) :] = torch.tensor(row)
                 mask[index, width - len(row) :] = 1
             mask = mask.to(self.device)
-            cache = DynamicCache()
+            cache = roomy_cache()
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             hidden.append(self._forward(input_ids.to(self.device), mask, positions, cache))
             caches.append(RowCache(cache, mask))

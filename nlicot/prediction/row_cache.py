@@ -11,12 +11,53 @@ from torch import Tensor
 from torch.nn import functional
 
 
+ROOM = 64
+"""Tokens that there is room for behind the last one, so that a step copies one column and not all."""
+
+
+def roomy_cache() -> Any:
+    """An empty cache of `transformers` whose layers grow by `ROOM` columns at once."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+                self.roomy_keys, self.roomy_values = self.keys, self.values
+            self.roomy_keys, self.keys = _appended(self.roomy_keys, self.keys, key_states)
+            self.roomy_values, self.values = _appended(self.roomy_values, self.values, value_states)
+            return self.keys, self.values
+
+    return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def _appended(roomy: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """`new` behind `kept`: in `roomy`, which `kept` begins, or in a copy with room of its own.
+
+    Args:
+        roomy: `[B, heads, C, D]`.
+        kept: `[B, heads, T, D]`; not the beginning of `roomy` once rows have left or entered.
+        new: `[B, heads, t, D]`.
+
+    Returns:
+        What has room now, and its first T + t columns.
+    """
+    length, width = kept.shape[2], kept.shape[2] + new.shape[2]
+    begins = roomy.shape[0] == kept.shape[0] and roomy.data_ptr() == kept.data_ptr()
+    if not begins or roomy.shape[2] < width or not length:
+        roomy = new.new_empty(*new.shape[:2], width + ROOM, new.shape[3])
+        roomy[:, :, :length] = kept
+    roomy[:, :, length:width] = new
+    return roomy, roomy[:, :, :width]
+
+
 @dataclass(slots=True)
 class RowCache:
     """What a model keeps of B rows, padded on the left to one width.
 
     Attributes:
-        cache: a `DynamicCache` of `transformers`; keys and values are `[B, heads, T, D]`.
+        cache: a cache of `transformers`; keys and values are `[B, heads, T, D]`.
         mask: `[B, T]`, 1 where a row has a token.
     """
 
