@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 ROOM = 64
 """Tokens that there is room for behind the last one, so that a step copies one column and not all."""
 
