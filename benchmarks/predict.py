@@ -2,8 +2,8 @@
 
 Contenders, each in a process of its own, interleaved:
 
-    nlicot           the project's decoder, NF4 values in dense matrices
-    nlicot-bf16      the same, dense bf16 with the adapter merged in
+    nlicot           the project's decoder: NF4 values in dense matrices, the adapter merged in, as it comes
+    nlicot-bf16      the same, from a base that was never in 4 bits
     generate         transformers' `generate` as it comes: NF4, arrival order, batch 16, parsed afterwards
     generate-forced  `generate` sorted by length behind a forced scaffold, the label from its two tokens: the
                      slow reference for labels
@@ -126,7 +126,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
     from nlicot.prediction.decoding import Decoder, DecodingSettings, by_length
 
     plain = options.contender == "nlicot-bf16"
-    model, prompt_format = load(options.adapter, quantization="none" if plain else "nf4", merged=plain)
+    model, prompt_format = load(options.adapter, quantization="none" if plain else "nf4", merged=True)
     decoder = Decoder(model, prompt_format, DecodingSettings(max_thought_tokens=options.budget))
 
     def run() -> list[Answer]:

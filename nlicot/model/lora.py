@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,32 @@ def causal_lm(model: Any) -> Any:
 def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name, in a fixed order."""
     return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+
+def merge_dense(adapted: Any) -> Callable[[], None]:
+    """Put the adapter into its dense matrices, which rounds once more and saves a third of decoding.
+
+    Returns:
+        What takes it out again, to the bit. 4-bit matrices are left as they are, with the adapter beside.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    if not layers or any(type(layer.get_base_layer()) is not nn.Linear for layer in layers):
+        return lambda: None
+    before = [layer.get_base_layer().weight for layer in layers]
+    for layer, weight in zip(layers, before, strict=True):
+        delta = layer.get_delta_weight("default")
+        merged = (weight.data.float() + delta.float()).to(weight.dtype)
+        layer.get_base_layer().weight = nn.Parameter(merged, requires_grad=False)
+    adapted.base_model.disable_adapter_layers()
+
+    def undo() -> None:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight = weight
+        adapted.base_model.enable_adapter_layers()
+
+    return undo
 
 
 def save_peft_folder(adapted: Any, folder: Path, base_name: str) -> None:

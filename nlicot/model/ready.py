@@ -9,6 +9,7 @@ from typing import Any
 
 from nlicot.errors import ModelError
 from nlicot.model import base as base_model
+from nlicot.model.lora import merge_dense
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -40,6 +41,7 @@ def load_ready(name: str) -> ReadyModel:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter))
+        merge_dense(model)
     model.eval()
     return ReadyModel(model=model, prompt_format=load_prompt_format(resolved.folder))
 

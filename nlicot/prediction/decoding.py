@@ -46,6 +46,8 @@ class DecodingSettings:
         max_thought_tokens: a thought's budget; after it the scaffold is forced.
         think: whether to write a thought; null thinks where nothing but thoughts was trained, and else
             reads the label at once.
+        merge: whether a process that only decodes on a CPU puts the adapter into dense matrices: quicker,
+            and rounded once more.
         votes: thoughts for each pair, whose probabilities are averaged; more than 1 needs a temperature.
         temperature: 0 is greedy.
         top_p: nucleus sampling (Holtzman et al. 2020) where the temperature is above 0.
@@ -55,6 +57,7 @@ class DecodingSettings:
     batch_size: int = 64
     max_thought_tokens: int = 160
     think: bool | None = None
+    merge: bool = True
     votes: int = 1
     temperature: float = 0.0
     top_p: float = 1.0

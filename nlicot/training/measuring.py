@@ -68,7 +68,8 @@ def evaluate(command: str, args: Sequence[str]) -> int:
     folder = _output_folder(first, checkpoints)
     members: list[list[Prediction]] = []
     for index, run in enumerate(runs):
-        members.append(run.decode(command, examples, split, folder, loaded=runs[0] if index else None))
+        loaded = runs[index - 1] if index else None
+        members.append(run.decode(command, examples, split, folder, loaded=loaded))
     if not first.trainer.is_global_zero:
         return 0
     predictions = members[0] if len(members) == 1 else ensemble(members, weights)
@@ -136,7 +137,7 @@ class _Run:
             loaded: a run whose base this one can share.
         """
         if loaded is not None and self._shares_base(loaded):
-            self.module.model = loaded.module.model
+            self.module.model = loaded.module.hand_on_model()
         self.trainer = self.cli.make_trainer(
             logger=False, callbacks=[], default_root_dir=str(self.checkpoint.parent)
         )

@@ -103,6 +103,7 @@ class ThoughtTuner(LightningModule):
         self._resolved: base_model.ResolvedBase | None = None
         self._prompt_format: PromptFormat | None = None
         self._decoder: Decoder | None = None
+        self._undo_merge: Callable[[], None] = _nothing_to_undo
         self._dev_sums = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_counts = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_labels = [0, 0]
@@ -327,6 +328,8 @@ class ThoughtTuner(LightningModule):
     def decoder(self) -> Decoder:
         """Made when first asked for; it holds no weights of its own."""
         if self._decoder is None:
+            if self.only_decodes and self.decoding.merge:
+                self._undo_merge = adapters.merge_dense(self.model)
             self._decoder = Decoder(self.model, self.prompt_format, self.decoding)
         return self._decoder
 
@@ -343,6 +346,12 @@ class ThoughtTuner(LightningModule):
     def answer_form(self) -> Form:
         """What an answer holds."""
         return answer_forms(self.forms, self.decoding.think)[1]
+
+    def hand_on_model(self) -> Any:
+        """The base with its adapter beside it, for another module to put its own weights in."""
+        self._undo_merge()
+        self._undo_merge, self._decoder = _nothing_to_undo, None
+        return self.model
 
     def check_decoding(self) -> None:
         """Refuse settings that this run cannot decode by.
@@ -377,6 +386,10 @@ class ThoughtTuner(LightningModule):
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Predictions of a batch of prompts."""
         self._decode_and_keep(batch)
+
+
+def _nothing_to_undo() -> None:
+    """Where no adapter was merged."""
 
 
 def _nowhere(prediction: Prediction) -> None:

@@ -11,7 +11,7 @@ from small_model import write_small_model
 
 from nlicot.errors import ConfigError
 from nlicot.model.base import load, resolve
-from nlicot.model.lora import LoraSettings, adapter_parameters, attach, save_peft_folder
+from nlicot.model.lora import LoraSettings, adapter_parameters, attach, merge_dense, save_peft_folder
 
 RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -91,3 +91,24 @@ def test_saved_folder_loads_with_peft_alone_and_replaces_an_earlier_one(
     ids = torch.tensor([[1, 5, 9]])
     with torch.no_grad():
         assert torch.equal(loaded.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)
+
+
+def test_merged_adapter_decodes_alike_and_comes_out_to_the_bit(tmp_path: Path) -> None:
+    resolved = resolve(str(write_small_model(tmp_path / "base")))
+    base = load(resolved, quantization="none", dtype="float32", for_training=False)
+    adapted = attach(base, LoraSettings(r=4), seed=0).eval()
+    for name, weight in adapter_parameters(adapted).items():
+        torch.manual_seed(len(name))
+        weight.data.normal_(0, 0.2)
+    ids = torch.arange(12)[None] + 5
+    with torch.inference_mode():
+        before = adapted(input_ids=ids).logits
+        undo = merge_dense(adapted)
+        merged = adapted(input_ids=ids).logits
+        undo()
+        after = adapted(input_ids=ids).logits
+        plain = load(resolved, quantization="none", dtype="float32", for_training=False)
+        unadapted = plain.eval()(input_ids=ids).logits
+    assert (merged - before).abs().max() < 1e-3
+    assert (unadapted - before).abs().max() > 0.05
+    assert torch.equal(after, before)
