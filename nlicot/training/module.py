@@ -33,6 +33,7 @@ from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 from nlicot.training.batches import Window
 from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
+from nlicot.training.ranks import add_up_gradients, sum_over_ranks
 
 CHECKPOINT_KEY = "nlicot"
 
@@ -249,7 +250,7 @@ class ThoughtTuner(LightningModule):
                 sums += sum_by_kind(losses, batch.kinds)
         parameters = list(adapters.adapter_parameters(self.model).values())
         if self.trainer.world_size > 1:
-            _add_up_gradients(parameters)
+            add_up_gradients(parameters)
             dist.all_reduce(sums)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if not torch.isfinite(norm):
@@ -312,7 +313,7 @@ class ThoughtTuner(LightningModule):
         labels = torch.tensor(self._dev_labels, dtype=torch.float64)
         if self.trainer.world_size > 1:
             for part in (sums, counts, labels):
-                _sum_over_ranks(part, self.device)
+                sum_over_ranks(part, self.device)
         if not counts.sum():
             return
         weights = self.segment_weights.by_kind().double()
@@ -394,18 +395,3 @@ def _nothing_to_undo() -> None:
 
 def _nowhere(prediction: Prediction) -> None:
     """Where predictions are kept that nobody asked to keep."""
-
-
-def _add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """One sum over ranks for all gradients; a rank without a share of the window adds zeros."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    for parameter, part in zip(parameters, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-        parameter.grad = part.view_as(parameter)
-
-
-def _sum_over_ranks(values: Tensor, device: torch.device) -> None:
-    moved = values.to(device)
-    dist.all_reduce(moved)
-    values.copy_(moved)

@@ -105,7 +105,7 @@ def test_mistral_prompt_ids_are_mistrals_own_for_300_real_pairs(
     real_data: Path, format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
     prompts = rendered(storage.read_examples(real_data / "comp34812" / "train.csv")[:300])
-    assert len(prompts) == 600
+    assert len(prompts) == 900
     mistral = format_of["mistral"]
     assert (
         differing(prompts, mistral.encode_prompt, lambda prompt: by_mistral_common(mistral_v3, prompt)) == []
