@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.errors import ConfigError
 from nlicot.records import Prediction
 
 
@@ -47,13 +46,10 @@ def ensemble(members: Sequence[Sequence[Prediction]], weights: Sequence[float]) 
     The thought is that of the heaviest model that thought and came to the same label, else of the first
     that thought.
 
-    Raises:
-        ConfigError: as many weights as models are needed, none below 0, not all 0.
+    Args:
+        members: each model's predictions of the same pairs.
+        weights: one for each model, none below 0 and not all 0.
     """
-    if len(weights) != len(members) or min(weights) < 0 or not sum(weights):
-        raise ConfigError(
-            f"--weights: found {list(weights)}, expected {len(members)} numbers, none below 0 and not all 0"
-        )
     by_id = [{prediction.id: prediction for prediction in member} for member in members]
     return [_one([member[first.id] for member in by_id], weights) for first in members[0]]
 
