@@ -154,6 +154,18 @@ def test_a_thought_of_more_words_than_allowed_leaves_its_pair_out() -> None:
     assert [example.id for example in built] == ["right-1"]
 
 
+def test_a_thought_of_more_tokens_than_allowed_leaves_its_pair_out() -> None:
+    thoughts = [thought("right-1", "one two", 1), thought("wrong-1", "one two three", 0)]
+    builder = Unmodified(max_thought_tokens=3)
+    builder.count_tokens = lambda text: 1 + len(text.split())
+    assert [example.id for example in builder.build(PAIRS, thoughts)] == ["right-1"]
+
+
+def test_a_token_limit_without_a_student_to_count_by_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_thought_tokens 3: found no student to count by"):
+        Unmodified(max_thought_tokens=3).build(PAIRS, [thought("right-1", "one", 1)])
+
+
 def test_the_word_limit_does_not_touch_labels_alone() -> None:
     assert len(LabelOnly(max_thought_words=1).build(PAIRS)) == 4
 
@@ -347,7 +359,8 @@ def test_a_builder_is_made_with_arguments() -> None:
         (
             {"blance": True},
             "found 'blance', "
-            "expected some of only_with_thoughts, balance, max_thought_words, min_score, prefer, seed",
+            "expected some of only_with_thoughts, balance, max_thought_words, min_score, prefer, seed, "
+            "max_thought_tokens",
         ),
         ({"balance": 1}, "balance: found 1, expected bool"),
         ({"min_score": True}, "min_score: found True, expected int | None"),

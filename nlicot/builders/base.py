@@ -11,12 +11,13 @@ import random
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from nlicot import completion
 from nlicot.completion import Form
+from nlicot.errors import ConfigError
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 
@@ -62,9 +63,13 @@ class Builder(ABC):
     Args:
         balance: leave out examples of the commoner label, by `seed`, until both are equally many.
         max_thought_words: leave out thoughts longer than this.
+        max_thought_tokens: likewise, in tokens of the student, which `fit` knows.
         min_score: leave out texts that a judge scored lower (a text without a score stays).
         prefer: which of several fitting samples of a pair to take: `first` or `shortest`.
         seed: of the balancing choice.
+
+    Attributes:
+        count_tokens: the student's tokens of a thought in a completion; set by what knows the student.
     """
 
     thinks = True
@@ -77,6 +82,7 @@ class Builder(ABC):
         min_score: int | None = None,
         prefer: str = "first",
         seed: int = 0,
+        max_thought_tokens: int | None = None,
     ) -> None:
         if prefer not in ("first", "shortest"):
             raise ValueError(f"prefer: found {prefer!r}, expected 'first' or 'shortest'")
@@ -85,6 +91,8 @@ class Builder(ABC):
         self.min_score = min_score
         self.prefer = prefer
         self.seed = seed
+        self.max_thought_tokens = max_thought_tokens
+        self.count_tokens: Callable[[str], int] | None = None
 
     def rows(self, target: Target) -> list[tuple[Target, Form]]:
         """The training examples that a pair's target becomes, each with the form of its completion."""
@@ -201,9 +209,19 @@ class Builder(ABC):
         return best
 
     def _too_long(self, target: Target) -> bool:
-        if self.max_thought_words is None or target.thought_process is None:
+        thought = target.thought_process
+        if thought is None:
             return False
-        return len(target.thought_process.split()) > self.max_thought_words
+        if self.max_thought_words is not None and len(thought.split()) > self.max_thought_words:
+            return True
+        if self.max_thought_tokens is None:
+            return False
+        if self.count_tokens is None:
+            raise ConfigError(
+                f"max_thought_tokens {self.max_thought_tokens}: found no student to count by, "
+                "expected `fit`; elsewhere use max_thought_words"
+            )
+        return self.count_tokens(thought) > self.max_thought_tokens
 
 
 def _as_of(texts: Sequence[Text], number: int) -> Text | None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nlicot import completion
 from nlicot.errors import ModelError
 
 MISTRAL_V3_VOCABULARY = 32768
@@ -36,6 +37,10 @@ class PromptFormat(ABC):
     @abstractmethod
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """The ids of one completion segment; only the `first` takes a tokenizer's dummy prefix."""
+
+    def count_thought_tokens(self, thought: str) -> int:
+        """How many tokens a thought takes inside a completion."""
+        return len(self.encode_segment(completion.escape(thought), first=False))
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -263,9 +263,12 @@ def _probe(
         prompt = run.data.prompts.render(premise, hypothesis, form=module.prompt_form)
         return module.prompt_format.encode_prompt(prompt)
 
-    table: list[Probe] = probe_thoughts(
-        module.decoder, encode, examples, predictions, form=module.answer_form
-    )
+    # Lightning hands a module back on the CPU.
+    module.to(run.trainer.strategy.root_device)
+    with run.trainer.precision_plugin.forward_context():
+        table: list[Probe] = probe_thoughts(
+            module.decoder, encode, examples, predictions, form=module.answer_form
+        )
     record_faithfulness(metrics_path, split, table)
     print(f"\n{format_probe(table)}")
 

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NO_ABLATION = {"recipe.yaml", "teacher.yaml", "teacher_predecessor.yaml"}
 ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in NO_ABLATION)
 OVERLAYS = sorted(f"overlays/{path.name}" for path in CONFIGS.glob("overlays/*.yaml"))
+LARGER_STEPS = {"overlays/sample.yaml", "overlays/small_model.yaml"}
 # What belongs to this machine: a small base, little data, one device.
 SMALL = [
     "--data.limit_train=4",
@@ -59,7 +60,15 @@ def test_every_shipped_config_is_known() -> None:
         "unmodified.yaml",
     ]
     assert [
-        f"overlays/{name}.yaml" for name in ("all_linear", "ddp", "label_weight", "light_thought", "sample")
+        f"overlays/{name}.yaml"
+        for name in (
+            "all_linear",
+            "ddp",
+            "label_weight",
+            "light_thought",
+            "sample",
+            "small_model",
+        )
     ] == OVERLAYS
 
 
@@ -84,7 +93,7 @@ def test_config_takes_a_step_and_leaves_an_adapter_that_peft_loads(
     assert list(run.glob("events.out.tfevents.*"))
     assert json.loads((run / "fit.json").read_text(encoding="utf-8"))["optimizer_steps"] == 1
     merged = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert merged["model"]["learning_rate"] == (1e-3 if config == "overlays/sample.yaml" else 2e-4)
+    assert merged["model"]["learning_rate"] == (1e-3 if config in LARGER_STEPS else 2e-4)
 
     stored = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
     last = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
