@@ -1,0 +1,148 @@
+"""The report as one HTML file that opens from disk and asks no network for anything.
+
+Gathers what the other modules compute, and fills `template/page.html`; style and scripts are inlined, and
+a content security policy lets no other script run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from nlicot import __version__
+from nlicot.metrics import ClassificationMetrics
+from nlicot.records import LABEL_NAMES
+from nlicot.report import plots
+from nlicot.report.breakdowns import breakdowns, calibration
+from nlicot.report.compare import Comparison, in_order
+from nlicot.report.curves import CURVES, read_curves
+from nlicot.report.explorer import as_script_content, explorer_content
+from nlicot.report.runs import ComparedRun
+from nlicot.report.sources import Audit, TeacherSummary, fit_summary, teacher_summaries
+from nlicot.report.tables import comparison_tables, printable
+
+SCRIPTS = ("theme.js", "explorer.js")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A drawing as SVG, and what stands below it."""
+
+    svg: str
+    note: str = ""
+    title: str = ""
+
+
+def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | None = None) -> str:
+    """The whole page.
+
+    Args:
+        comparison: of these runs.
+        audit: what an audit of the data found, where there was one.
+
+    Raises:
+        DataError: a file of a run's folder or its data root is broken.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nlicot.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ids = [answer.id for answer in runs[0].answers]
+    answers = {run.name: in_order(run, ids) for run in runs}
+    numbers = {run.name: number for number, run in enumerate(runs, start=1)}
+    scripts = [_template(name) for name in SCRIPTS]
+    return environment.get_template("page.html").render(
+        version=__version__,
+        made=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        comparison=comparison,
+        tables=comparison_tables(comparison),
+        numbers=numbers,
+        on_sample=any(fit_summary(run).get("on_sample") for run in runs),
+        runs_figure=Figure(svg=plots.draw_runs(comparison.runs)),
+        curves=_curves(runs),
+        confusions=[_confusion(row.metrics) for row in comparison.runs],
+        label_names=LABEL_NAMES,
+        calibration=_calibration(answers, numbers),
+        breakdowns=[
+            Figure(svg=plots.draw_breakdown(found, numbers), title=found.title, note=found.note)
+            for found in breakdowns(answers)
+        ],
+        teacher=[_teacher(summary) for summary in teacher_summaries(runs)],
+        audit=audit,
+        known_ids=set(ids),
+        explorer=as_script_content(explorer_content(answers)),
+        style=_template("page.css"),
+        scripts=scripts,
+        script_hashes=[_csp_hash(script) for script in scripts],
+        num_series=plots.NUM_SERIES,
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files("nlicot.report").joinpath("template", name).read_text(encoding="utf-8")
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _curves(runs: Sequence[ComparedRun]) -> list[Figure]:
+    by_run = {
+        number: read_curves(run.folder) for number, run in enumerate(runs, start=1) if run.folder is not None
+    }
+    return [
+        Figure(svg=plots.draw_curve(CURVES[tag], lines), note=tag)
+        for tag, lines in plots.chosen_curves(CURVES, by_run).items()
+    ]
+
+
+def _calibration(answers: dict[str, Any], numbers: dict[str, int]) -> Figure | None:
+    by_run = {numbers[name]: bins for name, found in answers.items() if (bins := calibration(found))}
+    return Figure(svg=plots.draw_calibration(by_run)) if by_run else None
+
+
+def _confusion(metrics: ClassificationMetrics) -> list[list[tuple[int, float]]]:
+    """Rows by true label (1, 0), cells by predicted label (1, 0, none): the count, and its share of the row."""
+    cells = metrics.confusion
+    counts = {
+        1: [cells.tp, cells.fn, metrics.num_positive - cells.tp - cells.fn],
+        0: [cells.fp, cells.tn, metrics.support - metrics.num_positive - cells.fp - cells.tn],
+    }
+    return [[(count, count / max(1, sum(row))) for count in row] for row in counts.values()]
+
+
+def _teacher(summary: TeacherSummary) -> dict[str, Any]:
+    """What of a stage's summary the page shows, as pairs of name and text; only what the file has."""
+    content = summary.content
+    facts: list[tuple[str, str]] = []
+    for name in ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens"):
+        if isinstance(content.get(name), int):
+            facts.append((name.removeprefix("num_").replace("_", " "), f"{content[name]:,}"))
+    if isinstance(content.get("cost_usd"), int | float):
+        facts.append(("cost", f"${content['cost_usd']:.4f}"))
+    figures = content.get("teacher")
+    for name in ("accuracy", "precision", "recall", "f1"):
+        metric = figures.get(name) if isinstance(figures, dict) else None
+        if isinstance(metric, dict) and {"value", "low", "high"} <= metric.keys():
+            low, high = 100 * metric["low"], 100 * metric["high"]
+            facts.append((name, f"{100 * metric['value']:.1f} % ({low:.1f} to {high:.1f})"))
+    models = content.get("by_model")
+    return {
+        "stage": summary.stage,
+        "split": printable(summary.split),
+        "path": str(summary.path),
+        "models": ", ".join(map(printable, models)) if isinstance(models, dict) else "",
+        "facts": facts,
+        "confusion": figures.get("confusion") if isinstance(figures, dict) else None,
+        "by_length": content.get("accuracy_by_length") or {},
+    }
