@@ -47,7 +47,9 @@ def _check_runs(named: Sequence[str], *, compares: bool) -> None:
             "report: found no run, expected report RUN [RUN ...], or --compare RUN RUN ..., two runs or more"
         )
     if compares and len(named) < 2:
-        raise ConfigError(f"--compare: found {len(named)} run, expected two or more (of one: report {named[0]})")
+        raise ConfigError(
+            f"--compare: found {len(named)} run, expected two or more (of one: report {named[0]})"
+        )
 
 
 def _outputs(path: Path | None, folder: Path | None, name: str) -> list[Path]:
@@ -92,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("checkpoints"),
         help="where named runs lie (default: checkpoints)",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with figures and predictions")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page with figures and predictions"
+    )
     parser.add_argument(
         "--audit", type=Path, metavar="FILE", help="what `audit --json` found, to be shown with the runs"
     )

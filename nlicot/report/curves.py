@@ -15,7 +15,6 @@ CURVES = {
     "train/loss_label": "train loss of the label",
     "dev/teacher_forced_label_accuracy": "dev label accuracy, teacher-forced",
     "train/grad_norm": "gradient norm",
-    "train/learning_rate": "learning rate",
 }
 """The tags that the page shows where they were logged, most telling first, and what they are called."""
 

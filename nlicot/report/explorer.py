@@ -35,7 +35,9 @@ def explorer_content(answers: Mapping[str, Sequence[Answered]]) -> dict[str, Any
             {
                 "name": name,
                 "label": [answer.predicted_label for answer in found],
-                "p": [None if answer.p_entailment is None else round(answer.p_entailment, 4) for answer in found],
+                "p": [
+                    None if answer.p_entailment is None else round(answer.p_entailment, 4) for answer in found
+                ],
                 "thought": [answer.thought_process for answer in found],
                 "status": [answer.status for answer in found],
             }

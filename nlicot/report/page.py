@@ -60,15 +60,20 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
     ids = [answer.id for answer in runs[0].answers]
     answers = {run.name: in_order(run, ids) for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
+    runs_table, *other_tables = comparison_tables(comparison)
     scripts = [_template(name) for name in SCRIPTS]
     return environment.get_template("page.html").render(
         version=__version__,
         made=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         comparison=comparison,
-        tables=comparison_tables(comparison),
+        runs_table=runs_table,
+        other_tables=other_tables,
         numbers=numbers,
         on_sample=any(fit_summary(run).get("on_sample") for run in runs),
-        runs_figure=Figure(svg=plots.draw_runs(comparison.runs)),
+        runs_figure=Figure(
+            svg=plots.draw_runs(comparison.runs),
+            note="Dotted: what always giving the commoner label would reach.",
+        ),
         curves=_curves(runs),
         confusions=[_confusion(row.metrics) for row in comparison.runs],
         label_names=LABEL_NAMES,

@@ -38,6 +38,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
+    "figure.facecolor": "none",
     "axes.axisbelow": True,
     "text.color": INK,
     "text.parse_math": False,  # a name with two dollar signs is a name
@@ -48,9 +49,10 @@ _STYLE = {
     "grid.color": LINE,
     "grid.linewidth": 0.6,
     "figure.constrained_layout.use": True,
-    "savefig.transparent": True,
 }
 LONGEST_NAME = 24
+FEW_POINTS = 12
+"""As many or fewer get a marker each; more would hide the line."""
 
 
 def series(number: int) -> str:
@@ -69,7 +71,7 @@ def draw_curve(title: str, lines: Mapping[int, Sequence[Point]]) -> str:
                 color=series(number),
                 linestyle=_LINES[(number - 1) % len(_LINES)],
                 linewidth=1.5,
-                marker=_marker(number) if len(points) <= 20 else None,
+                marker=_marker(number) if len(points) <= FEW_POINTS else None,
                 markersize=4,
             )
         axes.set_title(title)
@@ -80,17 +82,19 @@ def draw_curve(title: str, lines: Mapping[int, Sequence[Point]]) -> str:
 
 
 def draw_runs(rows: Sequence[RunFigures]) -> str:
-    """Each run's accuracy and its interval, best seen side by side."""
+    """Each run's accuracy and its interval, and what always saying the commoner label would reach."""
+    metrics = rows[0].metrics
+    commoner = max(metrics.num_positive, metrics.support - metrics.num_positive) / metrics.support
 
     def draw(axes: Axes) -> None:
         for place, row in enumerate(rows):
             metric = row.metrics.accuracy
             _interval(axes, place, place + 1, metric.value, metric.interval.low, metric.interval.high)
-        axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.axvline(100 * commoner, color=MUTED, linewidth=0.8, linestyle=":")
         _names(axes, [f"{number}  {_short(row.name)}" for number, row in enumerate(rows, start=1)])
         axes.set_xlabel("accuracy %, 95 % interval")
 
-    return _svg(draw, "accuracy of each run with its interval", width=5.2, height=0.7 + 0.3 * len(rows))
+    return _svg(draw, "accuracy of each run with its interval", width=4.4, height=0.7 + 0.3 * len(rows))
 
 
 def draw_breakdown(breakdown: Breakdown, numbers: Mapping[str, int]) -> str:

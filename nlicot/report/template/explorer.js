@@ -15,7 +15,7 @@
   const UNSURE = 0.75; // a label given a lower probability counts as of low confidence
   // Words that every text shares: marking them would hide what matters. Negations and quantifiers are not here.
   const COMMON = new Set(("a an the of to in on at by for from with as and or is are was were be been being has have " +
-    "had do does did it its this that these those he she his her they their them who which there step").split(" "));
+    "had do does did it its this that these those he she his her they their them who which there when then than up out into so step").split(" "));
   const WORD = /[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*/gu;
 
   const state = { run: 0, query: "", phenomenon: "", truth: "", sort: "file", on: new Set() };
@@ -133,7 +133,7 @@
       element("span", { class: "premise" }, pairs.premise[i])),
     element("span", { class: "side" },
       element("span", {}, sure === null ? "" : percent(sure)),
-      element("span", { class: "tags" }, (marked.has(i) ? "★ " : "") + (runs.length > 1 && flips[i] ? "⇄" : ""))));
+      element("span", { class: "tags", title: "★ marked by you, ⇄ runs differ" }, (marked.has(i) ? "★ " : "") + (runs.length > 1 && flips[i] ? "⇄" : ""))));
     made.style.top = `${place * ROW}px`;
     return made;
   }
