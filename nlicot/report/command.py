@@ -94,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("checkpoints"),
         help="where named runs lie (default: checkpoints)",
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page with figures and predictions"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures and predictions")
     parser.add_argument(
         "--audit", type=Path, metavar="FILE", help="what `audit --json` found, to be shown with the runs"
     )

@@ -46,6 +46,10 @@ def explorer_content(answers: Mapping[str, Sequence[Answered]]) -> dict[str, Any
     }
 
 
+def _rounded(p: float | None) -> float | None:
+    return None if p is None else round(p, 4)
+
+
 def as_script_content(content: Any) -> str:
     r"""JSON that nothing within can end a script element with, whatever texts it holds.
 

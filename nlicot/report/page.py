@@ -26,6 +26,9 @@ from nlicot.report.runs import ComparedRun
 from nlicot.report.sources import Audit, TeacherSummary, fit_summary, teacher_summaries
 from nlicot.report.tables import comparison_tables, printable
 
+COMMONER = "Dotted: what always giving the commoner label would reach."
+COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
+"""Of a stage's summary."""
 SCRIPTS = ("theme.js", "explorer.js")
 
 
@@ -117,7 +120,7 @@ def _calibration(answers: dict[str, Any], numbers: dict[str, int]) -> Figure | N
 
 
 def _confusion(metrics: ClassificationMetrics) -> list[list[tuple[int, float]]]:
-    """Rows by true label (1, 0), cells by predicted label (1, 0, none): the count, and its share of the row."""
+    """Rows by true label (1, 0), cells by predicted label (1, 0, none): count, and share of the row."""
     cells = metrics.confusion
     counts = {
         1: [cells.tp, cells.fn, metrics.num_positive - cells.tp - cells.fn],
@@ -129,10 +132,11 @@ def _confusion(metrics: ClassificationMetrics) -> list[list[tuple[int, float]]]:
 def _teacher(summary: TeacherSummary) -> dict[str, Any]:
     """What of a stage's summary the page shows, as pairs of name and text; only what the file has."""
     content = summary.content
-    facts: list[tuple[str, str]] = []
-    for name in ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens"):
-        if isinstance(content.get(name), int):
-            facts.append((name.removeprefix("num_").replace("_", " "), f"{content[name]:,}"))
+    facts = [
+        (name.removeprefix("num_").replace("_", " "), f"{content[name]:,}")
+        for name in COUNTS
+        if isinstance(content.get(name), int)
+    ]
     if isinstance(content.get("cost_usd"), int | float):
         facts.append(("cost", f"${content['cost_usd']:.4f}"))
     figures = content.get("teacher")
