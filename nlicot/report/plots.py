@@ -188,7 +188,8 @@ def _svg(draw: Callable[[Axes], None], label: str, *, width: float, height: floa
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height))
         draw(figure.add_subplot())
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(written, metadata={"Date": None, "Creator": None})
     return _for_the_page(written.getvalue(), label)
 
 

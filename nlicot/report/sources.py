@@ -102,13 +102,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def teacher_summaries(runs: Sequence[ComparedRun]) -> list[TeacherSummary]:
     """The newest summary of each stage and split in the logs of the runs' data roots, where there are any."""
-    roots = dict.fromkeys(Path(root).expanduser() for run in runs if (root := _root(run)))
+    named = dict.fromkeys(root for run in runs if (root := _root(run)))
     found = []
-    for root in roots:
+    for logs in (Path(name).expanduser() / "logs" for name in named):
         for folder, stage in STAGES.items():
             newest: dict[str, Path] = {}
             # Their names begin with the time, so that the last of a split is the newest.
-            for path in sorted((root / "logs" / folder).glob("*.summary.json")):
+            for path in sorted((logs / folder).glob("*.summary.json")):
                 split = path.name.removesuffix(".summary.json").split("-", 2)[-1]
                 newest[split] = path
             found += [
@@ -126,5 +126,5 @@ def _root(run: ComparedRun) -> str | None:
 
 def fit_summary(run: ComparedRun) -> dict[str, Any]:
     """What `fit` wrote of itself; empty for predictions without a run."""
-    path = run.folder and run.folder / "fit.json"
+    path = None if run.folder is None else run.folder / "fit.json"
     return read_json(path) if path and path.is_file() else {}
