@@ -22,8 +22,10 @@ def main(args: Sequence[str]) -> int:
     _check_runs(named, compares=bool(options.compare))
     json_paths = _outputs(options.json, options.out, "comparison.json")
     markdown_paths = _outputs(options.markdown, options.out, "comparison.md")
-    single_paths = [path for path in (options.html,) if path]
+    single_paths = [path for path in (options.html, options.card) if path]
     _check_outputs([*json_paths, *markdown_paths, *single_paths], overwrite=options.overwrite)
+    if options.card and len(named) > 1:
+        raise ConfigError(f"--card: found {len(named)} runs, expected the one that the card is of")
     audit = read_audit(options.audit) if options.audit else None
     runs = read_runs(named, options.split, options.checkpoints_root)
     comparison = compare(runs)
@@ -38,6 +40,14 @@ def main(args: Sequence[str]) -> int:
 
         write_text(options.html, as_html(comparison, runs, audit), overwrite=options.overwrite)
         print(f"\npage         {options.html}")
+    if options.card:
+        from nlicot.report.card import LICENSES, as_card, base_of
+
+        card = as_card(comparison, runs[0], audit, license_=options.license, dataset=options.dataset)
+        write_text(options.card, card, overwrite=options.overwrite)
+        print(f"\nmodel card   {options.card}")
+        if not options.license and base_of(runs[0]) not in LICENSES:
+            print("It names no license, for that of the base is not known here; add --license ID.")
     return 0
 
 
@@ -95,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where named runs lie (default: checkpoints)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures and predictions")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="write a model card of the one run named")
+    parser.add_argument("--license", metavar="ID", help="the card's, such as cc-by-4.0 (default: the base's)")
+    parser.add_argument("--dataset", metavar="NAME", help="the card's: what the hub calls the data")
     parser.add_argument(
         "--audit", type=Path, metavar="FILE", help="what `audit --json` found, to be shown with the runs"
     )

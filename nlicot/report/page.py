@@ -22,7 +22,7 @@ from nlicot.report.breakdowns import breakdowns, calibration
 from nlicot.report.compare import Comparison, in_order
 from nlicot.report.curves import CURVES, read_curves
 from nlicot.report.explorer import as_script_content, explorer_content
-from nlicot.report.runs import ComparedRun
+from nlicot.report.runs import ComparedRun, section
 from nlicot.report.sources import Audit, TeacherSummary, fit_summary, teacher_summaries
 from nlicot.report.tables import comparison_tables, printable
 
@@ -30,6 +30,10 @@ COMMONER = "Dotted: what always giving the commoner label would reach."
 COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
 """Of a stage's summary."""
 SCRIPTS = ("theme.js", "explorer.js")
+
+
+Cells = list[list[tuple[int, float]]]
+"""Rows by true label (1, 0), cells by predicted label (1, 0, none): the count, and its share of the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +123,14 @@ def _calibration(answers: dict[str, Any], numbers: dict[str, int]) -> Figure | N
     return Figure(svg=plots.draw_calibration(by_run)) if by_run else None
 
 
-def _confusion(metrics: ClassificationMetrics) -> list[list[tuple[int, float]]]:
-    """Rows by true label (1, 0), cells by predicted label (1, 0, none): count, and share of the row."""
-    cells = metrics.confusion
-    counts = {
-        1: [cells.tp, cells.fn, metrics.num_positive - cells.tp - cells.fn],
-        0: [cells.fp, cells.tn, metrics.support - metrics.num_positive - cells.fp - cells.tn],
-    }
-    return [[(count, count / max(1, sum(row))) for count in row] for row in counts.values()]
+def _confusion(metrics: ClassificationMetrics) -> Cells:
+    cells, num_negative = metrics.confusion, metrics.support - metrics.num_positive
+    return _cells(cells.tp, cells.fp, cells.fn, cells.tn, metrics.num_positive, num_negative)
+
+
+def _cells(tp: int, fp: int, fn: int, tn: int, num_positive: int, num_negative: int) -> Cells:
+    rows = [[tp, fn, num_positive - tp - fn], [fp, tn, num_negative - fp - tn]]
+    return [[(count, count / max(1, sum(row))) for count in row] for row in rows]
 
 
 def _teacher(summary: TeacherSummary) -> dict[str, Any]:
@@ -139,19 +143,30 @@ def _teacher(summary: TeacherSummary) -> dict[str, Any]:
     ]
     if isinstance(content.get("cost_usd"), int | float):
         facts.append(("cost", f"${content['cost_usd']:.4f}"))
-    figures = content.get("teacher")
+    figures = section(content, "teacher")
     for name in ("accuracy", "precision", "recall", "f1"):
-        metric = figures.get(name) if isinstance(figures, dict) else None
-        if isinstance(metric, dict) and {"value", "low", "high"} <= metric.keys():
+        metric = section(figures, name)
+        if {"value", "low", "high"} <= metric.keys():
             low, high = 100 * metric["low"], 100 * metric["high"]
             facts.append((name, f"{100 * metric['value']:.1f} % ({low:.1f} to {high:.1f})"))
-    models = content.get("by_model")
     return {
         "stage": summary.stage,
         "split": printable(summary.split),
         "path": str(summary.path),
-        "models": ", ".join(map(printable, models)) if isinstance(models, dict) else "",
+        "models": ", ".join(map(printable, section(content, "by_model"))),
         "facts": facts,
-        "confusion": figures.get("confusion") if isinstance(figures, dict) else None,
-        "by_length": content.get("accuracy_by_length") or {},
+        "confusion": _told_confusion(section(figures, "confusion")),
+        "by_length": [
+            (printable(name), group["num"], group["accuracy"])
+            for name, group in section(content, "accuracy_by_length").items()
+            if isinstance(group, dict) and {"num", "accuracy"} <= group.keys()
+        ],
     }
+
+
+def _told_confusion(confusion: dict[str, Any]) -> Cells | None:
+    found = [count for name in ("tp", "fp", "fn", "tn") if isinstance(count := confusion.get(name), int)]
+    if len(found) < 4:
+        return None
+    tp, fp, fn, tn = found
+    return _cells(tp, fp, fn, tn, tp + fn, fp + tn)

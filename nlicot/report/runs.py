@@ -141,7 +141,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _builder(config: dict[str, Any]) -> str:
-    named = _section(config, "data").get("builder")
+    named = section(config, "data").get("builder")
     if isinstance(named, dict):
         named = str(named.get("class_path", "")).rpartition(".")[2]
     return str(named or "")
@@ -160,13 +160,14 @@ def _fitted_builder(path: Path) -> str:
 def _recipe(config: dict[str, Any]) -> str:
     kept = {name: value for name, value in config.items() if name not in NOT_THE_RECIPE}
     for part in ("model", "data"):
-        kept[part] = {name: value for name, value in _section(config, part).items() if name != "seed"}
+        kept[part] = {name: value for name, value in section(config, part).items() if name != "seed"}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a configuration; empty where it is none."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read_answers(path: Path) -> list[Answered]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nlicot.errors import DataError
 from nlicot.files import shown
-from nlicot.report.runs import ComparedRun
+from nlicot.report.runs import ComparedRun, section
 
 STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""
@@ -119,8 +119,7 @@ def teacher_summaries(runs: Sequence[ComparedRun]) -> list[TeacherSummary]:
 
 
 def _root(run: ComparedRun) -> str | None:
-    data = run.config.get("data")
-    root = data.get("root") if isinstance(data, dict) else None
+    root = section(run.config, "data").get("root")
     return root if isinstance(root, str) else None
 
 

@@ -49,8 +49,8 @@ def as_text(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """The same in Markdown, the figures of a run in one row."""
     tables = comparison_tables(comparison)
-    lists = "\n".join(f"- {_escaped(line)}" for line in _only_one_right(comparison))
-    parts = [_escaped(_title(comparison)), *map(_piped, tables), lists]
+    lists = "\n".join(f"- {escaped(line)}" for line in _only_one_right(comparison))
+    parts = [escaped(_title(comparison)), *map(_piped, tables), lists]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -187,13 +187,13 @@ def _aligned(table: Table) -> str:
 
 def _piped(table: Table) -> str:
     lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     r"""A text that Markdown shows as it stands.
 
-    >>> _escaped("a|b <i> c_d")
+    >>> escaped("a|b <i> c_d")
     'a\\|b \\<i\\> c\\_d'
     """
     return _MARKUP.sub(r"\\\g<0>", text)
