@@ -14,7 +14,6 @@ CURVES = {
     "dev/loss_label": "dev loss of the label",
     "train/loss_label": "train loss of the label",
     "dev/teacher_forced_label_accuracy": "dev label accuracy, teacher-forced",
-    "train/grad_norm": "gradient norm",
 }
 """The tags that the page shows where they were logged, most telling first, and what they are called."""
 

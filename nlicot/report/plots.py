@@ -92,6 +92,7 @@ def draw_runs(rows: Sequence[RunFigures]) -> str:
             _interval(axes, place, place + 1, metric.value, metric.interval.low, metric.interval.high)
         axes.axvline(100 * commoner, color=MUTED, linewidth=0.8, linestyle=":")
         _names(axes, [f"{number}  {_short(row.name)}" for number, row in enumerate(rows, start=1)])
+        axes.margins(x=0.07)
         axes.set_xlabel("accuracy %, 95 % interval")
 
     return _svg(draw, "accuracy of each run with its interval", width=4.4, height=0.7 + 0.3 * len(rows))

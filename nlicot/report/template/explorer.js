@@ -106,7 +106,7 @@
     return made;
   }
 
-  const percent = (p) => `${(100 * p).toFixed(p > 0.995 || p < 0.005 ? 1 : 0)} %`;
+  const percent = (p) => (p > 0.9994 ? ">99.9 %" : p < 0.0006 ? "<0.1 %" : `${(100 * p).toFixed(p > 0.99 || p < 0.01 ? 1 : 0)} %`);
   const mark = (i, run) => (runs[run].label[i] === null ? "–" : isRight(i, run) ? "✓" : "✗");
   const verdict = (i, run) => (runs[run].label[i] === null ? "silent" : isRight(i, run) ? "right" : "wrong");
   const chip = (run) => element("span", { class: `chip series-${(run % 8) + 1}`, title: runs[run].name }, String(run + 1));
