@@ -24,7 +24,7 @@ from nlicot.report.curves import CURVES, read_curves
 from nlicot.report.explorer import as_script_content, explorer_content
 from nlicot.report.runs import ComparedRun, section
 from nlicot.report.sources import Audit, TeacherSummary, fit_summary, teacher_summaries
-from nlicot.report.tables import comparison_tables, printable
+from nlicot.report.tables import printable, runs_table, seeds_tables, tests_tables
 
 COMMONER = "Dotted: what always giving the commoner label would reach."
 COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
@@ -67,14 +67,14 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
     ids = [answer.id for answer in runs[0].answers]
     answers = {run.name: in_order(run, ids) for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
-    runs_table, *other_tables = comparison_tables(comparison)
     scripts = [_template(name) for name in SCRIPTS]
     return environment.get_template("page.html").render(
         version=__version__,
         made=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         comparison=comparison,
-        runs_table=runs_table,
-        other_tables=other_tables,
+        runs_table=runs_table(comparison),
+        seeds=seeds_tables(comparison),
+        tests=tests_tables(comparison),
         numbers=numbers,
         on_sample=any(fit_summary(run).get("on_sample") for run in runs),
         runs_figure=Figure(
@@ -148,7 +148,9 @@ def _teacher(summary: TeacherSummary) -> dict[str, Any]:
         metric = section(figures, name)
         if {"value", "low", "high"} <= metric.keys():
             low, high = 100 * metric["low"], 100 * metric["high"]
-            facts.append((name, f"{100 * metric['value']:.1f} % ({low:.1f} to {high:.1f})"))
+            facts.append(
+                (name.replace("f1", "F1"), f"{100 * metric['value']:.1f} % ({low:.1f} to {high:.1f})")
+            )
     return {
         "stage": summary.stage,
         "split": printable(summary.split),

@@ -35,12 +35,12 @@ class Table:
 
 def as_text(comparison: Comparison) -> str:
     """Tables for a terminal."""
-    runs = _runs(comparison)
+    runs = runs_table(comparison)
     tables = [
         runs.columns("", "run", "builder", "seed", "accuracy %", "macro F1 %"),
         runs.columns("", "F1 %", "AUROC", "ECE", "Brier"),
-        *_groups(comparison),
-        *_tests(comparison),
+        *seeds_tables(comparison),
+        *tests_tables(comparison),
     ]
     parts = [_title(comparison), *map(_aligned, tables), "\n".join(_only_one_right(comparison))]
     return "\n\n".join(part for part in parts if part)
@@ -48,22 +48,18 @@ def as_text(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """The same in Markdown, the figures of a run in one row."""
-    tables = comparison_tables(comparison)
+    tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
     lists = "\n".join(f"- {escaped(line)}" for line in _only_one_right(comparison))
     parts = [escaped(_title(comparison)), *map(_piped, tables), lists]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The runs' figures, seeds grouped where there are some, and the tests where there are two runs."""
-    return [_runs(comparison), *_groups(comparison), *_tests(comparison)]
 
 
 def _title(comparison: Comparison) -> str:
     return f"{printable(comparison.split)}: {comparison.num_pairs} pairs, 95 % intervals in brackets"
 
 
-def _runs(comparison: Comparison) -> Table:
+def runs_table(comparison: Comparison) -> Table:
+    """The runs' figures, a row each, numbered."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
     rows = [[str(number), *_run(row)] for number, row in enumerate(comparison.runs, start=1)]
     return Table(header=header, rows=rows)
@@ -80,7 +76,7 @@ def _run(row: RunFigures) -> list[str]:
     ]
 
 
-def _groups(comparison: Comparison) -> list[Table]:
+def seeds_tables(comparison: Comparison) -> list[Table]:
     """The table of seeds; none where every recipe has but one run."""
     if all(len(group.names) == 1 for group in comparison.groups):
         return []
@@ -98,7 +94,8 @@ def _groups(comparison: Comparison) -> list[Table]:
     return [Table(header=header, rows=rows)]
 
 
-def _tests(comparison: Comparison) -> list[Table]:
+def tests_tables(comparison: Comparison) -> list[Table]:
+    """The table of McNemar's tests; none of one run."""
     if not comparison.tests:
         return []
     number_of = _numbers(comparison)
