@@ -268,6 +268,8 @@ def test_hostile_text_stays_text(tmp_path: Path, opened: Opened) -> None:
         name: f"{name} {HOSTILE}" for name in ("id", "premise", "hypothesis", "phenomenon", "thought_process")
     }
     rows = [{**row, "true_label": 1, "predicted_label": 0, "p_entailment": 0.2}, *make_rows(1, 5)]
+    # Of the second pair no word is shared, so that no mark cuts its texts up.
+    rows[1] |= {"premise": HOSTILE, "hypothesis": "lamp", "thought_process": HOSTILE.upper()}
     audit = {"findings": [{"name": HOSTILE, "severity": HOSTILE, "summary": HOSTILE, "advice": HOSTILE}]}
     audit["findings"][0]["ids"] = [row["id"], HOSTILE]
     (tmp_path / "audit.json").write_text(json.dumps(audit))
@@ -282,6 +284,8 @@ def test_hostile_text_stays_text(tmp_path: Path, opened: Opened) -> None:
     assert page.locator("#audit .advice").text_content() == HOSTILE
     page.locator("#detail .pair-link").click()
     page.keyboard.press("j")
+    assert page.locator("#detail .pair p").all_text_contents() == [HOSTILE, "lamp"]
+    assert page.locator("#detail img").count() == 0
     page.locator("#audit summary").click()
     page.locator("#audit .ids a").click()  # leads to the pair with the hostile id
     assert_soon(page.locator("#detail .moves .quiet"), "1 / 6")
