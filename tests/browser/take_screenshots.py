@@ -37,5 +37,7 @@ if __name__ == "__main__":
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for picture in take_screenshots(chromium, Path(sys.argv[1]), FOLDER):
-            Image.open(picture).quantize(256).save(picture, optimize=True)  # a third of the bytes
+            Image.open(picture).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(
+                picture, optimize=True
+            )  # a third of the bytes
             print(picture)
