@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -18,12 +18,12 @@ from nlicot import __version__
 from nlicot.metrics import ClassificationMetrics
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
-from nlicot.report.breakdowns import breakdowns, calibration
+from nlicot.report.breakdowns import Breakdown, breakdowns, calibration
 from nlicot.report.compare import Comparison, in_order
 from nlicot.report.curves import CURVES, read_curves
 from nlicot.report.explorer import as_script_content, explorer_content
 from nlicot.report.runs import ComparedRun, section
-from nlicot.report.sources import Audit, TeacherSummary, fit_summary, teacher_summaries
+from nlicot.report.sources import Audit, AuditSection, TeacherSummary, fit_summary, teacher_summaries
 from nlicot.report.tables import printable, runs_table, seeds_tables, tests_tables
 
 COMMONER = "Dotted: what always giving the commoner label would reach."
@@ -91,7 +91,8 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
         ],
         teacher=[_teacher(summary) for summary in teacher_summaries(runs)],
         audit=audit,
-        known_ids=set(ids),
+        audit_sections=[(found, _by_length(found)) for found in audit.sections] if audit else [],
+        pair_of=_links(ids, comparison.split),
         explorer=as_script_content(explorer_content(answers)),
         style=_template("page.css"),
         scripts=scripts,
@@ -106,6 +107,26 @@ def _template(name: str) -> str:
 
 def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _links(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
+    """What finds the pair of an audit's id, which may have its split in front."""
+    known = set(ids)
+
+    def pair_of(id_: str) -> str | None:
+        bare = id_.removeprefix(f"{split}/")
+        return id_ if id_ in known else bare if bare in known else None
+
+    return pair_of
+
+
+def _by_length(audited: AuditSection) -> Figure | None:
+    if not audited.by_length:
+        return None
+    drawn = Breakdown(
+        title="Teacher, by length of the thought", note="", by_run={"teacher": audited.by_length}
+    )
+    return Figure(svg=plots.draw_breakdown(drawn, {"teacher": plots.NUM_SERIES}))
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[Figure]:

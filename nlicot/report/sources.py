@@ -1,6 +1,6 @@
 """Reads what the page shows beside predictions: the teacher's summaries, an audit, what `fit` left.
 
-Both are tolerant of what is missing, for they come from other commands, perhaps of another version; a file
+All are tolerant of what is missing, for they come from other commands, perhaps of another version; a file
 that is no JSON is an error all the same.
 """
 
@@ -14,11 +14,13 @@ from typing import Any
 
 from nlicot.errors import DataError
 from nlicot.files import shown
+from nlicot.metrics import GroupAccuracy, Interval
 from nlicot.report.runs import ComparedRun, section
+from nlicot.report.tables import Table
 
 STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""
-SEVERITIES = ("error", "warning", "info")
+SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,27 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSection:
+    """One family of an audit's checks: what was looked at, and tables; accuracy by length where it has that."""
+
+    title: str
+    summary: str
+    tables: Sequence[tuple[str, Table]]
+    by_length: Sequence[GroupAccuracy]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """An audit's findings, gravest first, and the file that they were read from."""
+    """An audit's findings, gravest first, its sections, and the file that they were read from."""
 
     path: Path
     findings: Sequence[Finding]
+    sections: Sequence[AuditSection]
+
+    @property
+    def serious(self) -> list[Finding]:
+        """Errors and warnings."""
+        return [finding for finding in self.findings if finding.severity in SEVERITIES[:2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +71,22 @@ class TeacherSummary:
 def read_audit(path: Path) -> Audit:
     """The findings of an audit that was written as JSON: `{"findings": [{"name": ..., ...}, ...]}`.
 
-    Each may have `name`, `severity`, `summary`, `advice` and `ids`; all else is passed over.
+    Each may have `name`, `severity`, `summary`, `advice` and `ids`; `sections` may stand beside them, each
+    with `title`, `summary` and `tables`. All else is passed over.
 
     Raises:
         DataError: the file cannot be read, or holds no findings.
     """
-    found = read_json(path).get("findings")
+    content = read_json(path)
+    found = content.get("findings")
     if not isinstance(found, list):
         raise DataError(f"findings {shown(found)}", "a list", path=path, remedy="make it with: audit --json")
-    findings = [_finding(fields) for fields in found if isinstance(fields, dict)]
-    return Audit(path=path, findings=sorted(findings, key=lambda finding: _gravity(finding.severity)))
+    findings = [_finding(fields) for fields in _objects(found)]
+    return Audit(
+        path=path,
+        findings=sorted(findings, key=lambda finding: _gravity(finding.severity)),
+        sections=[_audit_section(fields) for fields in _objects(content.get("sections"))],
+    )
 
 
 def _finding(fields: dict[str, Any]) -> Finding:
@@ -72,11 +96,46 @@ def _finding(fields: dict[str, Any]) -> Finding:
     )
     return Finding(
         name=name or "(unnamed)",
-        severity=severity.lower() or "info",
+        severity=severity.lower() or "note",
         summary=summary,
         advice=advice,
         ids=[str(id_) for id_ in ids] if isinstance(ids, list) else [],
     )
+
+
+def _audit_section(fields: dict[str, Any]) -> AuditSection:
+    return AuditSection(
+        title=str(fields.get("title") or fields.get("name") or ""),
+        summary=str(fields.get("summary") or ""),
+        tables=[
+            (str(table.get("title") or ""), Table(header=_texts(table["header"]), rows=_rows(table["rows"])))
+            for table in _objects(fields.get("tables"))
+            if isinstance(table.get("header"), list) and isinstance(table.get("rows"), list)
+        ],
+        by_length=[
+            GroupAccuracy(
+                name=str(group["name"]),
+                num=int(group["num"]),
+                accuracy=float(group["accuracy"]),
+                interval=Interval(low=float(group["low"]), high=float(group["high"])),
+            )
+            for group in _objects(section(fields, "figures").get("bins"))
+            if {"name", "num", "accuracy", "low", "high"} <= group.keys()
+        ],
+    )
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    """Those members of a list that are JSON objects; none of what is no list."""
+    return [member for member in value if isinstance(member, dict)] if isinstance(value, list) else []
+
+
+def _texts(values: list[object]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def _rows(values: list[object]) -> list[list[str]]:
+    return [_texts(row) for row in values if isinstance(row, list)]
 
 
 def _gravity(severity: str) -> int:

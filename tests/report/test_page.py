@@ -258,11 +258,27 @@ def test_an_audit_is_shown_gravest_first_and_leads_to_its_pairs(tmp_path: Path) 
         json.dumps(
             {
                 "findings": [
-                    {"name": "long thoughts", "severity": "info"},
+                    {"name": "long thoughts", "severity": "note"},
                     {"name": "voice tells", "severity": "WARNING", "summary": "90 %", "advice": "rewrite"},
-                    {"name": "twins", "severity": "error", "ids": ["p1", "elsewhere/7", 8]},
+                    {"name": "twins", "severity": "error", "ids": ["p1", "dev/p2", "train/p3", 8]},
                     "not a finding",
                     {},
+                ],
+                "sections": [
+                    {
+                        "title": "Lengths",
+                        "summary": "longer is wronger",
+                        "tables": [
+                            {"title": "by length", "header": ["length", "right"], "rows": [["5", "72.7 %"]]}
+                        ],
+                        "figures": {
+                            "bins": [
+                                {"name": "5-9 words", "num": 40, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+                            ]
+                        },
+                    },
+                    {"tables": [{}], "figures": {"bins": [{}]}},
+                    None,
                 ],
                 "more": 1,
             }
@@ -273,9 +289,14 @@ def test_an_audit_is_shown_gravest_first_and_leads_to_its_pairs(tmp_path: Path) 
     assert names == [
         ("error", "twins"),
         ("warning", "voice tells"),
-        ("info", "long thoughts"),
-        ("info", "(unnamed)"),
+        ("note", "long thoughts"),
+        ("note", "(unnamed)"),
     ]
     assert '<a href="#pair=p1">p1</a>' in page
-    assert "<span>elsewhere/7</span>" in page
-    assert "3 ids" in page
+    assert '<a href="#pair=p2">dev/p2</a>' in page
+    assert "<span>train/p3</span>" in page
+    assert "4 ids" in page
+    assert "<summary>Lengths</summary>" in page
+    assert '<th scope="col">right</th>' in page
+    assert "<td>72.7 %</td>" in page
+    assert ">5-9 words (40)</text>" in page
