@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSection:
-    """One family of an audit's checks: what was looked at, and tables; accuracy by length where it has that."""
+    """One family of an audit's checks: what was looked at, tables, and accuracy by length where known."""
 
     title: str
     summary: str
