@@ -11,7 +11,7 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
-.PHONY: help fit test test-slow lint format clean
+.PHONY: help fit test test-slow browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -28,6 +28,9 @@ test-slow: $(VENV)/installed-dev ## README's commands, real kills: minutes each
 
 test-gpu: $(VENV)/installed-dev ## what needs an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+browser: $(VENV)/installed-dev ## the report's page in a headless Chromium (Debian: apt install chromium)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/installed-dev ## linter and type checker
 	$(BIN)/ruff check .

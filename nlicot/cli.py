@@ -71,7 +71,9 @@ GROUPS: dict[str, list[Command]] = {
         Command(
             name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training
         ),
-        Command(name="report", summary="runs side by side, with intervals and tests", run=_report),
+        Command(
+            name="report", summary="runs side by side, a page to look at mistakes, a model card", run=_report
+        ),
     ],
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

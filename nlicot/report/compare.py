@@ -78,18 +78,16 @@ class Comparison:
 
 
 def compare(runs: Sequence[ComparedRun]) -> Comparison:
-    """Compare runs, each of another name, that answered the same pairs.
+    """Compare runs, each of another name, that answered the same pairs; of one there are figures alone.
 
     Raises:
-        ConfigError: fewer than two, or runs on other pairs or labels.
+        ConfigError: runs on other pairs or labels.
     """
-    if len(runs) < 2:
-        raise ConfigError(f"--compare: found {len(runs)} run, expected two or more")
     for run in runs[1:]:
         _check_same_pairs(runs[0], run)
     ids = [answer.id for answer in runs[0].answers]
     # In one order for all, so that the bootstrap redraws the same pairs for every run.
-    answers = {run.name: _in_order(run, ids) for run in runs}
+    answers = {run.name: in_order(run, ids) for run in runs}
     rows = [_figures(run, answers[run.name]) for run in runs]
     return Comparison(
         # A predictions file may be given that is of another split than the folders' `--split`.
@@ -118,7 +116,8 @@ def _told(label: int | None) -> str:
     return "missing" if label is None else f"labelled {label}"
 
 
-def _in_order(run: ComparedRun, ids: Sequence[str]) -> list[Answered]:
+def in_order(run: ComparedRun, ids: Sequence[str]) -> list[Answered]:
+    """A run's answers in the order of `ids`."""
     by_id = {answer.id: answer for answer in run.answers}
     return [by_id[id_] for id_ in ids]
 

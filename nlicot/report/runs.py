@@ -1,6 +1,7 @@
 """Reads what a run left: its predictions of a split, and the configuration they were made with.
 
-The first step of `report`; figures and tests are `compare`'s.
+The first step of `report`; figures and tests are `compare`'s, what else lies in a run's folder is read by
+`curves` and `sources`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ NOT_THE_RECIPE = ("seed_everything", "run", "resume", "checkpoints_root", "final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A labelled pair and what a run said of it; `predicted_label` is None where it gave no answer."""
+    """A labelled pair and what a run said of it; `predicted_label` is None where it gave no answer.
+
+    The texts are None in files that hold labels alone.
+    """
 
     id: str
     true_label: int
     predicted_label: int | None
     p_entailment: float | None
+    premise: str | None = None
+    hypothesis: str | None = None
+    phenomenon: str | None = None
+    thought_process: str | None = None
+    status: str | None = None
 
     @property
     def correct(self) -> bool:
@@ -40,11 +49,14 @@ class ComparedRun:
     """A run's answers on one split.
 
     `recipe` is the configuration without seed and names, as canonical JSON: runs that agree in it are one
-    ablation with several seeds. None where there is no configuration.
+    ablation with several seeds. None where there is no configuration. `folder` is the run's, None for
+    predictions that lie in no run's folder.
     """
 
     name: str
     predictions_path: Path
+    folder: Path | None
+    config: dict[str, Any]
     builder: str
     seed: int | None
     recipe: str | None
@@ -112,6 +124,8 @@ def _run_of(predictions_path: Path, folder: Path | None, *, name: str) -> Compar
     return ComparedRun(
         name=name,
         predictions_path=predictions_path,
+        folder=folder,
+        config=config,
         builder=_builder(config) or ("" if folder is None else _fitted_builder(folder / "fit.json")),
         seed=config.get("seed_everything"),
         recipe=_recipe(config) if config else None,
@@ -127,7 +141,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _builder(config: dict[str, Any]) -> str:
-    named = _section(config, "data").get("builder")
+    named = section(config, "data").get("builder")
     if isinstance(named, dict):
         named = str(named.get("class_path", "")).rpartition(".")[2]
     return str(named or "")
@@ -146,13 +160,14 @@ def _fitted_builder(path: Path) -> str:
 def _recipe(config: dict[str, Any]) -> str:
     kept = {name: value for name, value in config.items() if name not in NOT_THE_RECIPE}
     for part in ("model", "data"):
-        kept[part] = {name: value for name, value in _section(config, part).items() if name != "seed"}
+        kept[part] = {name: value for name, value in section(config, part).items() if name != "seed"}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a configuration; empty where it is none."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read_answers(path: Path) -> list[Answered]:
@@ -182,6 +197,11 @@ def _answer(row: Row) -> Answered:
         true_label=true_label,
         predicted_label=row.optional_label("predicted_label"),
         p_entailment=_probability(row),
+        premise=row.optional_text("premise"),
+        hypothesis=row.optional_text("hypothesis"),
+        phenomenon=row.optional_text("phenomenon"),
+        thought_process=row.optional_text("thought_process"),
+        status=row.optional_text("status"),
     )
 
 

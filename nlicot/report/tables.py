@@ -35,12 +35,12 @@ class Table:
 
 def as_text(comparison: Comparison) -> str:
     """Tables for a terminal."""
-    runs = _runs(comparison)
+    runs = runs_table(comparison)
     tables = [
         runs.columns("", "run", "builder", "seed", "accuracy %", "macro F1 %"),
         runs.columns("", "F1 %", "AUROC", "ECE", "Brier"),
-        *_groups(comparison),
-        _tests(comparison),
+        *seeds_tables(comparison),
+        *tests_tables(comparison),
     ]
     parts = [_title(comparison), *map(_aligned, tables), "\n".join(_only_one_right(comparison))]
     return "\n\n".join(part for part in parts if part)
@@ -48,17 +48,18 @@ def as_text(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """The same in Markdown, the figures of a run in one row."""
-    tables = [_runs(comparison), *_groups(comparison), _tests(comparison)]
-    lists = "\n".join(f"- {_escaped(line)}" for line in _only_one_right(comparison))
-    parts = [_escaped(_title(comparison)), *map(_piped, tables), lists]
+    tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
+    lists = "\n".join(f"- {escaped(line)}" for line in _only_one_right(comparison))
+    parts = [escaped(_title(comparison)), *map(_piped, tables), lists]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{_printable(comparison.split)}: {comparison.num_pairs} pairs, 95 % intervals in brackets"
+    return f"{printable(comparison.split)}: {comparison.num_pairs} pairs, 95 % intervals in brackets"
 
 
-def _runs(comparison: Comparison) -> Table:
+def runs_table(comparison: Comparison) -> Table:
+    """The runs' figures, a row each, numbered."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
     rows = [[str(number), *_run(row)] for number, row in enumerate(comparison.runs, start=1)]
     return Table(header=header, rows=rows)
@@ -67,15 +68,15 @@ def _runs(comparison: Comparison) -> Table:
 def _run(row: RunFigures) -> list[str]:
     metrics = row.metrics
     return [
-        _printable(row.name),
-        _printable(row.builder or NONE),
+        printable(row.name),
+        printable(row.builder or NONE),
         NONE if row.seed is None else str(row.seed),
         *(_percent(metric) for metric in (metrics.accuracy, metrics.f1, metrics.macro_f1)),
         *(_number(metric) for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)),
     ]
 
 
-def _groups(comparison: Comparison) -> list[Table]:
+def seeds_tables(comparison: Comparison) -> list[Table]:
     """The table of seeds; none where every recipe has but one run."""
     if all(len(group.names) == 1 for group in comparison.groups):
         return []
@@ -84,7 +85,7 @@ def _groups(comparison: Comparison) -> list[Table]:
     rows = [
         [
             ", ".join(number_of[name] for name in group.names),
-            _printable(group.builder or NONE),
+            printable(group.builder or NONE),
             *_spread(group.accuracy),
             *_spread(group.macro_f1),
         ]
@@ -93,7 +94,10 @@ def _groups(comparison: Comparison) -> list[Table]:
     return [Table(header=header, rows=rows)]
 
 
-def _tests(comparison: Comparison) -> Table:
+def tests_tables(comparison: Comparison) -> list[Table]:
+    """The table of McNemar's tests; none of one run."""
+    if not comparison.tests:
+        return []
     number_of = _numbers(comparison)
     table = Table(
         header=("McNemar", "only first right", "only second right", "p", "p (Holm)"),
@@ -109,7 +113,7 @@ def _tests(comparison: Comparison) -> Table:
         ],
     )
     # Of two runs there is one test, and nothing to correct for.
-    return table if len(table.rows) > 1 else table.columns(*table.header[:-1])
+    return [table if len(table.rows) > 1 else table.columns(*table.header[:-1])]
 
 
 def _only_one_right(comparison: Comparison) -> list[str]:
@@ -119,7 +123,7 @@ def _only_one_right(comparison: Comparison) -> list[str]:
         first, second = number_of[test.first], number_of[test.second]
         for right, wrong, ids in ((first, second, test.only_first), (second, first, test.only_second)):
             if ids:
-                listed = ", ".join(_shortened(_printable(id_), LONGEST_ID) for id_ in ids[:MOST_IDS])
+                listed = ", ".join(shortened(printable(id_), LONGEST_ID) for id_ in ids[:MOST_IDS])
                 more = ", ..." if len(ids) > MOST_IDS else ""
                 lines.append(f"right in {right}, wrong in {wrong}: {listed}{more}")
     return lines
@@ -149,10 +153,10 @@ def _spread(spread: Spread) -> list[str]:
     return [f"{100 * spread.mean:.1f} ({100 * spread.lowest:.1f} to {100 * spread.highest:.1f})", sd]
 
 
-def _shortened(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
     """A text in one line; of a long one beginning and end, which tell runs of one recipe apart.
 
-    >>> _shortened("correct_only-20261124-001416", 20)
+    >>> shortened("correct_only-20261124-001416", 20)
     'correct_...24-001416'
     """
     if len(text) <= longest:
@@ -161,7 +165,7 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[: num_kept // 2]}...{text[-(num_kept - num_kept // 2) :]}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """One line without control characters, which could move a terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
@@ -169,7 +173,7 @@ def _printable(text: str) -> str:
 def _aligned(table: Table) -> str:
     longest = [LONGEST_IN_TEXT.get(name) for name in table.header]
     rows = [
-        [cell if most is None else _shortened(cell, most) for cell, most in zip(row, longest, strict=True)]
+        [cell if most is None else shortened(cell, most) for cell, most in zip(row, longest, strict=True)]
         for row in (table.header, *table.rows)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -180,13 +184,13 @@ def _aligned(table: Table) -> str:
 
 def _piped(table: Table) -> str:
     lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     r"""A text that Markdown shows as it stands.
 
-    >>> _escaped("a|b <i> c_d")
+    >>> escaped("a|b <i> c_d")
     'a\\|b \\<i\\> c\\_d'
     """
     return _MARKUP.sub(r"\\\g<0>", text)

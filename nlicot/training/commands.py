@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nlicot.builders import builder_name
 from nlicot.errors import ConfigError
+from nlicot.training.board import BoardLayout
 from nlicot.training.checkpoints import BEST, LAST, PEFT_FOLDER, RunCheckpoints
 from nlicot.training.datamodule import PairsData
 from nlicot.training.evaluation import GeneratedMetrics
@@ -104,6 +105,7 @@ def fit(args: Sequence[str]) -> int:
     trainer = cli.make_trainer(
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
         callbacks=[
+            BoardLayout(),
             GeneratedMetrics(**cli.config["generated_metrics"].as_dict()),
             EarlyStopping(**cli.config["early_stopping"].as_dict()),
             checkpoints,

@@ -220,7 +220,7 @@ def test_a_finished_report_is_replaced_only_when_told(root: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ([], "found no --compare, expected --compare RUN RUN ..."),
+        ([], "found no run, expected report RUN [RUN ...], or --compare RUN RUN ..."),
         (["a0"], "found 1 run, expected two or more"),
         (["a0", "a0"], "found a0 twice"),
         (["a0", "gone"], "--compare gone: found no such run"),

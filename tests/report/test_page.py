@@ -1,0 +1,302 @@
+"""The report's page and what it is made of, without a browser; `tests/browser` opens it in one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from nlicot.cli import main
+from nlicot.report.breakdowns import breakdowns, calibration
+from nlicot.report.curves import read_curves
+from nlicot.report.runs import Answered
+
+HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 7 }} ﬁ"
+
+
+def _answer(number: int, true: int, p: float | None, **texts: str) -> Answered:
+    label = None if p is None else int(p > 0.5)
+    return Answered(id=f"p{number}", true_label=true, predicted_label=label, p_entailment=p, **texts)
+
+
+def _write_run(root: Path, name: str, answers: Sequence[dict[str, Any]], config: str = "") -> Path:
+    path = root / name / "predictions" / "dev.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers), encoding="utf-8")
+    if config:
+        (root / name / "config.yaml").write_text(config, encoding="utf-8")
+    return root / name
+
+
+ANSWERS = [
+    {
+        "id": f"p{number}",
+        "premise": "one two three",
+        "hypothesis": "two",
+        "true_label": number % 2,
+        "predicted_label": int(number > 3),
+        "p_entailment": 0.1 + 0.1 * number,
+        "thought_process": "Step 1: x.",
+    }
+    for number in range(8)
+]
+
+
+def _page(tmp_path: Path, *args: str | Path) -> str:
+    path = tmp_path / "report.html"
+    assert main(["report", *map(str, args), "--html", str(path), "--overwrite"]) == 0
+    return path.read_text(encoding="utf-8")
+
+
+def _payload(page: str) -> Any:
+    found = re.search(
+        r'<script type="application/json" id="predictions-json">(.*?)</script>', page, re.DOTALL
+    )
+    assert found
+    return json.loads(found[1])
+
+
+def test_one_run_has_a_page_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = _page(tmp_path, _write_run(tmp_path, "alone", ANSWERS))
+    assert "<h1>alone</h1>" in page
+    assert "McNemar</th>" not in page
+    assert capsys.readouterr().out.endswith(f"page         {tmp_path / 'report.html'}\n")
+
+
+def test_the_page_holds_every_prediction_as_the_file_has_it(tmp_path: Path) -> None:
+    hostile = [{**ANSWERS[0], "id": HOSTILE, "premise": HOSTILE, "thought_process": HOSTILE}, *ANSWERS[1:]]
+    page = _page(
+        tmp_path, _write_run(tmp_path, "a", hostile), _write_run(tmp_path, "b", ANSWERS[:0] + hostile)
+    )
+    found = _payload(page)
+    assert found["pairs"]["id"][0] == found["pairs"]["premise"][0] == HOSTILE
+    assert found["runs"][1]["thought"][0] == HOSTILE
+    assert found["pairs"]["label"] == [0, 1] * 4
+    assert found["runs"][0]["label"] == [0] * 4 + [1] * 4
+    assert [run["name"] for run in found["runs"]] == ["a", "b"]
+
+
+def test_hostile_texts_end_no_element_and_no_line(tmp_path: Path) -> None:
+    answers = [{**answer, "phenomenon": HOSTILE} for answer in ANSWERS]
+    page = _page(tmp_path, _write_run(tmp_path, "a", answers))
+    assert page.count("</script>") == 3
+    assert "<b>|" not in page
+    assert "\u2028" not in page
+    assert "49" not in re.sub(
+        r"<svg.*?</svg>|<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL
+    )
+
+
+def test_the_page_names_no_address_that_a_browser_would_load(tmp_path: Path) -> None:
+    page = _page(tmp_path, _write_run(tmp_path, "a", ANSWERS))
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not addresses
+    assert re.findall(r"@import|url\((?!#)|<link|<img|<iframe|\ssrc=", page) == []
+
+
+def test_figures_are_drawn_in_the_pages_colours_with_text_as_text(tmp_path: Path) -> None:
+    answers = [{**answer, "phenomenon": "$cost$ & <tax>"} for answer in ANSWERS]
+    page = _page(tmp_path, _write_run(tmp_path, "a", answers), _write_run(tmp_path, "b", answers))
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 5  # accuracies, calibration, three breakdowns
+    for drawing in drawings:
+        assert "var(--series-1)" in drawing
+        assert "var(--series-2)" in drawing
+        assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
+        assert "<text" in drawing
+    assert "$cost$ &amp; &lt;tax&gt; (8)" in page
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_what_is_refused_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(_write_run(tmp_path, "a", ANSWERS))
+    page, audit = str(tmp_path / "p.html"), tmp_path / "audit.json"
+    assert main(["report", run, "--html", page, "--json", page]) == 2
+    assert "one file named twice" in capsys.readouterr().err
+    for content, told in (
+        ("{", "found no JSON, expected a JSON object"),
+        ("[]", "found [], expected a JSON object"),
+        ("{}", "found findings null, expected a list"),
+    ):
+        audit.write_text(content)
+        assert main(["report", run, "--html", page, "--audit", str(audit)]) == 2
+        error = capsys.readouterr().err
+        assert f"{audit}: {told}" in error
+        assert error.count("\n") == 1
+    assert main(["report", run, "--html", page, "--audit", str(tmp_path / "gone.json")]) == 2
+    assert "gone.json: cannot be read: No such file" in capsys.readouterr().err
+    assert not Path(page).exists()
+    assert main(["report", run, "--html", page]) == 0
+    assert main(["report", run, "--html", page]) == 2
+    assert "exists already; add --overwrite" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ breakdowns
+
+
+def test_accuracy_by_phenomenon_and_lengths_is_that_counted_by_hand() -> None:
+    def of_run(labels: Sequence[int], thoughts: Sequence[str | None]) -> list[Answered]:
+        return [
+            Answered(
+                id=str(place),
+                true_label=1,
+                predicted_label=label,
+                p_entailment=None,
+                premise="w " * (1 + place),
+                phenomenon=("dates", "dates", "negation", None)[place],
+                thought_process=thought,
+            )
+            for place, (label, thought) in enumerate(zip(labels, thoughts, strict=True))
+        ]
+
+    found = breakdowns(
+        {"a": of_run([1, 0, 1, 1], ["x", "x", "x x", "x x"]), "b": of_run([0, 0, 1, 0], [None] * 4)}
+    )
+    by_title = {breakdown.title: breakdown for breakdown in found}
+    phenomena = by_title["By phenomenon"]
+    assert phenomena.names == ["dates", "negation", "(none)"]
+    assert [group.accuracy for group in phenomena.by_run["a"]] == [0.5, 1.0, 1.0]
+    assert [group.accuracy for group in phenomena.by_run["b"]] == [0.0, 1.0, 0.0]
+    thoughts = by_title["By length of the thought"]
+    assert list(thoughts.by_run) == ["a"]  # the other does not think
+    assert [(group.name, group.num, group.accuracy) for group in thoughts.by_run["a"]] == [
+        ("1 word", 2, 0.5),
+        ("2 words", 2, 1.0),
+    ]
+    assert by_title["By length of the premise"].names == ["1 word", "2 words", "3 words", "4 words"]
+
+
+def test_groups_that_no_pair_names_are_not_shown() -> None:
+    assert breakdowns({"a": [_answer(0, 1, 0.9)]}) == []
+
+
+def test_calibration_counts_entailments_by_tenths() -> None:
+    bins = calibration(
+        [_answer(n, true, p) for n, (true, p) in enumerate([(1, 0.02), (0, 0.1), (1, 0.95), (1, 1.0)])]
+    )
+    assert [(found.num, found.share) for found in bins] == [(2, 0.5), (2, 1.0)]
+    assert [found.mean_p for found in bins] == [pytest.approx(0.06), pytest.approx(0.975)]
+    assert bins[1].interval.high == 1.0
+    assert calibration([_answer(0, 1, 0.3), _answer(1, 1, None)]) == []
+
+
+# ------------------------------------------------------------------ curves
+
+
+def _log(folder: Path, points: Sequence[tuple[str, int, float, float]]) -> None:
+    writer = EventFileWriter(str(folder), filename_suffix=f".{points[0][3]}")
+    for tag, step, value, wall_time in points:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
+    writer.close()
+
+
+def test_curves_are_what_was_logged_of_the_run_as_it_went_on(tmp_path: Path) -> None:
+    _log(
+        tmp_path,
+        [
+            ("dev/loss", 2, 3.0, 10.0),
+            ("dev/loss", 4, 2.5, 11.0),
+            ("dev/loss", 6, 9.0, 12.0),
+            ("own", 1, 1.0, 1.0),
+        ],
+    )
+    _log(tmp_path, [("dev/loss", 6, 2.0, 20.0), ("train/loss", 6, 0.5, 20.0)])  # resumed behind step 4
+    found = read_curves(tmp_path)
+    assert list(found) == ["dev/loss", "train/loss"]
+    assert [(point.step, point.value) for point in found["dev/loss"]] == [(2, 3.0), (4, 2.5), (6, 2.0)]
+
+
+def test_a_run_without_or_with_broken_event_files_has_the_curves_that_can_be_read(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == {}
+    _log(tmp_path, [("dev/loss", 2, 3.0, 10.0)])
+    (tmp_path / "events.out.tfevents.9999999999.broken").write_bytes(b"no events at all")
+    assert [point.value for point in read_curves(tmp_path)["dev/loss"]] == [3.0]
+
+
+# ------------------------------------------------------------------ teacher and audit
+
+
+def test_the_newest_summary_of_the_teacher_is_shown(tmp_path: Path) -> None:
+    logs = tmp_path / "data" / "logs" / "thoughts"
+    logs.mkdir(parents=True)
+    for stamp, accuracy in (("20260101-000000", 0.2), ("20260202-000000", 0.75)):
+        teacher = {
+            "accuracy": {"value": accuracy, "low": 0.7, "high": 0.8},
+            "confusion": {"tp": 31, "fp": 5, "fn": 7, "tn": 57},
+        }
+        content = {
+            "num_records": 1234,
+            "by_model": {"mistral-<large>": 1234},
+            "cost_usd": 0.5,
+            "accuracy_by_length": {"5 words": {"num": 10, "accuracy": 0.8}},
+            "teacher": teacher,
+        }
+        (logs / f"{stamp}-train.summary.json").write_text(json.dumps(content))
+    run = _write_run(tmp_path, "a", ANSWERS, config=f"data: {{root: {tmp_path / 'data'}}}")
+    page = _page(tmp_path, run)
+    assert "generate, train" in page
+    assert "75.0 % (70.0 to 80.0)" in page
+    assert "20.0 %" not in page
+    assert "mistral-&lt;large&gt;" in page
+    assert "1,234" in page
+    assert re.search(r'style="--share: 0.919">57<small>92 %', page)
+    assert "80.0 % of 10" in page
+
+
+def test_an_audit_is_shown_gravest_first_and_leads_to_its_pairs(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.json"
+    audit.write_text(
+        json.dumps(
+            {
+                "findings": [
+                    {"name": "long thoughts", "severity": "note"},
+                    {"name": "voice tells", "severity": "WARNING", "summary": "90 %", "advice": "rewrite"},
+                    {"name": "twins", "severity": "error", "ids": ["p1", "dev/p2", "train/p3", 8]},
+                    "not a finding",
+                    {},
+                ],
+                "sections": [
+                    {
+                        "title": "Lengths",
+                        "summary": "longer is wronger",
+                        "tables": [
+                            {"title": "by length", "header": ["length", "right"], "rows": [["5", "72.7 %"]]}
+                        ],
+                        "figures": {
+                            "bins": [
+                                {"name": "5-9 words", "num": 40, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+                            ]
+                        },
+                    },
+                    {"tables": [{}], "figures": {"bins": [{}]}},
+                    None,
+                ],
+                "more": 1,
+            }
+        )
+    )
+    page = _page(tmp_path, _write_run(tmp_path, "a", ANSWERS), "--audit", audit)
+    names = re.findall(r'class="severity">(.*?)</span> (.*?)</h3>', page)
+    assert names == [
+        ("error", "twins"),
+        ("warning", "voice tells"),
+        ("note", "long thoughts"),
+        ("note", "(unnamed)"),
+    ]
+    assert '<a href="#pair=p1">p1</a>' in page
+    assert '<a href="#pair=p2">dev/p2</a>' in page
+    assert "<span>train/p3</span>" in page
+    assert "4 ids" in page
+    assert "<summary>Lengths</summary>" in page
+    assert '<th scope="col">right</th>' in page
+    assert "<td>72.7 %</td>" in page
+    assert ">5-9 words (40)</text>" in page

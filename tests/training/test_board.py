@@ -1,0 +1,43 @@
+"""A run's event file says what TensorBoard shows side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from small_model import write_small_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+from nlicot.cli import main
+
+FLAGS = [
+    "--data.builder=label_only",
+    "--data.limit_train=8",
+    "--data.limit_dev=4",
+    "--data.effective_batch=4",
+    "--generated_metrics.num_pairs=2",
+    "--final_evaluation=false",
+    "--model.lora.r=4",
+    "--run=run",
+]
+
+
+def test_dev_loss_and_accuracy_of_runs_stand_together(tmp_path: Path) -> None:
+    base = write_small_model(tmp_path / "base")
+    root = [f"--checkpoints_root={tmp_path}", f"--model.base={base}"]
+    assert main(["fit", *FLAGS, *root, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", "--resume", str(tmp_path / "run"), "--trainer.max_epochs=2"]) == 0
+
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (event,) = events.Tensors(metadata.CONFIG_SUMMARY_TAG)  # once, though the run was gone on with
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {
+        f"{section.title}: {chart.title}": chart for section in layout.category for chart in section.chart
+    }
+    assert list(charts["dev: loss"].multiline.tag) == ["^dev/loss$"]
+    assert list(charts["dev: accuracy"].multiline.tag) == ["^dev_generated/accuracy$"]
+    # Every tag that a chart asks for is one that was logged.
+    logged = set(events.Tags()["scalars"])
+    wanted = {tag.strip("^$") for chart in charts.values() for tag in chart.multiline.tag}
+    assert wanted <= logged
