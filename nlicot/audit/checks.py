@@ -9,8 +9,13 @@ from collections.abc import Callable, Sequence
 from nlicot.audit.counts import check_counts
 from nlicot.audit.duplicates import check_duplicates
 from nlicot.audit.findings import Audit, Section
+from nlicot.audit.hypotheses import check_hypotheses
 from nlicot.audit.prompt_examples import check_prompt_examples
 from nlicot.audit.reading import AuditData
+from nlicot.audit.reflections import check_reflections
+from nlicot.audit.teacher import check_lengths, check_teacher
+from nlicot.audit.thoughts import check_thoughts
+from nlicot.audit.voice import check_voice
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +23,12 @@ CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
     check_counts,
     check_duplicates,
     check_prompt_examples,
+    check_hypotheses,
+    check_teacher,
+    check_lengths,
+    check_thoughts,
+    check_reflections,
+    check_voice,
 )
 """Each gives None where the data hold nothing for it to look at."""
 

@@ -73,7 +73,14 @@ def _parser() -> argparse.ArgumentParser:
                 help=f"{kind} of {split}, in place of the root's",
             )
     add("--builder", default="reflected", help=f"whose targets: {', '.join(BUILDERS)} (default reflected)")
-    add("--prompt", type=Path, action="append", default=[], metavar="FILE", help="a prompt of yours; again for more")
+    add(
+        "--prompt",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a prompt of yours; again for more",
+    )
     add("--label-map", type=parse_label_map, help="entailment=1,neutral=0,contradiction=0")
     add("--json", type=Path, metavar="FILE", help="write everything, all ids included, as JSON")
     add("--markdown", type=Path, metavar="FILE", help="write the same text as Markdown")

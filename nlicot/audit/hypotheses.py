@@ -22,7 +22,8 @@ from nlicot.records import LABEL_NAMES, LABELS, Example
 
 MUCH_GAIN, SOME_GAIN = 0.25, 0.05
 SMOOTHING = 10.0
-"""Counted to each word and label beforehand; Gururangan et al. take 100 for data a hundred times as large."""
+"""Pairs of the usual label shares that are counted to each word beforehand, so that rare ones do not lead;
+Gururangan et al. take 100 for data a hundred times as large."""
 FEWEST_PAIRS = 10
 LEAST_TELLING_SHARE = 0.75
 CONFIDENCE = 0.95
@@ -108,8 +109,8 @@ def _leak(guess: Guess, places: Sequence[str]) -> list[Finding]:
 def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
     """Words whose pairs mostly have one label, beyond chance, by smoothed PMI, the most telling first.
 
-    PMI(word, label) = log p(word, label) / (p(word) p(label)), in nats, on counts with `SMOOTHING` added to
-    each cell. Beyond chance: a binomial test against the label's own share, corrected for the number of
+    PMI(word, label) = log p(word, label) / (p(word) p(label)), in nats, a word's pairs being counted once
+    each, with `SMOOTHING` more of the usual label shares. Beyond chance: a binomial test against the label's own share, corrected for the number of
     words (Gardner et al. 2021, "Competency Problems", section 4).
     """
     in_label: dict[int, Counter[str]] = {label: Counter() for label in LABELS}
@@ -124,7 +125,6 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
     if not candidates or 0 in (num_label[label] for label in LABELS):
         return []
     least_z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * len(candidates)))
-    # Each of a word's pairs counts once, so the "words" of the PMI are pairs that hold the word.
     found = []
     for word in candidates:
         for label in LABELS:
@@ -133,7 +133,7 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
             z = (with_label - num * base) / math.sqrt(num * base * (1 - base))
             if z < least_z or with_label / num < LEAST_TELLING_SHARE:
                 continue
-            smoothed = (with_label + SMOOTHING * 2 * base) / (num + 2 * SMOOTHING)
+            smoothed = (with_label + SMOOTHING * base) / (num + SMOOTHING)
             pmi = math.log(smoothed / base)
             found.append(TellingWord(word=word, label=label, num=num, num_label=with_label, pmi=pmi))
     return sorted(found, key=lambda each: (-each.pmi, each.word))

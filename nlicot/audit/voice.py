@@ -41,7 +41,9 @@ def check_voice(data: AuditData) -> Section | None:
     whole = _guess(targets, [target.text for target in targets])
     rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
     told = [("the commoner label", percent(majority), "-")]
-    told.append(("its source alone (thought or reflection)", percent(by_source), _range_of(num_right, targets)))
+    told.append(
+        ("its source alone (thought or reflection)", percent(by_source), _range_of(num_right, targets))
+    )
     for what, guess in (
         ("its voice: no last step, the pair's own words blanked", voice),
         ("its text without the last step", steps),
@@ -107,7 +109,9 @@ def _source_finding(
         return []
     usual = {source: max(LABELS, key=lambda label: each[label]) for source, each in counts.items()}
     ids = tuple(place(split, target.example.id) for target in targets if target.label == usual[target.source])
-    table = "; ".join(f"{source}: {zeros} of label 0, {ones} of label 1" for source, (zeros, ones) in counts.items())
+    table = "; ".join(
+        f"{source}: {zeros} of label 0, {ones} of label 1" for source, (zeros, ones) in counts.items()
+    )
     return [
         Finding(
             name="source gives the label away",
