@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_FIGURE = re.compile(r"-|-?[\d.,]+( %)?( to [\d.]+ %)?")
 # All that Markdown or the HTML in it could take for its own.
 _MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
 
@@ -28,7 +29,7 @@ def aligned(table: Table, *, indent: str = "") -> list[str]:
     lines = [[printable(cell) for cell in line] for line in (table.header, *table.rows)]
     columns = list(zip(*lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [all(cell[:1].isdigit() or cell == "-" for cell in column[1:]) for column in columns]
+    right = [all(_FIGURE.fullmatch(cell) for cell in column[1:]) for column in columns]
     return [
         indent
         + "  ".join(
@@ -46,7 +47,9 @@ def piped(table: Table) -> list[str]:
     ['| a\\\\|b |', '| --- |', '| \\\\<i\\\\> |']
     """
     lines = [table.header, ["---"] * len(table.header), *table.rows]
-    escape_all = [[cell if number == 1 else escaped(cell) for cell in line] for number, line in enumerate(lines)]
+    escape_all = [
+        [cell if number == 1 else escaped(cell) for cell in line] for number, line in enumerate(lines)
+    ]
     return [f"| {' | '.join(line)} |" for line in escape_all]
 
 
@@ -85,3 +88,12 @@ def percent(share: float) -> str:
     '89.9 %'
     """
     return f"{100 * share:.1f} %"
+
+
+def counted(num: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "pair"), counted(2, "pair")
+    ('1 pair', '2 pairs')
+    """
+    return f"{num} {noun}{'' if num == 1 else 's'}"

@@ -54,9 +54,9 @@ def main(args: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nlicot audit",
-        description="Look for what would spoil training: leaks between splits, labels that a model could guess "
-        "without reading, thoughts and reflections that contradict or betray themselves. "
-        "Exit codes: 0 nothing that must wait, 1 mend the errors before training, 2 a mistake in files or flags.",
+        description="Look for what would spoil training: leaks between splits, labels that a model could "
+        "guess without reading, thoughts and reflections that contradict or betray themselves. Exit codes: "
+        "0 nothing that must wait, 1 mend the errors before training, 2 a mistake in files or flags.",
         epilog="example: python -m nlicot audit --root data --json audit.json",
         allow_abbrev=False,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import groups_of_pairs, normalised
 from nlicot.audit.reading import AuditData
-from nlicot.layout import Table, percent
+from nlicot.layout import Table, counted, percent
 from nlicot.records import Example
 
 MANY_OF_SPLIT = 0.01
@@ -60,8 +60,8 @@ def check_duplicates(data: AuditData) -> Section:
     return Section(
         name="duplicates",
         title="Duplicates",
-        summary=f"{len(pairs)} pairs, {len(groups)} groups of pairs that are the same or nearly "
-        "(word bigrams of premise and of hypothesis, Jaccard 0.8 or more)",
+        summary=f"{counted(len(pairs), 'pair')}, {counted(len(groups), 'group')} of pairs that are the same "
+        "or nearly (word bigrams of premise and of hypothesis, Jaccard 0.8 or more)",
         findings=tuple(findings),
         tables=(table,) if rows else (),
         figures={"num_pairs": len(pairs), "num_groups": len(groups)},
@@ -73,28 +73,30 @@ def _across_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> 
     findings = []
     for name, want_same in (("pair in two splits", True), ("near duplicate in two splits", False)):
         chosen: list[list[str]] = []
+        num = 0
         for group in groups:
             first_split = group[0].split
             others = [
                 pair for pair in group if pair.split != first_split and _has_twin(pair, group) == want_same
             ]
             if others:
+                num += len(others)
                 twins = [pair for pair in group if pair.split == first_split]
                 chosen.append([pair.place for pair in (*twins, *others)])
         if not chosen:
             continue
         ids = unique(id_ for group in chosen for id_ in group)
         smallest = min(sizes[id_.partition("/")[0]] for id_ in ids)
-        is_bad = want_same or len(chosen) >= MANY_CONFLICTS * smallest
+        is_bad = want_same or num >= MANY_CONFLICTS * smallest
         like = "the same but for case and punctuation" if want_same else "nearly the same"
         findings.append(
             Finding(
                 name=name,
                 severity="error" if is_bad else "warning",
-                summary=f"{len(chosen)} pairs or groups of pairs stand in more than one split, {like}",
+                summary=f"{counted(num, 'pair')} {like} as one of another split",
                 advice="take them out of train: figures on the other split would measure memory",
                 ids=ids,
-                figures={"num": len(chosen), "where": _splits_of(ids), "groups": chosen[:MOST_SHOWN]},
+                figures={"num": num, "where": _splits_of(ids), "groups": chosen[:MOST_SHOWN]},
             )
         )
     return findings
@@ -120,7 +122,7 @@ def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> list[
         Finding(
             name="same pair, two labels",
             severity="error" if len(ids) >= MANY_CONFLICTS * num_pairs else "warning",
-            summary=f"{len(ids)} pairs stand there with both labels",
+            summary=f"{counted(len(ids), 'pair')} of the same words with both labels",
             advice="read them and keep the right one, or drop both: no model can learn them",
             ids=ids,
             figures={
@@ -158,7 +160,8 @@ def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> 
                 Finding(
                     name=name,
                     severity="warning" if num >= MANY_OF_SPLIT * size else "note",
-                    summary=f"{num} pairs of {split} ({percent(num / size)}) are {like} as an earlier one",
+                    summary=f"{counted(num, 'pair')} of {split} ({percent(num / size)}) {like} as an "
+                    "earlier one",
                     advice="drop the repetitions: they weigh double in training, and intervals on dev come "
                     "out too narrow",
                     ids=unique(id_ for group in chosen for id_ in group),
@@ -193,8 +196,8 @@ def _shared_premises(pairs: Sequence[_Pair], told: set[str], sizes: dict[str, in
             Finding(
                 name="premise in two splits",
                 severity="warning" if len(shared) >= MANY_OF_SPLIT * size else "note",
-                summary=f"{len(shared)} pairs of {split} ({percent(len(shared) / size)}) have a premise that "
-                "stands in train too",
+                summary=f"{counted(len(shared), 'pair')} of {split} ({percent(len(shared) / size)}) with a "
+                "premise that stands in train too",
                 advice="a model may know the text by heart: `python -m nlicot split` keeps premises apart",
                 ids=tuple(pair.place for pair in shared),
                 figures={"num": len(shared), "where": f"train, {split}"},

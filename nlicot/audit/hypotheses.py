@@ -70,7 +70,7 @@ def check_hypotheses(data: AuditData) -> Section | None:
         title="Hypothesis-only baseline",
         summary=f"a linear model that reads {len(examples)} hypotheses and no premise is right on "
         f"{percent(guess.accuracy)} ({percent(guess.interval.low)} to {percent(guess.interval.high)}), "
-        f"the commoner label alone on {percent(guess.majority)}",
+        f"the commoner label alone on {percent(guess.majority)}" + ("" if findings else ": no leak"),
         findings=tuple(findings),
         tables=(table,) if table.rows else (),
         figures={
@@ -98,8 +98,8 @@ def _leak(guess: Guess, places: Sequence[str]) -> list[Finding]:
             severity="error" if guess.gain >= MUCH_GAIN else "warning",
             summary=f"without the premise {percent(guess.accuracy)} of labels are guessed, "
             f"{100 * guess.gain:.0f} points above the commoner label",
-            advice="read any accuracy against this one; look at a run with `validate --probe-thoughts`, which "
-            "blanks the premise, and at the pairs named here, which need none",
+            advice="read any accuracy against this one; look at a run with `validate --probe-thoughts`, "
+            "which blanks the premise, and at the pairs named here, which need none",
             ids=tuple(sure),
             figures={**guess.figures, "gain": guess.gain},
         )
@@ -110,8 +110,8 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
     """Words whose pairs mostly have one label, beyond chance, by smoothed PMI, the most telling first.
 
     PMI(word, label) = log p(word, label) / (p(word) p(label)), in nats, a word's pairs being counted once
-    each, with `SMOOTHING` more of the usual label shares. Beyond chance: a binomial test against the label's own share, corrected for the number of
-    words (Gardner et al. 2021, "Competency Problems", section 4).
+    each, with `SMOOTHING` more of the usual label shares. Beyond chance: a binomial test against the label's
+    own share, corrected for the number of words (Gardner et al. 2021, "Competency Problems", section 4).
     """
     in_label: dict[int, Counter[str]] = {label: Counter() for label in LABELS}
     num_label: Counter[int] = Counter()

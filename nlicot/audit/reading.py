@@ -1,4 +1,4 @@
-"""Reads what an audit looks at: every split's pairs, the texts about them, and what a builder makes of both."""
+"""Reads what an audit looks at: every split's pairs, the texts about them, and what a builder makes of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reflections that betray that they are some, or say nothing beyond their hypothesis.
 
-A student shall write the improved thought as if it were its first. One that speaks of a true label, an earlier
-attempt or an error teaches it to speak of things that it will never have.
+A student shall write the improved thought as if it were its first. One that speaks of a true label, an
+earlier attempt or an error teaches it to speak of things that it will never have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.reading import AuditData
 from nlicot.audit.wording import added_words, betrayals
-from nlicot.layout import Table, percent
+from nlicot.layout import Table, counted, percent
 from nlicot.records import Reflection
 
 MANY = 0.05
@@ -57,8 +57,8 @@ def _betraying(found: Sequence[tuple[str, Reflection]], by_kind: Counter[str], n
         Finding(
             name="reflection gives itself away",
             severity="error" if share >= MANY else "warning",
-            summary=f"{len(found)} of {num} reflections ({percent(share)}) mention what a first thought cannot know "
-            f"({told})",
+            summary=f"{len(found)} of {counted(num, 'reflection')} ({percent(share)}) mention what a first "
+            f"thought cannot know ({told})",
             advice="ask for these anew (`reflect --ids ... --overwrite`), or have `score` mark them and set "
             "--data.builder.min_score",
             ids=_places(found),
@@ -75,8 +75,8 @@ def _repeating(found: Sequence[tuple[str, Reflection]], num: int) -> list[Findin
         Finding(
             name="reflection repeats the hypothesis",
             severity="error" if share >= MANY else "warning",
-            summary=f"{len(found)} of {num} reflections ({percent(share)}) have fewer than {FEWEST_ADDED} words of "
-            "meaning beyond their hypothesis",
+            summary=f"{len(found)} of {counted(num, 'reflection')} ({percent(share)}) have fewer than "
+            f"{FEWEST_ADDED} words of meaning beyond their hypothesis",
             advice="ask for these anew: they assert the label and teach no step",
             ids=_places(found),
             figures={"share": share, "num": len(found)},

@@ -7,21 +7,24 @@ from dataclasses import asdict
 from typing import Any
 
 from nlicot.audit.findings import SEVERITIES, Audit, Finding
-from nlicot.layout import aligned, escaped, listed, piped, printable
+from nlicot.layout import aligned, counted, escaped, listed, piped, printable
 
 WIDTH = 100
 MOST_IDS = 5
 
 
 def as_text(audit: Audit) -> str:
-    """The findings, the worst first, then each section's tables, then what it comes to."""
-    blocks = ["\n".join(_finding_lines(finding)) for finding in audit.findings]
+    """Each section's tables, then the findings, the worst first, then what it comes to.
+
+    The findings stand last, where a terminal has scrolled to.
+    """
+    blocks = []
     for section in audit.sections:
-        lines = [f"{section.title}: {printable(section.summary)}"]
-        lines = textwrap.wrap(lines[0], WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        lines = _wrapped(f"{section.title}: {printable(section.summary)}", "  ")
         for table in section.tables:
             lines += ["", f"  {printable(table.title)}", *aligned(table, indent="    ")]
         blocks.append("\n".join(lines))
+    blocks += ["\n".join(_finding_lines(finding)) for finding in audit.findings]
     return "\n\n".join([*blocks, verdict(audit)])
 
 
@@ -29,20 +32,23 @@ def _finding_lines(finding: Finding) -> list[str]:
     lines = _wrapped(f"{finding.severity.upper()}  {finding.name}: {printable(finding.summary)}", "    ")
     lines += _wrapped(f"    do: {printable(finding.advice)}", "        ")
     if finding.ids:
-        lines += _wrapped(f"    ids: {listed(finding.ids, MOST_IDS)}", "        ")
+        ids = listed(finding.ids, MOST_IDS)
+        lines += _wrapped(f"    {counted(len(finding.ids), 'pair')}: {ids}", "        ")
     return lines
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    glued = text.replace(" %", "\x00%")
+    lines = textwrap.wrap(
+        glued, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
     )
+    return [line.replace("\x00", " ") for line in lines]
 
 
 def verdict(audit: Audit) -> str:
     """What it comes to, in one line."""
     counts = [(audit.num(severity), severity) for severity in SEVERITIES]
-    told = ", ".join(f"{num} {severity}{'' if num == 1 else 's'}" for num, severity in counts)
+    told = ", ".join(counted(num, severity) for num, severity in counts)
     return f"{told}: " + ("mend the errors before training" if audit.exit_code else "nothing that must wait")
 
 

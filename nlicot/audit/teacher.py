@@ -1,4 +1,4 @@
-"""Where the teacher is right and wrong: by label, which speaks of the definitions, and by a thought's length."""
+"""Where the teacher is right: by label, which speaks of the definitions, and by a thought's length."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _definitions(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> l
     figures = {f"found_of_label_{recall.label}": recall.share for recall in report.recalls}
     if report.lopsided:
         stricter = (
-            "is stricter about label 1 than those who labelled: say that what is merely plausible counts too, "
-            "if the pairs named here show it"
+            "is stricter about label 1 than those who labelled: say that what is merely plausible counts "
+            "too, if the pairs named here show it"
             if worse.label == 1
             else "is more lenient about label 1 than those who labelled: say what rules it out"
         )

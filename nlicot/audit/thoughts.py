@@ -9,7 +9,7 @@ from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import normalised
 from nlicot.audit.reading import AuditData
 from nlicot.audit.wording import FITS, USUAL_LABEL, early_verdict, verdict
-from nlicot.layout import Table, percent
+from nlicot.layout import Table, counted, percent
 from nlicot.records import LABELS, Thought
 
 MANY_CONTRADICT = 0.05
@@ -75,11 +75,12 @@ def meanings(verdicts: Sequence[str | None], labels: Sequence[int]) -> Mapping[s
     label 1, and then that says nothing. That something "fits" counts as a verdict only where nearly all
     thoughts that say so have one label.
     """
-    found = {}
     counts = Counter(zip(verdicts, labels, strict=True))
-    for said, usual in USUAL_LABEL.items():
-        if counts[said, usual] >= counts[said, 1 - usual] or sum(counts[said, l] for l in LABELS) < ENOUGH:
-            found[said] = usual
+    found = {
+        said: usual
+        for said, usual in USUAL_LABEL.items()
+        if counts[said, usual] >= counts[said, 1 - usual] or counts[said, 1 - usual] < ENOUGH
+    }
     num = sum(counts[FITS, label] for label in LABELS)
     likelier = max(LABELS, key=lambda label: counts[FITS, label])
     if num >= ENOUGH and counts[FITS, likelier] >= NEARLY_ALL * num:
@@ -95,9 +96,10 @@ def _contradictions(against: Sequence[tuple[str, Thought]], num: int) -> list[Fi
         Finding(
             name="thought against its own label",
             severity="error" if share >= MANY_CONTRADICT else "warning",
-            summary=f"{len(against)} of {num} thoughts ({percent(share)}) argue for one label and give the other",
-            advice="read them; ask for these pairs anew (`generate --ids ... --overwrite`), or have `score` mark "
-            "them and set --data.builder.min_score",
+            summary=f"{len(against)} of {counted(num, 'thought')} ({percent(share)}) argue for one label and "
+            "give the other",
+            advice="read them; ask for these pairs anew (`generate --ids ... --overwrite`), or have `score` "
+            "mark them and set --data.builder.min_score",
             ids=_places(against),
             figures={"share": share, "num": len(against)},
         )
@@ -112,10 +114,10 @@ def _early(early: Sequence[tuple[str, Thought]], num: int) -> list[Finding]:
         Finding(
             name="verdict before the last step",
             severity="warning" if share >= MANY_EARLY else "note",
-            summary=f"{len(early)} of {num} thoughts ({percent(share)}) use a word for a label before their "
-            "last step",
-            advice="a thought that begins with its verdict only argues for it: ask for steps that leave it open, "
-            "as the prompt that ships does",
+            summary=f"{len(early)} of {counted(num, 'thought')} ({percent(share)}) use a word for a label "
+            "before their last step",
+            advice="a thought that begins with its verdict only argues for it: ask for steps that leave it "
+            "open, as the prompt that ships does",
             ids=_places(early),
             figures={"share": share, "num": len(early)},
         )

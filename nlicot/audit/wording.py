@@ -25,8 +25,8 @@ FOLLOWS, NOT_FOLLOWS, CONFLICTS, FITS, SAYS_0, SAYS_1 = (
 USUAL_LABEL = {FOLLOWS: 1, NOT_FOLLOWS: 0, CONFLICTS: 0, SAYS_0: 0, SAYS_1: 1}
 """What a verdict means on any data. That something merely `fits` is 1 on some data and 0 on other."""
 
-_UP = r"""follows?|inferred|inferable|concluded|entail(?:s|ed)|impl(?:ies|ied)|supported|supports|established
-    |confirmed|confirms|guaranteed|warranted|justified|drawn|true
+_UP = r"""follows?|inferred|inferable|concluded|entail(?:s|ed)|implied|supported|established|confirmed
+    |guaranteed|warranted|justified|drawn|true
     |(?:fair|reasonable|sensible|natural|safe)\ (?:inference|conclusion)"""
 _DOWN = r"""contradict(?:s|ed|ion|ory)?|conflict(?:s|ed|ing)?|incompatible|inconsistent|unsupported|ruled\ out
     |false|fails"""
@@ -37,11 +37,17 @@ _SAID_LABEL = re.compile(
     re.IGNORECASE,
 )
 _NOT = re.compile(
-    r"n't\b|\b(?:not|no|nothing|nor|neither|never|none|nobody|cannot|without|hardly|fails? to|un\w*able)\b",
+    r"n't\b|\b(?:not|no|nothing|nor|neither|never|none|nobody|cannot|without|hardly|fails? to|too \w+ to)\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
     r"[,;:.!?]|\b(?:and|but|so|yet|while|because|since|though|although|which)\b", re.IGNORECASE
+)
+# "Supplying and not supplying it conflict", "doing nothing conflicts": there the negation is part of a claim.
+_NOT_OF_CONFLICT = re.compile(
+    r"(?:n't|\b(?:not|never|hardly|cannot|without|no))(?:\s+\w+)?(?:\s+in)?\s*$"
+    r"|^\s*(?:nothing|none|no|neither|nobody)\b",
+    re.IGNORECASE,
 )
 _NOTHING_BEHIND = re.compile(r"^\s*(?:with\s+)?(?:nothing|none|neither|no)\b", re.IGNORECASE)
 _QUOTED = re.compile(r"(?<!\w)(['\"])(?!\s)[^'\"]*?(?<!\s)\1(?!\w)")
@@ -88,31 +94,24 @@ def _verdicts(text: str) -> Iterator[str]:
         return
     text = _QUOTED.sub(lambda match: " " * len(match.group()), text)
     for match in _VERDICT.finditer(text):
-        negated = _negated(text, match.start(), match.end())
-        if match["up"]:
-            yield NOT_FOLLOWS if negated else FOLLOWS
-        elif match["down"]:
-            yield FITS if negated else CONFLICTS
+        clause = _CLAUSE.split(text[: match.start()])[-1]
+        if match["down"]:
+            to_nothing = bool(_NOTHING_BEHIND.match(text[match.end() :]))
+            yield FITS if to_nothing or _NOT_OF_CONFLICT.search(clause) else CONFLICTS
+        elif len(_NOT.findall(clause)) % 2:
+            yield NOT_FOLLOWS
         else:
-            yield NOT_FOLLOWS if negated else FITS
-
-
-def _negated(text: str, start: int, end: int) -> bool:
-    """Whether the clause up to a word, or what it is said of, turns it round; twice is not at all."""
-    before = _CLAUSE.split(text[:start])[-1]
-    num = len(_NOT.findall(before)) + bool(_NOTHING_BEHIND.match(text[end:]))
-    return num % 2 == 1
+            yield FOLLOWS if match["up"] else FITS
 
 
 _EARLY = re.compile(
     r"""\b(?:
       label(?:s|led|ed)?
-    | (?:no[ -])?entailment | entail(?:s|ed|ing)? | contradict(?:s|ed|ion|ory|ing)? | neutral
+    | (?:no[ -])?entailment | entail(?:s|ed|ing)? | contradict(?:s|ed|ion|ory|ing)?
     | (?:hypothesis|claim|statement|it)\ (?:clearly\ |therefore\ |thus\ )?
-      (?:follows|does\ not\ follow|doesn't\ follow|conflicts|holds|fails)
+      (?:follows|does\ not\ follow|doesn't\ follow|conflicts)
     | (?:hypothesis|claim|statement)\ (?:is|must\ be|can\ be|cannot\ be|can't\ be|is\ not)\ (?:\w+ly\ )?
       (?:true|false|correct|incorrect|supported|unsupported|inferred|implied|established|confirmed)
-    | answer\ is
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -126,8 +125,9 @@ _BETRAYAL = {
         r"\b(?:first|earlier|initial|previous|prior|original)"
         r" (?:thoughts?|attempts?|answers?|reasoning|analysis|predictions?|labels?|verdicts?|judg\w+|"
         r"conclusions?|assessment)\b"
-        r"|\b(?:initially|previously|at first) (?:thought|judged|concluded|labell?ed|assumed|seemed?|predicted)\b"
-        r"|\bre-?consider\w*|\bre-?examin\w+|\b(?:up)?on reflection\b|\bin hindsight\b|\bat second (?:look|glance)\b",
+        r"|\b(?:initially|previously|at first) (?:thought|judged|concluded|labell?ed|assumed|predicted)\b"
+        r"|\bre-?(?:consider|examin|read)ing (?:the|this|both|it)\b"
+        r"|\b(?:up)?on reflection\b|\bin hindsight\b|\bat second (?:look|glance)\b",
         re.IGNORECASE,
     ),
     "an error": re.compile(
@@ -138,11 +138,15 @@ _BETRAYAL = {
     ),
 }
 _FILLERS = frozenset(
-    """a an and are as at be been but by can could did do does for from had has have he her his i if in into is
-    it its may might more must no nor not of on or our out she should so some such than that the their them
-    then there these they this those to too was we were what when which while who will with would you your
-    step steps premise hypothesis says say said states state stated claims claim claimed therefore thus hence
-    also statement text according 1 2 3 4 5""".split()
+    _WORD.findall(
+        """
+        a an and are as at be been but by can could did do does for from had has have he her his i if in into
+        is it its may might more must no nor not of on or our out she should so some such than that the their
+        them then there these they this those to too was we were what when which while who will with would you
+        your step steps premise hypothesis says say said states state stated claims claim claimed therefore
+        thus hence also statement text according 1 2 3 4 5
+        """
+    )
 )
 
 
@@ -166,10 +170,10 @@ def betrayals(thought: str, own: str) -> list[str]:
 
 
 def _first_of_its_own(pattern: re.Pattern[str], text: str, own: str) -> str | None:
-    """The first match whose words are not all the pair's own."""
+    """The first match whose last word is not one of the pair: a premise may speak of an error itself."""
     words = set(_WORD.findall(own.casefold()))
     for match in pattern.finditer(text):
-        if not set(_WORD.findall(match.group().casefold())) <= words:
+        if _WORD.findall(match.group().casefold())[-1] not in words:
             return match.group()
     return None
 

@@ -21,7 +21,7 @@ _STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens of each example before cutting, and what the budget does to them; `cut` and `dropped` are ids."""
+    """Tokens of each example before cutting, and what the budget does to them: ids `cut` and `dropped`."""
 
     lengths: tuple[int, ...]
     max_length: int

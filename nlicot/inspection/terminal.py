@@ -34,7 +34,7 @@ LINE_WIDTH = 88
 
 
 def wants_color(choice: str, stream: TextIO) -> bool:
-    """Whether to colour: `always`, `never`, or `auto`: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    """Whether to colour: `always`, `never` or `auto`: on a terminal unless NO_COLOR is set (no-color.org)."""
     if choice == "auto":
         return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return choice == "always"
