@@ -10,6 +10,7 @@ from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import contained_share, normalised
 from nlicot.audit.reading import AuditData
 from nlicot.errors import ConfigError
+from nlicot.layout import counted
 from nlicot.prompts import StudentPrompts
 from nlicot.teacher.prompting import FOLDER
 
@@ -56,7 +57,7 @@ def check_prompt_examples(data: AuditData) -> Section | None:
             Finding(
                 name="pair in a prompt",
                 severity="error",
-                summary=f"{len(ids)} pairs have a text that stands in {', '.join(ids_of)}",
+                summary=f"{counted(len(ids), 'pair')} with a text that stands in {', '.join(ids_of)}",
                 advice="take other examples for the prompt, or leave these pairs out of what is measured",
                 ids=ids,
                 figures={"by_prompt": ids_of},

@@ -33,7 +33,8 @@ _DOWN = r"""contradict(?:s|ed|ion|ory)?|conflict(?:s|ed|ing)?|incompatible|incon
 _FIT = r"fits?|compatible|consistent"
 _VERDICT = re.compile(rf"\b(?:(?P<up>{_UP})|(?P<down>{_DOWN})|(?P<fit>{_FIT}))\b", re.IGNORECASE | re.VERBOSE)
 _SAID_LABEL = re.compile(
-    r"\b(?:predicted_)?(?:label|answer)\b(?:\s+(?:is|of|must be|should be|to be))?[\s:=]*['\"]?([01])\b",
+    r"\b(?:predicted_)?(?:label|answer)\b['\"]?(?:\s+(?:is|of|must be|should be|to be))?"
+    r"[\s:=]*['\"]?([01])\b",
     re.IGNORECASE,
 )
 _NOT = re.compile(

@@ -34,6 +34,8 @@ def main(args: Sequence[str]) -> int:
     """The `inspect` command."""
     cli = prepared_command_line("inspect", args)
     data, asked = cli.datamodule, cli.config
+    if asked["num"] < 0:
+        raise ConfigError(f"--num: found {asked['num']}, expected 0 or more")
     with contextlib.redirect_stdout(sys.stderr) if asked["json"] else contextlib.nullcontext():
         say_which_data(data)
     data.read_for_fit()

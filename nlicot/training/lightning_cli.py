@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -131,7 +130,7 @@ class CommandLine(LightningCLI):
 
 def _add_what_to_inspect(parser: LightningArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "dev"), default="train", help="whose examples")
-    parser.add_argument("--num", type=NonNegativeInt, default=2, help="how many examples, from the first")
+    parser.add_argument("--num", type=int, default=2, help="how many examples, from the first")
     parser.add_argument(
         "--id", type=str, action="append", default=[], help="a pair to show instead; again for more"
     )
