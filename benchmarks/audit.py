@@ -97,6 +97,7 @@ def main() -> None:
         "pairs": NUM_PAIRS,
         "data": "real, words exchanged" if real else "made up",
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss / 1024),
         "cores": len(os.sched_getaffinity(0)),
         "platform": platform.platform(),
