@@ -104,19 +104,18 @@ def _summary(data: PairsData, split: str, base: str, prompt_format: PromptFormat
     num = len(lengths.lengths)
     share = 100 * lengths.num_supervised / max(1, lengths.num_tokens)
     lines = [
-        f"{split}: lengths of {num} examples in tokens of {base} ({prompt_format.name}); "
-        f"--data.max_length {data.max_length}",
+        f"{split}: lengths of {num} examples in tokens of {base} ({prompt_format.name})",
         *histogram(lengths),
         f"  median {statistics.median_low(lengths.lengths)}, longest {max(lengths.lengths)}; "
         f"{lengths.num_tokens} tokens in all, {share:.0f} % of them learnt",
     ]
     if not lengths.cut and not lengths.dropped:
-        lines.append(f"  all fit into {data.max_length}: 0 cut, 0 left out")
+        lines.append(f"  all fit into --data.max_length {data.max_length}: 0 cut, 0 left out")
         return "\n".join(lines)
     for ids, what in ((lengths.cut, "cut at a sentence end"), (lengths.dropped, "left out")):
         shown = ", ".join(map(visible, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
         lines.append(f"  {len(ids)} {what}" + (f": {shown}" if ids else ""))
-    lines.append("  to keep them whole: a greater --data.max_length")
+    lines.append(f"  to keep them whole: a greater --data.max_length than {data.max_length}")
     if not lengths.num_kept:
         lines.append("  none is left, so fit would stop")
     return "\n".join(lines)

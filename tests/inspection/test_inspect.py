@@ -149,7 +149,7 @@ def test_a_run_on_the_sample_says_so_and_shows_as_many_as_asked_for(
         f"sample-train-00{number}" for number in range(3)
     ]
     assert "[label, 1 token]" in text and "[thought" not in text
-    assert text.rstrip().endswith("all fit into 768: 0 cut, 0 left out")
+    assert text.rstrip().endswith("all fit into --data.max_length 768: 0 cut, 0 left out")
     assert "\x1b" not in text
     assert "\x1b[" in printed(capsys, "--num", "1", "--color", "always")
 
@@ -208,9 +208,12 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_a_runs_own_config_may_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--run", "mine", "--data.max_length", "777", "--print_config"])
     config = tmp_path / "config.yaml"
-    config.write_text("run: mine\nresume: null\nfinal_evaluation: true\ndata:\n  max_length: 222\n")
-    assert "--data.max_length 222" in printed(capsys, "--num", "0", "--config", str(config))
+    config.write_text(capsys.readouterr().out)
+    assert "run: mine" in config.read_text() and "final_evaluation: true" in config.read_text()
+    assert "all fit into --data.max_length 777" in printed(capsys, "--num", "0", "--config", str(config))
 
 
 def test_color_follows_the_terminal_and_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
