@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nlicot.audit.checks import audit
 from nlicot.audit.prompt_examples import read_prompts
-from nlicot.audit.reading import KINDS, SPLITS, AuditData, paths_of, read_split
+from nlicot.audit.reading import KINDS, SPLITS, read_root
 from nlicot.audit.rendering import as_markdown, as_text, to_json
 from nlicot.builders import BUILDERS, find_builder
 from nlicot.errors import ConfigError
@@ -17,7 +17,6 @@ from nlicot.storage import SAMPLE_ROOT, DataRoot, parse_label_map
 from nlicot.writing import refuse_overwriting, write_json, write_text
 
 logger = logging.getLogger(__name__)
-SINGLE_FILES = tuple((split, kind) for split in SPLITS for kind in KINDS if (split, kind)[0] != "test")
 
 
 def main(args: Sequence[str]) -> int:
@@ -40,9 +39,16 @@ def main(args: Sequence[str]) -> int:
         )
     root = DataRoot((given.root or SAMPLE_ROOT).expanduser())
     builder = find_builder(given.builder, flag="--builder")
-    paths = paths_of(root, single, single_only=given.root is None and bool(single))
-    splits = [read_split(split, files, builder, given.label_map) for split, files in paths.items()]
-    found = audit(AuditData(splits=splits, prompts=read_prompts(given.prompt)))
+    found = audit(
+        read_root(
+            root,
+            builder,
+            single=single,
+            single_only=given.root is None and bool(single),
+            label_map=given.label_map,
+            prompts=read_prompts(given.prompt),
+        )
+    )
     print(as_text(found))
     if given.json is not None:
         write_json(given.json, to_json(found))

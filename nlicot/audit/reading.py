@@ -52,6 +52,31 @@ class AuditData:
     prompts: Mapping[str, str] = field(default_factory=dict)
 
 
+def read_root(
+    root: DataRoot,
+    builder: Builder,
+    *,
+    single: Mapping[tuple[str, str], Path] | None = None,
+    single_only: bool = False,
+    label_map: Mapping[str, int] | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> AuditData:
+    """Read all splits of a data root, or of the files that stand in for it.
+
+    Args:
+        builder: whose targets are looked at.
+        single, single_only: as `paths_of` takes them.
+        label_map: what the files' own labels mean.
+        prompts: texts that no pair may stand in, by name.
+
+    Raises:
+        DataError: as `paths_of` and `read_split` raise it.
+    """
+    paths = paths_of(root, single or {}, single_only=single_only)
+    splits = [read_split(split, files, builder, label_map) for split, files in paths.items()]
+    return AuditData(splits=splits, prompts=prompts or {})
+
+
 def read_split(
     name: str, paths: Mapping[str, Path], builder: Builder, label_map: Mapping[str, int] | None = None
 ) -> SplitData:
