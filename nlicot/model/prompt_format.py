@@ -50,6 +50,10 @@ class PromptFormat(ABC):
     def decode_inner(self, ids: Sequence[int]) -> str:
         """The text of ids from inside a completion, where no dummy prefix was added."""
 
+    @abstractmethod
+    def control_text(self, token: int) -> str:
+        """What the vocabulary calls a control token, which `decode_inner` may leave out."""
+
     @cached_property
     def token_texts(self) -> list[str]:
         """Each id's text, for telling which tokens hold a quote, a backslash or a line break."""
@@ -109,6 +113,10 @@ class ChatFormat(PromptFormat):
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
+
+    def control_text(self, token: int) -> str:
+        """The token's own name."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -177,6 +185,10 @@ class MistralFormat(PromptFormat):
         plain = [token for token in ids if token not in self.special_ids]
         text: str = self._without_prefix.decode(plain)
         return text
+
+    def control_text(self, token: int) -> str:
+        """The piece's own name."""
+        return str(self._pieces._model.IdToPiece(token))
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -5,6 +5,7 @@ What the commands do with them stands in `commands`.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ DESCRIPTIONS = {
     "fit": "Tune an adapter. The recipe is loaded by default; later --config files and flags win. "
     "--root DATA is short for --data.root DATA. "
     "Example: python -m nlicot fit --config configs/reflected.yaml --root data",
+    "inspect": "Training examples token by token, exactly as fit encodes them, and their lengths against the "
+    "budget. Takes the configs and flags of fit; no model is loaded. "
+    "Example: python -m nlicot inspect --config configs/reflected.yaml --root data --num 3",
     "validate": "Metrics on every dev pair, with predictions and thoughts. "
     "Example: python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
     "test": "Metrics on labelled test pairs, with predictions and thoughts. "
@@ -65,7 +69,9 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--checkpoints_root", type=str, default="checkpoints", help="where run folders lie"
         )
-        if self.command == "fit":
+        if self.command == "inspect":
+            _add_what_to_inspect(parser)
+        elif self.command == "fit":
             parser.add_argument("--run", type=str | None, default=None, help="the run's name")
             parser.add_argument("--resume", type=str | None, default=None, help="a run to go on with")
             parser.add_argument(
@@ -120,6 +126,24 @@ class CommandLine(LightningCLI):
         bars = [TQDMProgressBar(refresh_rate=1)] if wanted else []
         config["callbacks"] = [*bars, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
         return Trainer(**{**config, **settings})
+
+
+def _add_what_to_inspect(parser: LightningArgumentParser) -> None:
+    parser.add_argument("--split", choices=("train", "dev"), default="train", help="whose examples")
+    parser.add_argument("--num", type=int, default=2, help="how many examples, from the first")
+    parser.add_argument(
+        "--id", type=str, action="append", default=[], help="a pair to show instead; again for more"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, token ids too, as one JSON document")
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="auto: on a terminal, unless NO_COLOR is set",
+    )
+    # Keys of a run's own config.yaml, which may be given as --config; they say nothing of its data.
+    for name in ("run", "resume", "final_evaluation"):
+        parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
 
 
 def _as_seed(value: Any) -> int:

@@ -1,0 +1,1 @@
+"""`inspect`: training examples as the model sees them, token by token, before a model is paid for."""

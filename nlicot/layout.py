@@ -1,0 +1,99 @@
+"""Tables of text for a terminal and for Markdown; text from data files stays text in both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_FIGURE = re.compile(r"-|-?[\d.,]+( %)?( to [\d.]+ %)?")
+# All that Markdown or the HTML in it could take for its own.
+_MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A title, a header and rows; the cells are as they came, unescaped."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def aligned(table: Table, *, indent: str = "") -> list[str]:
+    """The header and rows as lines with columns below each other, figures to the right.
+
+    >>> aligned(Table(title="", header=("split", "pairs"), rows=(("train", "12"), ("dev", "4"))))
+    ['split  pairs', 'train     12', 'dev        4']
+    """
+    lines = [[printable(cell) for cell in line] for line in (table.header, *table.rows)]
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(_FIGURE.fullmatch(cell) for cell in column[1:]) for column in columns]
+    return [
+        indent
+        + "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def piped(table: Table) -> list[str]:
+    """The table in Markdown.
+
+    >>> piped(Table(title="", header=("a|b",), rows=(("<i>",),)))
+    ['| a\\\\|b |', '| --- |', '| \\\\<i\\\\> |']
+    """
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    escape_all = [
+        [cell if number == 1 else escaped(cell) for cell in line] for number, line in enumerate(lines)
+    ]
+    return [f"| {' | '.join(line)} |" for line in escape_all]
+
+
+def escaped(text: str) -> str:
+    r"""A text that Markdown shows as it stands.
+
+    >>> escaped("a|b <i> c_d")
+    'a\\|b \\<i\\> c\\_d'
+    """
+    return _MARKUP.sub(r"\\\g<0>", printable(text))
+
+
+def printable(text: str) -> str:
+    r"""One line without control characters, which could move a terminal's cursor.
+
+    >>> printable("a\x1b[2Jb\nc")
+    'a?[2Jb c'
+    """
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """The first items, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(printable(item) for item in items[:most])
+    return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def percent(share: float) -> str:
+    """A share in percent.
+
+    >>> percent(0.899)
+    '89.9 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def counted(num: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "pair"), counted(2, "pair")
+    ('1 pair', '2 pairs')
+    """
+    return f"{num} {noun}{'' if num == 1 else 's'}"

@@ -1,0 +1,168 @@
+"""The `audit` command: what it prints and writes, its exit codes, and the real data's findings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nlicot import cli
+from nlicot.audit.findings import Audit, Finding, Section
+from nlicot.audit.rendering import as_markdown, as_text, to_json
+from nlicot.layout import Table
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+HOSTILE = "\x1b[31mred|\n# <script>alert(1)</script>\u2028\x00 \x9b2J"
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What stands on standard error of a command line that must be refused with exit code 2."""
+    assert cli.main(["audit", *args]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of the sample, into which a dev pair was put twice."""
+    shutil.copytree(SAMPLE, tmp_path / "data")
+    train = tmp_path / "data/original_data/train.csv"
+    last = (tmp_path / "data/original_data/dev.csv").read_text().splitlines()[-1]
+    train.write_text(train.read_text() + last.replace("sample-dev", "planted-dev") + "\n")
+    return tmp_path / "data"
+
+
+def test_the_sample_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit"]) == 0
+    printed = capsys.readouterr().out
+    assert "train    180       160       90       90" in printed
+    assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing that must wait\n")
+
+
+def test_a_leak_makes_the_exit_code_1_and_the_json_names_it(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, markdown = tmp_path / "audit.json", tmp_path / "audit.md"
+    args = ["audit", "--root", str(root), "--json", str(out), "--markdown", str(markdown)]
+    assert cli.main(args) == 1
+    printed = capsys.readouterr().out
+    assert "ERROR  pair in two splits: 1 pair the same but for case and punctuation" in printed
+    assert "    2 pairs: train/planted-dev-039, dev/sample-dev-039" in printed
+    written = json.loads(out.read_text())
+    assert written["exit_code"] == 1 and written["counts"]["error"] == 1
+    (finding,) = [each for each in written["findings"] if each["severity"] == "error"]
+    assert finding["ids"] == ["train/planted-dev-039", "dev/sample-dev-039"]
+    assert written["files"]["train"]["pairs"] == str(root / "original_data/train.csv")
+    assert "**error: pair in two splits**" in markdown.read_text()
+
+
+def test_a_file_that_is_there_is_not_replaced_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.json"
+    out.write_text("mine")
+    assert "--overwrite" in told(capsys, "--json", str(out))
+    assert out.read_text() == "mine"
+    assert cli.main(["audit", "--json", str(out), "--overwrite"]) == 0
+    assert "found one file for both" in told(capsys, "--json", "a", "--markdown", "a")
+
+
+def test_single_files_stand_alone_under_either_name(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, thoughts = SAMPLE / "original_data/dev.csv", SAMPLE / "original_thoughts/dev.jsonl"
+    args = ["--train-pairs", str(pairs), "--data.train_thoughts", str(thoughts)]
+    assert cli.main(["audit", *args]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert "Counts and balance: 40 pairs of train\n" in printed
+    assert "train     40        30       20       20           0        40            0" in printed
+
+
+def test_mistakes_in_files_and_flags_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "found no pairs, expected one of" in told(capsys, "--root", str(tmp_path))
+    assert "named by --train-pairs" in told(capsys, "--train-pairs", str(tmp_path / "gone.csv"))
+    thoughts = SAMPLE / "original_thoughts/dev.jsonl"
+    assert "expected --dev-pairs FILE too" in told(capsys, "--dev-thoughts", str(thoughts))
+    assert "refleted" in told(capsys, "--builder", "refleted")
+    assert "--prompt" in told(capsys, "--prompt", str(tmp_path / "gone.yaml"))
+    broken = tmp_path / "broken.csv"
+    broken.write_text("premise,hypothesis,label\nA,B,2\n")
+    assert f"{broken}:2: found" in told(capsys, "--train-pairs", str(broken))
+
+
+def test_a_prompt_of_ones_own_is_looked_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = tmp_path / "prompt.yaml"
+    rows = (SAMPLE / "original_data/dev.csv").read_text().splitlines()
+    prompt.write_text(f"user: |\n  For example: {rows[1]}\n")
+    assert cli.main(["audit", "--prompt", str(prompt)]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"ERROR pair in a prompt: 2 pairs with a text that stands in {prompt}" in printed
+    assert "2 pairs: dev/sample-dev-000, dev/sample-dev-029" in printed  # they share the premise
+
+
+def hostile_audit() -> Audit:
+    finding = Finding(
+        name="planted", severity="warning", summary=HOSTILE, advice=HOSTILE, ids=(f"train/{HOSTILE}",)
+    )
+    section = Section(
+        name="x",
+        title="X",
+        summary=HOSTILE,
+        findings=(finding,),
+        tables=(Table(title=HOSTILE, header=("a", "b"), rows=((HOSTILE, "1"),)),),
+    )
+    return Audit(files={"train": {"pairs": HOSTILE}}, sections=(section,))
+
+
+def test_hostile_text_stays_text() -> None:
+    text = as_text(hostile_audit())
+    assert all(char == "\n" or char.isprintable() for char in text)
+    markdown = as_markdown(hostile_audit())
+    assert all(char == "\n" or char.isprintable() for char in markdown)
+    assert "<script" not in markdown.replace("\\<script", "")
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert [line.replace("\\|", "").count("|") for line in rows] == [3, 3, 3]
+    assert json.loads(json.dumps(to_json(hostile_audit())))["findings"][0]["ids"] == [f"train/{HOSTILE}"]
+
+
+def test_the_worst_findings_come_first() -> None:
+    findings = [
+        Finding(name=each, severity=each, summary="", advice="") for each in ("note", "error", "warning")
+    ]
+    found = Audit(files={}, sections=(Section(name="x", title="X", summary="", findings=tuple(findings)),))
+    assert [finding.severity for finding in found.findings] == ["error", "warning", "note"]
+    assert as_text(found).splitlines()[-1] == "1 error, 1 warning, 1 note: mend the errors before training"
+
+
+def real_args(real_data: Path, which: str) -> list[str]:
+    folder = real_data / "comp34812"
+    args = ["audit", "--test-pairs", str(folder / "test.csv")]
+    for split in ("train", "dev"):
+        args += [f"--{split}-pairs", str(folder / f"{split}.csv")]
+        for kind in ("thoughts", "reflections"):
+            args += [f"--{split}-{kind}", str(folder / f"{kind}_{which}{split}.jsonl")]
+    return args
+
+
+def test_the_real_set_has_the_faults_that_it_is_known_for(real_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "audit.json"
+    assert cli.main([*real_args(real_data, ""), "--json", str(out)]) == 1
+    written = json.loads(out.read_text())
+    sections = {section["name"]: section["figures"] for section in written["sections"]}
+    assert sections["voice"]["by_source"] == {
+        "reflection": {"0": 8, "1": 503},
+        "thought": {"0": 576, "1": 113},
+    }
+    assert sections["voice"]["source_accuracy"] == (503 + 576) / 1200
+    assert 0.8 < sections["voice"]["voice"]["accuracy"] < 0.95
+    assert sections["teacher"]["confusion"] == {"0": {"0": 652, "1": 9}, "1": {"0": 557, "1": 132}}
+    assert 0.6 < sections["hypotheses"]["baseline"]["accuracy"] < 0.7
+    assert {each["name"] for each in written["findings"] if each["severity"] == "error"} == {
+        "label definitions do not fit",
+        "source gives the label away",
+    }
+
+
+def test_the_real_set_with_definitions_that_fit_has_no_error(real_data: Path) -> None:
+    assert cli.main(real_args(real_data, "defined_")) == 0

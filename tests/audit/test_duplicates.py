@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+from planted import clean, named, only, words
+
+from nlicot.audit import AuditData, SplitData, audit
+from nlicot.audit.counts import check_counts
+from nlicot.audit.minhash import THRESHOLD, Shingles, groups_of_pairs, jaccard, normalised, resembling
+from nlicot.records import Example
+
+
+def with_more(data: AuditData, name: str, *more: Example) -> AuditData:
+    splits = [
+        dataclasses.replace(each, examples=[*each.examples, *more]) if each.name == name else each
+        for each in data.splits
+    ]
+    return dataclasses.replace(data, splits=splits)
+
+
+def test_the_same_pair_in_two_splits_is_an_error_whatever_its_case() -> None:
+    data = clean()
+    twin = data.splits[0].examples[7]
+    planted = Example(
+        id="planted", premise=twin.premise.upper(), hypothesis=twin.hypothesis.replace(".", " !"), label=1
+    )
+    finding = only(with_more(data, "dev", planted), "pair in two splits")
+    assert finding.severity == "error"
+    assert finding.ids == ("train/t7", "dev/planted")
+    assert finding.figures["num"] == 1
+
+
+def test_a_nearly_same_pair_in_two_splits_is_found() -> None:
+    rng = random.Random(3)
+    long = words(rng, 30)
+    train = Example(id="p", premise=long, hypothesis=f"{words(rng, 25)} now", label=1)
+    changed = Example(
+        id="q", premise=f"{long} indeed", hypothesis=train.hypothesis.replace(" now", " then"), label=1
+    )
+    data = with_more(with_more(clean(), "train", train), "dev", changed)
+    finding = only(data, "near duplicate in two splits")
+    assert finding.ids == ("train/p", "dev/q")
+    assert finding.severity == "error"  # 1 of 81 pairs of dev
+    assert named(audit(data), "pair in two splits") == []
+
+
+def test_one_pair_with_two_labels_is_told_with_both_ids() -> None:
+    data = clean()
+    first = data.splits[0].examples[4]
+    planted = dataclasses.replace(first, id="planted", label=1 - int(first.label or 0))
+    data = with_more(data, "train", planted)
+    assert only(data, "same pair, two labels").ids == ("train/t4", "train/planted")
+    assert named(audit(data), "repeated pairs") == []
+
+
+def test_a_repeated_pair_is_told_and_the_first_one_named() -> None:
+    data = clean()
+    planted = dataclasses.replace(data.splits[0].examples[4], id="planted")
+    finding = only(with_more(data, "train", planted), "repeated pairs")
+    assert finding.ids == ("train/t4", "train/planted")
+    assert finding.severity == "note"  # 1 of 241
+
+
+def test_a_shared_premise_alone_is_told_apart() -> None:
+    data = clean()
+    planted = Example(
+        id="planted", premise=data.splits[0].examples[3].premise, hypothesis="A whale sings.", label=0
+    )
+    data = with_more(data, "dev", planted)
+    assert only(data, "premise in two splits").ids == ("dev/planted",)
+    assert named(audit(data), "pair in two splits") == []
+
+
+def test_hypotheses_of_one_premise_are_no_duplicates() -> None:
+    premise = words(random.Random(5), 40)
+    pairs = [
+        Example(id=str(n), premise=premise, hypothesis=hypothesis, label=n % 2)
+        for n, hypothesis in enumerate(["A dog sleeps here.", "A dog is awake.", "Nobody is here."])
+    ]
+    assert audit(AuditData(splits=[SplitData(name="train", examples=pairs)])).findings == ()
+
+
+def test_near_duplicates_of_other_labels_are_contrasts_and_no_fault() -> None:
+    premise, long = (words(random.Random(seed), 40) for seed in (6, 7))
+    pairs = [
+        Example(id="a", premise=premise, hypothesis=f"{long} open", label=1),
+        Example(id="b", premise=premise, hypothesis=f"{long} shut", label=0),
+    ]
+    found = audit(AuditData(splits=[SplitData(name="train", examples=pairs)]))
+    assert found.findings == ()
+    section = found.section("duplicates")
+    assert section is not None and section.figures["num_groups"] == 1
+
+
+def brute_force(texts: list[str]) -> list[set[int]]:
+    """Chains of texts whose bigram sets have a Jaccard index of THRESHOLD or more, by all pairs."""
+    sets = []
+    for text in texts:
+        edged = ["<", *text.split(), ">"]
+        sets.append(set(itertools.pairwise(edged)))
+    groups = [{index} for index in range(len(texts))]
+    for a in range(len(texts)):
+        for b in range(a):
+            if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= THRESHOLD and groups[a] is not groups[b]:
+                groups[a] |= groups[b]
+                for member in groups[a]:
+                    groups[member] = groups[a]
+    return groups
+
+
+def test_minhash_finds_what_comparing_all_pairs_finds() -> None:
+    rng = random.Random(11)
+    texts = []
+    for _ in range(60):
+        text = words(rng, 40).split()
+        for num_changes in (0, 1, 2, 4, 8, 16):
+            copy = list(text)
+            for place in rng.sample(range(40), num_changes):
+                copy[place] = f"other{rng.randint(0, 10**6)}"
+            texts.append(" ".join(copy))
+    rng.shuffle(texts)
+    numbers = resembling(Shingles(texts))
+    expected = brute_force(texts)
+    for index, number in enumerate(numbers):
+        assert {other for other, n in enumerate(numbers) if n == number} == expected[index]
+    assert 60 <= len(set(numbers)) < len(texts)
+
+
+def test_groups_hold_near_duplicates_of_their_first_pair_in_both_texts() -> None:
+    rng = random.Random(13)
+    premise, other, hypothesis = (words(rng, 30) for _ in range(3))
+    premises = [premise, f"{premise} too", other, premise]
+    hypotheses = [hypothesis, f"{hypothesis} now", hypothesis, "a whale sings"]
+    assert groups_of_pairs(premises, hypotheses) == [[0, 1]]
+
+
+@pytest.mark.parametrize(("a", "b", "share"), [("x y", "x y", 1.0), ("x y", "x z", 0.2), ("", "", 1.0)])
+def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, share: float) -> None:
+    assert Shingles([a, b]).similarity(0, 1) == share
+
+
+def test_jaccard_of_nothing_is_one() -> None:
+    assert jaccard(frozenset(), frozenset()) == 1.0
+    assert normalised("\U0001f436 !") == ""
+
+
+def test_a_rare_label_is_told_with_its_pairs() -> None:
+    pairs = [
+        Example(id=str(n), premise=words(random.Random(n), 9), hypothesis=words(random.Random(-n - 1), 6))
+        for n in range(100)
+    ]
+    data = [dataclasses.replace(pair, label=int(n < 4)) for n, pair in enumerate(pairs)]
+    (finding,) = check_counts(AuditData(splits=[SplitData(name="train", examples=data)])).findings
+    assert (finding.name, finding.severity) == ("rare label", "error")
+    assert finding.ids == ("train/0", "train/1", "train/2", "train/3")
+    data = [dataclasses.replace(pair, label=int(n < 20)) for n, pair in enumerate(pairs)]
+    (finding,) = check_counts(AuditData(splits=[SplitData(name="train", examples=data)])).findings
+    assert (finding.severity, len(finding.ids)) == ("warning", 20)
+
+
+def test_label_shares_that_differ_between_splits_are_told() -> None:
+    data = clean()
+    dev = [dataclasses.replace(pair, label=int(n < 55)) for n, pair in enumerate(data.splits[1].examples)]
+    planted = [data.splits[0], dataclasses.replace(data.splits[1], examples=dev)]
+    (finding,) = check_counts(AuditData(splits=planted)).findings
+    assert finding.name == "label shares differ"
+    assert finding.figures == {"train": 0.5, "dev": 55 / 80}
+
+
+def test_a_pair_that_stands_in_a_prompt_is_told_with_the_prompt() -> None:
+    data = clean()
+    pair = data.splits[1].examples[5]
+    shown = f"For example: Premise: {pair.premise.upper()} Hypothesis: a dog."
+    finding = only(dataclasses.replace(data, prompts={"mine.yaml": shown}), "pair in a prompt")
+    assert finding.severity == "error"
+    assert finding.ids == ("dev/d5",)
+    assert finding.figures["by_prompt"] == {"mine.yaml": ["dev/d5"]}
+    nearly = " ".join(word for n, word in enumerate(shown.split()) if n != 8)
+    finding = only(dataclasses.replace(data, prompts={"mine.yaml": nearly}), "pair in a prompt")
+    assert finding.ids == ("dev/d5",)
