@@ -3,6 +3,9 @@
 A prompt is a template with the places `{premise}`, `{hypothesis}`, `{entailment}` and
 `{no_entailment}`; the last two are filled with the label definitions, which belong to the data and
 not to the program. Wrapping a prompt in a model's own markers is `model.prompt_format`'s work.
+
+The instruction stands before the pair: what all prompts begin with alike goes through the model once for a
+whole micro-batch, in training and in prediction.
 """
 
 from __future__ import annotations
@@ -17,27 +20,27 @@ from nlicot.completion import Form
 from nlicot.errors import ConfigError
 
 THINKING_TEMPLATE = """\
-Premise: {premise}
-Hypothesis: {hypothesis}
-
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
 Think in short steps first, then answer in JSON: \
-{"thought_process": "...", "predicted_label": 0 or 1}"""
+{"thought_process": "...", "predicted_label": 0 or 1}
+
+Premise: {premise}
+Hypothesis: {hypothesis}"""
 
 LABEL_ONLY_TEMPLATE = """\
-Premise: {premise}
-Hypothesis: {hypothesis}
-
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
-Answer in JSON: {"predicted_label": 0 or 1}"""
+Answer in JSON: {"predicted_label": 0 or 1}
+
+Premise: {premise}
+Hypothesis: {hypothesis}"""
 
 LABEL_FIRST_TEMPLATE = """\
-Premise: {premise}
-Hypothesis: {hypothesis}
-
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
 Answer first, then explain in short steps, in JSON: \
-{"predicted_label": 0 or 1, "thought_process": "..."}"""
+{"predicted_label": 0 or 1, "thought_process": "..."}
+
+Premise: {premise}
+Hypothesis: {hypothesis}"""
 
 PLACES = ("premise", "hypothesis", "entailment", "no_entailment")
 _PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")

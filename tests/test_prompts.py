@@ -9,22 +9,22 @@ from nlicot.prompts import LabelDefinitions, StudentPrompts
 
 def test_the_thinking_prompt_asks_for_a_thought_and_a_label() -> None:
     assert StudentPrompts().render("It rains.", "It is wet.") == (
-        "Premise: It rains.\n"
-        "Hypothesis: It is wet.\n"
-        "\n"
         "Does the hypothesis hold, given the premise? Answer 1 if it follows from the premise for a careful "
         "reader with common sense, 0 if it does not. Think in short steps first, then answer in JSON: "
-        '{"thought_process": "...", "predicted_label": 0 or 1}'
+        '{"thought_process": "...", "predicted_label": 0 or 1}\n'
+        "\n"
+        "Premise: It rains.\n"
+        "Hypothesis: It is wet."
     )
 
 
 def test_the_label_only_prompt_asks_for_the_label_alone() -> None:
     assert StudentPrompts().render("It rains.", "It is wet.", form=Form.LABEL_ONLY) == (
-        "Premise: It rains.\n"
-        "Hypothesis: It is wet.\n"
-        "\n"
         "Does the hypothesis hold, given the premise? Answer 1 if it follows from the premise for a careful "
-        'reader with common sense, 0 if it does not. Answer in JSON: {"predicted_label": 0 or 1}'
+        'reader with common sense, 0 if it does not. Answer in JSON: {"predicted_label": 0 or 1}\n'
+        "\n"
+        "Premise: It rains.\n"
+        "Hypothesis: It is wet."
     )
 
 

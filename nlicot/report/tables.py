@@ -5,10 +5,10 @@ Runs are numbered, so that only one table carries their names and text stays wit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nlicot.layout import escaped, printable
 from nlicot.metrics import Metric
 from nlicot.report.compare import Comparison, RunFigures, Spread
 
@@ -16,8 +16,6 @@ MOST_IDS = 3
 LONGEST_ID = 20
 LONGEST_IN_TEXT = {"run": len("correct_only-20261124-001416"), "builder": 14}
 NONE = "-"
-# All that Markdown or the HTML in it could take for its own.
-_MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +163,6 @@ def shortened(text: str, longest: int) -> str:
     return f"{text[: num_kept // 2]}...{text[-(num_kept - num_kept // 2) :]}"
 
 
-def printable(text: str) -> str:
-    """One line without control characters, which could move a terminal's cursor."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-
-
 def _aligned(table: Table) -> str:
     longest = [LONGEST_IN_TEXT.get(name) for name in table.header]
     rows = [
@@ -185,12 +178,3 @@ def _aligned(table: Table) -> str:
 def _piped(table: Table) -> str:
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
-
-
-def escaped(text: str) -> str:
-    r"""A text that Markdown shows as it stands.
-
-    >>> escaped("a|b <i> c_d")
-    'a\\|b \\<i\\> c\\_d'
-    """
-    return _MARKUP.sub(r"\\\g<0>", text)

@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from nlicot.model.encoding import TokenKind
+from nlicot.model.packed_attention import Spans, common_beginning
 
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """Examples that go through the model together, padded on the right.
-
-    Right padding needs no attention mask: under causal attention no real token sees what follows it.
+    """Examples that go through the model together, in one row without padding (see `packed_attention`).
 
     Attributes:
-        input_ids: `[B, T]`.
-        positions: `[S]`, where in the flattened `[B * T]` a supervised token is predicted.
+        input_ids: `[N]`: what all examples begin with, once, then the rest of each.
+        position_ids: `[N]`, each token's place in its own example.
+        spans: where the examples lie.
+        positions: `[S]`, where in the row a supervised token is predicted.
         targets: `[S]`, that token.
         kinds: `[S]`, its `TokenKind`.
-        rows: `[S]`, which example of the batch it belongs to.
+        rows: `[S]`, which example it belongs to.
     """
 
     input_ids: Tensor
+    position_ids: Tensor
+    spans: Spans
     positions: Tensor
     targets: Tensor
     kinds: Tensor
@@ -34,12 +37,17 @@ class MicroBatch:
 
     def __post_init__(self) -> None:
         assert self.positions.shape == self.targets.shape == self.kinds.shape == self.rows.shape
-        assert self.positions.numel() == 0 or int(self.positions.max()) < self.input_ids.numel()
+        assert len(self.input_ids) == len(self.position_ids) == self.spans.num_tokens
+
+    def __len__(self) -> int:
+        return len(self.spans.lengths)
 
     def to(self, device: torch.device | str, **options: Any) -> MicroBatch:
         """The same on another device."""
         return MicroBatch(
             input_ids=self.input_ids.to(device, **options),
+            position_ids=self.position_ids.to(device, **options),
+            spans=self.spans,
             positions=self.positions.to(device, **options),
             targets=self.targets.to(device, **options),
             kinds=self.kinds.to(device, **options),
@@ -73,23 +81,39 @@ class Window:
         )
 
 
-def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> MicroBatch:
+def shared_beginning(rows: Sequence[dict[str, Any]]) -> int:
+    """How many tokens the examples begin with alike, no supervised one among them."""
+    prompts = (_first_supervised(row) for row in rows)
+    return common_beginning([row["input_ids"] for row in rows], at_most=min(prompts)) if len(rows) > 1 else 0
+
+
+def _first_supervised(row: dict[str, Any]) -> int:
+    return next(index for index, kind in enumerate(row["kinds"]) if kind != TokenKind.PROMPT)
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> MicroBatch:
     """Encoded examples as one micro-batch."""
-    width = max(len(row["input_ids"]) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    shared = shared_beginning(rows)
+    spans = Spans(shared=shared, lengths=tuple(len(row["input_ids"]) - shared for row in rows))
+    parts = [torch.as_tensor(rows[0]["input_ids"][:shared], dtype=torch.long)]
     positions, targets, kinds, owners = [], [], [], []
+    start = shared
     for index, row in enumerate(rows):
         ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
         kind = torch.as_tensor(row["kinds"], dtype=torch.long)
-        input_ids[index, : len(ids)] = ids
+        parts.append(ids[shared:])
         supervised = torch.nonzero(kind != TokenKind.PROMPT).squeeze(1)
-        # The token at t is predicted at t - 1; a prompt always stands before the first supervised one.
-        positions.append(supervised - 1 + index * width)
+        # The token at t is predicted at t - 1, which may be the last of the shared ones.
+        predicted_at = supervised - 1
+        positions.append(torch.where(predicted_at < shared, predicted_at, predicted_at - shared + start))
         targets.append(ids[supervised])
         kinds.append(kind[supervised])
         owners.append(torch.full_like(supervised, index))
+        start += len(ids) - shared
     return MicroBatch(
-        input_ids=input_ids,
+        input_ids=torch.cat(parts),
+        position_ids=spans.position_ids(),
+        spans=spans,
         positions=torch.cat(positions),
         targets=torch.cat(targets),
         kinds=torch.cat(kinds),

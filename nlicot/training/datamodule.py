@@ -71,7 +71,7 @@ class PairsData(LightningDataModule):
         label_map: what the file's own labels mean, such as `entailment=1,neutral=0`.
         allow_overlap: let a dev or test pair stand in train too.
         effective_batch: examples of one optimizer step, over all ranks and micro-batches.
-        micro_batch_tokens: padded tokens that go through the model at once.
+        micro_batch_tokens: tokens at once through the model; a beginning that prompts share counts once.
         max_length: tokens of prompt and completion together.
         over_budget: a longer example loses its last sentences (`cut`) or is left out (`drop`).
         limit_train: take only the first so many training pairs.
@@ -322,7 +322,6 @@ class PairsData(LightningDataModule):
     def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
         windows = WindowDataset(
             self._encoded[split],
-            pad_id=self._tuner.prompt_format.pad_id,
             token_budget=self.micro_batch_tokens,
             rank=self._running.global_rank,
             world_size=self._running.world_size,

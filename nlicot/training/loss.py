@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import Function
 
 from nlicot.model.encoding import TokenKind
 from nlicot.model.lora import causal_lm
+from nlicot.model.packed_attention import no_mask
 from nlicot.training.batches import MicroBatch
 
-CHUNK_LOGITS = 64 * 2**20
-"""Logits computed at once; 2^26 float32 are 256 MB."""
+CHUNK_LOGITS = 8 * 2**20
+"""Logits computed at once; 2^23 float32 are 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -41,27 +41,56 @@ def lm_head(model: Any) -> Any:
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """`[S, H]`: the last hidden state wherever a supervised token is predicted."""
-    output = causal_lm(model).model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    selected: Tensor = output.flatten(0, 1).index_select(0, batch.positions)
+    output = causal_lm(model).model(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        attention_mask=no_mask(batch.input_ids.device),
+        use_cache=False,
+        spans=batch.spans,
+    )
+    selected: Tensor = output.last_hidden_state[0].index_select(0, batch.positions)
     return selected
 
 
 def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """`[S]` float32 negative log-likelihoods of the supervised tokens, in nats, and their hidden states."""
     hidden = hidden_states(model, batch)
-    head = lm_head(model)
+    losses: Tensor = _TokenLosses.apply(hidden, lm_head(model).weight, batch.targets)  # type: ignore[no-untyped-call]
+    return losses, hidden
 
-    def chunk_losses(states: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(head(states).float(), targets, reduction="none")
 
-    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
-    losses = []
-    for states, targets in zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True):
-        if states.requires_grad and len(hidden) > size:
-            losses.append(checkpoint(chunk_losses, states, targets, use_reentrant=False))
-        else:
-            losses.append(chunk_losses(states, targets))
-    return torch.cat(losses), hidden
+class _TokenLosses(Function):
+    """Cross-entropy behind a frozen LM head, chunk by chunk.
+
+    A token's gradient is known up to the factor that comes from above, so it is computed with the loss and no
+    logits are kept. Keeps `[S, H]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        states = hidden.to(weight.dtype)
+        gradients = torch.empty_like(states) if needs_gradient else None
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        size = max(1, CHUNK_LOGITS // weight.shape[0])
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = (states[part] @ weight.t()).float()
+            sums = logits.logsumexp(dim=-1, keepdim=True)
+            wanted = targets[part, None]
+            losses[part] = (sums - logits.gather(1, wanted)).squeeze(1)
+            if gradients is not None:
+                shares = logits.sub_(sums).exp_()
+                shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
+                gradients[part] = shares.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradients)
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (gradients,) = ctx.saved_tensors
+        return (gradients * grad[:, None]).to(ctx.dtype), None, None
 
 
 def num_right_labels(model: Any, batch: MicroBatch, hidden: Tensor, label_ids: tuple[int, int]) -> int:

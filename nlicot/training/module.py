@@ -26,6 +26,7 @@ from nlicot.errors import CheckpointError, ConfigError, NlicotError
 from nlicot.model import base as base_model
 from nlicot.model import lora as adapters
 from nlicot.model.encoding import TokenKind
+from nlicot.model.fast_layers import speed_up
 from nlicot.model.lora import LoraSettings
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
@@ -148,6 +149,8 @@ class ThoughtTuner(LightningModule):
             loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             loaded.enable_input_require_grads()
         self.model = adapters.attach(loaded, self.lora, seed=self.seed)
+        if not self.only_decodes:
+            speed_up(self.model)
         # from_pretrained hands out a model in eval mode, and Lightning would keep it so.
         self.model.train()
 
@@ -305,7 +308,7 @@ class ThoughtTuner(LightningModule):
             self._dev_labels[0] += num_right_labels(
                 self.model, micro_batch, hidden, self.decoder.grammar.label_ids
             )
-            self._dev_labels[1] += len(micro_batch.input_ids)
+            self._dev_labels[1] += len(micro_batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the dev loss, whole and by segment; each rank saw its own share of every window."""

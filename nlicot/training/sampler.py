@@ -1,8 +1,8 @@
 """Which examples make one optimizer step, and how they are cut into micro-batches.
 
 An epoch is a seeded permutation cut into windows of the effective batch. A window is sorted by length
-and cut by a token budget, so that little is padded; the loss is divided by the window's tokens, so the
-cut changes nothing but speed and memory.
+and cut by a token budget; the loss is divided by the window's tokens, so the cut changes nothing but speed
+and memory.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from nlicot.training.batches import Window, collate
+from nlicot.training.batches import Window, collate, shared_beginning
 
 
-def cut_by_tokens(lengths: Sequence[int], indices: Sequence[int], token_budget: int) -> list[list[int]]:
-    """`indices` sorted by length, longest first, in runs whose padded size stays within the budget.
+def cut_by_tokens(
+    lengths: Sequence[int], indices: Sequence[int], token_budget: int, *, shared: int = 0
+) -> list[list[int]]:
+    """`indices` sorted by length, longest first, in runs whose tokens stay within the budget.
 
     An example longer than the budget makes a run of its own.
 
-    >>> cut_by_tokens([5, 3, 4, 9], [0, 1, 2, 3], token_budget=12)
+    Args:
+        shared: tokens that all examples begin with alike, which a run holds once.
+
+    >>> cut_by_tokens([5, 3, 4, 9], [0, 1, 2, 3], token_budget=9)
     [[3], [0, 2], [1]]
     """
     ordered = sorted(indices, key=lambda index: (-lengths[index], index))
     runs: list[list[int]] = []
+    left = 0
     for index in ordered:
-        if runs and (len(runs[-1]) + 1) * lengths[runs[-1][0]] <= token_budget:
+        own = lengths[index] - shared
+        if runs and own <= left:
             runs[-1].append(index)
+            left -= own
         else:
             runs.append([index])
+            left = token_budget - lengths[index]
     return runs
 
 
@@ -78,17 +87,13 @@ class WindowDataset(Dataset[Window]):
 
     Args:
         encoded: from `model.encoding.encode_dataset`.
-        pad_id: what fills up a row.
-        token_budget: padded tokens of a micro-batch, at most.
+        token_budget: tokens of a micro-batch, at most.
         rank: of this process.
         world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
     """
 
-    def __init__(
-        self, encoded: Any, *, pad_id: int, token_budget: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, encoded: Any, *, token_budget: int, rank: int = 0, world_size: int = 1) -> None:
         self.encoded = encoded
-        self.pad_id = pad_id
         self.token_budget = token_budget
         self.rank = rank
         self.world_size = world_size
@@ -103,20 +108,22 @@ class WindowDataset(Dataset[Window]):
         """One window; a rank without a share gets no micro-batch."""
         ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
         mine = ordered[self.rank :: self.world_size]
-        runs = cut_by_tokens(self.lengths, mine, self.token_budget)
-        batches, ids, labels = [], [], []
-        for run in runs:
-            rows = self.encoded[run]
-            batches.append(
-                collate(
-                    [
-                        {"input_ids": tokens, "kinds": kinds}
-                        for tokens, kinds in zip(rows["input_ids"], rows["kinds"], strict=True)
-                    ],
-                    self.pad_id,
-                )
-            )
-            ids += rows["id"]
-            labels += rows["label"]
+        rows = {row["position"]: row for row in self._rows(mine)}
+        shared = shared_beginning([rows[index] for index in mine])
+        runs = cut_by_tokens(self.lengths, mine, self.token_budget, shared=shared)
+        batches = [collate([rows[index] for index in run]) for run in runs]
+        ids = [rows[index]["id"] for run in runs for index in run]
+        labels = [rows[index]["label"] for run in runs for index in run]
         counts = torch.tensor(self._counts[ordered]["num_by_kind"]).sum(dim=0)
         return Window(micro_batches=batches, num_by_kind=counts, ids=ids, labels=labels)
+
+    def _rows(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        if not indices:
+            return []
+        columns = self.encoded[list(indices)]
+        names = ("id", "label", "input_ids", "kinds")
+        values = zip(*(columns[name] for name in names), strict=True)
+        return [
+            {"position": index, **dict(zip(names, row, strict=True))}
+            for index, row in zip(indices, values, strict=True)
+        ]

@@ -64,10 +64,10 @@ def test_resumed_epoch_goes_on_behind_its_windows_and_later_epochs_are_whole() -
 def test_runs_stay_within_the_token_budget_unless_one_example_alone_exceeds_it(budget: int) -> None:
     lengths = random.Random(0).choices(range(5, 90), k=50)
     indices = random.Random(1).sample(range(50), 30)
-    runs = cut_by_tokens(lengths, indices, budget)
+    runs = cut_by_tokens(lengths, indices, budget, shared=4)
     assert sorted(index for run in runs for index in run) == sorted(indices)
     for run in runs:
-        assert len(run) == 1 or len(run) * max(lengths[index] for index in run) <= budget
+        assert len(run) == 1 or 4 + sum(lengths[index] - 4 for index in run) <= budget
     cut = [lengths[index] for run in runs for index in run]
     assert cut == sorted(cut, reverse=True)
 
@@ -100,7 +100,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_ranks_share_a_window_without_repeats(encoded: Any, world_size: int, budget: int) -> None:
     indices = [8, 1, 5, 0, 7]
     shares = [
-        WindowDataset(encoded, pad_id=0, token_budget=budget, rank=rank, world_size=world_size)[indices]
+        WindowDataset(encoded, token_budget=budget, rank=rank, world_size=world_size)[indices]
         for rank in range(world_size)
     ]
     found = [id_ for share in shares for id_ in share.ids]
@@ -108,7 +108,7 @@ def test_ranks_share_a_window_without_repeats(encoded: Any, world_size: int, bud
     assert max(len(share.ids) for share in shares) - min(len(share.ids) for share in shares) <= 1
     for share in shares:
         assert share.labels == [int(id_[1:]) % 2 for id_ in share.ids]
-        assert sum(len(batch.input_ids) for batch in share.micro_batches) == len(share.ids)
+        assert sum(map(len, share.micro_batches)) == len(share.ids)
 
 
 def test_every_rank_knows_the_tokens_of_the_whole_window(encoded: Any) -> None:
@@ -116,32 +116,33 @@ def test_every_rank_knows_the_tokens_of_the_whole_window(encoded: Any) -> None:
     kinds = [kind for index in indices for kind in encoded[index]["kinds"]]
     expected = [kinds.count(kind) for kind in TokenKind]
     for rank in range(2):
-        window = WindowDataset(encoded, pad_id=0, token_budget=1, rank=rank, world_size=2)[indices]
+        window = WindowDataset(encoded, token_budget=1, rank=rank, world_size=2)[indices]
         assert window.num_by_kind.tolist() == expected
 
 
 def test_rank_without_a_share_gets_no_micro_batch(encoded: Any) -> None:
-    window = WindowDataset(encoded, pad_id=0, token_budget=100, rank=1, world_size=2)[[4]]
+    window = WindowDataset(encoded, token_budget=100, rank=1, world_size=2)[[4]]
     assert (window.micro_batches, window.ids, window.labels) == ([], [], [])
     assert int(window.num_by_kind.sum()) == encoded[4]["length"]
 
 
 def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any) -> None:
-    window = WindowDataset(encoded, pad_id=0, token_budget=150, rank=0, world_size=1)[[0, 3, 6, 8]]
+    window = WindowDataset(encoded, token_budget=150, rank=0, world_size=1)[[0, 3, 6, 8]]
     by_id = {row["id"]: row for row in encoded}
-    rows = [(batch, row) for batch in window.micro_batches for row in range(len(batch.input_ids))]
+    rows = [(batch, row) for batch in window.micro_batches for row in range(len(batch))]
     assert len(window.micro_batches) > 1
     for id_, (batch, row) in zip(window.ids, rows, strict=True):
         ids = torch.tensor(by_id[id_]["input_ids"])
         kinds = torch.tensor(by_id[id_]["kinds"])
-        assert batch.input_ids[row, : len(ids)].equal(ids)
-        assert not batch.input_ids[row, len(ids) :].any()
+        start, end, shared = batch.spans.blocks[row + bool(batch.spans.shared)]
+        assert torch.cat([batch.input_ids[:shared], batch.input_ids[start:end]]).equal(ids)
+        assert batch.position_ids[start:end].tolist() == list(range(shared, len(ids)))
         mine = batch.rows == row
         assert batch.targets[mine].equal(ids[kinds != 0])
         assert batch.kinds[mine].equal(kinds[kinds != 0])
         # a token is predicted from the one before it
         before = torch.nonzero(kinds != 0).squeeze(1) - 1
-        assert batch.input_ids.flatten()[batch.positions[mine]].equal(ids[before])
+        assert batch.input_ids[batch.positions[mine]].equal(ids[before])
 
 
 def test_training_loop_walks_each_epoch_in_its_own_order(

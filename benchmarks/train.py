@@ -1,0 +1,558 @@
+"""Training: examples and tokens a second, memory and dev loss, against TRL's SFTTrainer and a plain Trainer.
+
+Every contender trains the same 4-bit base with the same adapter, optimizer, schedule, effective batch and
+number of optimizer steps on the same encoded examples, each in a process of its own, interleaved:
+
+    nlicot        ThoughtTuner under Lightning, as `fit` has it
+    trl           SFTTrainer at the best setting found: batches of 4, grouped by length, no checkpointing
+    trl-default   SFTTrainer as it comes: batches of 8, gradient checkpointing
+    trainer       transformers' Trainer, batches of 4, grouped by length
+
+    python benchmarks/train.py --quick --json train.json
+    python benchmarks/train.py --shape mistral-7b --examples 512          (on a GPU)
+
+Real pairs and thoughts come from NLICOT_REAL_DATA, else from the sample. Speeds are taken from the end of the
+first optimizer step to the end of the last; tokens are those of the examples, without padding, and a
+beginning that examples share counts in each. The dev loss is computed behind training by one function.
+The share of the matrix rate is (4 N_base + 6 N_LoRA + 4 N_head x supervised share) x tokens a second over the
+measured rate of bf16 matrix products.
+
+`--shape mistral-7b` needs no weights: a model of Mistral 7B's shape, randomly filled, is written to the
+cache once. Its speed is that of the real one; its losses say only that all contenders computed the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+CONTENDERS = ("nlicot", "trl", "trl-default", "trainer")
+LEARNING_RATE, WARMUP_SHARE, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
+MISTRAL_7B = {
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "sliding_window": None,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
+SHAPES = {
+    "mistral-7b": MISTRAL_7B,
+    # The same path in seconds on a CPU, for the tests.
+    "tiny": MISTRAL_7B
+    | {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One process."""
+
+    setting: str
+    wall_s: float
+    seconds: float
+    examples_per_s: float
+    tokens_per_s: float
+    supervised_tokens_per_s: float
+    gemm_share: float
+    peak_mb: float
+    dev_loss: float
+
+
+# -------------------------------------------------------------------------- work
+
+
+def base_folder(options: argparse.Namespace) -> Path:
+    """The bundled model's folder, or that of a random model of some shape, written once."""
+    from nlicot.model import base
+
+    bundled = base.resolve("bundled").folder if options.tokenizer is None else options.tokenizer
+    if options.shape == "bundled":
+        return Path(bundled)
+    folder = base.cache_folder() / f"shape-{options.shape}"
+    if not (folder / "config.json").is_file():
+        import torch
+        from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = MistralForCausalLM._from_config(
+                MistralConfig(**SHAPES[options.shape]), dtype=torch.bfloat16
+            )
+        AutoTokenizer.from_pretrained(bundled).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
+
+
+def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The prompt format, the training data set and the dev rows, in the shape's vocabulary."""
+    import datasets
+
+    from nlicot import storage
+    from nlicot.builders import find_builder
+    from nlicot.model.base import cache_folder
+    from nlicot.model.encoding import encode_dataset
+    from nlicot.model.prompt_format import load_prompt_format
+    from nlicot.prompts import LabelDefinitions, StudentPrompts
+    from nlicot.streaming import TextFiles, read_joined
+
+    datasets.disable_progress_bars()
+    real = os.environ.get("NLICOT_REAL_DATA")
+    root = Path(real) / "comp34812" if real else storage.SAMPLE_ROOT
+    files = storage.DataRoot(root) if not real else None
+    prompts = StudentPrompts(
+        definitions=LabelDefinitions(
+            entailment="it follows from the premise or fits it as a plausible reading",
+            no_entailment="it conflicts with the premise or is ruled out by it",
+        )
+    )
+    folder = base_folder(options)
+    prompt_format = load_prompt_format(folder, "chat")  # the tokenizer that comes with the bundled model
+
+    def built(split: str) -> Any:
+        pairs = storage.read_examples(files.pairs(split) if files else root / f"{split}.csv")
+        thoughts = files.thoughts(split) if files else root / f"thoughts_defined_{split}.jsonl"
+        reflections = files.reflections(split) if files else root / f"reflections_defined_{split}.jsonl"
+        found = read_joined(pairs, TextFiles.found(thoughts, reflections, root / "no scores", needed=set()))
+        examples = find_builder("reflected").build(pairs, found.thoughts, found.reflections, prompts=prompts)
+        wanted = options.examples if split == "train" else options.dev
+        repeated = [examples[index % len(examples)] for index in range(wanted)]
+        rows, _ = encode_dataset(
+            prompt_format, repeated, max_length=768, over_budget="cut", cache=cache_folder()
+        )
+        if options.shape == "bundled":
+            return rows
+        size = SHAPES[options.shape]["vocab_size"]
+        return rows.map(lambda row: {"input_ids": [token % size for token in row["input_ids"]]})
+
+    return prompt_format, built("train"), list(built("dev"))
+
+
+def loaded(options: argparse.Namespace) -> Any:
+    """The 4-bit base."""
+    from nlicot.model import base
+
+    folder = base_folder(options)
+    name = "bundled" if options.shape == "bundled" else str(folder)
+    return base.load(base.ResolvedBase(name=name, folder=folder), for_training=True)
+
+
+# -------------------------------------------------------------------- contenders
+
+
+def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> tuple[Any, list[float], str]:
+    """The project's module under Lightning's trainer."""
+    import lightning.pytorch as lightning
+    from torch.utils.data import DataLoader
+
+    from nlicot.model import base
+    from nlicot.model.lora import LoraSettings
+    from nlicot.training.module import ThoughtTuner
+    from nlicot.training.sampler import WindowDataset, WindowSampler
+
+    ends: list[float] = []
+
+    class Clock(lightning.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            ends.append(now())
+
+    tuner = ThoughtTuner(
+        base="bundled" if options.shape == "bundled" else str(base_folder(options)),
+        lora=LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT),
+        learning_rate=LEARNING_RATE,
+        warmup_share=WARMUP_SHARE,
+        gradient_checkpointing=options.checkpointing,
+    )
+    tuner._resolved = base.ResolvedBase(name=tuner.base, folder=base_folder(options))
+    tuner._prompt_format = prompt_format
+    sampler = WindowSampler(len(train), window_size=options.effective_batch, seed=0, shuffle=True)
+    windows = WindowDataset(train, token_budget=options.micro_batch_tokens)
+    trainer = lightning.Trainer(
+        max_steps=options.steps,
+        precision="bf16-mixed",
+        logger=False,
+        callbacks=[Clock()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="auto",
+        devices=1,
+    )
+    trainer.fit(
+        tuner, DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=lambda window: window)
+    )
+    return tuner.model, ends, f"{options.micro_batch_tokens} tokens to a micro-batch"
+
+
+def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tuple[Any, list[float], str]:
+    """TRL's SFTTrainer or transformers' Trainer, on the same examples."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(now())
+
+    default = options.contender == "trl-default"
+    size = 8 if default else options.peer_batch
+    size = min(size, options.effective_batch)
+    common: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": options.effective_batch // size,
+        "max_steps": options.steps,
+        "learning_rate": LEARNING_RATE,
+        "warmup_steps": max(1, round(WARMUP_SHARE * options.steps)),
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "linear",
+        "bf16": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "optim": "adamw_torch",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,
+    }
+    if not default:
+        common |= {
+            "train_sampling_strategy": "group_by_length",
+            "gradient_checkpointing": options.checkpointing,
+        }
+    adapter = LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        lora_dropout=DROPOUT,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        task_type="CAUSAL_LM",
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base_folder(options))
+    labelled = train.map(
+        lambda row: {
+            "labels": [
+                token if kind else -100 for token, kind in zip(row["input_ids"], row["kinds"], strict=True)
+            ]
+        },
+        remove_columns=[name for name in train.column_names if name != "input_ids"],
+    )
+    torch.manual_seed(0)
+    base = loaded(options)
+    if options.contender == "trainer":
+        from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+        model = get_peft_model(base, adapter)
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(**common),
+            train_dataset=labelled,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            callbacks=[Clock()],
+        )
+    else:
+        from trl import SFTConfig, SFTTrainer
+
+        trainer = SFTTrainer(
+            model=base,
+            args=SFTConfig(**common, max_length=None, shuffle_dataset=False),
+            train_dataset=labelled,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[Clock()],
+        )
+    trainer.train()
+    checkpointing = ", gradient checkpointing" if trainer.args.gradient_checkpointing else ""
+    return trainer.model, ends, f"batches of {size}{'' if default else ' by length'}{checkpointing}"
+
+
+# ----------------------------------------------------------------- one process each
+
+
+def now() -> float:
+    """Seconds, with all work on a GPU done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run one contender in this process, and write its measurement."""
+    import torch
+
+    started = time.perf_counter()
+    prompt_format, train, dev = encoded(options)
+    run = with_nlicot if options.contender == "nlicot" else with_peer
+    model, ends, setting = run(options, prompt_format, train)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mb()
+    seconds = ends[-1] - ends[0]
+    num_examples = options.effective_batch * (len(ends) - 1)
+    mean_tokens = statistics.mean(train["length"])
+    counts = [sum(column) for column in zip(*train["num_by_kind"], strict=True)]
+    supervised_share = sum(counts[1:]) / sum(counts)
+    tokens_per_s = num_examples * mean_tokens / seconds
+    found = Measurement(
+        setting=setting,
+        wall_s=time.perf_counter() - started,
+        seconds=seconds,
+        examples_per_s=num_examples / seconds,
+        tokens_per_s=tokens_per_s,
+        supervised_tokens_per_s=tokens_per_s * supervised_share,
+        gemm_share=flops_per_token(model, supervised_share) * tokens_per_s / matrix_rate(),
+        peak_mb=peak,
+        dev_loss=dev_loss(model, dev),
+    )
+    options.out.write_text(json.dumps(asdict(found)), encoding="utf-8")
+
+
+def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
+    """The mean over supervised tokens, by transformers' own forward pass, one example at a time."""
+    import torch
+    from torch.nn import functional
+
+    from nlicot.model.lora import causal_lm
+
+    # Lightning hands a module back on the CPU.
+    inner = causal_lm(model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    total, count = 0.0, 0
+    with torch.no_grad(), torch.autocast(inner.device.type, torch.bfloat16):
+        for row in rows:
+            ids = torch.tensor([row["input_ids"]], device=inner.device)
+            wanted = [index for index, kind in enumerate(row["kinds"]) if kind]
+            hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            logits = inner.lm_head(hidden[[index - 1 for index in wanted]]).float()
+            total += float(functional.cross_entropy(logits, ids[0, wanted], reduction="sum"))
+            count += len(wanted)
+    return total / count
+
+
+def flops_per_token(model: Any, supervised_share: float) -> float:
+    """Forward and backward through frozen matrices, the adapter's own, the head where supervised."""
+    import torch
+
+    from nlicot.model.lora import causal_lm
+
+    config = causal_lm(model).config
+    with torch.device("meta"):
+        plain = type(causal_lm(model))(config)
+    head = plain.lm_head.weight.numel()
+    body = sum(
+        module.weight.numel()
+        for name, module in plain.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    )
+    adapter = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4.0 * body + 6.0 * adapter + 4.0 * head * supervised_share
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a bf16 matrix product here."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    size = 8192 if on_gpu else 2048
+    left, right = (
+        torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if on_gpu else "cpu") for _ in range(2)
+    )
+    rates = []
+    for _ in range(12):
+        started = now()
+        left @ right
+        rates.append(2 * size**3 / (now() - started))
+    return statistics.median(rates[4:])
+
+
+def peak_mb() -> float:
+    """This process's peak resident memory."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None, "/proc/self/status without VmHWM"
+    return int(found[1]) / 1024
+
+
+def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Measurement:
+    """One contender's measurement."""
+    command = [sys.executable, __file__, *options.passed_on, "--contender", contender, "--out", str(out)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    }
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    started = time.perf_counter()
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{contender}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    found = json.loads(out.read_text(encoding="utf-8")) | {"wall_s": time.perf_counter() - started}
+    print(f"{contender}: {found['tokens_per_s']:.0f} tokens/s", file=sys.stderr, flush=True)
+    return Measurement(**found)
+
+
+def main() -> int:
+    """Print the table; `--json` keeps it."""
+    options = _parser().parse_args()
+    options.passed_on = sys.argv[1:]
+    if options.quick:
+        options.steps, options.repeats, options.dev = 3, 1, 32
+    if options.contender:
+        measure(options)
+        return 0
+    skipped = {}
+    try:
+        version("trl")
+    except PackageNotFoundError:
+        skipped = dict.fromkeys(("trl", "trl-default"), "trl is not installed (benchmarks/requirements.txt)")
+    runs: dict[str, list[Measurement]] = {}
+    with tempfile.TemporaryDirectory(prefix="nlicot-train-") as folder:
+        for _ in range(options.repeats):
+            for name in options.only:
+                if name in skipped:
+                    continue
+                try:
+                    runs.setdefault(name, []).append(
+                        in_own_process(options, name, Path(folder) / f"{name}.json")
+                    )
+                except RuntimeError as error:
+                    if name == "nlicot":
+                        raise SystemExit(str(error)) from error
+                    skipped[name] = str(error).strip().splitlines()[-1]
+    print_table(options, runs, skipped)
+    if options.json:
+        content = {
+            **figures(runs),
+            **circumstances(options),
+            "skipped": skipped,
+            "runs": {name: [asdict(one) for one in found] for name, found in runs.items()},
+        }
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
+    """The ratios that the project aims at."""
+
+    def ratio(name: str, one: str, other: str) -> float | None:
+        if not runs.get(one) or not runs.get(other):
+            return None
+        first, second = (
+            statistics.median(getattr(run, name) for run in runs[which]) for which in (one, other)
+        )
+        return float(first / second)
+
+    return {
+        "speedup_vs_trl": ratio("tokens_per_s", "nlicot", "trl"),
+        "speedup_vs_trl_default": ratio("tokens_per_s", "nlicot", "trl-default"),
+        "speedup_vs_trainer": ratio("tokens_per_s", "nlicot", "trainer"),
+        "memory_vs_trl": ratio("peak_mb", "nlicot", "trl"),
+        "dev_loss_ratio": ratio("dev_loss", "nlicot", "trl"),
+        "share_of_gemm": statistics.median(run.gemm_share for run in runs["nlicot"])
+        if "nlicot" in runs
+        else None,
+    }
+
+
+def print_table(
+    options: argparse.Namespace, runs: dict[str, list[Measurement]], skipped: dict[str, str]
+) -> None:
+    """What was measured, and on what."""
+    for name, value in circumstances(options).items():
+        print(f"{name}: {value}")
+    print(
+        f"\n{'':<13}{'examples/s':>11}{'tokens/s':>10}{'range':>14}{'supervised/s':>14}{'GEMM share':>12}"
+        f"{'peak MB':>9}{'dev loss':>10}{'wall s':>8}  setting"
+    )
+    for name, found in runs.items():
+        speeds = [one.tokens_per_s for one in found]
+        middle = sorted(found, key=lambda one: one.tokens_per_s)[len(found) // 2]
+        print(
+            f"{name:<13}{middle.examples_per_s:>11.2f}{statistics.median(speeds):>10.0f}"
+            f"{f'{min(speeds):.0f}-{max(speeds):.0f}':>14}{middle.supervised_tokens_per_s:>14.0f}"
+            f"{middle.gemm_share:>12.1%}{max(one.peak_mb for one in found):>9.0f}{middle.dev_loss:>10.4f}"
+            f"{middle.wall_s:>8.0f}  {middle.setting}"
+        )
+    for name, reason in skipped.items():
+        print(f"{name} is left out: {reason}")
+    print()
+    for name, value in figures(runs).items():
+        print(f"{name:<24}{'-' if value is None else f'{value:.3f}'}")
+
+
+def circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    found = {}
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "machine": processor(),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
+        "command": shlex.join(["python", *sys.argv]),
+        "data": f"{'real' if os.environ.get('NLICOT_REAL_DATA') else 'sample'} thoughts, builder reflected",
+        "shape": options.shape,
+        "steps": f"{options.steps} of {options.effective_batch} examples, the first not timed",
+        "repeats": options.repeats,
+    }
+
+
+def processor() -> str:
+    """The device that computes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    about = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return f"{about[1] if about else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Training speed and memory against TRL and Trainer.")
+    add = parser.add_argument
+    add("--shape", choices=("bundled", *SHAPES), default="bundled")
+    add("--examples", type=int, default=512)
+    add("--dev", type=int, default=100)
+    add("--steps", type=int, default=6)
+    add("--effective_batch", type=int, default=32)
+    add("--micro_batch_tokens", type=int, default=2048)
+    add("--peer_batch", type=int, default=4, help="examples at once of trl and trainer")
+    add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot, trl and trainer")
+    add("--repeats", type=int, default=3)
+    add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
+    add("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
+    add("--json", type=Path, metavar="FILE")
+    add("--tokenizer", type=Path, help="a tokenizer's folder in place of the bundled model's")
+    add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    add("--out", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

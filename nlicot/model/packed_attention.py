@@ -1,0 +1,219 @@
+"""Attention among examples that lie in one row, behind a beginning that they share.
+
+All prompts of a builder begin alike: the model's markers, the instruction, the label definitions. Under
+causal attention the hidden states of that beginning do not depend on what follows, so a micro-batch holds it
+once:
+
+    shared beginning | rest of example 1 | rest of example 2 | ...
+
+Nothing is padded, and everything but attention is the same for every token. Here each rest attends to the
+beginning and to itself. `N` is the tokens of the row, `d` the width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+
+NAME = "nlicot_packed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Where the examples of a row lie.
+
+    Attributes:
+        shared: tokens of the beginning that all share; 0 for none.
+        lengths: tokens of each example's rest, in their order behind it.
+    """
+
+    shared: int
+    lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the whole row."""
+        return self.shared + sum(self.lengths)
+
+    @cached_property
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Start, end and number of shared tokens before each stretch; the beginning is the first of them."""
+        found, start = [], self.shared
+        if self.shared:
+            found.append((0, self.shared, 0))
+        for length in self.lengths:
+            found.append((start, start + length, self.shared))
+            start += length
+        return found
+
+    def position_ids(self) -> Tensor:
+        """`[N]`: each token's place in its own example."""
+        return torch.cat([torch.arange(end - start) + before for start, end, before in self.blocks])
+
+
+def use_packed_attention(model: Any) -> None:
+    """Let a transformers model take `spans`; without them it attends as before."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(NAME)
+
+
+def no_mask(device: torch.device) -> Tensor:
+    """What stands for a mask, so that transformers makes none of `[N, N]`."""
+    return torch.zeros(1, 1, 1, 1, device=device)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    spans: Spans | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: `[B, heads, N, d]` in, `[B, N, heads, d]` out."""
+    if spans is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    if query.is_cuda:
+        return _on_gpu(query[0], key[0], value[0], spans, scale)[None], None
+    out: Tensor = _PackedAttention.apply(query[0], key[0], value[0], spans, scale)  # type: ignore[no-untyped-call]
+    return out.transpose(0, 1)[None], None
+
+
+# --------------------------------------------------------------------------- GPU
+
+
+def _on_gpu(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """`[heads, N, d]` to `[N, heads, d]` by torch's kernels: the beginning, then all rests side by side."""
+    groups = query.shape[0] // key.shape[0]
+    shared, longest = spans.shared, max(spans.lengths)
+    place = _places(spans, longest).to(query.device)
+
+    def side_by_side(part: Tensor) -> Tensor:
+        rests = part.new_zeros(part.shape[0], len(spans.lengths) * longest, part.shape[-1])
+        rests = rests.index_copy(1, place, part[:, shared:])
+        return rests.view(part.shape[0], len(spans.lengths), longest, -1).transpose(0, 1)
+
+    def behind_shared(part: Tensor) -> Tensor:
+        first = part[:, :shared].expand(len(spans.lengths), -1, -1, -1)
+        return torch.cat([first, side_by_side(part)], dim=2).repeat_interleave(groups, dim=1)
+
+    # Causal from the lower right: the last query sees the last key.
+    from torch.nn.attention.bias import causal_lower_right
+
+    rests = functional.scaled_dot_product_attention(
+        side_by_side(query),
+        behind_shared(key),
+        behind_shared(value),
+        attn_mask=causal_lower_right(longest, shared + longest),  # type: ignore[arg-type]
+        scale=scale,
+    )
+    out = rests.transpose(1, 2).flatten(0, 1).index_select(0, place)
+    if not shared:
+        return out
+    keys, values = (part.repeat_interleave(groups, dim=0) for part in (key, value))
+    begun = functional.scaled_dot_product_attention(
+        query[None, :, :shared], keys[None, :, :shared], values[None, :, :shared], is_causal=True, scale=scale
+    )
+    return torch.cat([begun[0].transpose(0, 1), out])
+
+
+def _places(spans: Spans, longest: int) -> Tensor:
+    """Where each token of the rests stands when they lie side by side, padded to the longest."""
+    return torch.cat([torch.arange(length) + index * longest for index, length in enumerate(spans.lengths)])
+
+
+# --------------------------------------------------------------------------- CPU
+
+
+class _PackedAttention(Function):
+    """One example at a time, so that its scores stay in the processor's cache.
+
+    Keeps its inputs, its output and `[heads, N]` log-sums of the scores, from which the backward pass
+    computes the shares again (as FlashAttention, Dao et al. 2022). torch's own backward pass on a CPU takes
+    three times as long at these lengths.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+        out = torch.empty_like(query)
+        log_sums = query.new_empty(query.shape[:2], dtype=torch.float32)
+        groups = query.shape[0] // key.shape[0]
+        for start, end, before in spans.blocks:
+            keys, values = (_seen(part, start, end, before) for part in (key, value))
+            scores = _scores(_grouped(query[:, start:end], groups), keys, end - start, before, groups, scale)
+            sums = scores.logsumexp(dim=-1, keepdim=True)
+            shares = scores.sub_(sums).exp_().to(value.dtype)
+            out[:, start:end] = torch.bmm(shares, values).view(-1, end - start, query.shape[-1])
+            log_sums[:, start:end] = sums.view(-1, end - start)
+        ctx.save_for_backward(query, key, value, out, log_sums)
+        ctx.spans, ctx.scale = spans, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key, value, out, log_sums = ctx.saved_tensors
+        groups = query.shape[0] // key.shape[0]
+        along = (grad.float() * out.float()).sum(dim=-1)
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for start, end, before in ctx.spans.blocks:
+            keys, values = (_seen(part, start, end, before) for part in (key, value))
+            q, g = (_grouped(part[:, start:end], groups) for part in (query, grad.to(query.dtype)))
+            sums, inner = (_grouped(part[:, start:end, None], groups) for part in (log_sums, along))
+            scores = _scores(q, keys, end - start, before, groups, ctx.scale)
+            shares = scores.sub_(sums).exp_()
+            _add_seen(grad_value, torch.bmm(shares.to(g.dtype).transpose(1, 2), g), start, before)
+            grad_scores = torch.bmm(g, values.transpose(1, 2)).float().sub_(inner).mul_(shares)
+            grad_scores = grad_scores.mul_(ctx.scale).to(q.dtype)
+            grad_query[:, start:end] = torch.bmm(grad_scores, keys).view(-1, end - start, query.shape[-1])
+            _add_seen(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), start, before)
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _grouped(part: Tensor, groups: int) -> Tensor:
+    """`[heads, T, d]` as `[kv heads, groups * T, d]`: the query heads of one key head in one matrix."""
+    return part.reshape(part.shape[0] // groups, -1, part.shape[-1])
+
+
+def _seen(part: Tensor, start: int, end: int, before: int) -> Tensor:
+    """`[kv heads, before + T, d]`: what a stretch attends to."""
+    own = part[:, start:end]
+    return torch.cat([part[:, :before], own], dim=1) if before else own
+
+
+def _scores(query: Tensor, keys: Tensor, length: int, before: int, groups: int, scale: float) -> Tensor:
+    """`[kv heads, groups * T, before + T]` float32, with -inf where a key comes later."""
+    scores = torch.bmm(query.float(), keys.float().transpose(1, 2)).mul_(scale)
+    later = torch.ones(length, before + length, dtype=torch.bool).triu_(before + 1)
+    return scores.view(-1, groups, length, before + length).masked_fill_(later, -torch.inf).view_as(scores)
+
+
+def _add_seen(total: Tensor, part: Tensor, start: int, before: int) -> None:
+    """Add a stretch's gradients to those of the tokens that it attended to."""
+    total[:, :before] += part[:, :before]
+    total[:, start : start + part.shape[1] - before] += part[:, before:]
+
+
+def common_beginning(rows: list[list[int]], at_most: int) -> int:
+    """How many tokens all rows begin with alike.
+
+    >>> common_beginning([[1, 2, 3], [1, 2, 4]], at_most=9)
+    2
+    """
+    first, last = min(rows), max(rows)  # whatever these two share, all share
+    limit = min(at_most, len(first), len(last))
+    return next((at for at in range(limit) if first[at] != last[at]), limit)

@@ -1,0 +1,221 @@
+"""The fast parts against the plain ones of transformers and PEFT: the same losses and gradients."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_model import write_small_model
+from torch.nn import functional
+
+from nlicot.model import base as base_model
+from nlicot.model.fast_layers import _keep_mask, _LoraLinear, speed_up
+from nlicot.model.lora import LoraSettings, adapter_parameters, attach
+from nlicot.model.packed_attention import Spans, _on_gpu, _PackedAttention, common_beginning, no_mask
+
+SPANS = [
+    Spans(shared=0, lengths=(7,)),
+    Spans(shared=5, lengths=(1,)),
+    Spans(shared=0, lengths=(9, 4, 1)),
+    Spans(shared=6, lengths=(3, 11, 1, 8)),
+]
+each_layout = pytest.mark.parametrize("spans", SPANS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+def _model(folder: Path, *, dropout: float = 0.0, quantization: str = "none", dtype: str = "float32") -> Any:
+    base = base_model.load(
+        base_model.resolve(str(folder)), quantization=quantization, dtype=dtype, for_training=True
+    )
+    model = attach(base, LoraSettings(r=4, alpha=8, dropout=dropout), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in adapter_parameters(model).items():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.05, generator=generator)
+    return model.train()
+
+
+def _ids(spans: Spans) -> torch.Tensor:
+    return torch.randint(10, 40_000, (spans.num_tokens,), generator=torch.Generator().manual_seed(3))
+
+
+def _packed(model: Any, spans: Spans, ids: torch.Tensor) -> torch.Tensor:
+    """`[N, H]` hidden states of the row."""
+    inner = model.get_base_model().model
+    return inner(
+        input_ids=ids[None],
+        position_ids=spans.position_ids()[None],
+        attention_mask=no_mask(ids.device),
+        use_cache=False,
+        spans=spans,
+    ).last_hidden_state[0]
+
+
+def _one_by_one(model: Any, spans: Spans, ids: torch.Tensor) -> torch.Tensor:
+    """The same, each example through the model on its own."""
+    found = []
+    for index, (start, end, before) in enumerate(spans.blocks):
+        if index == 0 and spans.shared:
+            example, kept = ids[:end], slice(0, end)
+        else:
+            example, kept = torch.cat([ids[:before], ids[start:end]]), slice(before, None)
+        hidden = model.get_base_model().model(input_ids=example[None], use_cache=False).last_hidden_state
+        found.append(hidden[0, kept])
+    return torch.cat(found)
+
+
+def _gradients(model: Any, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    (hidden * torch.randn(hidden.shape)).sum().backward()
+    return {name: weight.grad.clone() for name, weight in adapter_parameters(model).items()}
+
+
+@each_layout
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_hidden_states_and_gradients_are_those_of_each_example_alone(
+    folder: Path, spans: Spans, quantization: str
+) -> None:
+    ids = _ids(spans)
+    plain, fast = (_model(folder, quantization=quantization) for _ in range(2))
+    speed_up(fast)
+    expected, found = _one_by_one(plain, spans, ids), _packed(fast, spans, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    wanted = _gradients(plain, expected)
+    for name, gradient in _gradients(fast, found).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_in_bfloat16_the_fast_parts_are_as_near_to_float32_as_the_plain_ones(folder: Path) -> None:
+    spans = SPANS[-1]
+    ids = _ids(spans)
+    exact = _model(folder)
+    truth = _gradients(exact, _one_by_one(exact, spans, ids))
+
+    def distance(fast: bool) -> float:
+        model = _model(folder, dtype="bfloat16")
+        if fast:
+            speed_up(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = _packed(model, spans, ids) if fast else _one_by_one(model, spans, ids)
+        found = _gradients(model, hidden)
+        return max(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)
+
+    assert 0 < distance(fast=True) < 1.5 * distance(fast=False)
+
+
+def test_an_example_says_nothing_about_its_neighbours(folder: Path) -> None:
+    spans = SPANS[-1]
+    ids = _ids(spans)
+    model = _model(folder)
+    speed_up(model)
+    start, end, _ = spans.blocks[2]
+    changed = ids.clone()
+    changed[start:end] = 77
+    before, after = (_packed(model, spans, row) for row in (ids, changed))
+    others = torch.ones(len(ids), dtype=torch.bool)
+    others[start:end] = False
+    assert torch.equal(before[others], after[others])
+    assert not torch.allclose(before[~others], after[~others])
+
+
+@each_layout
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(spans: Spans, kv_heads: int) -> None:
+    """What a GPU is given are calls that a CPU answers too."""
+    generator = torch.Generator().manual_seed(0)
+
+    def parts() -> list[torch.Tensor]:
+        shapes = [(4, spans.num_tokens, 8)] + 2 * [(kv_heads, spans.num_tokens, 8)]
+        return [
+            torch.randn(shape, generator=generator.manual_seed(1), requires_grad=True) for shape in shapes
+        ]
+
+    one, other = parts(), parts()
+    own = _PackedAttention.apply(*one, spans, 0.3).transpose(0, 1)  # type: ignore[no-untyped-call]
+    torchs = _on_gpu(*other, spans, 0.3)  # type: ignore[misc]
+    torch.testing.assert_close(own, torchs)
+    factor = torch.randn(own.shape, generator=generator)
+    for out in (own, torchs):
+        (out * factor).sum().backward()
+    for mine, reference in zip(one, other, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+# ------------------------------------------------------------------------ dropout
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_dropout_drops_its_share_and_depends_on_the_seed_alone(share: float) -> None:
+    x = torch.empty(300, 401)
+    masks = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        masks.append(_keep_mask(x, share))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    deviation = (share * (1 - share) / x.numel()) ** 0.5
+    for mask in masks:
+        assert abs(float((~mask).float().mean()) - share) < 5 * deviation
+    both = float((~masks[0] & ~masks[2]).float().mean())
+    assert both == pytest.approx(share**2, abs=5 * (share**2 / x.numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_with_dropout_is_the_formula_with_the_same_mask(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    base = torch.nn.Linear(32, 24, bias=False, dtype=dtype).requires_grad_(False)
+    x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
+    a, b = torch.randn(4, 32, requires_grad=True), torch.randn(24, 4, requires_grad=True)
+    kept = _keep_mask(x, 0.25)
+    out = _LoraLinear.apply(x, a, b, 2.0, kept, 0.25, base)  # type: ignore[no-untyped-call]
+    grad = torch.randn(out.shape, dtype=dtype)
+    out.backward(grad)
+
+    exact = [part.detach().double().requires_grad_() for part in (x, a, b)]
+    dropped = exact[0] * kept / 0.75
+    wanted = exact[0] @ base.weight.double().t() + 2.0 * dropped @ exact[1].t() @ exact[2].t()
+    wanted.backward(grad.double())
+    tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+    pairs = [(out, wanted), *zip((x.grad, a.grad, b.grad), (part.grad for part in exact), strict=True)]
+    for found, expected in pairs:
+        assert found is not None
+        assert expected is not None
+        distance = (found.detach().double() - expected.detach()).norm() / expected.detach().norm()
+        assert float(distance) < tolerance
+
+
+def test_dropout_acts_in_training_alone(folder: Path) -> None:
+    spans = SPANS[-1]
+    ids = _ids(spans)
+    model = _model(folder, dropout=0.5)
+    reference = copy.deepcopy(model).eval()
+    speed_up(model)
+    torch.manual_seed(0)
+    assert not torch.allclose(_packed(model, spans, ids), _packed(model, spans, ids))
+    torch.testing.assert_close(
+        _packed(model.eval(), spans, ids), _one_by_one(reference, spans, ids), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_without_spans_and_gradients_the_model_is_as_before(folder: Path) -> None:
+    ids = _ids(Spans(shared=0, lengths=(12,)))[None]
+    plain, fast = _model(folder).eval(), _model(folder).eval()
+    speed_up(fast)
+    with torch.inference_mode():
+        expected, found = (model(input_ids=ids).logits for model in (plain, fast))
+    torch.testing.assert_close(found, expected)
+    assert functional.cross_entropy(found[0, :-1], ids[0, 1:]).isfinite()
+
+
+def test_common_beginning_is_that_of_all_rows() -> None:
+    assert common_beginning([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], at_most=5) == 2
+    assert common_beginning([[1, 2, 3], [1, 2, 3, 4]], at_most=2) == 2
+    assert common_beginning([[1], [2]], at_most=5) == 0
