@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Row, write_report
+from chromium_page import Row, browser, opened, write_report  # noqa: F401 (two are fixtures)
 from take_screenshots import take_screenshots
 
 pytestmark = pytest.mark.browser
