@@ -1,4 +1,5 @@
 """The report's page does in a browser what it says. Run by `make browser`."""
+# ruff: noqa: F811 (a fixture that is imported has the name of the argument that asks for it)
 
 from __future__ import annotations
 
