@@ -29,6 +29,7 @@ from nlicot.prediction.outcome import (
 from nlicot.prediction.partial import PartialPredictions
 from nlicot.prediction.votes import ensemble
 from nlicot.prediction.writer import in_order_of, write_predictions
+from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Prediction
 from nlicot.training.checkpoints import BEST
 from nlicot.training.config_errors import read_config
@@ -116,6 +117,9 @@ class _Run:
         self.cli = _from_run(command, args, checkpoint, self.stored["base"])
         self.data: PairsData = self.cli.datamodule
         self.module: ThoughtTuner = self.cli.model
+        if not any(arg.startswith(("--data.prompts", "--data.definitions", "--config")) for arg in args):
+            # As it was trained, whatever this version's own words are.
+            self.data.prompts = StudentPrompts.from_dict(self.stored["prompts"])
         self.trainer: Trainer
         self.partial: PartialPredictions
 

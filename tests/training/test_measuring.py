@@ -12,6 +12,7 @@ from small_model import write_small_model
 from nlicot.cli import main
 from nlicot.prediction import threshold
 from nlicot.prediction.partial import PartialPredictions
+from nlicot.prompts import StudentPrompts
 
 DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--model.decoding.batch_size=4"]
 
@@ -62,6 +63,19 @@ def test_multitask_reads_the_label_at_once_or_thinks_when_asked(root: Path) -> N
     thinking = _run(root, "predict", ["both"], "--think", "true")
     assert {row["status"] for row in thinking} <= {"closed", "truncated"}
     assert [row["id"] for row in thinking] == [row["id"] for row in at_once]
+
+
+def test_a_run_is_asked_in_the_words_that_it_learnt(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version's own words do not make its checkpoints useless."""
+    as_learnt = _run(root, "predict", ["both"])
+    monkeypatch.setattr(StudentPrompts, "label_only", "{premise} So? {hypothesis}")
+    monkeypatch.setattr(
+        StudentPrompts.__init__,
+        "__kwdefaults__",
+        {**(StudentPrompts.__init__.__kwdefaults__ or {}), "label_only": "{premise} So? {hypothesis}"},
+    )
+    assert StudentPrompts().label_only == "{premise} So? {hypothesis}"
+    assert _run(root, "predict", ["both"]) == as_learnt
 
 
 def test_label_first_explains_only_when_asked(root: Path) -> None:
