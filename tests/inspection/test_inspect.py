@@ -162,7 +162,8 @@ def test_ones_own_data_need_no_device_and_no_hub(tmp_path: Path, capsys: pytest.
     args = ["--root", str(tmp_path), "--config", str(PROJECT / "configs/label_only.yaml"), "--id", "y"]
     text = printed(capsys, *args)
     assert "tokens of mistralai/Mistral-7B-v0.3 (mistral)" in text
-    assert "<s>[INST] Premise: C d." in text.replace("\n    ", "")
+    assert "<s>[INST] Does the hypothesis hold" in text.replace("\n    ", "")
+    assert "Premise: C d." in text
 
 
 def test_no_weights_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
