@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -54,15 +53,6 @@ def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = types.MethodType(chosen, module)  # type: ignore[method-assign]
 
 
-@cache
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for a chain of element-wise passes where there is a GPU; the function itself elsewhere.
-
-    A CPU has no compiler at hand for sure, and its passes over a micro-batch cost less than compiling.
-    """
-    return torch.compile(function, dynamic=True) if torch.cuda.is_available() else function
-
-
 # -------------------------------------------------------------------------- norm
 
 
@@ -80,26 +70,18 @@ class _RMSNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        normed, scale = _fused(_norm)(x, weight, epsilon)
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        scale = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, scale, weight)
-        return normed  # type: ignore[no-any-return]
+        return _fresh(x).mul_(scale).to(x.dtype) * weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _fused(_norm_gradient)(grad, *ctx.saved_tensors), None, None
-
-
-def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-    scale = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return _fresh(x).mul_(scale).to(x.dtype) * weight, scale
-
-
-def _norm_gradient(grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-    grad = _fresh(grad * weight)
-    normed = _fresh(x).mul_(scale)
-    along = (grad * normed).mean(dim=-1, keepdim=True)
-    return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype)
+        x, scale, weight = ctx.saved_tensors
+        grad = _fresh(grad * weight)
+        normed = _fresh(x).mul_(scale)
+        along = (grad * normed).mean(dim=-1, keepdim=True)
+        return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 # -------------------------------------------------------------------------- gated
@@ -122,20 +104,13 @@ class _Gate(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return _fused(_gated)(gate, up)  # type: ignore[no-any-return]
+        return functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _fused(_gated_gradients)(grad, *ctx.saved_tensors)
-
-
-def _gated(gate: Tensor, up: Tensor) -> Tensor:
-    return functional.silu(gate).mul_(up)
-
-
-def _gated_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    grad_up = functional.silu(gate).mul_(grad)
-    return torch.ops.aten.silu_backward(grad * up, gate), grad_up
+        gate, up = ctx.saved_tensors
+        grad_up = functional.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
 
 
 # -------------------------------------------------------------------------- LoRA
@@ -186,9 +161,9 @@ def _dropped(x: Tensor, kept: Tensor | None) -> Tensor:
     """`x` where it is kept, else 0; not scaled."""
     if kept is None:
         return x
-    if x.is_cuda:
-        return _fused(torch.mul)(x, kept)  # type: ignore[no-any-return]
-    if x.dtype is torch.bfloat16:  # an AND of bits is four times as fast as a product with a mask
+    if (
+        x.dtype is torch.bfloat16 and not x.is_cuda
+    ):  # an AND of bits is four times as fast as a product with a mask
         ones = kept.to(torch.int16).neg_()
         return x.contiguous().view(torch.int16).bitwise_and(ones).view(torch.bfloat16)
     return x * kept
