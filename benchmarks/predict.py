@@ -27,7 +27,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import re
 import shlex
 import statistics
@@ -37,13 +36,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from circumstances import matrix_rate, peak_mb, processor, versions
 
 PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-bf16", "llama.cpp")
 NEEDS = ("llama_cpp", "gguf")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
 """Of llama.cpp's logits with transformers'; q and k in the wrong order give 0.9 and less."""
 
@@ -146,34 +147,11 @@ def num_weights() -> tuple[int, int]:
     return sum(linear) - head, head
 
 
-def peak_mb() -> float:
-    """This process's peak resident memory, without what it had of its parent's before it was itself."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None, "/proc/self/status without VmHWM"
-    return int(found[1]) / 1024
-
-
-def matrix_rate() -> float:
-    """Floating-point operations a second of a bf16 matrix product with this process' threads."""
-    import torch
-
-    size = 2048
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    rates = []
-    for _ in range(8):
-        started = time.perf_counter()
-        left @ right
-        rates.append(2 * size**3 / (time.perf_counter() - started))
-    return statistics.median(rates[2:])
-
-
 # -------------------------------------------------------------------- contenders
 
 
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """The project's own decoder."""
-    from nlicot import completion
     from nlicot.model.lora import merge_dense
     from nlicot.prediction.decoding import Decoder, DecodingSettings, by_length
 
@@ -190,7 +168,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
             label=found.predicted_label,
             thought=thought,
             closed=found.status == "closed",
-            num_tokens=len(prompt_format.encode_segment(completion.escape(thought), first=False)),
+            num_tokens=prompt_format.count_thought_tokens(thought),
         )
 
     def run() -> list[Answer]:
@@ -484,13 +462,11 @@ def measure(options: argparse.Namespace) -> None:
 
 def _num_thought_tokens(answers: Sequence[Answer]) -> int:
     """Tokens of the thoughts themselves: `generate` writes its scaffold too."""
-    from nlicot import completion
     from nlicot.model import base
     from nlicot.model.prompt_format import load_prompt_format
 
     prompt_format = load_prompt_format(base.resolve("bundled").folder)
-    thoughts = [completion.escape(answer.thought) for answer in answers]
-    return sum(len(prompt_format.encode_segment(thought, first=False)) for thought in thoughts)
+    return sum(prompt_format.count_thought_tokens(answer.thought) for answer in answers)
 
 
 def _flops(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> float:
@@ -649,8 +625,8 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
     real = os.environ.get("NLICOT_REAL_DATA")
     labels = next((found[0].labels for found in runs.values()), [])
     return {
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
-        "versions": _versions(),
+        "machine": processor(),
+        "versions": versions(PACKAGES),
         "command": shlex.join(["python", *sys.argv]),
         "pairs": f"{len(labels)} {'real' if real else 'sample'} pairs",
         "adapter": options.adapter.name if options.adapter else "none, the bundled model as it comes",
@@ -659,22 +635,6 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
         "threads": options.threads,
         "dtype": options.dtype,
     }
-
-
-def _processor() -> str:
-    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    found = re.search(r"model name\s*: (.+)", about)
-    return found[1] if found else platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:

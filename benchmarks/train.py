@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -36,12 +34,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from circumstances import matrix_rate, now, peak_mb, processor, versions
+
 PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "trl", "trl-default", "trainer")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl")
 LEARNING_RATE, WARMUP_SHARE, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
 MISTRAL_7B = {
     "vocab_size": 32768,
@@ -297,15 +297,6 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
 # ----------------------------------------------------------------- one process each
 
 
-def now() -> float:
-    """Seconds, with all work on a GPU done."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def measure(options: argparse.Namespace) -> None:
     """Run one contender in this process, and write its measurement."""
     import torch
@@ -375,30 +366,6 @@ def flops_per_token(model: Any, supervised_share: float) -> float:
     return 4.0 * body + 6.0 * adapter + 4.0 * head * supervised_share
 
 
-def matrix_rate() -> float:
-    """Floating-point operations a second of a bf16 matrix product here."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    size = 8192 if on_gpu else 2048
-    left, right = (
-        torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if on_gpu else "cpu") for _ in range(2)
-    )
-    rates = []
-    for _ in range(12):
-        started = now()
-        left @ right
-        rates.append(2 * size**3 / (now() - started))
-    return statistics.median(rates[4:])
-
-
-def peak_mb() -> float:
-    """This process's peak resident memory."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None, "/proc/self/status without VmHWM"
-    return int(found[1]) / 1024
-
-
 def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Measurement:
     """One contender's measurement."""
     command = [sys.executable, __file__, *options.passed_on, "--contender", contender, "--out", str(out)]
@@ -425,9 +392,7 @@ def main() -> int:
         measure(options)
         return 0
     skipped = {}
-    try:
-        version("trl")
-    except PackageNotFoundError:
+    if "trl" not in versions(PACKAGES):
         skipped = dict.fromkeys(("trl", "trl-default"), "trl is not installed (benchmarks/requirements.txt)")
     runs: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory(prefix="nlicot-train-") as folder:
@@ -506,31 +471,18 @@ def print_table(
 
 def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
-    found = {}
-    for name in ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    import torch
+
+    on_gpu = torch.cuda.is_available()
     return {
-        "machine": processor(),
-        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
+        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{'real' if os.environ.get('NLICOT_REAL_DATA') else 'sample'} thoughts, builder reflected",
         "shape": options.shape,
         "steps": f"{options.steps} of {options.effective_batch} examples, the first not timed",
         "repeats": options.repeats,
     }
-
-
-def processor() -> str:
-    """The device that computes."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    about = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{about[1] if about else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _parser() -> argparse.ArgumentParser:

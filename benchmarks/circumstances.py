@@ -1,0 +1,65 @@
+"""What a benchmark's figures depend on, and what its processes measure of themselves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def now() -> float:
+    """Seconds, with all work on a GPU done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a bf16 matrix product, with this process' threads or its GPU."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    size = 8192 if on_gpu else 2048
+    left, right = (
+        torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if on_gpu else "cpu") for _ in range(2)
+    )
+    rates = []
+    for _ in range(12):
+        started = now()
+        left @ right
+        rates.append(2 * size**3 / (now() - started))
+    return statistics.median(rates[4:])
+
+
+def peak_mb() -> float:
+    """This process's peak resident memory, without what it had of its parent's before it was itself."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None, "/proc/self/status without VmHWM"
+    return int(found[1]) / 1024
+
+
+def processor() -> str:
+    """The processor's name, and how many of its cores this process may use."""
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"model name\s*: (.+)", about)
+    name = found[1] if found else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Python's version, and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
