@@ -1,9 +1,9 @@
 """Parts of a decoder's layers with backward passes of their own: the same numbers in less time and memory.
 
 Training a small model spends most of its time outside matrix products: normalisation, dropout and the
-activation as chains of element-wise passes over memory, and the backward pass of attention, which torch's CPU
-kernel does ten times slower than the forward one. `speed_up` replaces these parts in place. Parameters, names
-and what a checkpoint holds stay as they are, and so does every path that takes no gradient.
+activation as chains of element-wise passes over memory, and in attention, which `packed_attention` has.
+`speed_up` replaces these parts in place. Parameters, names and what a checkpoint holds stay as they are, and
+so does every path that takes no gradient.
 
 Each function says what it keeps for the backward pass; `M` is the tokens of a micro-batch.
 """
@@ -42,7 +42,7 @@ def speed_up(adapted: Any) -> None:
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Put `forward(module, plain, x)` before the module's own, which stays in use without gradients."""
+    """Put `forward(module, x)` before the module's own, which stays in use without gradients."""
     plain = module.forward
 
     def chosen(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -190,8 +190,9 @@ class _LoraLinear(Function):
     ) -> Tensor:
         weight = _weight(base)
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        kept = None if kept is None else kept.view(rows.shape)
         scale = scale / (1.0 - share)
-        inner = _dropped(rows, None if kept is None else kept.view(rows.shape)) @ a.to(rows.dtype).t()
+        inner = _dropped(rows, kept) @ a.to(rows.dtype).t()
         out = rows @ weight.t()
         out.addmm_(inner, b.to(rows.dtype).t(), alpha=scale)
         ctx.save_for_backward(rows, a, b, inner, kept)
@@ -201,7 +202,6 @@ class _LoraLinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, a, b, inner, kept = ctx.saved_tensors
-        kept = None if kept is None else kept.view(rows.shape)
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
         grad_inner = (grad @ b.to(rows.dtype)).mul_(ctx.scale)
         grad_a = grad_inner.t() @ _dropped(rows, kept)

@@ -91,9 +91,8 @@ def _first_supervised(row: dict[str, Any]) -> int:
     return next(index for index, kind in enumerate(row["kinds"]) if kind != TokenKind.PROMPT)
 
 
-def collate(rows: Sequence[dict[str, Any]]) -> MicroBatch:
-    """Encoded examples as one micro-batch."""
-    shared = shared_beginning(rows)
+def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
+    """Encoded examples as one micro-batch, which holds the `shared` tokens that all begin with once."""
     spans = Spans(shared=shared, lengths=tuple(len(row["input_ids"]) - shared for row in rows))
     parts = [torch.as_tensor(rows[0]["input_ids"][:shared], dtype=torch.long)]
     positions, targets, kinds, owners = [], [], [], []

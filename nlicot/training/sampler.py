@@ -108,22 +108,19 @@ class WindowDataset(Dataset[Window]):
         """One window; a rank without a share gets no micro-batch."""
         ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
         mine = ordered[self.rank :: self.world_size]
-        rows = {row["position"]: row for row in self._rows(mine)}
-        shared = shared_beginning([rows[index] for index in mine])
+        rows = self._rows(mine)
+        shared = shared_beginning(list(rows.values()))
         runs = cut_by_tokens(self.lengths, mine, self.token_budget, shared=shared)
-        batches = [collate([rows[index] for index in run]) for run in runs]
+        batches = [collate([rows[index] for index in run], shared) for run in runs]
         ids = [rows[index]["id"] for run in runs for index in run]
         labels = [rows[index]["label"] for run in runs for index in run]
         counts = torch.tensor(self._counts[ordered]["num_by_kind"]).sum(dim=0)
         return Window(micro_batches=batches, num_by_kind=counts, ids=ids, labels=labels)
 
-    def _rows(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        if not indices:
-            return []
-        columns = self.encoded[list(indices)]
-        names = ("id", "label", "input_ids", "kinds")
-        values = zip(*(columns[name] for name in names), strict=True)
-        return [
-            {"position": index, **dict(zip(names, row, strict=True))}
-            for index, row in zip(indices, values, strict=True)
-        ]
+    def _rows(self, indices: list[int]) -> dict[int, dict[str, Any]]:
+        """Encoded examples by their index, fetched at once."""
+        columns = self.encoded[indices]
+        return {
+            index: {name: column[place] for name, column in columns.items()}
+            for place, index in enumerate(indices)
+        }
