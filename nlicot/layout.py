@@ -15,15 +15,22 @@ _MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
 class Table:
     """A title, a header and rows; the cells are as they came, unescaped."""
 
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def columns(self, *names: str) -> Table:
+        """The table of these columns alone."""
+        places = [self.header.index(name) for name in names]
+        return Table(
+            title=self.title, header=names, rows=[[row[place] for place in places] for row in self.rows]
+        )
 
 
 def aligned(table: Table, *, indent: str = "") -> list[str]:
     """The header and rows as lines with columns below each other, figures to the right.
 
-    >>> aligned(Table(title="", header=("split", "pairs"), rows=(("train", "12"), ("dev", "4"))))
+    >>> aligned(Table(header=("split", "pairs"), rows=(("train", "12"), ("dev", "4"))))
     ['split  pairs', 'train     12', 'dev        4']
     """
     lines = [[printable(cell) for cell in line] for line in (table.header, *table.rows)]
@@ -43,7 +50,7 @@ def aligned(table: Table, *, indent: str = "") -> list[str]:
 def piped(table: Table) -> list[str]:
     """The table in Markdown.
 
-    >>> piped(Table(title="", header=("a|b",), rows=(("<i>",),)))
+    >>> piped(Table(header=("a|b",), rows=(("<i>",),)))
     ['| a\\\\|b |', '| --- |', '| \\\\<i\\\\> |']
     """
     lines = [table.header, ["---"] * len(table.header), *table.rows]

@@ -14,9 +14,9 @@ from typing import Any
 
 from nlicot.errors import DataError
 from nlicot.files import shown
+from nlicot.layout import Table
 from nlicot.metrics import GroupAccuracy, Interval
 from nlicot.report.runs import ComparedRun, section
-from nlicot.report.tables import Table
 
 STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""

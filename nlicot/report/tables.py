@@ -5,10 +5,7 @@ Runs are numbered, so that only one table carries their names and text stays wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from nlicot.layout import escaped, printable
+from nlicot.layout import Table, escaped, piped, printable
 from nlicot.metrics import Metric
 from nlicot.report.compare import Comparison, RunFigures, Spread
 
@@ -16,19 +13,6 @@ MOST_IDS = 3
 LONGEST_ID = 20
 LONGEST_IN_TEXT = {"run": len("correct_only-20261124-001416"), "builder": 14}
 NONE = "-"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A header and its rows, the cells unescaped."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def columns(self, *names: str) -> Table:
-        """The table of these columns alone."""
-        places = [self.header.index(name) for name in names]
-        return Table(header=names, rows=[[row[place] for place in places] for row in self.rows])
 
 
 def as_text(comparison: Comparison) -> str:
@@ -48,7 +32,7 @@ def as_markdown(comparison: Comparison) -> str:
     """The same in Markdown, the figures of a run in one row."""
     tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
     lists = "\n".join(f"- {escaped(line)}" for line in _only_one_right(comparison))
-    parts = [escaped(_title(comparison)), *map(_piped, tables), lists]
+    parts = [escaped(_title(comparison)), *("\n".join(piped(table)) for table in tables), lists]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -173,8 +157,3 @@ def _aligned(table: Table) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _piped(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)

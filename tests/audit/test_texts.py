@@ -8,9 +8,11 @@ import pytest
 from planted import changed, clean, named, only
 
 from nlicot.audit import AuditData, audit
-from nlicot.audit.plots import plot_accuracy_by_length
 from nlicot.audit.wording import added_words, betrayals, body, early_verdict, last_step, verdict
+from nlicot.metrics import GroupAccuracy, Interval
 from nlicot.records import Reflection, Thought
+from nlicot.report.breakdowns import Breakdown
+from nlicot.report.plots import draw_breakdown
 
 
 def thought(record: object) -> Thought:
@@ -235,7 +237,16 @@ def test_longer_thoughts_that_are_wronger_are_told_with_those_of_the_longest_qua
     assert section is not None
     bins = section.figures["bins"]
     assert sum(each["num"] for each in bins) == 320
-    svg = plot_accuracy_by_length(bins)
+    groups = [
+        GroupAccuracy(
+            name=each["name"],
+            num=each["num"],
+            accuracy=each["accuracy"],
+            interval=Interval(low=each["low"], high=each["high"]),
+        )
+        for each in bins
+    ]
+    svg = draw_breakdown(Breakdown(title="Teacher", note="", by_run={"teacher": groups}), {"teacher": 1})
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
     for each in bins:
         assert each["name"] in svg
