@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.errors import ModelError
+from nlicot.model.compute_dtype import AUTO, compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def load(
     base: ResolvedBase,
     *,
     quantization: str = "nf4",
-    dtype: str = "bfloat16",
+    dtype: str = AUTO,
     for_training: bool,
     dense: bool | None = None,
 ) -> Any:
@@ -226,7 +227,7 @@ def load(
     Args:
         base: what `resolve` gave.
         quantization: `nf4` (4 bits, double quantisation: Dettmers et al. 2023) or `none`.
-        dtype: of the weights that stay dense: `bfloat16` or `float32`.
+        dtype: of the weights that stay dense, and to compute in: `bfloat16`, `float32` or `auto`.
         for_training: a process that only decodes may use bitsandbytes' fused CPU kernel, which has no
             gradient.
         dense: whether a process that only decodes keeps the 4-bit values in dense matrices; None does
@@ -236,6 +237,7 @@ def load(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    dtype = compute_dtype(dtype)
     kind = getattr(torch, dtype)
     place: dict[str, Any] = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
     if quantization == "none":

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from nlicot.errors import ConfigError
+from nlicot.model.compute_dtype import PRECISIONS
 from nlicot.training.checkpoints import RunCheckpoints
 from nlicot.training.config_errors import parse_all
 from nlicot.training.datamodule import PairsData
@@ -119,6 +120,8 @@ class CommandLine(LightningCLI):
         config = self.config_init["trainer"].as_dict()
         config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
         config["enable_model_summary"] = False
+        if config.get("precision") is None:
+            config["precision"] = PRECISIONS[self.model.dtype_name]
         # Named, or the bar would depend on whether some other package brought `rich` along.
         # Commands that decode count pairs in a bar of their own.
         wanted = config.get("enable_progress_bar") is not False and self.command == "fit"

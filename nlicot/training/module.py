@@ -25,6 +25,7 @@ from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, NlicotError
 from nlicot.model import base as base_model
 from nlicot.model import lora as adapters
+from nlicot.model.compute_dtype import AUTO, compute_dtype
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast_layers import speed_up
 from nlicot.model.lora import LoraSettings
@@ -47,7 +48,8 @@ class ThoughtTuner(LightningModule):
         fallback_base: taken on the sample data where there is no NVIDIA device; null for none.
         prompt_format: `auto`, `mistral` or `chat`.
         quantization: `nf4` or `none`.
-        dtype: of what is not quantised: `bfloat16` or `float32`.
+        dtype: to compute in: `bfloat16`, `float32`, or `auto`, which takes bfloat16 where the machine
+            multiplies it.
         gradient_checkpointing: trade a third more computing for most of the activations' memory.
         lora: the adapter.
         learning_rate: at its peak; it falls linearly to 0.
@@ -65,7 +67,7 @@ class ThoughtTuner(LightningModule):
         fallback_base: str | None = "bundled",
         prompt_format: str = "auto",
         quantization: str = "nf4",
-        dtype: str = "bfloat16",
+        dtype: str = AUTO,
         gradient_checkpointing: bool = False,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
         learning_rate: float = 2e-4,
@@ -83,7 +85,7 @@ class ThoughtTuner(LightningModule):
         self.fallback_base = fallback_base
         self.prompt_format_name = prompt_format
         self.quantization = quantization
-        self.dtype_name = dtype
+        self.dtype_name = compute_dtype(dtype)
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         self.learning_rate = learning_rate
