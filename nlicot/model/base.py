@@ -21,6 +21,7 @@ from typing import Any
 
 from nlicot.errors import ModelError
 from nlicot.model.compute_dtype import AUTO, compute_dtype
+from nlicot.model.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -312,12 +313,4 @@ def _fits_dense(model: Any) -> bool:
 
     matrices = [module for module in model.modules() if isinstance(module, Linear4bit)]
     num_bytes = sum(2 * module.in_features * module.out_features for module in matrices)
-    return bool(num_bytes < 0.5 * _available_bytes())
-
-
-def _available_bytes() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return bool(num_bytes < 0.5 * available_bytes())

@@ -12,6 +12,7 @@ beginning and to itself. `N` is the tokens of the row, `d` the width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -208,7 +209,7 @@ def _add_seen(total: Tensor, part: Tensor, start: int, before: int) -> None:
     total[:, start : start + part.shape[1] - before] += part[:, before:]
 
 
-def common_beginning(rows: list[list[int]], at_most: int) -> int:
+def common_beginning(rows: Sequence[Sequence[int]], at_most: int) -> int:
     """How many tokens all rows begin with alike.
 
     >>> common_beginning([[1, 2, 3], [1, 2, 4]], at_most=9)

@@ -22,6 +22,7 @@ from nlicot import completion
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
 from nlicot.model.lora import causal_lm
+from nlicot.model.packed_attention import common_beginning
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prediction.row_cache import RowCache, roomy_cache
@@ -171,9 +172,10 @@ class Decoder:
     def label_shares(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
         """p(entailment) of rows of ids behind which a label comes next, with each row's index."""
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        beginning = self._begin(rows)
         for start in range(0, len(order), self.settings.batch_size):
             part = order[start : start + self.settings.batch_size]
-            hidden, _ = self._prefill([rows[index] for index in part])
+            hidden, _ = self._prefill([rows[index] for index in part], beginning)
             two = self.model.lm_head(hidden)[:, list(self.grammar.label_ids)].float()
             yield from zip(part, two.softmax(-1)[:, 1].tolist(), strict=True)
 
@@ -185,47 +187,70 @@ class Decoder:
 
         Every prompt is encoded once, whatever the number of samples.
         """
+        beginning = self._begin(prompts)
         pending = deque(range(len(prompts)))
         running = _Running(escaping=torch.zeros(0, dtype=torch.bool, device=self.device))
         while pending or running.rows:
             num_places = max(1, (self.settings.batch_size - len(running.rows)) // num_samples)
             if pending and len(running.rows) <= COMPACT_BELOW * self.settings.batch_size:
                 entering = [pending.popleft() for _ in range(min(num_places, len(pending)))]
-                self._enter(running, entering, prompts, script, num_samples)
+                encoded = self._prefill([prompts[index] for index in entering], beginning)
+                names = [_name(prompts[index]) for index in entering]
+                self._enter(running, entering, names, encoded, script, num_samples)
             yield from self._step(running)
 
     def _enter(
         self,
         running: _Running,
         entering: Sequence[int],
-        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+        encoded: tuple[Tensor, RowCache],
         script: Script,
         num_samples: int,
     ) -> None:
-        """Encode these prompts, and put their rows behind those that run."""
-        hidden, state = self._prefill([prompts[index] for index in entering])
+        """Put the rows of these prompts, encoded, behind those that run."""
+        hidden, state = encoded
         if num_samples > 1:
             places = torch.arange(len(entering), device=self.device).repeat_interleave(num_samples)
             state.select(places)
             hidden = hidden[places]
-        for index in entering:
-            name = hashlib.sha256(repr(list(prompts[index])).encode()).hexdigest()
+        for index, name in zip(entering, names, strict=True):
             for sample in range(num_samples):
-                # From the prompt and not its place, so that a row says the same in whatever company.
-                draws = random.Random(f"{self.settings.seed}/{sample}/{name}")
                 running.rows.append(_Row(script=script))
                 running.owners.append(index)
-                running.draws.append(draws)
+                running.draws.append(random.Random(f"{self.settings.seed}/{sample}/{name}"))
         running.hidden = hidden if running.hidden is None else torch.cat([running.hidden, hidden])
         running.state = state if running.state is None else RowCache.joined([running.state, state])
         running.escaping = torch.cat([running.escaping, running.escaping.new_zeros(len(hidden))])
 
-    def _prefill(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, RowCache]:
-        """The last hidden states `[B, H]` of rows of ids, and the cache behind them."""
+    def _begin(self, rows: Sequence[Sequence[int]]) -> RowCache | None:
+        """The cache of what all rows begin with, instruction and definitions, which is encoded once."""
+        if len(rows) < 2:
+            return None
+        num_shared = common_beginning(rows, at_most=min(map(len, rows)) - 1)
+        if not num_shared:
+            return None
+        ids = torch.tensor([list(rows[0][:num_shared])], device=self.device)
+        beginning = RowCache(roomy_cache(), torch.ones_like(ids))
+        self._forward(
+            ids, beginning.mask, torch.arange(num_shared, device=self.device)[None], beginning.cache
+        )
+        return beginning
+
+    def _prefill(
+        self, rows: Sequence[Sequence[int]], beginning: RowCache | None = None
+    ) -> tuple[Tensor, RowCache]:
+        """The last hidden states `[B, H]` of rows of ids, and the cache behind them.
+
+        Args:
+            rows: none of them empty behind the beginning.
+            beginning: the cache of what all of them begin with.
+        """
+        num_shared = 0 if beginning is None else beginning.mask.shape[1]
         hidden, caches = [], []
-        size = max(1, PREFILL_TOKENS // max(map(len, rows)))
+        size = max(1, PREFILL_TOKENS // (max(map(len, rows)) - num_shared))
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+            part = [row[num_shared:] for row in rows[start : start + size]]
             width = max(map(len, part))
             input_ids = torch.full((len(part), width), self.prompt_format.pad_id, dtype=torch.long)
             mask = torch.zeros((len(part), width), dtype=torch.long)
@@ -233,10 +258,14 @@ class Decoder:
                 input_ids[index, width - len(row) :] = torch.tensor(row)
                 mask[index, width - len(row) :] = 1
             mask = mask.to(self.device)
-            cache = roomy_cache()
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            hidden.append(self._forward(input_ids.to(self.device), mask, positions, cache))
-            caches.append(RowCache(cache, mask))
+            positions = (mask.cumsum(1) - 1).clamp(min=0) + num_shared
+            if beginning is None:
+                state = RowCache(roomy_cache(), mask)
+            else:
+                state = beginning.repeated(len(part))
+                state.mask = torch.cat([state.mask, mask], dim=1)
+            hidden.append(self._forward(input_ids.to(self.device), state.mask, positions, state.cache))
+            caches.append(state)
         return torch.cat(hidden), RowCache.joined(caches)
 
     def _forward(self, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -285,7 +314,8 @@ class Decoder:
         """`[B]` tokens of `[B, V]` logits: the likeliest, or one drawn from each row's own numbers."""
         if self.settings.temperature <= 0:
             return logits.argmax(-1)
-        shares = (logits / self.settings.temperature).softmax(-1)
+        # In double, or the sum's rounding would decide where shares are small, and with it a row's company.
+        shares = (logits.double() / self.settings.temperature).softmax(-1)
         if self.settings.top_p < 1:
             ordered, indices = shares.sort(-1, descending=True)
             beyond = ordered.cumsum(-1) - ordered >= self.settings.top_p
@@ -293,9 +323,15 @@ class Decoder:
         upto = shares.cumsum(
             -1
         )  # by token, not by share: rounding would swap neighbours that are nearly equal
-        drawn = torch.tensor([one.random() for one in draws], device=logits.device)[:, None] * upto[:, -1:]
+        drawn = torch.tensor([one.random() for one in draws], dtype=upto.dtype, device=upto.device)
+        drawn = drawn[:, None] * upto[:, -1:]
         # Right of equal sums, so that a token of share 0 is never drawn.
         return torch.searchsorted(upto, drawn, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def _name(prompt: Sequence[int]) -> str:
+    """What a row's draws come from: its prompt and not its place, so that it says the same in any company."""
+    return hashlib.sha256(repr(list(prompt)).encode()).hexdigest()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def _appended(roomy: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]
 
 @dataclass(slots=True)
 class RowCache:
-    """What a model keeps of B rows, padded on the left to one width.
+    """What a model keeps of B rows of one width; a row's padding stands before or within it, masked.
 
     Attributes:
         cache: a cache of `transformers`; keys and values are `[B, heads, T, D]`.
@@ -75,11 +75,19 @@ class RowCache:
     def select(self, places: Tensor) -> None:
         """Keep these rows, in this order; a place may stand more than once. Columns that all lack go too."""
         mask = self.mask[places]
-        width = int(mask.sum(1).max())
-        self.mask = mask[:, -width:]
+        used = torch.nonzero(mask.any(0)).squeeze(1)
+        self.mask = mask[:, used]
         for layer in self.cache.layers:
-            layer.keys = layer.keys[places, :, -width:]
-            layer.values = layer.values[places, :, -width:]
+            layer.keys = layer.keys[places][:, :, used]
+            layer.values = layer.values[places][:, :, used]
+
+    def repeated(self, num_rows: int) -> RowCache:
+        """A cache of its own for `num_rows` rows that all begin with this one's only row."""
+        cache = roomy_cache()
+        for number, layer in enumerate(self.cache.layers):
+            keys, values = (part.expand(num_rows, -1, -1, -1) for part in (layer.keys, layer.values))
+            cache.update(keys, values, number)
+        return RowCache(cache, self.mask.expand(num_rows, -1))
 
     @classmethod
     def joined(cls, parts: Sequence[RowCache]) -> RowCache:

@@ -17,7 +17,15 @@ from nlicot.errors import ConfigError, DataError
 from nlicot.files import Row, read_rows, shown
 from nlicot.yaml_files import read_yaml
 
-NOT_THE_RECIPE = ("seed_everything", "run", "resume", "checkpoints_root", "final_evaluation", "config")
+NOT_THE_RECIPE = (
+    "seed_everything",
+    "run",
+    "resume",
+    "preflight",
+    "checkpoints_root",
+    "final_evaluation",
+    "config",
+)
 """Keys of a configuration that do not make another ablation."""
 
 

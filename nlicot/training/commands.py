@@ -39,7 +39,7 @@ SHORT = {
     "--probe-thoughts": "--probe_thoughts",
 }
 """Flags as a person types them, and as Lightning's command line has them."""
-OF_THE_RUN = ("config", "run", "resume", "checkpoints_root")
+OF_THE_RUN = ("config", "run", "resume", "preflight", "checkpoints_root")
 OF_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -102,6 +102,9 @@ def fit(args: Sequence[str]) -> int:
     data.read_for_fit()
     module.resolve_base(on_sample=data.on_sample)
     module.prompts, module.forms = data.prompts, data.forms
+    if cli.config["preflight"]:
+        print(_preflight(cli))
+        return 0
 
     if resumed is None:
         folder, checkpoint = _new_run_folder(cli, data), None
@@ -138,6 +141,16 @@ def fit(args: Sequence[str]) -> int:
     _log_hyper_parameters(folder, cli, checkpoints)
     _say_what_is_next(folder, data)
     return 0
+
+
+def _preflight(cli: CommandLine) -> str:
+    from nlicot.training.preflight import format_cost, measure
+
+    cost = measure(cli.model, cli.datamodule, cli.make_trainer(logger=False, callbacks=[]))
+    sampled = cli.config["generated_metrics"]
+    return format_cost(
+        cost, cli.datamodule, num_generated=sampled["num_pairs"] if sampled["every_n_epochs"] else 0
+    )
 
 
 def _new_run_folder(cli: CommandLine, data: PairsData) -> Path:

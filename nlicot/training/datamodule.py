@@ -22,6 +22,7 @@ from nlicot.completion import Form
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base import cache_folder
 from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
+from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
@@ -261,23 +262,31 @@ class PairsData(LightningDataModule):
     # --------------------------------------------------------------- encoding
 
     def setup(self, stage: str) -> None:
-        """Encode what was read, with the tokenizer of the module's base."""
-        if stage == "fit" and not self._encoded:
-            for split, built in self.built.items():
-                encoded, report = encode_dataset(
-                    self._tuner.prompt_format,
-                    built,
-                    max_length=self.max_length,
-                    over_budget=self.over_budget,
-                    cache=cache_folder(),
+        """Encode what was read, with the tokenizer of the module's base; Lightning calls this."""
+        if stage == "fit":
+            self.encode(self._tuner.prompt_format)
+
+    def encode(self, prompt_format: PromptFormat) -> None:
+        """Encode what was read, once.
+
+        Raises:
+            ConfigError: the budget leaves no example of a split.
+        """
+        for split, built in self.built.items():
+            if split in self._encoded:
+                continue
+            self._encoded[split], report = encode_dataset(
+                prompt_format,
+                built,
+                max_length=self.max_length,
+                over_budget=self.over_budget,
+                cache=cache_folder(),
+            )
+            logger.info("%s: %s", split, _budget_line(report, self.max_length))
+            if not report.num_examples:
+                raise ConfigError(
+                    f"--data.max_length: found {self.max_length}, expected enough for one example of {split}"
                 )
-                self._encoded[split] = encoded
-                logger.info("%s: %s", split, _budget_line(report, self.max_length))
-                if not report.num_examples:
-                    raise ConfigError(
-                        f"--data.max_length: found {self.max_length}, "
-                        f"expected enough for one example of {split}"
-                    )
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: the epoch, and how many of its windows are done."""
@@ -295,7 +304,7 @@ class PairsData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """One window, that is one optimizer step, at a time."""
-        sampler = self._sampler("train", shuffle=True)
+        sampler = self.sampler("train", shuffle=True)
         if self._resume_at is not None:
             sampler.resume_at(*self._resume_at)
         return self._window_loader("train", sampler)
@@ -303,7 +312,7 @@ class PairsData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """In `fit` windows of the dev examples; in `validate` the prompts of the split that was read."""
         if self._running.state.fn == "fit":
-            return self._window_loader("dev", self._sampler("dev", shuffle=False))
+            return self._window_loader("dev", self.sampler("dev", shuffle=False))
         return self._prompt_loader()
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -314,18 +323,21 @@ class PairsData(LightningDataModule):
         """The prompt of every pair to predict."""
         return self._prompt_loader()
 
-    def _sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
+    def sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
+        """Which encoded examples make which window."""
         return WindowSampler(
             len(self._encoded[split]), window_size=self.effective_batch, seed=self.seed, shuffle=shuffle
         )
 
-    def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
-        windows = WindowDataset(
-            self._encoded[split],
-            token_budget=self.micro_batch_tokens,
-            rank=self._running.global_rank,
-            world_size=self._running.world_size,
+    def windows(self, split: str, *, rank: int = 0, world_size: int = 1) -> WindowDataset:
+        """The encoded examples of a split, a window at a time."""
+        return WindowDataset(
+            self._encoded[split], token_budget=self.micro_batch_tokens, rank=rank, world_size=world_size
         )
+
+    def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
+        trainer = self._running
+        windows = self.windows(split, rank=trainer.global_rank, world_size=trainer.world_size)
         # As `sampler`, not `batch_sampler`: Lightning tells only the former which epoch begins.
         return DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=_as_it_is)
 

@@ -76,6 +76,11 @@ class CommandLine(LightningCLI):
             parser.add_argument("--run", type=str | None, default=None, help="the run's name")
             parser.add_argument("--resume", type=str | None, default=None, help="a run to go on with")
             parser.add_argument(
+                "--preflight",
+                action="store_true",
+                help="measure memory and time, and the largest micro-batch that fits; then stop",
+            )
+            parser.add_argument(
                 "--final_evaluation", type=bool, default=True, help="decode every dev pair after fitting"
             )
         else:
@@ -145,7 +150,7 @@ def _add_what_to_inspect(parser: LightningArgumentParser) -> None:
         help="auto: on a terminal, unless NO_COLOR is set",
     )
     # Keys of a run's own config.yaml, which may be given as --config; they say nothing of its data.
-    for name in ("run", "resume", "final_evaluation"):
+    for name in ("run", "resume", "preflight", "final_evaluation"):
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
 
 

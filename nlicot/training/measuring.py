@@ -280,7 +280,7 @@ def _probe(
 def _from_run(command: str, args: Sequence[str], checkpoint: Path, base: str) -> CommandLine:
     """The run's own configuration, with the base it really took, and this command's flags over it."""
     config = read_config(run_file(checkpoint.parent, CONFIG))
-    for key in ("run", "resume", "final_evaluation"):
+    for key in ("run", "resume", "preflight", "final_evaluation"):
         config.pop(key, None)
     if value_of(args, "--data.root") is not None:
         # Another root's files, not the single paths of the run; those named now stand in `args`.

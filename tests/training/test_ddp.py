@@ -77,6 +77,46 @@ def test_command_line_fits_and_measures_on_two_processes(small_model: Path, tmp_
     assert json.loads((tmp_path / "both" / "metrics.json").read_text(encoding="utf-8"))["dev"]["support"] == 5
     predictions = (tmp_path / "both" / "predictions" / "dev.csv").read_text(encoding="utf-8").split()
     assert len(predictions) == 1 + 5
+    _check_votes_and_resume(tmp_path)
+
+
+def _check_votes_and_resume(folder: Path) -> None:
+    """Two ranks write what one writes, and go on with what two that were stopped left behind."""
+    one = folder / "one"
+    assert _votes(folder, one, devices=1).returncode == 0
+    two = folder / "two"
+    (two / "dev.csv").mkdir(parents=True)  # so that the final file cannot be written, and the rows stay
+    assert _votes(folder, two, devices=2).returncode != 0
+    left = sorted(two.glob(".dev-*.partial"))
+    assert [len(_rows(path)) for path in left] == [3, 2]
+    left[0].write_text(json.dumps(_rows(left[0])[0]) + "\n", encoding="utf-8")
+    (two / "dev.csv").rmdir()
+    resumed = _votes(folder, two, devices=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "3 of 5 predictions were made before" in resumed.stdout
+    expected = _rows(one / "dev.jsonl")
+    assert [row["id"] for row in expected] == [f"sample-dev-{index:03}" for index in range(5)]
+    assert all("agreement" in row for row in expected)
+    for row, other in zip(_rows(two / "dev.jsonl"), expected, strict=True):
+        assert row.pop("p_entailment") == pytest.approx(other.pop("p_entailment"), abs=1e-5)
+        assert row == other
+
+
+def _votes(folder: Path, output: Path, *, devices: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nlicot", "predict", f"--ckpt_path={folder / 'both' / 'best.ckpt'}"]
+    flags = ["--split=dev", "--votes=3", "--model.decoding.temperature=1.5", f"--output={output}"]
+    return subprocess.run(
+        [*command, *flags, f"--trainer.devices={devices}"],
+        env=_environment(folder),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def test_model_that_only_decodes_has_the_same_values_in_dense_matrices(
         found, expected = (model.eval()(input_ids=ids).logits.float() for model in (dense, training))
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
-    monkeypatch.setattr(base_model, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(base_model, "available_bytes", lambda: 0)
     _, narrow = four_bit(for_training=False)
     assert {module.support_avx512bf16_for_cpu for module in narrow} == {
         Linear4bit(64, 64).support_avx512bf16_for_cpu

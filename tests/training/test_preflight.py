@@ -1,0 +1,85 @@
+"""`fit --preflight` measures before anything is trained, and leaves no trace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_model import write_small_model
+
+from nlicot.cli import main
+from nlicot.training import preflight
+from nlicot.training.preflight import Peak
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("base"))
+
+
+def _flags(base: Path, folder: Path, *more: str) -> list[str]:
+    flags = [f"--model.base={base}", f"--checkpoints_root={folder}", "--model.quantization=none"]
+    limits = ["--data.limit_train=24", "--data.limit_dev=8", "--data.effective_batch=8"]
+    return ["fit", "--preflight", *flags, *limits, *more]
+
+
+def test_cost_is_printed_and_no_run_is_made(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 24 examples in windows of 8 are 3 steps an epoch; the dev loss is taken after every one of them.
+    flags = ["--trainer.max_epochs=2", "--trainer.val_check_interval=0.34", "--data.micro_batch_tokens=1024"]
+    assert main(_flags(base, tmp_path, *flags)) == 0
+    said = capsys.readouterr().out
+    longest = re.search(r"longest micro-batch\s+([\d,]+) tokens, (\d+) examples", said)
+    assert longest is not None
+    assert 512 < int(longest[1].replace(",", "")) <= 1024
+    peak = re.search(r"peak memory\s+([\d,]+) MB of ([\d,]+)", said)
+    assert peak is not None
+    assert 0 < int(peak[1].replace(",", "")) < int(peak[2].replace(",", ""))
+    assert "optimizer step" in said
+    assert ": 6 optimizer steps and the dev loss 6 times, and decoding 200 dev pairs after each epoch" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_without_an_end_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_flags(base, tmp_path, "--trainer.max_epochs=-1")) == 0
+    assert "nothing ends it" in capsys.readouterr().out
+
+
+def _peak(num_tokens: int, megabytes: int) -> Peak:
+    return Peak(num_tokens=num_tokens, num_examples=1, num_bytes=megabytes * MEGABYTE)
+
+
+def test_largest_micro_batch_lies_on_the_line_through_both_peaks() -> None:
+    # 1,000 tokens more took 500 MB more, so the 1,000 MB that are left take 2,000 more.
+    smaller, longest = _peak(1000, 1500), _peak(2000, 2000)
+    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, 10**6) == 4000
+    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, 2500) == 2500
+    # What does not fit now is too large by as much as it is over.
+    assert preflight._largest_budget(smaller, longest, 1750 * MEGABYTE, 10**6) == 1500
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "interval", "num_steps", "num_dev"),
+    [
+        (-1, 5, 0.25, 50, 25),  # ten steps an epoch: every second one
+        (-1, 5, 1.0, 50, 5),
+        (12, 5, 1.0, 12, 1),
+        (-1, 2, 7, 20, 2),  # a whole number counts steps
+        (-1, -1, 1.0, None, 0),
+    ],
+)
+def test_steps_and_dev_losses_are_those_of_the_trainer(
+    max_steps: int, max_epochs: int, interval: Any, num_steps: int | None, num_dev: int
+) -> None:
+    trainer: Any = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, val_check_interval=interval)
+    found = preflight._num_steps(trainer, 10)
+    assert found == num_steps
+    assert preflight._num_dev(trainer, found or 0, 10) == num_dev
