@@ -118,7 +118,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     from nlicot import storage
     from nlicot.builders import find_builder
     from nlicot.model.base import cache_folder
-    from nlicot.model.encoding import encode_dataset
+    from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
     from nlicot.streaming import TextFiles, read_joined

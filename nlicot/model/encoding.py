@@ -1,4 +1,4 @@
-"""From a training example to token ids, and to the Arrow file that training reads.
+"""From a training example to token ids; `encoded_dataset` keeps them for training.
 
 Prompt and completion are encoded segment by segment (`completion.segments`), never by searching a
 rendered string, so the mask covers the completion and its EOS exactly, whatever the texts hold. What
@@ -7,20 +7,20 @@ goes over the length budget loses sentences of its thought or is left out; JSON 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nlicot import completion
-from nlicot.completion import Form, SegmentKind
+from nlicot.completion import Completion, Form, Segment, SegmentKind
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
 OverBudget = Literal["cut", "drop"]
+CHUNK = 1_000
+"""Examples whose texts go through the tokenizer together."""
 
 
 class TokenKind(IntEnum):
@@ -50,28 +50,29 @@ class EncodedExample:
     was_cut: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodingReport:
-    """How an encoded data set came out against its length budget, in examples and tokens."""
-
-    num_examples: int
-    num_cut: int
-    num_dropped: int
-    num_tokens: int
-    num_supervised: int
-    longest: int
-
-
 def encode_completion(
     prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
 ) -> tuple[list[int], list[int]]:
     """The completion's ids, EOS included, and each one's kind."""
+    segments = completion.segments(thought_process, label, form)
+    return _joined(
+        prompt_format,
+        segments,
+        (
+            prompt_format.encode_segment(segment.text, first=not index)
+            for index, segment in enumerate(segments)
+        ),
+    )
+
+
+def _joined(
+    prompt_format: PromptFormat, segments: Iterable[Segment], encoded: Iterable[list[int]]
+) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     kinds: list[int] = []
-    for segment in completion.segments(thought_process, label, form):
-        encoded = prompt_format.encode_segment(segment.text, first=not ids)
-        ids += encoded
-        kinds += [int(_KIND_OF[segment.kind])] * len(encoded)
+    for segment, tokens in zip(segments, encoded, strict=True):
+        ids += tokens
+        kinds += [int(_KIND_OF[segment.kind])] * len(tokens)
     return [*ids, prompt_format.eos_id], [*kinds, int(TokenKind.SCAFFOLD)]
 
 
@@ -86,140 +87,72 @@ def encode_example(
     Raises:
         ValueError: the completion is not one that `completion.render` wrote.
     """
-    parsed = completion.parse(example.completion)
-    if parsed is None:
-        raise ValueError(f"{example.id}: not a completion: {example.completion[:80]!r}")
-    prompt_ids = prompt_format.encode_prompt(example.prompt)
-    prompt_kinds = [int(TokenKind.PROMPT)] * len(prompt_ids)
-    ids, kinds = encode_completion(prompt_format, parsed.thought_process, parsed.label, parsed.form)
-    was_cut = False
-    if len(prompt_ids) + len(ids) > max_length and over_budget == "cut" and parsed.thought_process:
-        parts = completion.sentences(parsed.thought_process)
-        while len(parts) > 1 and len(prompt_ids) + len(ids) > max_length:
-            parts.pop()
-            was_cut = True
-            ids, kinds = encode_completion(prompt_format, "".join(parts).rstrip(), parsed.label, parsed.form)
-    if len(prompt_ids) + len(ids) > max_length:
-        return None
-    return EncodedExample(
-        id=example.id,
-        input_ids=prompt_ids + ids,
-        kinds=prompt_kinds + kinds,
-        label=example.label,
-        was_cut=was_cut,
-    )
+    (encoded,) = encode_examples(prompt_format, [example], max_length=max_length, over_budget=over_budget)
+    return encoded
 
 
-def encode_dataset(
+def encode_examples(
     prompt_format: PromptFormat,
-    examples: Sequence[TrainingExample],
+    examples: Iterable[TrainingExample],
     *,
     max_length: int,
     over_budget: OverBudget,
-    cache: Path,
-) -> tuple[Any, EncodingReport]:
-    """The examples as a memory-mapped `datasets.Dataset`, and how they came out.
+) -> Iterator[EncodedExample | None]:
+    """What `encode_example` says it makes of each example, texts many at a time."""
+    scaffolds: dict[tuple[str, bool], list[int]] = {}
 
-    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Cached under `cache` by a
-    fingerprint of the examples' content, the prompt format and the budget, so that a second start
-    encodes nothing.
-    """
-    from datasets import Dataset
+    def encoded(segment: Segment, first: bool, thought_ids: list[int]) -> list[int]:
+        if segment.kind is SegmentKind.THOUGHT:
+            return thought_ids
+        key = segment.text, first
+        if key not in scaffolds:  # a handful of texts, the same in every example
+            scaffolds[key] = prompt_format.encode_segment(segment.text, first=first)
+        return scaffolds[key]
 
-    folder = cache / "encoded" / _fingerprint(prompt_format, examples, max_length, over_budget)
-    report_path = folder / "report.json"
-    if not report_path.is_file():
-        _write_encoded(prompt_format, examples, max_length, over_budget, folder)
-    report = EncodingReport(**json.loads(report_path.read_text(encoding="utf-8")))
-    if not report.num_examples:  # a stored data set without rows does not load
-        return Dataset.from_dict({name: [] for name in _features()}, features=_features()), report
-    return Dataset.load_from_disk(str(folder)), report
-
-
-def _fingerprint(
-    prompt_format: PromptFormat, examples: Sequence[TrainingExample], max_length: int, over_budget: str
-) -> str:
-    digest = hashlib.sha256(f"v1\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
-    for example in examples:
-        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e".encode())
-    return digest.hexdigest()[:20]
-
-
-def _write_encoded(
-    prompt_format: PromptFormat,
-    examples: Sequence[TrainingExample],
-    max_length: int,
-    over_budget: OverBudget,
-    folder: Path,
-) -> None:
-    import shutil
-    import tempfile
-
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    counts = {
-        "num_examples": 0,
-        "num_cut": 0,
-        "num_dropped": 0,
-        "num_tokens": 0,
-        "num_supervised": 0,
-        "longest": 0,
-    }
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for example in examples:
-            encoded = encode_example(prompt_format, example, max_length=max_length, over_budget=over_budget)
-            if encoded is None:
-                counts["num_dropped"] += 1
-                continue
-            length = len(encoded.input_ids)
-            counts["num_examples"] += 1
-            counts["num_cut"] += encoded.was_cut
-            counts["num_tokens"] += length
-            counts["num_supervised"] += sum(kind != TokenKind.PROMPT for kind in encoded.kinds)
-            counts["longest"] = max(counts["longest"], length)
-            row = asdict(encoded)
-            del row["was_cut"]
-            yield {**row, "length": length, "num_by_kind": [encoded.kinds.count(kind) for kind in TokenKind]}
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".encoding-", dir=folder.parent))
-    try:
-        try:
-            built = Dataset.from_generator(
-                rows, features=_features(), cache_dir=str(fresh / "building"), fingerprint=folder.name
+    left = iter(examples)
+    while chunk := list(itertools.islice(left, CHUNK)):
+        parsed = [_parsed(example) for example in chunk]
+        thoughts = prompt_format.encode_segments(
+            [completion.escape(one.thought_process or "") for one in parsed]
+        )
+        prompts = prompt_format.encode_prompts([example.prompt for example in chunk])
+        for example, one, prompt_ids, thought_ids in zip(chunk, parsed, prompts, thoughts, strict=True):
+            segments = completion.segments(one.thought_process, one.label, one.form)
+            ids, kinds = _joined(
+                prompt_format,
+                segments,
+                (encoded(segment, not index, thought_ids) for index, segment in enumerate(segments)),
             )
-            built.save_to_disk(str(fresh / "done"))
-        except ValueError:  # what `datasets` says of no rows at all; the report says it to the user
-            if counts["num_examples"]:
-                raise
-            (fresh / "done").mkdir(exist_ok=True)
-        (fresh / "done" / "report.json").write_text(json.dumps(counts), encoding="utf-8")
-        if (folder / "report.json").is_file():  # another rank was quicker, and reads it already
-            return
-        if folder.is_dir():  # left without a report by another version
-            shutil.rmtree(folder)
-        try:
-            (fresh / "done").rename(folder)
-        except OSError:
-            if not (folder / "report.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            was_cut = False
+            if len(prompt_ids) + len(ids) > max_length and over_budget == "cut":
+                ids, kinds, was_cut = _cut(prompt_format, one, max_length - len(prompt_ids), ids, kinds)
+            if len(prompt_ids) + len(ids) > max_length:
+                yield None
+                continue
+            yield EncodedExample(
+                id=example.id,
+                input_ids=prompt_ids + ids,
+                kinds=[int(TokenKind.PROMPT)] * len(prompt_ids) + kinds,
+                label=example.label,
+                was_cut=was_cut,
+            )
 
 
-def _features() -> Any:
-    from datasets import Features, Value
-    from datasets import List as ListOf
+def _parsed(example: TrainingExample) -> Completion:
+    parsed = completion.parse(example.completion)
+    if parsed is None:
+        raise ValueError(f"{example.id}: not a completion: {example.completion[:80]!r}")
+    return parsed
 
-    return Features(
-        {
-            "id": Value("string"),
-            "input_ids": ListOf(Value("int32")),
-            "kinds": ListOf(Value("int8")),
-            "label": Value("int8"),
-            "length": Value("int32"),
-            "num_by_kind": ListOf(Value("int32")),
-        }
-    )
+
+def _cut(
+    prompt_format: PromptFormat, whole: Completion, room: int, ids: list[int], kinds: list[int]
+) -> tuple[list[int], list[int], bool]:
+    """The completion without as many last sentences as it must lose to fit, and whether it lost any."""
+    parts = completion.sentences(whole.thought_process or "")
+    was_cut = False
+    while len(parts) > 1 and len(ids) > room:
+        parts.pop()
+        was_cut = True
+        ids, kinds = encode_completion(prompt_format, "".join(parts).rstrip(), whole.label, whole.form)
+    return ids, kinds, was_cut

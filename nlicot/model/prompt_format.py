@@ -38,6 +38,14 @@ class PromptFormat(ABC):
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """The ids of one completion segment; only the `first` takes a tokenizer's dummy prefix."""
 
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """`encode_prompt` of each."""
+        return [self.encode_prompt(prompt) for prompt in prompts]
+
+    def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_segment` of each, none of them a completion's first."""
+        return [self.encode_segment(text, first=False) for text in texts]
+
     def count_thought_tokens(self, thought: str) -> int:
         """How many tokens a thought takes inside a completion."""
         return len(self.encode_segment(completion.escape(thought), first=False))
@@ -96,12 +104,20 @@ class ChatFormat(PromptFormat):
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The template's own markers as control tokens, the prompt inside as plain text."""
-        before, after = self._template_parts
-        return [*self._encode_template(before), *self._encode_text(prompt), *self._encode_template(after)]
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokenizer takes the texts on all cores."""
+        before, after = self._template_ids
+        return [[*before, *ids, *after] for ids in self._encode_texts(prompts)]
 
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """Byte-level tokenizers have no dummy prefix, so `first` makes no difference."""
-        return self._encode_text(text)
+        return self._encode_texts([text])[0]
+
+    def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokenizer takes the texts on all cores."""
+        return self._encode_texts(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text, with a closing EOS dropped."""
@@ -125,22 +141,20 @@ class ChatFormat(PromptFormat):
         return frozenset({*self.tokenizer.all_special_ids, *added})
 
     @cached_property
-    def _template_parts(self) -> tuple[str, str]:
+    def _template_ids(self) -> tuple[list[int], list[int]]:
+        """What stands before a prompt and behind it, control tokens included."""
         marker = "\x02prompt\x03"
         turns = [{"role": "user", "content": marker}]
         rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         before, _, after = rendered.partition(marker)
-        return before, after
+        first, last = self.tokenizer([before, after], add_special_tokens=False)["input_ids"]
+        return first, last
 
-    def _encode_template(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _encode_text(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return ids
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+        )["input_ids"]
+        return found
 
 
 class MistralFormat(PromptFormat):
@@ -169,11 +183,21 @@ class MistralFormat(PromptFormat):
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """`<s>[INST] {prompt}[/INST]`; the space is the dummy prefix of the prompt's own encoding."""
-        return [self.bos_id, self._opening_id, *self._encode(prompt), self._closing_id]
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """SentencePiece takes the texts on all cores."""
+        encoded = self._pieces._model.encode(list(prompts), num_threads=-1)
+        return [[self.bos_id, self._opening_id, *ids, self._closing_id] for ids in encoded]
 
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """SentencePiece puts a space before every text it encodes, which only the first may keep."""
         return self._encode(text) if first else list(self._without_prefix.encode(text))
+
+    def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
+        """SentencePiece takes the texts on all cores."""
+        found: list[list[int]] = self._without_prefix.encode(list(texts), num_threads=-1)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text, dummy prefix and EOS dropped."""

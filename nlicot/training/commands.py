@@ -62,7 +62,7 @@ def prepared_command_line(command: str, args: Sequence[str]) -> CommandLine:
 
 def _quieten() -> None:
     """Keep what a user can do nothing about off the terminal."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes", "bitsandbytes.backends"):

@@ -21,7 +21,8 @@ from nlicot.builders.base import build_report
 from nlicot.completion import Form
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base import cache_folder
-from nlicot.model.encoding import EncodingReport, OverBudget, encode_dataset
+from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
+from nlicot.model.encoding import OverBudget
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
@@ -73,6 +74,8 @@ class PairsData(LightningDataModule):
         allow_overlap: let a dev or test pair stand in train too.
         effective_batch: examples of one optimizer step, over all ranks and micro-batches.
         micro_batch_tokens: tokens at once through the model; a beginning that prompts share counts once.
+        share_beginning: what prompts begin with alike goes through the model once a micro-batch. Gradients
+            are the same, but LoRA's dropout drops the same units of it for all examples; false costs time.
         max_length: tokens of prompt and completion together.
         over_budget: a longer example loses its last sentences (`cut`) or is left out (`drop`).
         limit_train: take only the first so many training pairs.
@@ -100,6 +103,7 @@ class PairsData(LightningDataModule):
         allow_overlap: bool = False,
         effective_batch: int = 64,
         micro_batch_tokens: int = 2048,
+        share_beginning: bool = True,
         max_length: int = 768,
         over_budget: OverBudget = "cut",
         limit_train: int | None = None,
@@ -133,6 +137,7 @@ class PairsData(LightningDataModule):
         self.allow_overlap = allow_overlap
         self.effective_batch = effective_batch
         self.micro_batch_tokens = micro_batch_tokens
+        self.share_beginning = share_beginning
         self.max_length = max_length
         self.over_budget: OverBudget = over_budget
         self.limits = {"train": limit_train, "dev": limit_dev}
@@ -332,7 +337,11 @@ class PairsData(LightningDataModule):
     def windows(self, split: str, *, rank: int = 0, world_size: int = 1) -> WindowDataset:
         """The encoded examples of a split, a window at a time."""
         return WindowDataset(
-            self._encoded[split], token_budget=self.micro_batch_tokens, rank=rank, world_size=world_size
+            self._encoded[split],
+            token_budget=self.micro_batch_tokens,
+            rank=rank,
+            world_size=world_size,
+            share_beginning=self.share_beginning,
         )
 
     def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:

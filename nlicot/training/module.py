@@ -8,7 +8,6 @@ supervised tokens over all ranks, so the loss is exact whatever the micro-batch 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ from nlicot.records import Prediction
 from nlicot.training.batches import Window
 from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
 from nlicot.training.ranks import add_up_gradients, sum_over_ranks
+from nlicot.training.schedule import warm_up_and_decay
 
 CHECKPOINT_KEY = "nlicot"
 
@@ -226,14 +226,7 @@ class ThoughtTuner(LightningModule):
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
         )
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        num_warmup = math.ceil(self.warmup_share * num_steps)
-
-        def share(step: int) -> float:
-            if step < num_warmup:
-                return (step + 1) / (num_warmup + 1)
-            return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))
-
+        share = warm_up_and_decay(int(self.trainer.estimated_stepping_batches), self.warmup_share)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -122,7 +122,7 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
 def _longest(data: PairsData, windows: WindowDataset, budget: int) -> MicroBatch:
     """The most tokens that can meet in a micro-batch of this budget: those of the longest examples."""
     order = sorted(range(len(windows)), key=lambda index: -windows.lengths[index])
-    cut = WindowDataset(windows.encoded, token_budget=budget)
+    cut = WindowDataset(windows.encoded, token_budget=budget, share_beginning=data.share_beginning)
     return max(cut[order[: data.effective_batch]].micro_batches, key=lambda batch: len(batch.input_ids))
 
 

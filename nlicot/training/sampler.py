@@ -90,13 +90,23 @@ class WindowDataset(Dataset[Window]):
         token_budget: tokens of a micro-batch, at most.
         rank: of this process.
         world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
+        share_beginning: whether a micro-batch holds what its examples begin with alike once.
     """
 
-    def __init__(self, encoded: Any, *, token_budget: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        encoded: Any,
+        *,
+        token_budget: int,
+        rank: int = 0,
+        world_size: int = 1,
+        share_beginning: bool = True,
+    ) -> None:
         self.encoded = encoded
         self.token_budget = token_budget
         self.rank = rank
         self.world_size = world_size
+        self.share_beginning = share_beginning
         self.lengths: list[int] = list(encoded["length"])
         # A view, so that counting a window's tokens does not decode them.
         self._counts = encoded.select_columns("num_by_kind")
@@ -109,7 +119,7 @@ class WindowDataset(Dataset[Window]):
         ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
         mine = ordered[self.rank :: self.world_size]
         rows = self._rows(mine)
-        shared = shared_beginning(list(rows.values()))
+        shared = shared_beginning(list(rows.values())) if self.share_beginning else 0
         runs = cut_by_tokens(self.lengths, mine, self.token_budget, shared=shared)
         batches = [collate([rows[index] for index in run], shared) for run in runs]
         ids = [rows[index]["id"] for run in runs for index in run]

@@ -15,7 +15,8 @@ from nlicot.inspection.lengths import bars, histogram, measure
 from nlicot.inspection.pieces import KINDS, pieces_of
 from nlicot.inspection.terminal import drawn, visible, wants_color
 from nlicot.model.base import resolve
-from nlicot.model.encoding import encode_dataset, encode_example
+from nlicot.model.encoded_dataset import encode_dataset
+from nlicot.model.encoding import encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.model.tokenizer import base_to_look_at, load_tokenizer
 from nlicot.records import TrainingExample

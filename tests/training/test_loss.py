@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from nlicot.completion import render
 from nlicot.model import base as base_model
-from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.encoded_dataset import encode_dataset
+from nlicot.model.encoding import TokenKind
 from nlicot.model.fast_layers import speed_up
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 from nlicot.model.prompt_format import load_prompt_format
@@ -90,7 +91,9 @@ def test_gradients_are_the_same_for_1x16_2x8_and_16x1(adapted: Any, encoded: Any
     assert 1 < len(sizes[1]) < 16
     assert sizes[2] == [1] * 16
     assert windows[0].micro_batches[0].spans.shared > 10
-    whole, *others = (_gradients(adapted, window) for window in windows)
+    apart = WindowDataset(encoded, token_budget=700, share_beginning=False)[list(range(NUM_EXAMPLES))]
+    assert all(batch.spans.shared == 0 for batch in apart.micro_batches)
+    whole, *others = (_gradients(adapted, window) for window in [*windows, apart])
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
     for other in others:
         for name, gradient in whole.items():

@@ -12,7 +12,8 @@ from small_model import write_small_model
 
 from nlicot.completion import render
 from nlicot.model.base import resolve
-from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.encoded_dataset import encode_dataset
+from nlicot.model.encoding import TokenKind
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.training.sampler import WindowDataset, WindowSampler, cut_by_tokens
@@ -126,8 +127,10 @@ def test_rank_without_a_share_gets_no_micro_batch(encoded: Any) -> None:
     assert int(window.num_by_kind.sum()) == encoded[4]["length"]
 
 
-def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any) -> None:
-    window = WindowDataset(encoded, token_budget=150, rank=0, world_size=1)[[0, 3, 6, 8]]
+@pytest.mark.parametrize("share_beginning", [True, False])
+def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any, share_beginning: bool) -> None:
+    windows = WindowDataset(encoded, token_budget=150, share_beginning=share_beginning)
+    window = windows[[0, 3, 6, 8]]
     by_id = {row["id"]: row for row in encoded}
     rows = [(batch, row) for batch in window.micro_batches for row in range(len(batch))]
     assert len(window.micro_batches) > 1
