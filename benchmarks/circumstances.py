@@ -6,10 +6,15 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+# The project need not be installed to be measured.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def now() -> float:
@@ -22,14 +27,21 @@ def now() -> float:
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second of a bf16 matrix product, with this process' threads or its GPU."""
+    """Floating-point operations a second of a matrix product, with this process' threads or its GPU.
+
+    In the number format that the project computes in on this machine, which is the quicker one.
+    """
     import torch
+
+    from nlicot.model.compute_dtype import compute_dtype
 
     on_gpu = torch.cuda.is_available()
     size = 8192 if on_gpu else 2048
-    left, right = (
-        torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if on_gpu else "cpu") for _ in range(2)
-    )
+    place: dict[str, Any] = {
+        "dtype": getattr(torch, compute_dtype()),
+        "device": "cuda" if on_gpu else "cpu",
+    }
+    left, right = (torch.randn(size, size, **place) for _ in range(2))
     rates = []
     for _ in range(12):
         started = now()

@@ -1,9 +1,9 @@
 """From records to token ids: time, memory and bytes on disk, first and from the cache, by number of examples.
 
 Real thoughts (NLICOT_REAL_DATA) are taken in many variants that differ in their words; without them the
-made-up pairs of `prepare.py`. Each size is encoded in a process of its own with the bundled model's tokenizer. Then a
-`fit` of the largest size starts twice; the second, from the cache, is timed from the start of its process to
-its first micro-batch.
+made-up pairs of `prepare.py`. Each size is encoded in a process of its own by the bundled model's tokenizer.
+Then a `fit` on 40,000 pairs starts twice; the second, from the cache, is timed from the start of its process
+to its first micro-batch.
 
     python benchmarks/encoding.py --quick --json encoding.json
 """

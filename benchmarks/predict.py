@@ -3,7 +3,7 @@
 Contenders, each in a process of its own, interleaved:
 
     nlicot           the project's decoder: NF4 values in dense matrices, the adapter merged in, as it comes
-    nlicot-bf16      the same, from a base that was never in 4 bits
+    nlicot-dense     the same, from a base that was never in 4 bits
     generate         transformers' `generate` as it comes: NF4, arrival order, batch 16, parsed afterwards
     generate-forced  `generate` sorted by length behind a forced scaffold, the label from its two tokens: the
                      slow reference for labels
@@ -14,7 +14,7 @@ Contenders, each in a process of its own, interleaved:
 Real pairs come from NLICOT_REAL_DATA, else from the sample. Speeds are those of decoding; loading stands
 beside them. Peak memory is the process's own, which holds torch and transformers even for llama.cpp. The
 share of the matrix rate is 2 x weights of the linear layers x tokens (prompt and generated, no padding) a
-second over that of a bf16 matrix product measured in the same process. `closed` is the share of thoughts that
+second over that of a matrix product measured in the same process. `closed` is the share of thoughts that
 ended by themselves, for `generate` that of answers that parsed whole.
 
 In bfloat16 the order of sums decides near ties, so thoughts of two contenders part;
@@ -42,7 +42,7 @@ from typing import Any
 from circumstances import matrix_rate, peak_mb, processor, versions
 
 PROJECT = Path(__file__).parents[1]
-CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-bf16", "llama.cpp")
+CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-dense", "llama.cpp")
 NEEDS = ("llama_cpp", "gguf")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
@@ -155,7 +155,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
     from nlicot.model.lora import merge_dense
     from nlicot.prediction.decoding import Decoder, DecodingSettings, by_length
 
-    if options.contender == "nlicot-bf16":
+    if options.contender == "nlicot-dense":
         model, prompt_format = load_merged(options)
     else:
         model, prompt_format = load(options)
@@ -599,10 +599,10 @@ def _print_table(
 def _figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
     return {
         "speedup_vs_generate": _speedup(runs, "nlicot", "generate"),
-        "speedup_vs_llamacpp": _speedup(runs, "nlicot-bf16", "llama.cpp"),
+        "speedup_vs_llamacpp": _speedup(runs, "nlicot-dense", "llama.cpp"),
         "label_agreement": _agreement(runs, "nlicot", "generate-forced"),
         "closed_share": runs["nlicot"][0].closed_share if "nlicot" in runs else None,
-        "llamacpp_label_agreement": _agreement(runs, "nlicot-bf16", "llama.cpp"),
+        "llamacpp_label_agreement": _agreement(runs, "nlicot-dense", "llama.cpp"),
     }
 
 
@@ -622,6 +622,8 @@ def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> floa
 
 def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     """What the figures depend on."""
+    from nlicot.model.compute_dtype import compute_dtype
+
     real = os.environ.get("NLICOT_REAL_DATA")
     labels = next((found[0].labels for found in runs.values()), [])
     return {
@@ -633,7 +635,7 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
         "budget": options.budget,
         "repeats": options.repeats,
         "threads": options.threads,
-        "dtype": options.dtype,
+        "dtype": compute_dtype(options.dtype),
     }
 
 
@@ -646,7 +648,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="48 pairs, once: under 10 minutes on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
     parser.add_argument("--contender", choices=(*CONTENDERS, "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--llama_batch", type=int, default=512, help=argparse.SUPPRESS)

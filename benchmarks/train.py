@@ -15,7 +15,8 @@ Real pairs and thoughts come from NLICOT_REAL_DATA, else from the sample. Speeds
 first optimizer step to the end of the last; tokens are those of the examples, without padding, and a
 beginning that examples share counts in each. The dev loss is computed behind training by one function.
 The share of the matrix rate is (4 N_base + 6 N_LoRA + 4 N_head x supervised share) x tokens a second over the
-measured rate of bf16 matrix products.
+measured rate of matrix products in the number format that all compute in: bfloat16 where the machine
+multiplies it, else float32.
 
 `--shape mistral-7b` needs no weights: a model of Mistral 7B's shape, randomly filled, is written to the
 cache once. Its speed is that of the real one; its losses say only that all contenders computed the same.
@@ -173,6 +174,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     from torch.utils.data import DataLoader
 
     from nlicot.model import base
+    from nlicot.model.compute_dtype import PRECISIONS, compute_dtype
     from nlicot.model.lora import LoraSettings
     from nlicot.training.module import ThoughtTuner
     from nlicot.training.sampler import WindowDataset, WindowSampler
@@ -196,7 +198,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     windows = WindowDataset(train, token_budget=options.micro_batch_tokens)
     trainer = lightning.Trainer(
         max_steps=options.steps,
-        precision="bf16-mixed",
+        precision=PRECISIONS[compute_dtype()],
         logger=False,
         callbacks=[Clock()],
         enable_checkpointing=False,
@@ -217,6 +219,8 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, TrainerCallback
 
+    from nlicot.model.compute_dtype import multiplies_bfloat16
+
     ends: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -235,7 +239,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
         "warmup_steps": max(1, round(WARMUP_SHARE * options.steps)),
         "weight_decay": 0.01,
         "lr_scheduler_type": "linear",
-        "bf16": True,
+        "bf16": multiplies_bfloat16(),
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -331,12 +335,13 @@ def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
     import torch
     from torch.nn import functional
 
+    from nlicot.model.compute_dtype import multiplies_bfloat16
     from nlicot.model.lora import causal_lm
 
     # Lightning hands a module back on the CPU.
     inner = causal_lm(model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     total, count = 0.0, 0
-    with torch.no_grad(), torch.autocast(inner.device.type, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(inner.device.type, torch.bfloat16, enabled=multiplies_bfloat16()):
         for row in rows:
             ids = torch.tensor([row["input_ids"]], device=inner.device)
             wanted = [index for index, kind in enumerate(row["kinds"]) if kind]
@@ -473,9 +478,12 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
     import torch
 
+    from nlicot.model.compute_dtype import compute_dtype
+
     on_gpu = torch.cuda.is_available()
     return {
         "machine": torch.cuda.get_device_name() if on_gpu else processor(),
+        "computes in": compute_dtype(),
         "versions": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{'real' if os.environ.get('NLICOT_REAL_DATA') else 'sample'} thoughts, builder reflected",

@@ -47,18 +47,27 @@ class ThoughtGrammar:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """`[B, V]` to add to logits.
+    def held(self, logits: Tensor, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """`[B, V]`: the logits, at -inf what may not come next.
 
         Args:
+            logits: `[B, V]`.
             escaping: `[B]`, where a backslash is open.
             closing: `[B]`, the token that ends each row's text; None is the thought's.
         """
         if closing is None:
             closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
-        mask = self.masks[escaping.long()]
-        allowed = mask.gather(1, closing[:, None]).masked_fill(~escaping[:, None], 0.0)
-        return mask.scatter(1, closing[:, None], allowed)
+        held = logits + self.masks[0]
+        if bool(escaping.any()):
+            held[escaping] = logits[escaping] + self.masks[1]
+        ends = torch.where(
+            escaping[:, None], held.gather(1, closing[:, None]), logits.gather(1, closing[:, None])
+        )
+        return held.scatter_(1, closing[:, None], ends)
+
+    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """`[B, V]` to add to logits: 0 for what may come next, else -inf; arguments as of `held`."""
+        return self.held(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping, closing)
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """`[B]`: where a backslash is open behind these tokens."""
