@@ -2,8 +2,8 @@
 
 Training a small model spends most of its time outside matrix products: normalisation, dropout and the
 activation as chains of element-wise passes over memory, and in attention, which `packed_attention` has.
-`speed_up` replaces these parts in place. Parameters, names and what a checkpoint holds stay as they are, and
-so does every path that takes no gradient.
+`speed_up` replaces these parts in place, for training and the dev loss alike. Parameters, names and what a
+checkpoint holds stay as they are.
 
 Each function says what it keeps for the backward pass; `M` is the tokens of a micro-batch.
 """
@@ -42,11 +42,11 @@ def speed_up(adapted: Any) -> None:
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Put `forward(module, x)` before the module's own, which stays in use without gradients."""
+    """Put `forward(module, x)` before the module's own, which stays for calls with more than `x`."""
     plain = module.forward
 
     def chosen(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled() and not args and not options:
+        if not args and not options:
             return forward(self, x)
         return plain(x, *args, **options)
 

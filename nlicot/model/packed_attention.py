@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -156,10 +156,12 @@ class _PackedAttention(Function):
         for start, end, before in spans.blocks:
             keys, values = (_seen(part, start, end, before) for part in (key, value))
             scores = _scores(_grouped(query[:, start:end], groups), keys, end - start, before, groups, scale)
-            sums = scores.logsumexp(dim=-1, keepdim=True)
-            shares = scores.sub_(sums).exp_().to(value.dtype)
-            out[:, start:end] = torch.bmm(shares, values).view(-1, end - start, query.shape[-1])
-            log_sums[:, start:end] = sums.view(-1, end - start)
+            largest = scores.amax(dim=-1, keepdim=True)
+            parts = scores.sub_(largest).exp_()
+            sums = parts.sum(dim=-1, keepdim=True)
+            mixed = torch.bmm(parts.to(value.dtype), values).div_(sums)
+            out[:, start:end] = mixed.view(-1, end - start, query.shape[-1])
+            log_sums[:, start:end] = sums.log_().add_(largest).view(-1, end - start)
         ctx.save_for_backward(query, key, value, out, log_sums)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -178,11 +180,10 @@ class _PackedAttention(Function):
             scores = _scores(q, keys, end - start, before, groups, ctx.scale)
             shares = scores.sub_(sums).exp_()
             _add_seen(grad_value, torch.bmm(shares.to(g.dtype).transpose(1, 2), g), start, before)
-            grad_scores = torch.bmm(g, values.transpose(1, 2)).float().sub_(inner).mul_(shares)
-            grad_scores = grad_scores.mul_(ctx.scale).to(q.dtype)
+            grad_scores = torch.bmm(g, values.transpose(1, 2)).float().sub_(inner).mul_(shares).to(q.dtype)
             grad_query[:, start:end] = torch.bmm(grad_scores, keys).view(-1, end - start, query.shape[-1])
             _add_seen(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), start, before)
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value, None, None
 
 
 def _grouped(part: Tensor, groups: int) -> Tensor:
@@ -198,9 +199,16 @@ def _seen(part: Tensor, start: int, end: int, before: int) -> Tensor:
 
 def _scores(query: Tensor, keys: Tensor, length: int, before: int, groups: int, scale: float) -> Tensor:
     """`[kv heads, groups * T, before + T]` float32, with -inf where a key comes later."""
-    scores = torch.bmm(query.float(), keys.float().transpose(1, 2)).mul_(scale)
-    later = torch.ones(length, before + length, dtype=torch.bool).triu_(before + 1)
-    return scores.view(-1, groups, length, before + length).masked_fill_(later, -torch.inf).view_as(scores)
+    scores = torch.bmm(query.float().mul(scale), keys.float().transpose(1, 2))
+    own = scores.view(-1, groups, length, before + length)[..., before:]  # all of the beginning comes earlier
+    own.masked_fill_(_later(length), -torch.inf)
+    return scores
+
+
+@lru_cache(maxsize=256)
+def _later(length: int) -> Tensor:
+    """`[T, T]` bool: where a key comes later than the query."""
+    return torch.ones(length, length, dtype=torch.bool).triu_(1)
 
 
 def _add_seen(total: Tensor, part: Tensor, start: int, before: int) -> None:

@@ -164,7 +164,9 @@ def test_training_loop_walks_each_epoch_in_its_own_order(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             seen.append(tuple(sorted(batch.ids)))
 
-    base = str(write_small_model(tmp_path / "base"))  # first: in an empty cache it would unpack the bundled model
+    base = str(
+        write_small_model(tmp_path / "base")
+    )  # first: in an empty cache it would unpack the bundled model
     monkeypatch.setenv("NLICOT_CACHE", str(tmp_path / "cache"))
     data = PairsData(limit_train=7, limit_dev=2, effective_batch=3)
     module = ThoughtTuner(base=base, quantization="none", dtype="float32", lora=LoraSettings(r=2))

@@ -1,0 +1,85 @@
+"""Where the time of a micro-batch goes, by kind: forward and backward under torch's profiler.
+
+    python benchmarks/profile_step.py --micro_batch_tokens 2048
+
+The model, adapter and examples are those of `train.py`. An operator counts where it was called from: within a
+function of `nlicot.model` its kind is that function's, elsewhere the operator's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+from train import DROPOUT, RANK, _parser, encoded, loaded
+
+KINDS = (
+    ("attention", ("_PackedAttention",)),
+    ("LM head and loss", ("_TokenLosses",)),
+    ("LoRA and its base matrices", ("_LoraLinear",)),
+    ("norms", ("_RMSNorm",)),
+    ("gate", ("_Gate",)),
+    ("base matrices of the MLP", ("MatMul4Bit",)),
+)
+
+
+def main() -> None:
+    """Print each kind's share, and the operators that take most."""
+    import torch
+    from torch.profiler import profile
+
+    from nlicot.model.fast_layers import speed_up
+    from nlicot.model.lora import LoraSettings, attach
+    from nlicot.training.batches import MicroBatch
+    from nlicot.training.loss import token_losses
+    from nlicot.training.sampler import WindowDataset
+
+    options = _parser().parse_args()
+    _, train, _ = encoded(options)
+    model = attach(loaded(options), LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT), seed=0)
+    speed_up(model)
+    model.train()
+    window = WindowDataset(train, token_budget=options.micro_batch_tokens)[
+        list(range(options.effective_batch))
+    ]
+
+    def learn(batch: MicroBatch) -> None:
+        token_losses(model, batch)[0].sum().backward()
+
+    learn(window.micro_batches[0])
+    started = time.perf_counter()
+    for batch in window.micro_batches:
+        learn(batch)
+    seconds = time.perf_counter() - started
+    num_tokens = int(window.num_by_kind.sum())
+    rate = num_tokens / seconds
+    print(f"{num_tokens} tokens in {len(window.micro_batches)} micro-batches: {rate:.0f} a second\n")
+
+    with profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        learn(window.micro_batches[0])
+    shares: dict[str, float] = defaultdict(float)
+    for event in profiler.events():
+        shares[_kind(event)] += event.self_cpu_time_total
+    total = sum(shares.values())
+    for name, spent in sorted(shares.items(), key=lambda item: -item[1]):
+        if spent / total >= 0.005:
+            print(f"{name:<32}{spent / total:>7.1%}")
+    print()
+    print(
+        profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
+    )
+
+
+def _kind(event: object) -> str:
+    """The function that an operator was called from, or its own name."""
+    at = event
+    while at is not None:
+        for kind, names in KINDS:
+            if getattr(at, "name", "").startswith(names):
+                return kind
+        at = getattr(at, "cpu_parent", None)
+    return str(getattr(event, "name", ""))
+
+
+if __name__ == "__main__":
+    main()
