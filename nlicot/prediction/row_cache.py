@@ -76,10 +76,11 @@ class RowCache:
         """Keep these rows, in this order; a place may stand more than once. Columns that all lack go too."""
         mask = self.mask[places]
         used = torch.nonzero(mask.any(0)).squeeze(1)
-        self.mask = mask[:, used]
+        every = len(used) == mask.shape[1]  # then there is no second copy
+        self.mask = mask if every else mask[:, used]
         for layer in self.cache.layers:
-            layer.keys = layer.keys[places][:, :, used]
-            layer.values = layer.values[places][:, :, used]
+            keys, values = layer.keys[places], layer.values[places]
+            layer.keys, layer.values = (keys, values) if every else (keys[:, :, used], values[:, :, used])
 
     def repeated(self, num_rows: int) -> RowCache:
         """A cache of its own for `num_rows` rows that all begin with this one's only row."""
