@@ -49,7 +49,7 @@ class Cost:
     Attributes:
         longest: the longest micro-batch of the training split.
         usable_bytes: of the device.
-        largest_budget: tokens of a micro-batch that would still fit, at most a whole window's.
+        largest_budget: tokens of a micro-batch that would still fit; None where a whole window does.
         step_s: one optimizer step.
         dev_s: one measurement of the dev loss.
         num_steps: optimizer steps of the whole fit; None where nothing ends it.
@@ -59,7 +59,7 @@ class Cost:
 
     longest: Peak
     usable_bytes: int
-    largest_budget: int
+    largest_budget: int | None
     step_s: float
     dev_s: float
     num_steps: int | None
@@ -110,7 +110,7 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
     return Cost(
         longest=longest,
         usable_bytes=usable,
-        largest_budget=_largest_budget(smaller, longest, usable, int(max(tokens_per_step, budget))),
+        largest_budget=_largest_budget(smaller, longest, usable, most=int(tokens_per_step)),
         step_s=tokens_per_step * per_token + optimizer_s,
         dev_s=_mean_tokens(dev, dev_order[:NUM_WINDOWS]) * len(dev_order) * dev_per_token,
         num_steps=num_steps,
@@ -157,14 +157,14 @@ def _seconds_per_token(batches: Iterable[MicroBatch], run: Callable[[MicroBatch]
     return (time.perf_counter() - started) / num_tokens
 
 
-def _largest_budget(smaller: Peak, longest: Peak, usable: int, most: int) -> int:
-    """On the line through two peaks; attention adds to it by example, so it is a line."""
+def _largest_budget(smaller: Peak, longest: Peak, usable: int, *, most: int) -> int | None:
+    """On the line through two peaks, for attention adds to them by example; None from `most` tokens on."""
     num_tokens = longest.num_tokens - smaller.num_tokens
     bytes_per_token = (longest.num_bytes - smaller.num_bytes) / num_tokens if num_tokens else 0.0
     if bytes_per_token <= 0:
         return longest.num_tokens
-    fitting = longest.num_tokens + int((usable - longest.num_bytes) / bytes_per_token)
-    return max(0, min(fitting, most))
+    fitting = max(0, longest.num_tokens + int((usable - longest.num_bytes) / bytes_per_token))
+    return fitting if fitting < most else None
 
 
 def _num_steps(trainer: Trainer, steps_an_epoch: int) -> int | None:
@@ -188,10 +188,13 @@ def format_cost(cost: Cost, data: PairsData, *, num_generated: int) -> str:
     """
     longest, per_s = cost.longest, cost.tokens_per_step / cost.step_s
     peak, usable = longest.num_bytes / MEGABYTE, cost.usable_bytes / MEGABYTE
+    fitting = (
+        "a whole step at once" if cost.largest_budget is None else f"about {cost.largest_budget:,} tokens"
+    )
     lines = [
         f"longest micro-batch   {longest.num_tokens:,} tokens, {longest.num_examples} examples",
         f"peak memory           {peak:,.0f} MB of {usable:,.0f}",
-        f"largest micro-batch   about {cost.largest_budget:,} tokens would fit "
+        f"largest micro-batch   {fitting} would fit "
         f"(--data.micro_batch_tokens, {data.micro_batch_tokens:,} now)",
         f"optimizer step        {_duration(cost.step_s)}: {data.effective_batch} examples, "
         f"{cost.tokens_per_step:,.0f} tokens at {per_s:,.0f} a second",

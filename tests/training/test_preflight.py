@@ -60,10 +60,10 @@ def _peak(num_tokens: int, megabytes: int) -> Peak:
 def test_largest_micro_batch_lies_on_the_line_through_both_peaks() -> None:
     # 1,000 tokens more took 500 MB more, so the 1,000 MB that are left take 2,000 more.
     smaller, longest = _peak(1000, 1500), _peak(2000, 2000)
-    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, 10**6) == 4000
-    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, 2500) == 2500
+    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, most=10**6) == 4000
+    assert preflight._largest_budget(smaller, longest, 3000 * MEGABYTE, most=4000) is None
     # What does not fit now is too large by as much as it is over.
-    assert preflight._largest_budget(smaller, longest, 1750 * MEGABYTE, 10**6) == 1500
+    assert preflight._largest_budget(smaller, longest, 1750 * MEGABYTE, most=10**6) == 1500
 
 
 @pytest.mark.parametrize(
