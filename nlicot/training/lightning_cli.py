@@ -132,7 +132,9 @@ class CommandLine(LightningCLI):
         wanted = config.get("enable_progress_bar") is not False and self.command == "fit"
         config["enable_progress_bar"] = wanted
         bars = [TQDMProgressBar(refresh_rate=1)] if wanted else []
-        config["callbacks"] = [*bars, *settings.pop("callbacks", []), *(config.get("callbacks") or [])]
+        named = config.get("callbacks") or []
+        named = named if isinstance(named, list) else [named]  # Lightning takes one by itself, too
+        config["callbacks"] = [*bars, *settings.pop("callbacks", []), *named]
         return Trainer(**{**config, **settings})
 
 
