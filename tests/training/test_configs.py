@@ -136,3 +136,8 @@ def test_accumulating_over_batches_is_refused_and_leaves_no_run(
         "nlicot: --trainer.accumulate_grad_batches: found 2, expected 1; set --data.effective_batch instead"
     )
     assert not (tmp_path / "tried").exists()
+
+
+def test_a_callback_may_be_named_by_itself(small_model: Path, tmp_path: Path) -> None:
+    flags = ["--data.builder=label_only", "--trainer.callbacks=lightning.pytorch.callbacks.Timer"]
+    assert _fit(small_model, tmp_path, *flags) == 0
