@@ -217,7 +217,7 @@ def _add_seen(total: Tensor, part: Tensor, start: int, before: int) -> None:
     total[:, start : start + part.shape[1] - before] += part[:, before:]
 
 
-def common_beginning(rows: Sequence[Sequence[int]], at_most: int) -> int:
+def common_beginning(rows: Sequence[list[int]], at_most: int) -> int:
     """How many tokens all rows begin with alike.
 
     >>> common_beginning([[1, 2, 3], [1, 2, 4]], at_most=9)

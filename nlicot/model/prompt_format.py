@@ -188,7 +188,8 @@ class MistralFormat(PromptFormat):
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """SentencePiece takes the texts on all cores."""
         encoded = self._pieces._model.encode(list(prompts), num_threads=-1)
-        return [[self.bos_id, self._opening_id, *ids, self._closing_id] for ids in encoded]
+        before = [self._pieces.bos_id, self._opening_id]
+        return [[*before, *ids, self._closing_id] for ids in encoded]
 
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """SentencePiece puts a space before every text it encodes, which only the first may keep."""

@@ -227,7 +227,7 @@ class Decoder:
         """The cache of what all rows begin with, instruction and definitions, which is encoded once."""
         if len(rows) < 2:
             return None
-        num_shared = common_beginning(rows, at_most=min(map(len, rows)) - 1)
+        num_shared = common_beginning([list(row) for row in rows], at_most=min(map(len, rows)) - 1)
         if not num_shared:
             return None
         ids = torch.tensor([list(rows[0][:num_shared])], device=self.device)
@@ -314,9 +314,10 @@ class Decoder:
         """`[B, V]` float32 of `[B, H]`."""
         head = self.model.lm_head
         if hidden.is_cuda or head.weight.dtype is not torch.float32 or head.bias is not None:
-            return head(hidden).float()  # type: ignore[no-any-return]
-        # The long matrix first: so the product takes half the time on a CPU, the transposed copy included.
-        return (head.weight @ hidden.t().float()).t().contiguous()
+            logits: Tensor = head(hidden).float()
+        else:  # the long matrix first: so the product takes half the time on a CPU, the copy back included
+            logits = (head.weight @ hidden.t().float()).t().contiguous()
+        return logits
 
     def _choose(self, logits: Tensor, draws: Sequence[random.Random]) -> Tensor:
         """`[B]` tokens of `[B, V]` logits: the likeliest, or one drawn from each row's own numbers."""
