@@ -71,7 +71,7 @@ def generate(root: Path, backend: str, server: FakeServer, *more: str) -> int:
     return main(
         [
             *("generate", "--root", str(root), "--split", "train", "--backend", backend, "--yes"),
-            *("--server-url", server.url, "--model", "teacher", "--timeout", "0.5", *more),
+            *("--server-url", server.url, "--model", "teacher", "--timeout", "3", *more),
         ]
     )
 
