@@ -139,5 +139,5 @@ def test_accumulating_over_batches_is_refused_and_leaves_no_run(
 
 
 def test_a_callback_may_be_named_by_itself(small_model: Path, tmp_path: Path) -> None:
-    flags = ["--data.builder=label_only", "--trainer.callbacks=lightning.pytorch.callbacks.DeviceStatsMonitor"]
-    assert _fit(small_model, tmp_path, *flags) == 0
+    named = "--trainer.callbacks=lightning.pytorch.callbacks.DeviceStatsMonitor"
+    assert _fit(small_model, tmp_path, "--data.builder=label_only", named) == 0
