@@ -143,44 +143,37 @@ def _places(spans: Spans, longest: int) -> Tensor:
 class _PackedAttention(Function):
     """One example at a time, so that its scores stay in the processor's cache.
 
-    Keeps its inputs, its output and `[heads, N]` log-sums of the scores, from which the backward pass
-    computes the shares again (as FlashAttention, Dao et al. 2022). torch's own backward pass on a CPU takes
-    three times as long at these lengths.
+    Keeps its inputs; the backward pass computes the shares again (as FlashAttention, Dao et al. 2022).
+    torch's own backward pass on a CPU takes three times as long at these lengths.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
         out = torch.empty_like(query)
-        log_sums = query.new_empty(query.shape[:2], dtype=torch.float32)
         groups = query.shape[0] // key.shape[0]
-        for start, end, before in spans.blocks:
-            keys, values = (_seen(part, start, end, before) for part in (key, value))
-            scores = _scores(_grouped(query[:, start:end], groups), keys, end - start, before, groups, scale)
-            largest = scores.amax(dim=-1, keepdim=True)
-            parts = scores.sub_(largest).exp_()
-            sums = parts.sum(dim=-1, keepdim=True)
-            mixed = torch.bmm(parts.to(value.dtype), values).div_(sums)
-            out[:, start:end] = mixed.view(-1, end - start, query.shape[-1])
-            log_sums[:, start:end] = sums.log_().add_(largest).view(-1, end - start)
-        ctx.save_for_backward(query, key, value, out, log_sums)
+        with torch.autocast(query.device.type, enabled=False):
+            for start, end, before in spans.blocks:
+                keys, values = (_seen(part, start, end, before) for part in (key, value))
+                shares = _shares(_grouped(query[:, start:end], groups), keys, before, scale)
+                out[:, start:end] = torch.bmm(shares, values).view(-1, end - start, query.shape[-1])
+        ctx.save_for_backward(query, key, value)
         ctx.spans, ctx.scale = spans, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        query, key, value, out, log_sums = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         groups = query.shape[0] // key.shape[0]
-        along = (grad.float() * out.float()).sum(dim=-1)
+        grad = grad.to(query.dtype)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for start, end, before in ctx.spans.blocks:
             keys, values = (_seen(part, start, end, before) for part in (key, value))
-            q, g = (_grouped(part[:, start:end], groups) for part in (query, grad.to(query.dtype)))
-            sums, inner = (_grouped(part[:, start:end, None], groups) for part in (log_sums, along))
-            scores = _scores(q, keys, end - start, before, groups, ctx.scale)
-            shares = scores.sub_(sums).exp_()
-            _add_seen(grad_value, torch.bmm(shares.to(g.dtype).transpose(1, 2), g), start, before)
-            grad_scores = torch.bmm(g, values.transpose(1, 2)).float().sub_(inner).mul_(shares).to(q.dtype)
+            q, g = (_grouped(part[:, start:end], groups) for part in (query, grad))
+            shares = _shares(q, keys, before, ctx.scale)
+            _add_seen(grad_value, torch.bmm(shares.transpose(1, 2), g), start, before)
+            grad_shares = torch.bmm(g, values.transpose(1, 2))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
             grad_query[:, start:end] = torch.bmm(grad_scores, keys).view(-1, end - start, query.shape[-1])
             _add_seen(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), start, before)
         return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value, None, None
@@ -197,18 +190,21 @@ def _seen(part: Tensor, start: int, end: int, before: int) -> Tensor:
     return torch.cat([part[:, :before], own], dim=1) if before else own
 
 
-def _scores(query: Tensor, keys: Tensor, length: int, before: int, groups: int, scale: float) -> Tensor:
-    """`[kv heads, groups * T, before + T]` float32, with -inf where a key comes later."""
-    scores = torch.bmm(query.float().mul(scale), keys.float().transpose(1, 2))
-    own = scores.view(-1, groups, length, before + length)[..., before:]  # all of the beginning comes earlier
-    own.masked_fill_(_later(length), -torch.inf)
-    return scores
+def _shares(query: Tensor, keys: Tensor, before: int, scale: float) -> Tensor:
+    """`[kv heads, groups * T, before + T]`: how much each query takes of each key.
+
+    By torch's softmax: an `exp` of its own takes ten times as long for -inf as for a number.
+    """
+    length = keys.shape[1] - before
+    later = _later(length, before, query.dtype)[None].expand(query.shape[1] // length, -1, -1)
+    scores = torch.baddbmm(later.reshape(1, query.shape[1], -1), query, keys.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, dim=-1)
 
 
 @lru_cache(maxsize=256)
-def _later(length: int) -> Tensor:
-    """`[T, T]` bool: where a key comes later than the query."""
-    return torch.ones(length, length, dtype=torch.bool).triu_(1)
+def _later(length: int, before: int, dtype: torch.dtype) -> Tensor:
+    """`[T, before + T]`: -inf where a key comes later than the query, else 0."""
+    return torch.full((length, before + length), -torch.inf, dtype=dtype).triu_(before + 1)
 
 
 def _add_seen(total: Tensor, part: Tensor, start: int, before: int) -> None:
