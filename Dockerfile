@@ -7,7 +7,7 @@ FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 # A compiler for the kernels that torch builds at run time; Python 3.12 is Ubuntu 24.04's own.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev g++ \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1001 --create-home --shell /usr/sbin/nologin nlicot \
     && install --directory --owner 1001 /app

@@ -8,6 +8,7 @@ function of `nlicot.model` its kind is that function's, elsewhere the operator's
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 
@@ -34,9 +35,12 @@ def main() -> None:
     from nlicot.training.loss import token_losses
     from nlicot.training.sampler import WindowDataset
 
-    options = _parser().parse_args()
+    options = _parser().parse_known_args()[0]
     _, train, _ = encoded(options)
     model = attach(loaded(options), LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT), seed=0)
+    from nlicot.model import kernels
+
+    kernels.use_compiler("--eager" not in sys.argv)
     speed_up(model)
     model.train()
     window = WindowDataset(train, token_budget=options.micro_batch_tokens)[

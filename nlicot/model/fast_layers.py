@@ -1,7 +1,7 @@
 """Parts of a decoder's layers with backward passes of their own: the same numbers in less time and memory.
 
 Training a small model spends most of its time outside matrix products: normalisation, dropout and the
-activation as chains of element-wise passes over memory, and in attention, which `packed_attention` has.
+activation as chains of element-wise passes over memory (`kernels`), and in attention (`packed_attention`).
 `speed_up` replaces these parts in place, for training and the dev loss alike. Parameters, names and what a
 checkpoint holds stay as they are.
 
@@ -14,15 +14,12 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional
 
+from nlicot.model import kernels
+from nlicot.model.dropout import Dropout
 from nlicot.model.packed_attention import use_packed_attention
-
-RANDOM_VALUES = 1 << 16
-"""Dropout compares 16 random bits with its share, so 0.05 becomes 0.050003."""
 
 
 def speed_up(adapted: Any) -> None:
@@ -60,28 +57,19 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
     return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _fresh(x: Tensor) -> Tensor:
-    """A float32 copy, to work on in place."""
-    return x.to(torch.float32, copy=True)
-
-
 class _RMSNorm(Function):
     """RMSNorm (Zhang & Sennrich 2019) with a frozen weight; keeps its input and `[.., 1]` scales."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        scale = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        normed: Tensor
+        normed, scale = kernels.rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, scale, weight)
-        return _fresh(x).mul_(scale).to(x.dtype) * weight
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, scale, weight = ctx.saved_tensors
-        grad = _fresh(grad * weight)
-        normed = _fresh(x).mul_(scale)
-        along = (grad * normed).mean(dim=-1, keepdim=True)
-        return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
+        return kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None
 
 
 # -------------------------------------------------------------------------- gated
@@ -104,13 +92,11 @@ class _Gate(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return functional.silu(gate).mul_(up)
+        return kernels.gate(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        grad_up = functional.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
+        return kernels.gate_backward(grad, *ctx.saved_tensors)
 
 
 # -------------------------------------------------------------------------- LoRA
@@ -133,40 +119,14 @@ def _is_plain_lora(module: nn.Module) -> bool:
 def _lora_forward(module: Any, x: Tensor) -> Tensor:
     dropout = module.lora_dropout["default"]
     share = float(getattr(dropout, "p", 0.0)) if module.training else 0.0
-    base = module.get_base_layer()
-    kept = None if share == 0.0 else _keep_mask(x, share)
     return _LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
         x,
         module.lora_A["default"].weight,
         module.lora_B["default"].weight,
         module.scaling["default"],
-        kept,
-        _num_dropped(share) / RANDOM_VALUES,
-        base,
+        Dropout(share),
+        module.get_base_layer(),
     )
-
-
-def _num_dropped(share: float) -> int:
-    return round(share * RANDOM_VALUES)
-
-
-def _keep_mask(x: Tensor, share: float) -> Tensor:
-    """Bool of `x`'s shape, False with probability `share`; four entries from each random number."""
-    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    bits = numbers.random_(-(2**63), None).view(torch.int16)[: x.numel()]
-    return (bits >= _num_dropped(share) - RANDOM_VALUES // 2).view(x.shape)
-
-
-def _dropped(x: Tensor, kept: Tensor | None) -> Tensor:
-    """`x` where it is kept, else 0; not scaled."""
-    if kept is None:
-        return x
-    if (
-        x.dtype is torch.bfloat16 and not x.is_cuda
-    ):  # an AND of bits is four times as fast as a product with a mask
-        ones = kept.to(torch.int16).neg_()
-        return x.contiguous().view(torch.int16).bitwise_and(ones).view(torch.bfloat16)
-    return x * kept
 
 
 def _weight(base: Any) -> Tensor:
@@ -182,33 +142,31 @@ def _weight(base: Any) -> Tensor:
 
 
 class _LoraLinear(Function):
-    """`x W' + scale * drop(x) A' B'` with W frozen; keeps x, the dropout's mask and `[M, r]` products."""
+    """`x W' + scale * drop(x) A' B'` with W frozen; keeps x and `[M, r]` products."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, kept: Tensor | None, share: float, base: Any
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout, base: Any
     ) -> Tensor:
         weight = _weight(base)
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        kept = None if kept is None else kept.view(rows.shape)
-        scale = scale / (1.0 - share)
-        inner = _dropped(rows, kept) @ a.to(rows.dtype).t()
+        scale = scale / (1.0 - dropout.share)
+        inner = dropout.of(rows) @ a.to(rows.dtype).t()
         out = rows @ weight.t()
         out.addmm_(inner, b.to(rows.dtype).t(), alpha=scale)
-        ctx.save_for_backward(rows, a, b, inner, kept)
-        ctx.scale, ctx.base, ctx.shape, ctx.dtype = scale, base, x.shape, x.dtype
+        ctx.save_for_backward(rows, a, b, inner)
+        ctx.scale, ctx.dropout, ctx.base, ctx.shape, ctx.dtype = scale, dropout, base, x.shape, x.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        rows, a, b, inner, kept = ctx.saved_tensors
+        rows, a, b, inner = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
         grad_inner = (grad @ b.to(rows.dtype)).mul_(ctx.scale)
-        grad_a = grad_inner.t() @ _dropped(rows, kept)
+        grad_a = grad_inner.t() @ ctx.dropout.of(rows)
         grad_b = (grad.t() @ inner).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ _weight(ctx.base)
-            grad_x += _dropped(grad_inner @ a.to(rows.dtype), kept)
+            grad_x = ctx.dropout.add(grad @ _weight(ctx.base), grad_inner @ a.to(rows.dtype))
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
-        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None, None
+        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None

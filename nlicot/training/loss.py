@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from nlicot.model import kernels
 from nlicot.model.encoding import TokenKind
 from nlicot.model.lora import causal_lm
 from nlicot.model.packed_attention import no_mask
@@ -75,14 +76,10 @@ class _TokenLosses(Function):
         size = max(1, CHUNK_LOGITS // weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = (states[part] @ weight.t()).float()
-            sums = logits.logsumexp(dim=-1, keepdim=True)
-            wanted = targets[part, None]
-            losses[part] = (sums - logits.gather(1, wanted)).squeeze(1)
+            logits = states[part] @ weight.t()
+            losses[part], sums = kernels.negative_log_likelihoods(logits, targets[part])
             if gradients is not None:
-                shares = logits.sub_(sums).exp_()
-                shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
-                gradients[part] = shares.to(weight.dtype) @ weight
+                gradients[part] = kernels.logits_gradient(logits, targets[part], sums) @ weight
         ctx.save_for_backward(gradients)
         ctx.dtype = hidden.dtype
         return losses

@@ -7,7 +7,6 @@ supervised tokens over all ranks, so the loss is exact whatever the micro-batch 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,8 +22,10 @@ from tqdm import tqdm
 from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, NlicotError
 from nlicot.model import base as base_model
+from nlicot.model import kernels
 from nlicot.model import lora as adapters
 from nlicot.model.compute_dtype import AUTO, compute_dtype
+from nlicot.model.dropout import seed_dropout
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast_layers import speed_up
 from nlicot.model.lora import LoraSettings
@@ -33,8 +34,9 @@ from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, a
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 from nlicot.training.batches import Window
+from nlicot.training.gradients import add_up_gradients, clear_gradients
 from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
-from nlicot.training.ranks import add_up_gradients, sum_over_ranks
+from nlicot.training.ranks import sum_over_ranks
 from nlicot.training.schedule import warm_up_and_decay
 
 CHECKPOINT_KEY = "nlicot"
@@ -51,6 +53,8 @@ class ThoughtTuner(LightningModule):
         dtype: to compute in: `bfloat16`, `float32`, or `auto`, which takes bfloat16 where the machine
             multiplies it.
         gradient_checkpointing: trade a third more computing for most of the activations' memory.
+        compile_kernels: let torch.compile make one loop of each chain of passes over memory. Half a minute
+            the first time on a machine, then seconds; false where a run is shorter than that.
         lora: the adapter.
         learning_rate: at its peak; it falls linearly to 0.
         weight_decay: of AdamW.
@@ -69,6 +73,7 @@ class ThoughtTuner(LightningModule):
         quantization: str = "nf4",
         dtype: str = AUTO,
         gradient_checkpointing: bool = False,
+        compile_kernels: bool = True,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
         learning_rate: float = 2e-4,
         weight_decay: float = 0.01,
@@ -87,6 +92,7 @@ class ThoughtTuner(LightningModule):
         self.quantization = quantization
         self.dtype_name = compute_dtype(dtype)
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_kernels = compile_kernels
         self.lora = lora
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -152,6 +158,7 @@ class ThoughtTuner(LightningModule):
             loaded.enable_input_require_grads()
         self.model = adapters.attach(loaded, self.lora, seed=self.seed)
         if not self.only_decodes:
+            kernels.use_compiler(self.compile_kernels)
             speed_up(self.model)
         # from_pretrained hands out a model in eval mode, and Lightning would keep it so.
         self.model.train()
@@ -234,7 +241,8 @@ class ThoughtTuner(LightningModule):
         """One optimizer step on one window."""
         started = time.perf_counter()
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        parameters = list(adapters.adapter_parameters(self.model).values())
+        clear_gradients(parameters)
         weights = self.segment_weights.by_kind().to(self.device)
         weight_total = float((window.num_by_kind * self.segment_weights.by_kind()).sum())
         sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
@@ -242,11 +250,11 @@ class ThoughtTuner(LightningModule):
         # that have fewer micro-batches.
         with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
             for index, batch in enumerate(window.micro_batches):
-                torch.manual_seed(self._dropout_seed(index))
+                seed_dropout(self.seed, self.global_step, index, self.global_rank)
                 losses, _ = token_losses(self.model, batch)
                 self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
                 sums += sum_by_kind(losses, batch.kinds)
-        parameters = list(adapters.adapter_parameters(self.model).values())
+                del losses  # and with it the graph, whose nodes would lie about in the next one's memory
         if self.trainer.world_size > 1:
             add_up_gradients(parameters)
             dist.all_reduce(sums)
@@ -260,11 +268,6 @@ class ThoughtTuner(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
         self._log_step(window, sums, weight_total, float(norm), time.perf_counter() - started)
-
-    def _dropout_seed(self, micro_batch: int) -> int:
-        """From (seed, step, micro-batch, rank), so that a resumed run drops the same units."""
-        place = f"{self.seed}/{self.global_step}/{micro_batch}/{self.global_rank}"
-        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")
 
     def _log_step(
         self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float

@@ -12,7 +12,8 @@ from small_model import write_small_model
 from torch.nn import functional
 
 from nlicot.model import base as base_model
-from nlicot.model.fast_layers import _keep_mask, _LoraLinear, speed_up
+from nlicot.model.dropout import Dropout
+from nlicot.model.fast_layers import _LoraLinear, speed_up
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 from nlicot.model.packed_attention import Spans, _on_gpu, _PackedAttention, common_beginning, no_mask
 
@@ -152,30 +153,15 @@ def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(spans: Spans, kv_heads: int
 # ------------------------------------------------------------------------ dropout
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5])
-def test_dropout_drops_its_share_and_depends_on_the_seed_alone(share: float) -> None:
-    x = torch.empty(300, 401)
-    masks = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        masks.append(_keep_mask(x, share))
-    assert torch.equal(masks[0], masks[1])
-    assert not torch.equal(masks[0], masks[2])
-    deviation = (share * (1 - share) / x.numel()) ** 0.5
-    for mask in masks:
-        assert abs(float((~mask).float().mean()) - share) < 5 * deviation
-    both = float((~masks[0] & ~masks[2]).float().mean())
-    assert both == pytest.approx(share**2, abs=5 * (share**2 / x.numel()) ** 0.5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lora_with_dropout_is_the_formula_with_the_same_mask(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     base = torch.nn.Linear(32, 24, bias=False, dtype=dtype).requires_grad_(False)
     x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
     a, b = torch.randn(4, 32, requires_grad=True), torch.randn(24, 4, requires_grad=True)
-    kept = _keep_mask(x, 0.25)
-    out = _LoraLinear.apply(x, a, b, 2.0, kept, 0.25, base)  # type: ignore[no-untyped-call]
+    dropout = Dropout(0.25)
+    kept = dropout.of(torch.ones(18, 32)).view(x.shape)
+    out = _LoraLinear.apply(x, a, b, 2.0, dropout, base)  # type: ignore[no-untyped-call]
     grad = torch.randn(out.shape, dtype=dtype)
     out.backward(grad)
 
