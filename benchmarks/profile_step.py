@@ -8,7 +8,6 @@ function of `nlicot.model` its kind is that function's, elsewhere the operator's
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 
@@ -29,18 +28,17 @@ def main() -> None:
     import torch
     from torch.profiler import profile
 
+    from nlicot.model import kernels
     from nlicot.model.fast_layers import speed_up
     from nlicot.model.lora import LoraSettings, attach
     from nlicot.training.batches import MicroBatch
     from nlicot.training.loss import token_losses
     from nlicot.training.sampler import WindowDataset
 
-    options = _parser().parse_known_args()[0]
+    options = _parser().parse_args()
     _, train, _ = encoded(options)
     model = attach(loaded(options), LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT), seed=0)
-    from nlicot.model import kernels
-
-    kernels.use_compiler("--eager" not in sys.argv)
+    kernels.use_compiler(not options.eager)
     speed_up(model)
     model.train()
     window = WindowDataset(train, token_budget=options.micro_batch_tokens)[

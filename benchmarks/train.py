@@ -191,6 +191,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
         learning_rate=LEARNING_RATE,
         warmup_share=WARMUP_SHARE,
         gradient_checkpointing=options.checkpointing,
+        compile_kernels=not options.eager,
     )
     tuner._resolved = base.ResolvedBase(name=tuner.base, folder=base_folder(options))
     tuner._prompt_format = prompt_format
@@ -504,6 +505,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--micro_batch_tokens", type=int, default=2048)
     add("--peer_batch", type=int, default=4, help="examples at once of trl and trainer")
     add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot, trl and trainer")
+    add("--eager", action="store_true", help="nlicot without compiled kernels")
     add("--repeats", type=int, default=3)
     add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
     add("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")

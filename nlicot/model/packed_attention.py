@@ -12,7 +12,8 @@ beginning and to itself. `N` is the tokens of the row, `d` the width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
+
+logger = logging.getLogger(__name__)
 
 NAME = "nlicot_packed"
 
@@ -56,6 +59,28 @@ class Spans:
     def position_ids(self) -> Tensor:
         """`[N]`: each token's place in its own example."""
         return torch.cat([torch.arange(end - start) + before for start, end, before in self.blocks])
+
+    @lru_cache(maxsize=8)  # noqa: B019 (a few small tensors, for all layers of a micro-batch)
+    def side_by_side(self, device: torch.device) -> Tensor:
+        """Where each token of the rests stands when they lie side by side, padded to the longest."""
+        longest = max(self.lengths)
+        places = [torch.arange(length) + index * longest for index, length in enumerate(self.lengths)]
+        return torch.cat(places).to(device)
+
+    @lru_cache(maxsize=8)  # noqa: B019 (as above)
+    def one_after_another(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The keys of each block one after another: their places, and where queries' and keys' blocks end.
+
+        `[keys]` int64, and twice `[blocks + 1]` int32 that begin with 0.
+        """
+        seen = [
+            torch.cat([torch.arange(before), torch.arange(start, end)]) for start, end, before in self.blocks
+        ]
+        ends = [
+            torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+            for lengths in ([end - start for start, end, _ in self.blocks], [len(keys) for keys in seen])
+        ]
+        return torch.cat(seen).to(device), ends[0], ends[1]
 
 
 def use_packed_attention(model: Any) -> None:
@@ -98,10 +123,68 @@ def _attention(
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
-    """`[heads, N, d]` to `[N, heads, d]` by torch's kernels: the beginning, then all rests side by side."""
+    """`[heads, N, d]` to `[N, heads, d]` by the best of torch's kernels that works here."""
+    chosen = _varlen if _varlen_works(query.dtype, query.shape[-1]) else _side_by_side
+    return chosen(query, key, value, spans, scale)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """All blocks in one call of FlashAttention, not padded; a block's last query sees its last key."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    seen, query_ends, key_ends = spans.one_after_another(query.device)
+    longest = max(end - start for start, end, _ in spans.blocks)
+    most_keys = max(end - start + before for start, end, before in spans.blocks)
+    out: Tensor = varlen_attn(
+        query.transpose(0, 1).contiguous(),
+        key.transpose(0, 1).index_select(0, seen),
+        value.transpose(0, 1).index_select(0, seen),
+        query_ends,
+        key_ends,
+        longest,
+        most_keys,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )
+    return out
+
+
+@lru_cache(maxsize=8)
+def _varlen_works(dtype: torch.dtype, width: int) -> bool:
+    """Whether FlashAttention takes this, and finds what the plain kernels find: outputs and gradients."""
+    spans = Spans(shared=3, lengths=(2, 5))
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def outcome(attend: Callable[..., Tensor]) -> list[Tensor]:
+        parts = [
+            torch.randn(heads, spans.num_tokens, width, device="cuda", generator=generator.manual_seed(heads))
+            .to(dtype)
+            .requires_grad_()
+            for heads in (4, 2, 2)
+        ]
+        out = attend(*parts, spans, width**-0.5)
+        return [out, *torch.autograd.grad(out.square().sum(), parts)]
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            pairs = zip(outcome(_varlen), outcome(_side_by_side), strict=True)
+        works = all(torch.allclose(one, other, rtol=0.05, atol=0.05) for one, other in pairs)
+        reason = "its results differ"
+    except (RuntimeError, ValueError, ImportError) as error:  # an older GPU, another torch, float32
+        works, reason = False, str(error).strip().partition("\n")[0]
+    if works:
+        logger.info("attention: FlashAttention, examples of any length in one call")
+    else:
+        logger.info("attention: torch's scaled_dot_product_attention (FlashAttention: %s)", reason)
+    return works
+
+
+def _side_by_side(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """The beginning, then all rests side by side, padded to the longest."""
     groups = query.shape[0] // key.shape[0]
     shared, longest = spans.shared, max(spans.lengths)
-    place = _places(spans, longest).to(query.device)
+    place = spans.side_by_side(query.device)
 
     def side_by_side(part: Tensor) -> Tensor:
         rests = part.new_zeros(part.shape[0], len(spans.lengths) * longest, part.shape[-1])
@@ -130,11 +213,6 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: floa
         query[None, :, :shared], keys[None, :, :shared], values[None, :, :shared], is_causal=True, scale=scale
     )
     return torch.cat([begun[0].transpose(0, 1), out])
-
-
-def _places(spans: Spans, longest: int) -> Tensor:
-    """Where each token of the rests stands when they lie side by side, padded to the longest."""
-    return torch.cat([torch.arange(length) + index * longest for index, length in enumerate(spans.lengths)])
 
 
 # --------------------------------------------------------------------------- CPU

@@ -20,6 +20,7 @@ from nlicot.model import memory
 from nlicot.model.lora import adapter_parameters
 from nlicot.training.batches import MicroBatch
 from nlicot.training.datamodule import PairsData
+from nlicot.training.gradients import clear_gradients
 from nlicot.training.loss import token_losses
 from nlicot.training.module import ThoughtTuner
 from nlicot.training.sampler import WindowDataset
@@ -80,7 +81,9 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
     module.to(device)
     windows, dev = data.windows("train"), data.windows("dev")
     order = list(islice(data.sampler("train", shuffle=True), NUM_WINDOWS))
-    optimizer = torch.optim.AdamW(adapter_parameters(module.model).values(), lr=0.0)
+    parameters = list(adapter_parameters(module.model).values())
+    clear_gradients(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
 
     def learn(batch: MicroBatch) -> None:
         with trainer.precision_plugin.forward_context():

@@ -15,7 +15,15 @@ from nlicot.model import base as base_model
 from nlicot.model.dropout import Dropout
 from nlicot.model.fast_layers import _LoraLinear, speed_up
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
-from nlicot.model.packed_attention import Spans, _on_gpu, _PackedAttention, common_beginning, no_mask
+from nlicot.model.packed_attention import (
+    Spans,
+    _PackedAttention,
+    _side_by_side,
+    _varlen,
+    _varlen_works,
+    common_beginning,
+    no_mask,
+)
 
 SPANS = [
     Spans(shared=0, lengths=(7,)),
@@ -127,10 +135,46 @@ def test_an_example_says_nothing_about_its_neighbours(folder: Path) -> None:
     assert not torch.allclose(before[~others], after[~others])
 
 
+def _reference_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_ends: torch.Tensor,
+    key_ends: torch.Tensor,
+    longest: int,
+    most_keys: int,
+    **options: Any,
+) -> torch.Tensor:
+    """What torch documents of `varlen_attn`, whose own kernel needs a GPU: one sequence after another."""
+    assert options["window_size"] == (-1, 0), "causal"
+    assert options["enable_gqa"]
+    assert query_ends.dtype is key_ends.dtype is torch.int32
+    lengths, num_keys = query_ends.diff(), key_ends.diff()
+    assert (int(lengths.max()), int(num_keys.max())) == (longest, most_keys)
+    found = []
+    for q, k, v in zip(
+        query.split(lengths.tolist()),
+        key.split(num_keys.tolist()),
+        value.split(num_keys.tolist()),
+        strict=True,
+    ):
+        later = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
+        parts = (part.transpose(0, 1)[None] for part in (q, k, v))
+        attended = functional.scaled_dot_product_attention(
+            *parts, attn_mask=~later, scale=options["scale"], enable_gqa=True
+        )
+        found.append(attended[0].transpose(0, 1))
+    return torch.cat(found)
+
+
 @each_layout
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(spans: Spans, kv_heads: int) -> None:
-    """What a GPU is given are calls that a CPU answers too."""
+@pytest.mark.parametrize("kernel", [_side_by_side, _varlen])
+def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
+    spans: Spans, kv_heads: int, kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU is given are calls that a CPU answers too, FlashAttention's by its documentation."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _reference_varlen)
     generator = torch.Generator().manual_seed(0)
 
     def parts() -> list[torch.Tensor]:
@@ -141,13 +185,19 @@ def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(spans: Spans, kv_heads: int
 
     one, other = parts(), parts()
     own = _PackedAttention.apply(*one, spans, 0.3).transpose(0, 1)  # type: ignore[no-untyped-call]
-    torchs = _on_gpu(*other, spans, 0.3)  # type: ignore[misc]
+    torchs = kernel(*other, spans, 0.3)
     torch.testing.assert_close(own, torchs)
     factor = torch.randn(own.shape, generator=generator)
     for out in (own, torchs):
         (out * factor).sum().backward()
     for mine, reference in zip(one, other, strict=True):
         torch.testing.assert_close(mine.grad, reference.grad)
+
+
+@pytest.mark.gpu
+def test_flash_attention_is_taken_where_it_finds_what_the_plain_kernels_find() -> None:
+    assert _varlen_works(torch.bfloat16, 128)
+    assert not _varlen_works(torch.float32, 128), "it has no float32"
 
 
 # ------------------------------------------------------------------------ dropout
