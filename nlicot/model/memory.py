@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 STATUS, CLEAR, MACHINE = (
@@ -61,6 +63,23 @@ def available_bytes() -> int:
     available = _kilobytes(MACHINE, "MemAvailable") * 1024
     limit = CGROUP.read_text(encoding="ascii").strip() if CGROUP.exists() else "max"
     return available if limit == "max" else min(available, int(limit))
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int]:
+    """glibc's; elsewhere nothing."""
+    import ctypes
+
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS; Windows
+        return lambda _: 0
+    return trim
+
+
+def give_back_freed() -> None:
+    """Give freed memory back to the system, where the C library would keep it in pieces too small to use."""
+    _malloc_trim()(0)
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -26,6 +26,8 @@ from torch.nn import functional
 logger = logging.getLogger(__name__)
 
 NAME = "nlicot_packed"
+SHAPE_STEP = 16
+"""On a CPU blocks are lengthened to a multiple of so many tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +37,32 @@ class Spans:
     Attributes:
         shared: tokens of the beginning that all share; 0 for none.
         lengths: tokens of each example's rest, in their order behind it.
+        filler: tokens at the end that belong to no example.
     """
 
     shared: int
     lengths: tuple[int, ...]
+    filler: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Of the whole row."""
-        return self.shared + sum(self.lengths)
+        return self.shared + sum(self.lengths) + self.filler
 
     @cached_property
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Start, end and number of shared tokens before each stretch; the beginning is the first of them."""
+        """Start, end and number of shared tokens before each stretch; the beginning is the first of them.
+
+        The filler, where there is one, is the last.
+        """
         found, start = [], self.shared
         if self.shared:
             found.append((0, self.shared, 0))
         for length in self.lengths:
             found.append((start, start + length, self.shared))
             start += length
+        if self.filler:
+            found.append((start, start + self.filler, 0))
         return found
 
     def position_ids(self) -> Tensor:
@@ -135,7 +144,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: floa
     seen, query_ends, key_ends = spans.one_after_another(query.device)
     longest = max(end - start for start, end, _ in spans.blocks)
     most_keys = max(end - start + before for start, end, before in spans.blocks)
-    out: Tensor = varlen_attn(
+    return varlen_attn(  # type: ignore[return-value] # without its log-sums
         query.transpose(0, 1).contiguous(),
         key.transpose(0, 1).index_select(0, seen),
         value.transpose(0, 1).index_select(0, seen),
@@ -147,7 +156,6 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: floa
         window_size=(-1, 0),
         enable_gqa=True,
     )
-    return out
 
 
 @lru_cache(maxsize=8)
@@ -188,7 +196,7 @@ def _side_by_side(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale
 
     def side_by_side(part: Tensor) -> Tensor:
         rests = part.new_zeros(part.shape[0], len(spans.lengths) * longest, part.shape[-1])
-        rests = rests.index_copy(1, place, part[:, shared:])
+        rests = rests.index_copy(1, place, part[:, shared : spans.num_tokens - spans.filler])
         return rests.view(part.shape[0], len(spans.lengths), longest, -1).transpose(0, 1)
 
     def behind_shared(part: Tensor) -> Tensor:
@@ -206,6 +214,8 @@ def _side_by_side(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale
         scale=scale,
     )
     out = rests.transpose(1, 2).flatten(0, 1).index_select(0, place)
+    if spans.filler:
+        out = torch.cat([out, out.new_zeros(spans.filler, *out.shape[1:])])
     if not shared:
         return out
     keys, values = (part.repeat_interleave(groups, dim=0) for part in (key, value))
@@ -223,6 +233,10 @@ class _PackedAttention(Function):
 
     Keeps its inputs; the backward pass computes the shares again (as FlashAttention, Dao et al. 2022).
     torch's own backward pass on a CPU takes three times as long at these lengths.
+
+    oneDNN prepares each shape of a product anew, in some milliseconds, and keeps what it prepared. So a block
+    takes in some tokens that follow it, up to a multiple of `SHAPE_STEP`: under causal attention its own
+    queries do not see them, and what the others find is left out.
     """
 
     @staticmethod
@@ -231,9 +245,11 @@ class _PackedAttention(Function):
         groups = query.shape[0] // key.shape[0]
         with torch.autocast(query.device.type, enabled=False):
             for start, end, before in spans.blocks:
-                keys, values = (_seen(part, start, end, before) for part in (key, value))
-                shares = _shares(_grouped(query[:, start:end], groups), keys, before, scale)
-                out[:, start:end] = torch.bmm(shares, values).view(-1, end - start, query.shape[-1])
+                last = _rounded_up(start, end, spans.num_tokens)
+                keys, values = (_seen(part, start, last, before) for part in (key, value))
+                shares = _shares(_grouped(query[:, start:last], groups), keys, before, scale)
+                mixed = torch.bmm(shares, values).view(-1, last - start, query.shape[-1])
+                out[:, start:end] = mixed[:, : end - start]
         ctx.save_for_backward(query, key, value)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -242,19 +258,28 @@ class _PackedAttention(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         query, key, value = ctx.saved_tensors
         groups = query.shape[0] // key.shape[0]
-        grad = grad.to(query.dtype)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for start, end, before in ctx.spans.blocks:
-            keys, values = (_seen(part, start, end, before) for part in (key, value))
-            q, g = (_grouped(part[:, start:end], groups) for part in (query, grad))
+            last = _rounded_up(start, end, ctx.spans.num_tokens)
+            keys, values = (_seen(part, start, last, before) for part in (key, value))
+            q = _grouped(query[:, start:last], groups)
+            own = query.new_zeros(query.shape[0], last - start, query.shape[-1])
+            own[:, : end - start] = grad[:, start:end]
+            g = _grouped(own, groups)
             shares = _shares(q, keys, before, ctx.scale)
             _add_seen(grad_value, torch.bmm(shares.transpose(1, 2), g), start, before)
             grad_shares = torch.bmm(g, values.transpose(1, 2))
             grad_scores = torch.ops.aten._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-            grad_query[:, start:end] = torch.bmm(grad_scores, keys).view(-1, end - start, query.shape[-1])
+            found = torch.bmm(grad_scores, keys).view(-1, last - start, query.shape[-1])
+            grad_query[:, start:end] = found[:, : end - start]
             _add_seen(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), start, before)
         return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value, None, None
+
+
+def _rounded_up(start: int, end: int, num_tokens: int) -> int:
+    """Where a block ends that takes in as many tokens as make its length a multiple of `SHAPE_STEP`."""
+    return min(start + -(-(end - start) // SHAPE_STEP) * SHAPE_STEP, num_tokens)
 
 
 def _grouped(part: Tensor, groups: int) -> Tensor:

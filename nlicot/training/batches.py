@@ -12,13 +12,18 @@ from torch import Tensor
 from nlicot.model.encoding import TokenKind
 from nlicot.model.packed_attention import Spans, common_beginning
 
+ROW_STEP = 32
+"""Kernels are prepared, and kept, for each number of tokens; so there shall not be many such numbers."""
+FILLED_FROM = 16 * ROW_STEP
+"""A shorter row is left as it is: a filler would be a notable share of it."""
+
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
     """Examples that go through the model together, in one row without padding (see `packed_attention`).
 
     Attributes:
-        input_ids: `[N]`: what all examples begin with, once, then the rest of each.
+        input_ids: `[N]`: what all examples begin with, once, then the rest of each, then a filler.
         position_ids: `[N]`, each token's place in its own example.
         spans: where the examples lie.
         positions: `[S]`, where in the row a supervised token is predicted.
@@ -91,9 +96,15 @@ def _first_supervised(row: dict[str, Any]) -> int:
     return next(index for index, kind in enumerate(row["kinds"]) if kind != TokenKind.PROMPT)
 
 
+def _filler(num_tokens: int) -> int:
+    """Tokens that make a long row a multiple of `ROW_STEP`."""
+    return -num_tokens % ROW_STEP if num_tokens >= FILLED_FROM else 0
+
+
 def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
     """Encoded examples as one micro-batch, which holds the `shared` tokens that all begin with once."""
-    spans = Spans(shared=shared, lengths=tuple(len(row["input_ids"]) - shared for row in rows))
+    lengths = tuple(len(row["input_ids"]) - shared for row in rows)
+    spans = Spans(shared=shared, lengths=lengths, filler=_filler(shared + sum(lengths)))
     parts = [torch.as_tensor(rows[0]["input_ids"][:shared], dtype=torch.long)]
     positions, targets, kinds, owners = [], [], [], []
     start = shared
@@ -109,6 +120,7 @@ def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
         kinds.append(kind[supervised])
         owners.append(torch.full_like(supervised, index))
         start += len(ids) - shared
+    parts.append(torch.zeros(spans.filler, dtype=torch.long))
     return MicroBatch(
         input_ids=torch.cat(parts),
         position_ids=spans.position_ids(),

@@ -29,6 +29,7 @@ from nlicot.model.dropout import seed_dropout
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast_layers import speed_up
 from nlicot.model.lora import LoraSettings
+from nlicot.model.memory import give_back_freed
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
 from nlicot.prompts import StudentPrompts
@@ -251,7 +252,8 @@ class ThoughtTuner(LightningModule):
         with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
             for index, batch in enumerate(window.micro_batches):
                 seed_dropout(self.seed, self.global_step, index, self.global_rank)
-                losses, _ = token_losses(self.model, batch)
+                give_back_freed()  # what was left behind lies between the pieces
+                losses = token_losses(self.model, batch)[0]
                 self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
                 sums += sum_by_kind(losses, batch.kinds)
                 del losses  # and with it the graph, whose nodes would lie about in the next one's memory
