@@ -323,19 +323,19 @@ class Decoder:
         """`[B]` tokens of `[B, V]` logits: the likeliest, or one drawn from each row's own numbers."""
         if self.settings.temperature <= 0:
             return logits.argmax(-1)
-        # In double, or the sum's rounding would decide where shares are small, and with it a row's company.
-        shares = (logits.double() / self.settings.temperature).softmax(-1)
+        shares = (logits / self.settings.temperature).softmax(-1)
         if self.settings.top_p < 1:
             ordered, indices = shares.sort(-1, descending=True)
             beyond = ordered.cumsum(-1) - ordered >= self.settings.top_p
             shares = shares.scatter(-1, indices, ordered.masked_fill(beyond, 0.0))
-        upto = shares.cumsum(
-            -1
-        )  # by token, not by share: rounding would swap neighbours that are nearly equal
-        drawn = torch.tensor([one.random() for one in draws], dtype=upto.dtype, device=upto.device)
-        drawn = drawn[:, None] * upto[:, -1:]
-        # Right of equal sums, so that a token of share 0 is never drawn.
-        return torch.searchsorted(upto, drawn, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+        # A race: a token arrives after an exponential time at the rate of its share; the first one is taken.
+        # A sum of shares up to a drawn number would let rounding, and with it a row's company, decide where
+        # shares are small.
+        generator = torch.Generator(shares.device)
+        times = torch.empty_like(shares)
+        for row, draw in zip(times, draws, strict=True):
+            row.exponential_(generator=generator.manual_seed(draw.getrandbits(63)))
+        return (shares / times).argmax(-1)
 
 
 def _name(prompt: Sequence[int]) -> str:
