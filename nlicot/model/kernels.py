@@ -30,19 +30,19 @@ DROPOUT_LEVELS = 1 << 16
 
 
 class _Compiler:
-    """Whether kernels are compiled in this process."""
+    """Whether kernels shall be compiled in this process."""
 
-    works = False
+    wanted = False
 
 
 def use_compiler(wanted: bool) -> None:
-    """Compile kernels from here on, if a compiler works; else say in one line that it does not."""
-    _Compiler.works = wanted and os.environ.get("TORCHDYNAMO_DISABLE") != "1" and _try_compiler()
+    """Compile kernels from here on, if a compiler works; else the first kernel says in one line that not."""
+    _Compiler.wanted = wanted and os.environ.get("TORCHDYNAMO_DISABLE") != "1"
 
 
 def are_compiled() -> bool:
-    """Whether kernels are compiled in this process."""
-    return _Compiler.works
+    """Whether kernels are compiled; the first call tries the compiler, which takes seconds."""
+    return _Compiler.wanted and _try_compiler()
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def one_loop(function: Kernel) -> Kernel:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        return (compiled() if _Compiler.works else function)(*args)
+        return (compiled() if are_compiled() else function)(*args)
 
     return run  # type: ignore[return-value]
 
