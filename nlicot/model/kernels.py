@@ -1,7 +1,7 @@
 """Passes over memory, each of them compiled to one loop where a compiler is at hand.
 
-Beside its matrix products, training is a chain of element-wise passes: norms, rotary embedding, dropout, the
-activation, the softmax behind the LM head. One after the other each of them reads and writes whole arrays.
+Beside its matrix products, training is a chain of element-wise passes: norms, dropout, the activation, the
+softmax behind the LM head. One after the other each of them reads and writes whole arrays.
 `torch.compile` makes one loop of a chain, for any number of tokens, in a second or two the first time; what
 it made is kept in the cache. Without a compiler the same functions run as they are written.
 

@@ -20,8 +20,8 @@ def clear_gradients(parameters: list[Parameter]) -> None:
 
 
 def add_up_gradients(parameters: list[Parameter]) -> None:
-    """One sum over ranks for all gradients; a rank without a share of the window adds zeros."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    """One sum over ranks for all gradients; those of `clear_gradients` are never None."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
