@@ -43,13 +43,13 @@ def encode(root: Path, num_examples: int, out: Path) -> None:
     """Encode the first examples of a root twice, and write what it took."""
     from dataclasses import replace
 
-    from nlicot import storage
     from nlicot.builders import find_builder
-    from nlicot.model import base
+    from nlicot.data import root as storage
+    from nlicot.data.streaming import TextFiles, read_joined
+    from nlicot.model import base_model as base
     from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import StudentPrompts
-    from nlicot.streaming import TextFiles, read_joined
 
     files = storage.DataRoot(root)
     pairs = list(storage.read_examples(files.pairs("train")))[:40_000]

@@ -80,7 +80,7 @@ class Measurement:
 
 def read_pairs(num_pairs: int) -> list[Any]:
     """The first labelled dev pairs of the real data, else of the sample."""
-    from nlicot.storage import SAMPLE_ROOT, read_examples
+    from nlicot.data.root import SAMPLE_ROOT, read_examples
 
     real = os.environ.get("NLICOT_REAL_DATA")
     path = Path(real) / "comp34812" / "dev.csv" if real else SAMPLE_ROOT / "original_data" / "dev.csv"
@@ -103,7 +103,7 @@ def read_prompts(adapter: Path | None) -> Any:
 
 def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool | None = None) -> Any:
     """The model with its adapter beside it, in eval mode, and its prompt format."""
-    from nlicot.model import base
+    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
     resolved = base.resolve("bundled")
@@ -125,7 +125,7 @@ def load_merged(options: argparse.Namespace) -> Any:
 
 def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]]:
     """The pairs' prompts."""
-    from nlicot.model import base
+    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
     wording = read_prompts(options.adapter)
@@ -138,7 +138,7 @@ def num_weights() -> tuple[int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from nlicot.model import base
+    from nlicot.model import base_model as base
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.resolve("bundled").folder))
@@ -336,7 +336,7 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
     from llama_cpp import Llama
 
     from nlicot import completion
-    from nlicot.model import base
+    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prediction.grammar import ThoughtGrammar
 
@@ -462,7 +462,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def _num_thought_tokens(answers: Sequence[Answer]) -> int:
     """Tokens of the thoughts themselves: `generate` writes its scaffold too."""
-    from nlicot.model import base
+    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
     prompt_format = load_prompt_format(base.resolve("bundled").folder)

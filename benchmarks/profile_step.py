@@ -28,8 +28,8 @@ def main() -> None:
     import torch
     from torch.profiler import profile
 
-    from nlicot.model import kernels
-    from nlicot.model.fast_layers import speed_up
+    from nlicot.model.fast import kernels
+    from nlicot.model.fast.patch import speed_up
     from nlicot.model.lora import LoraSettings, attach
     from nlicot.training.batches import MicroBatch
     from nlicot.training.loss import token_losses

@@ -34,12 +34,12 @@ sys.path.insert(0, str(ROOT))
 
 from nlicot.records import Example, Usage  # noqa: E402
 from nlicot.teacher.backends.base import Reply  # noqa: E402
-from nlicot.teacher.connecting import connect, endpoint  # noqa: E402
-from nlicot.teacher.journal import Journal  # noqa: E402
-from nlicot.teacher.prediction import Generation  # noqa: E402
-from nlicot.teacher.prompting import PromptType, load_prompt  # noqa: E402
-from nlicot.teacher.running import Phase, RunSettings, carry_out  # noqa: E402
-from nlicot.teacher.stages import StageSettings  # noqa: E402
+from nlicot.teacher.backends.registry import connect, endpoint  # noqa: E402
+from nlicot.teacher.engine.journal import Journal  # noqa: E402
+from nlicot.teacher.engine.session import Phase, RunSettings, carry_out  # noqa: E402
+from nlicot.teacher.stages.base import StageSettings  # noqa: E402
+from nlicot.teacher.stages.generate import Generation  # noqa: E402
+from nlicot.teacher.stages.prompts import PromptType, load_prompt  # noqa: E402
 
 IN_FLIGHT = 64
 DELAY_S = 0.05
@@ -209,9 +209,9 @@ def resuming(num: int) -> dict[str, float]:
 
 
 async def _run_through(stage: Generation, journal: Journal, num: int) -> None:
-    from nlicot.teacher.budget import Budget
-    from nlicot.teacher.limiter import Limiter
-    from nlicot.teacher.runner import Runner
+    from nlicot.teacher.engine.budget import Budget
+    from nlicot.teacher.engine.rate_limiter import Limiter
+    from nlicot.teacher.engine.scheduler import Runner
 
     backend: Any = endpoint("openai", "http://127.0.0.1:9")  # nothing is asked of it
     runner = Runner(

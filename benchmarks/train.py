@@ -91,7 +91,7 @@ class Measurement:
 
 def base_folder(options: argparse.Namespace) -> Path:
     """The bundled model's folder, or that of a random model of some shape, written once."""
-    from nlicot.model import base
+    from nlicot.model import base_model as base
 
     bundled = base.resolve("bundled").folder if options.tokenizer is None else options.tokenizer
     if options.shape == "bundled":
@@ -116,13 +116,13 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     """The prompt format, the training data set and the dev rows, in the shape's vocabulary."""
     import datasets
 
-    from nlicot import storage
     from nlicot.builders import find_builder
-    from nlicot.model.base import cache_folder
+    from nlicot.data import root as storage
+    from nlicot.data.streaming import TextFiles, read_joined
+    from nlicot.model.base_model import cache_folder
     from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
-    from nlicot.streaming import TextFiles, read_joined
 
     datasets.disable_progress_bars()
     real = os.environ.get("NLICOT_REAL_DATA")
@@ -158,7 +158,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
 
 def loaded(options: argparse.Namespace) -> Any:
     """The 4-bit base."""
-    from nlicot.model import base
+    from nlicot.model import base_model as base
 
     folder = base_folder(options)
     name = "bundled" if options.shape == "bundled" else str(folder)
@@ -173,7 +173,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     import lightning.pytorch as lightning
     from torch.utils.data import DataLoader
 
-    from nlicot.model import base
+    from nlicot.model import base_model as base
     from nlicot.model.compute_dtype import PRECISIONS, compute_dtype
     from nlicot.model.lora import LoraSettings
     from nlicot.training.module import ThoughtTuner

@@ -23,13 +23,13 @@ class Command:
 
 
 def _split(name: str, args: Sequence[str]) -> int:
-    from nlicot.split import main
+    from nlicot.data.split import main
 
     return main(args)
 
 
 def _prepare(name: str, args: Sequence[str]) -> int:
-    from nlicot.preparation.command import main
+    from nlicot.prepare.command import main
 
     return main(args)
 
@@ -47,7 +47,7 @@ def _inspect(name: str, args: Sequence[str]) -> int:
 
 
 def _training(name: str, args: Sequence[str]) -> int:
-    from nlicot.training.commands import main
+    from nlicot.training.command import main
 
     return main(name, args)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nlicot.model.base import resolve
+from nlicot.model.base_model import resolve
 
 
 def write_small_model(folder: Path, *, favoured: dict[int, float] | None = None) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nlicot import completion, storage
+from nlicot import completion
 from nlicot.builders import (
     BUILDERS,
     Builder,
@@ -22,6 +22,7 @@ from nlicot.builders import (
 )
 from nlicot.builders.base import Target, build_report
 from nlicot.completion import Form
+from nlicot.data import root as storage
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample

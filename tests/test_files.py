@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from nlicot.data.rows import RecordList, line_of, read_rows, shown
 from nlicot.errors import DataError
-from nlicot.files import RecordList, line_of, read_rows, shown
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:

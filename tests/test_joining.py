@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nlicot import joining
+from nlicot.data import thoughts as joining
+from nlicot.data.root import read_examples, read_reflections, read_thoughts
+from nlicot.data.rows import RecordList
+from nlicot.data.thoughts import JoinTally, check_disjoint, join_reflections, join_scores, join_thoughts
 from nlicot.errors import DataError
-from nlicot.files import RecordList
-from nlicot.joining import JoinTally, check_disjoint, join_reflections, join_scores, join_thoughts
 from nlicot.records import Example, Provenance, Reflection, Score, Thought
-from nlicot.storage import read_examples, read_reflections, read_thoughts
 
 PATH = Path("thoughts.jsonl")
 PAIRS = [

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from nlicot import estimation
-from nlicot.metrics import (
+from nlicot.evaluation import bootstrap as estimation
+from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     Confusion,
     Interval,

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from nlicot import cli, storage
+from nlicot import cli
 from nlicot.builders import CorrectOnly, LabelOnly, Reflected, Unmodified
+from nlicot.data import root as storage
+from nlicot.data.root import SAMPLE_ROOT, DataRoot
+from nlicot.data.streaming import JoinedTexts, PairsFile, TextFiles, read_joined
 from nlicot.errors import DataError
 from nlicot.preparation import (
     FORMATS,
@@ -27,8 +30,6 @@ from nlicot.preparation import (
 )
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
-from nlicot.storage import SAMPLE_ROOT, DataRoot
-from nlicot.streaming import JoinedTexts, PairsFile, TextFiles, read_joined
 from nlicot.training.datamodule import PairsData
 from nlicot.training.prepared import read_prepared
 
@@ -266,8 +267,8 @@ def test_records_are_prepared_without_any_file() -> None:
 def test_the_size_of_chunks_makes_no_difference(
     tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nlicot.preparation import writing
-    from nlicot.streaming import joined_chunks
+    from nlicot.data.streaming import joined_chunks
+    from nlicot.prepare import export as writing
 
     monkeypatch.setattr(
         writing, "joined_chunks", lambda pairs, files: joined_chunks(pairs, files, size=chunk_size)
@@ -316,7 +317,7 @@ def test_rows_carry_the_markers_of_their_form() -> None:
 )
 def test_every_form_reads_back_as_it_was(tmp_path: Path, form: str, name: str, prompt: str) -> None:
     from nlicot import completion
-    from nlicot.files import read_rows
+    from nlicot.data.rows import read_rows
 
     example = TrainingExample(
         id="a", prompt=prompt, completion=completion.render(NASTY, 0), label=0, source="thought"

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from nlicot import completion, storage
+from nlicot import completion
 from nlicot.builders import Reflected
+from nlicot.data import root as storage
 from nlicot.records import Example, Reflection, Thought
 
 ROOT = storage.DataRoot(storage.SAMPLE_ROOT)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nlicot.data.root import read_examples
+from nlicot.data.split import split_examples, write_split
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
-from nlicot.split import split_examples, write_split
-from nlicot.storage import read_examples
 
 
 def pairs(num_premises: int, hypotheses_each: int = 1, seed: int = 0) -> list[Example]:
@@ -99,7 +99,7 @@ def test_the_seed_decides_the_split() -> None:
 
 def test_another_process_makes_the_same_split() -> None:
     code = (
-        "from nlicot.records import Example; from nlicot.split import split_examples;"
+        "from nlicot.records import Example; from nlicot.data.split import split_examples;"
         "pairs = [Example(id=str(at), premise=str(at), hypothesis='H', label=at % 2) for at in range(40)];"
         "print([pair.id for pair in split_examples(pairs, 0.1, seed=7).dev])"
     )

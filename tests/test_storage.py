@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from nlicot import pairs, storage
+from nlicot.data import pairs
+from nlicot.data import root as storage
+from nlicot.data.root import (
+    SAMPLE_ROOT,
+    DataRoot,
+    parse_label_map,
+    read_examples,
+    read_reflections,
+    read_scores,
+    read_thoughts,
+    working_root,
+)
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import (
     Example,
@@ -18,16 +29,6 @@ from nlicot.records import (
     Usage,
     content_id,
     to_json_dict,
-)
-from nlicot.storage import (
-    SAMPLE_ROOT,
-    DataRoot,
-    parse_label_map,
-    read_examples,
-    read_reflections,
-    read_scores,
-    read_thoughts,
-    working_root,
 )
 
 THREE_WAY = {"entailment": 1, "neutral": 0, "contradiction": 0}

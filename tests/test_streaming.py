@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from nlicot import pairs as pairs_module
-from nlicot import streaming
+from nlicot.data import pairs as pairs_module
+from nlicot.data import streaming
+from nlicot.data.root import read_examples
+from nlicot.data.streaming import JoinedTexts, PairsFile, TextFiles, joined_chunks, read_joined
 from nlicot.errors import DataError
 from nlicot.records import Example, Reflection, Score, Thought, content_id, to_json_dict
-from nlicot.storage import read_examples
-from nlicot.streaming import JoinedTexts, PairsFile, TextFiles, joined_chunks, read_joined
 
 PAIRS = [Example(id=f"p{i}", premise=f"P{i}", hypothesis="H", label=i % 2) for i in range(10)]
 
@@ -342,7 +342,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path) -> None:
             jsonl(folder / "t.jsonl", [thought(pair) for pair in pairs]),
         )
         code = (
-            "import re; from pathlib import Path; from nlicot.streaming import *\n"
+            "import re; from pathlib import Path; from nlicot.data.streaming import *\n"
             f"files = TextFiles(thoughts=Path({str(thoughts)!r}))\n"
             f"chunks = joined_chunks(PairsFile(Path({str(path)!r})), files)\n"
             "print(sum(len(chunk.thoughts) for chunk in chunks))\n"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_jsonl, write_text
+from nlicot.data.rows import read_rows
 from nlicot.errors import ConfigError
-from nlicot.files import read_rows
-from nlicot.writing import refuse_overwriting, write_csv, write_jsonl, write_text
 from tests.test_files import written
 
 

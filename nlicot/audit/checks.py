@@ -10,12 +10,12 @@ from nlicot.audit.counts import check_counts
 from nlicot.audit.duplicates import check_duplicates
 from nlicot.audit.findings import Audit, Section
 from nlicot.audit.hypotheses import check_hypotheses
+from nlicot.audit.label_leakage import check_voice
 from nlicot.audit.prompt_examples import check_prompt_examples
 from nlicot.audit.reading import AuditData
 from nlicot.audit.reflections import check_reflections
 from nlicot.audit.teacher import check_lengths, check_teacher
 from nlicot.audit.thoughts import check_thoughts
-from nlicot.audit.voice import check_voice
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from nlicot.audit.prompt_examples import read_prompts
 from nlicot.audit.reading import KINDS, SPLITS, read_root
 from nlicot.audit.rendering import as_markdown, as_text, to_json
 from nlicot.builders import BUILDERS, find_builder
+from nlicot.data.atomic_write import refuse_overwriting, write_json, write_text
+from nlicot.data.root import SAMPLE_ROOT, DataRoot, parse_label_map
 from nlicot.errors import ConfigError
-from nlicot.storage import SAMPLE_ROOT, DataRoot, parse_label_map
-from nlicot.writing import refuse_overwriting, write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nlicot.audit.findings import Finding, Section, place
 from nlicot.audit.reading import AuditData, SplitData
-from nlicot.layout import Table, percent
+from nlicot.text_tables import Table, percent
 
 LEAST_SHARE = 0.05
 """Below this share of a label a model that never predicts it looks good."""

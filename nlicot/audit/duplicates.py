@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import groups_of_pairs, normalised
 from nlicot.audit.reading import AuditData
-from nlicot.layout import Table, counted, percent
 from nlicot.records import Example
+from nlicot.text_tables import Table, counted, percent
 
 MANY_OF_SPLIT = 0.01
 MANY_CONFLICTS = 0.005

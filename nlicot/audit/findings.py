@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nlicot.layout import Table
+from nlicot.text_tables import Table
 
 SEVERITIES = ("error", "warning", "note")
 

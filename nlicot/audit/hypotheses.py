@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from nlicot.audit.findings import Finding, Section, place
-from nlicot.audit.linear import Guess, guess_labels
 from nlicot.audit.minhash import normalised
 from nlicot.audit.reading import AuditData
-from nlicot.layout import Table, listed, percent
+from nlicot.audit.text_classifier import Guess, guess_labels
 from nlicot.records import LABEL_NAMES, LABELS, Example
+from nlicot.text_tables import Table, listed, percent
 
 MUCH_GAIN, SOME_GAIN = 0.25, 0.05
 SMOOTHING = 10.0

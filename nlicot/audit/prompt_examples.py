@@ -10,9 +10,9 @@ from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import contained_share, normalised
 from nlicot.audit.reading import AuditData
 from nlicot.errors import ConfigError
-from nlicot.layout import counted
 from nlicot.prompts import StudentPrompts
-from nlicot.teacher.prompting import FOLDER
+from nlicot.teacher.stages.prompts import FOLDER
+from nlicot.text_tables import counted
 
 LEAST_SHARE = 0.8
 FEWEST_WORDS = 6

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nlicot import completion
 from nlicot.builders import Builder
+from nlicot.data.root import DataRoot
+from nlicot.data.streaming import PairsFile, TextFiles, read_joined
 from nlicot.errors import DataError
 from nlicot.records import Example, Reflection, Thought
-from nlicot.storage import DataRoot
-from nlicot.streaming import PairsFile, TextFiles, read_joined
 
 SPLITS = ("train", "dev", "test")
 KINDS = ("pairs", "thoughts", "reflections", "scores")

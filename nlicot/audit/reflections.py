@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.reading import AuditData
 from nlicot.audit.wording import added_words, betrayals
-from nlicot.layout import Table, counted, percent
 from nlicot.records import Reflection
+from nlicot.text_tables import Table, counted, percent
 
 MANY = 0.05
 FEWEST_ADDED = 4

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nlicot.audit.findings import SEVERITIES, Audit, Finding
-from nlicot.layout import aligned, counted, escaped, listed, piped, printable
+from nlicot.text_tables import aligned, counted, escaped, listed, piped, printable
 
 WIDTH = 100
 MOST_IDS = 5

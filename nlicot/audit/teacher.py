@@ -8,10 +8,10 @@ import numpy as np
 
 from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.reading import AuditData
-from nlicot.layout import Table, percent
-from nlicot.metrics import accuracy_by, length_bins
+from nlicot.evaluation.metrics import accuracy_by, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
-from nlicot.teacher.probe import ProbeReport, probe
+from nlicot.teacher.stages.label_check import ProbeReport, probe
+from nlicot.text_tables import Table, percent
 
 LOW_ACCURACY = 0.7
 FEWEST_THOUGHTS = 40

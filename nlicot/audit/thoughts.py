@@ -9,8 +9,8 @@ from nlicot.audit.findings import Finding, Section, place, unique
 from nlicot.audit.minhash import normalised
 from nlicot.audit.reading import AuditData
 from nlicot.audit.wording import FITS, USUAL_LABEL, early_verdict, verdict
-from nlicot.layout import Table, counted, percent
 from nlicot.records import LABELS, Thought
+from nlicot.text_tables import Table, counted, percent
 
 MANY_CONTRADICT = 0.05
 MANY_EARLY = 0.2

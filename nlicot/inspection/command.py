@@ -17,15 +17,15 @@ from typing import Any
 
 from nlicot.errors import ConfigError
 from nlicot.inspection.lengths import Lengths, bars, histogram, measure
-from nlicot.inspection.pieces import Piece, pieces_of
 from nlicot.inspection.terminal import drawn, legend, visible, wants_color
+from nlicot.inspection.token_view import Piece, pieces_of
 from nlicot.model.encoding import EncodedExample, TokenKind, encode_example
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.model.tokenizer import base_to_look_at, load_tokenizer
 from nlicot.records import TrainingExample
-from nlicot.training.commands import prepared_command_line
+from nlicot.run.folder import say_which_data
+from nlicot.training.command import prepared_command_line
 from nlicot.training.datamodule import PairsData
-from nlicot.training.runs import say_which_data
 
 MOST_IDS = 5
 

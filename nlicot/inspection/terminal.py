@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
-from nlicot.inspection.pieces import KINDS, Piece
+from nlicot.inspection.token_view import KINDS, Piece
 
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 # Two shades for each kind, taken in turn, so that one sees where a token ends.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.errors import ModelError
-from nlicot.model import base as base_model
+from nlicot.model import base_model
 from nlicot.model.lora import merge_dense
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 

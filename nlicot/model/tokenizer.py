@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlicot.errors import ModelError
-from nlicot.model.base import BUNDLED, bundled_file, choose, device_state, is_unpacked, resolve
+from nlicot.model.base_model import BUNDLED, bundled_file, choose, device_state, is_unpacked, resolve
 from nlicot.model.prompt_format import ChatFormat, MistralFormat, PromptFormat, load_prompt_format
 
 IN_MISTRAL_COMMON = ("mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3")

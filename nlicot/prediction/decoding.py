@@ -21,13 +21,13 @@ from torch import Tensor
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
+from nlicot.model.fast.attention import common_beginning
 from nlicot.model.lora import causal_lm
-from nlicot.model.packed_attention import common_beginning
 from nlicot.model.prompt_format import PromptFormat
+from nlicot.prediction.answer_script import Choice, FreeText, Said, Script
+from nlicot.prediction.answer_script import Row as _Row
 from nlicot.prediction.grammar import ThoughtGrammar
-from nlicot.prediction.row_cache import RowCache, roomy_cache
-from nlicot.prediction.script import Choice, FreeText, Said, Script
-from nlicot.prediction.script import Row as _Row
+from nlicot.prediction.kv_cache import RowCache, roomy_cache
 from nlicot.prediction.votes import Vote, combine
 from nlicot.records import Prediction
 

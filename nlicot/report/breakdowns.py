@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlicot.metrics import GroupAccuracy, Interval, accuracy_by, length_bins, wilson_interval
-from nlicot.report.runs import Answered
+from nlicot.evaluation.metrics import GroupAccuracy, Interval, accuracy_by, length_bins, wilson_interval
+from nlicot.report.read_runs import Answered
 
 NUM_BINS = 10
 

@@ -14,14 +14,14 @@ from typing import Any
 from nlicot import __version__
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.layout import escaped, printable
-from nlicot.metrics import ClassificationMetrics, Metric
+from nlicot.evaluation.metrics import ClassificationMetrics, Metric
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.breakdowns import breakdowns
 from nlicot.report.compare import Comparison
-from nlicot.report.runs import ComparedRun, section
+from nlicot.report.read_runs import ComparedRun, section
 from nlicot.report.sources import Audit, fit_summary, read_json
+from nlicot.text_tables import escaped, printable
 
 HUB_NAMES = {"bundled": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What the hub calls a base that is named otherwise here."""

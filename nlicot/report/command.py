@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from nlicot.data.atomic_write import refuse_overwriting, write_text
 from nlicot.errors import ConfigError
 from nlicot.report.compare import compare, to_dict
-from nlicot.report.runs import read_runs
+from nlicot.report.read_runs import read_runs
 from nlicot.report.sources import read_audit
 from nlicot.report.tables import as_markdown, as_text
-from nlicot.writing import refuse_overwriting, write_text
 
 
 def main(args: Sequence[str]) -> int:

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nlicot.errors import ConfigError
-from nlicot.metrics import (
+from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     classification_metrics,
     mcnemar_exact,
     metrics_to_dict,
 )
-from nlicot.report.runs import Answered, ComparedRun
+from nlicot.report.read_runs import Answered, ComparedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

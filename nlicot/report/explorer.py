@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlicot.records import LABEL_NAMES
-from nlicot.report.runs import Answered
+from nlicot.report.read_runs import Answered
 
 _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 

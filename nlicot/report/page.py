@@ -15,17 +15,17 @@ from importlib import resources
 from typing import Any
 
 from nlicot import __version__
-from nlicot.layout import printable
-from nlicot.metrics import ClassificationMetrics
+from nlicot.evaluation.metrics import ClassificationMetrics
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.breakdowns import Breakdown, breakdowns, calibration
 from nlicot.report.compare import Comparison, in_order
 from nlicot.report.curves import CURVES, read_curves
 from nlicot.report.explorer import as_script_content, explorer_content
-from nlicot.report.runs import ComparedRun, section
+from nlicot.report.read_runs import ComparedRun, section
 from nlicot.report.sources import Audit, AuditSection, TeacherSummary, fit_summary, teacher_summaries
 from nlicot.report.tables import runs_table, seeds_tables, tests_tables
+from nlicot.text_tables import printable
 
 COMMONER = "Dotted: what always giving the commoner label would reach."
 COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")

@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nlicot.layout import printable
-from nlicot.metrics import GroupAccuracy
+from nlicot.evaluation.metrics import GroupAccuracy
 from nlicot.report.breakdowns import Breakdown, CalibrationBin
 from nlicot.report.compare import RunFigures
 from nlicot.report.curves import Point
 from nlicot.report.tables import shortened
+from nlicot.text_tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.rows import shown
 from nlicot.errors import DataError
-from nlicot.files import shown
-from nlicot.layout import Table
-from nlicot.metrics import GroupAccuracy, Interval
-from nlicot.report.runs import ComparedRun, section
+from nlicot.evaluation.metrics import GroupAccuracy, Interval
+from nlicot.report.read_runs import ComparedRun, section
+from nlicot.text_tables import Table
 
 STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""

@@ -5,9 +5,9 @@ Runs are numbered, so that only one table carries their names and text stays wit
 
 from __future__ import annotations
 
-from nlicot.layout import Table, escaped, piped, printable
-from nlicot.metrics import Metric
+from nlicot.evaluation.metrics import Metric
 from nlicot.report.compare import Comparison, RunFigures, Spread
+from nlicot.text_tables import Table, escaped, piped, printable
 
 MOST_IDS = 3
 LONGEST_ID = 20

@@ -14,19 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
+from nlicot.data.root import thought_from, working_root
 from nlicot.errors import ConfigError, TeacherLopsided
 from nlicot.records import Example, to_json_dict
-from nlicot.storage import thought_from, working_root
-from nlicot.teacher.connecting import connect, in_flight, runs_jobs
-from nlicot.teacher.cost import estimate, format_estimate, load_prices
-from nlicot.teacher.journal import Journal
-from nlicot.teacher.options import parse
-from nlicot.teacher.planning import Work, job_of, prices_of, works_of
-from nlicot.teacher.prediction import Generation
-from nlicot.teacher.probe import pairs_to_probe, probe
-from nlicot.teacher.progress import ProgressBar
-from nlicot.teacher.runner import record
-from nlicot.teacher.running import (
+from nlicot.teacher.backends.registry import connect, in_flight, runs_jobs
+from nlicot.teacher.engine.journal import Journal
+from nlicot.teacher.engine.pricing import estimate, format_estimate, load_prices
+from nlicot.teacher.engine.progress import ProgressBar
+from nlicot.teacher.engine.scheduler import record
+from nlicot.teacher.engine.session import (
     Phase,
     RunReport,
     RunSettings,
@@ -36,8 +33,11 @@ from nlicot.teacher.running import (
     outcomes,
     rows_of,
 )
-from nlicot.teacher.summary import Figures, summarise
-from nlicot.writing import refuse_overwriting, write_json, write_jsonl, write_text
+from nlicot.teacher.engine.summary import Figures, summarise
+from nlicot.teacher.options import parse
+from nlicot.teacher.planning import Work, job_of, prices_of, works_of
+from nlicot.teacher.stages.generate import Generation
+from nlicot.teacher.stages.label_check import pairs_to_probe, probe
 
 logger = logging.getLogger(__name__)
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}

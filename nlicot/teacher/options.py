@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.root import parse_label_map
 from nlicot.errors import ConfigError
 from nlicot.flags import count, names
-from nlicot.storage import parse_label_map
-from nlicot.teacher.cost import parse_price
+from nlicot.teacher.engine.pricing import parse_price
 from nlicot.yaml_files import hint, read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "teacher.yaml"

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.root import DataRoot
 from nlicot.prompts import LabelDefinitions
-from nlicot.storage import DataRoot
-from nlicot.teacher.connecting import endpoint
-from nlicot.teacher.cost import Price, load_prices, price_of
-from nlicot.teacher.prediction import Generation
-from nlicot.teacher.prompting import (
+from nlicot.teacher.backends.registry import endpoint
+from nlicot.teacher.engine.pricing import Price, load_prices, price_of
+from nlicot.teacher.stages.base import Stage, StageSettings
+from nlicot.teacher.stages.generate import Generation
+from nlicot.teacher.stages.inputs import pairs_of, texts_of, thoughts_of
+from nlicot.teacher.stages.prompts import (
     PromptType,
     TeacherPrompt,
     check_relation_map,
@@ -23,10 +25,8 @@ from nlicot.teacher.prompting import (
     load_prompt,
     load_relation_map,
 )
-from nlicot.teacher.reflection import Reflecting
-from nlicot.teacher.scoring import Scoring
-from nlicot.teacher.sources import pairs_of, texts_of, thoughts_of
-from nlicot.teacher.stages import Stage, StageSettings
+from nlicot.teacher.stages.reflect import Reflecting
+from nlicot.teacher.stages.score import Scoring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

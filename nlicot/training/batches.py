@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlicot.model.encoding import TokenKind
-from nlicot.model.packed_attention import Spans, common_beginning
+from nlicot.model.fast.attention import Spans, common_beginning
 
 ROW_STEP = 32
 """Kernels are prepared, and kept, for each number of tokens; so there shall not be many such numbers."""

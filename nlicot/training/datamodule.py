@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from nlicot import completion, storage
+from nlicot import completion
 from nlicot.builders import Builder, find_builder
 from nlicot.builders.base import build_report
 from nlicot.completion import Form
+from nlicot.data import root as storage
+from nlicot.data.streaming import JoinedTexts, TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
-from nlicot.model.base import cache_folder
+from nlicot.model.base_model import cache_folder
 from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
 from nlicot.model.encoding import OverBudget
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
-from nlicot.streaming import JoinedTexts, TextFiles, read_joined
 from nlicot.training.batches import Window
 from nlicot.training.prepared import read_prepared
 from nlicot.training.sampler import WindowDataset, WindowSampler

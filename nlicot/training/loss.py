@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from nlicot.model import kernels
 from nlicot.model.encoding import TokenKind
+from nlicot.model.fast import kernels
+from nlicot.model.fast.attention import no_mask
 from nlicot.model.lora import causal_lm
-from nlicot.model.packed_attention import no_mask
 from nlicot.training.batches import MicroBatch
 
 CHUNK_LOGITS = 8 * 2**20

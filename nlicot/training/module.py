@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, NlicotError
-from nlicot.model import base as base_model
-from nlicot.model import kernels
+from nlicot.model import base_model
 from nlicot.model import lora as adapters
 from nlicot.model.compute_dtype import AUTO, compute_dtype
-from nlicot.model.dropout import seed_dropout
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast_layers import speed_up
+from nlicot.model.fast import kernels
+from nlicot.model.fast.dropout import seed_dropout
+from nlicot.model.fast.heap import give_back_freed
+from nlicot.model.fast.patch import speed_up
 from nlicot.model.lora import LoraSettings
-from nlicot.model.memory import give_back_freed
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
 from nlicot.prompts import StudentPrompts

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from nlicot.model import memory
+from nlicot.model.fast import heap as memory
 from nlicot.model.lora import adapter_parameters
 from nlicot.training.batches import MicroBatch
 from nlicot.training.datamodule import PairsData

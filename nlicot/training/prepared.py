@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nlicot.data.rows import read_rows
 from nlicot.errors import DataError
-from nlicot.files import read_rows
-from nlicot.preparation.forms import from_row
+from nlicot.prepare.formats import from_row
 from nlicot.records import TrainingExample
 
 

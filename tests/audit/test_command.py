@@ -11,7 +11,7 @@ import pytest
 from nlicot import cli
 from nlicot.audit.findings import Audit, Finding, Section
 from nlicot.audit.rendering import as_markdown, as_text, to_json
-from nlicot.layout import Table
+from nlicot.text_tables import Table
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HOSTILE = "\x1b[31mred|\n# <script>alert(1)</script>\u2028\x00 \x9b2J"

@@ -10,7 +10,7 @@ from planted import changed, clean, named, only, words
 
 from nlicot.audit import audit
 from nlicot.audit.hypotheses import SMOOTHING, telling_words
-from nlicot.audit.linear import guess_labels
+from nlicot.audit.text_classifier import guess_labels
 from nlicot.records import Example
 
 

@@ -9,7 +9,7 @@ from planted import changed, clean, named, only
 
 from nlicot.audit import AuditData, audit
 from nlicot.audit.wording import added_words, betrayals, body, early_verdict, last_step, verdict
-from nlicot.metrics import GroupAccuracy, Interval
+from nlicot.evaluation.metrics import GroupAccuracy, Interval
 from nlicot.records import Reflection, Thought
 from nlicot.report.breakdowns import Breakdown
 from nlicot.report.plots import draw_breakdown

@@ -12,9 +12,9 @@ import pytest
 
 from nlicot import cli, completion
 from nlicot.inspection.lengths import bars, histogram, measure
-from nlicot.inspection.pieces import KINDS, pieces_of
 from nlicot.inspection.terminal import drawn, visible, wants_color
-from nlicot.model.base import resolve
+from nlicot.inspection.token_view import KINDS, pieces_of
+from nlicot.model.base_model import resolve
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format

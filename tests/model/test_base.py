@@ -18,7 +18,7 @@ import torch
 from small_model import write_small_model
 
 from nlicot.errors import ModelError
-from nlicot.model.base import DeviceState, choose, device_state, load, resolve
+from nlicot.model.base_model import DeviceState, choose, device_state, load, resolve
 from nlicot.model.prompt_format import load_prompt_format
 
 PROJECT = Path(__file__).parents[2]
@@ -156,7 +156,7 @@ def _refusal(endpoint: str, tmp_path: Path, **environment: str) -> str:
     """What `resolve` says of a hub model, in a process of its own: the hub's address is read at import."""
     code = (
         "from nlicot.errors import ModelError\n"
-        "from nlicot.model.base import resolve\n"
+        "from nlicot.model.base_model import resolve\n"
         f"try:\n    resolve({HUB!r})\n"
         "except ModelError as error:\n    print(error)\n"
     )

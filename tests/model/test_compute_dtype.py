@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nlicot.model.compute_dtype import compute_dtype
-from nlicot.training.lightning_cli import CommandLine
-from nlicot.training.runs import RECIPE
+from nlicot.run.config import CommandLine
+from nlicot.run.folder import RECIPE
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32"])

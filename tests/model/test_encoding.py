@@ -9,7 +9,7 @@ import pytest
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.model.base import resolve
+from nlicot.model.base_model import resolve
 from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
 from nlicot.model.encoding import TokenKind, encode_completion, encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format

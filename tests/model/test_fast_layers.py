@@ -11,11 +11,8 @@ import torch
 from small_model import write_small_model
 from torch.nn import functional
 
-from nlicot.model import base as base_model
-from nlicot.model.dropout import Dropout
-from nlicot.model.fast_layers import _LoraLinear, speed_up
-from nlicot.model.lora import LoraSettings, adapter_parameters, attach
-from nlicot.model.packed_attention import (
+from nlicot.model import base_model
+from nlicot.model.fast.attention import (
     Spans,
     _PackedAttention,
     _side_by_side,
@@ -24,6 +21,9 @@ from nlicot.model.packed_attention import (
     common_beginning,
     no_mask,
 )
+from nlicot.model.fast.dropout import Dropout
+from nlicot.model.fast.patch import _LoraLinear, speed_up
+from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 
 SPANS = [
     Spans(shared=0, lengths=(7,)),

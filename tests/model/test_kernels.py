@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nlicot.model import kernels
-from nlicot.model.dropout import Dropout, seed_dropout
+from nlicot.model.fast import kernels
+from nlicot.model.fast.dropout import Dropout, seed_dropout
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
 

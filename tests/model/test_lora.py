@@ -10,7 +10,7 @@ import torch
 from small_model import write_small_model
 
 from nlicot.errors import ConfigError
-from nlicot.model.base import load, resolve
+from nlicot.model.base_model import load, resolve
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach, merge_dense, save_peft_folder
 
 RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -10,10 +10,11 @@ from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from nlicot import completion, storage
+from nlicot import completion
 from nlicot.completion import Form
+from nlicot.data import root as storage
 from nlicot.errors import ModelError
-from nlicot.model.base import resolve
+from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import ChatFormat, MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts

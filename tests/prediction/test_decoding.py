@@ -14,7 +14,7 @@ from small_model import write_small_model
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.model import base as base_model
+from nlicot.model import base_model
 from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nlicot.errors import ConfigError
-from nlicot.prediction import threshold
-from nlicot.prediction.threshold import Decision, fit_decision, tune
+from nlicot.prediction import calibration as threshold
+from nlicot.prediction.calibration import Decision, fit_decision, tune
 from nlicot.records import Prediction
 
 

@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from nlicot.cli import main
 from nlicot.report.breakdowns import breakdowns, calibration
 from nlicot.report.curves import read_curves
-from nlicot.report.runs import Answered
+from nlicot.report.read_runs import Answered
 
 HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 7 }} ﬁ"
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from nlicot.records import Failure, Provenance, Usage
-from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable
-from nlicot.teacher.asking import Answered, Unusable, ask_until_usable, provenance
+from nlicot.teacher.answers.retry_until_valid import Answered, Unusable, ask_until_usable, provenance
+from nlicot.teacher.answers.schema import SCHEMAS, Answer, Unparsable
 from nlicot.teacher.backends.base import Message, Reply, Request
-from nlicot.teacher.prompting import PromptType
+from nlicot.teacher.stages.prompts import PromptType
 
 KIND = PromptType.INITIAL_GENERATION
 GOOD = '{"thought_process": "It rains.", "predicted_label": 1}'

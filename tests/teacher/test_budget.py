@@ -11,8 +11,8 @@ import pytest
 from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import AnswerSchema, Message, Request
-from nlicot.teacher.budget import Budget, most_prompt_tokens
-from nlicot.teacher.cost import Price, count_tokens
+from nlicot.teacher.engine.budget import Budget, most_prompt_tokens
+from nlicot.teacher.engine.pricing import Price, count_tokens
 
 # A request below reserves 100 prompt tokens (34 bytes, a schema of 2, 64 to spare) and all it may answer.
 TEXT = "x" * 34

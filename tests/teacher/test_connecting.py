@@ -7,7 +7,7 @@ import pytest
 
 from nlicot.errors import ConfigError
 from nlicot.teacher.backends.base import Backend, Endpoint
-from nlicot.teacher.connecting import connect, endpoint
+from nlicot.teacher.backends.registry import connect, endpoint
 from tests.teacher.fake_server import FakeServer
 
 

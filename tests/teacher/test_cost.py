@@ -7,9 +7,9 @@ import yaml
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
-from nlicot.teacher.answers import SCHEMAS
+from nlicot.teacher.answers.schema import SCHEMAS
 from nlicot.teacher.backends.base import Message, Request
-from nlicot.teacher.cost import (
+from nlicot.teacher.engine.pricing import (
     Estimate,
     Price,
     count_tokens,
@@ -20,7 +20,7 @@ from nlicot.teacher.cost import (
     price_of,
 )
 from nlicot.teacher.options import parse
-from nlicot.teacher.prompting import PromptType, load_prompt
+from nlicot.teacher.stages.prompts import PromptType, load_prompt
 
 REPOSITORY = Path(__file__).parents[2]
 

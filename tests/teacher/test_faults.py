@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nlicot.cli import main
-from nlicot.storage import read_thoughts
-from nlicot.teacher import runner
+from nlicot.data.root import read_thoughts
+from nlicot.teacher.engine import scheduler as runner
 from tests.teacher.fake_answers import (
     CUT,
     DROP,

@@ -14,11 +14,11 @@ from typing import IO
 
 import pytest
 
+from nlicot.data.streaming import in_chunks
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.records import Usage
-from nlicot.streaming import in_chunks
 from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
-from nlicot.teacher.journal import Final, Journal, OpenIntent
+from nlicot.teacher.engine.journal import Final, Journal, OpenIntent
 
 REPLY = Reply(
     text='{"predicted_label": 1}  „ja“ \u2028 \U0001f600',
@@ -111,7 +111,7 @@ def test_a_request_that_was_lost_and_then_answered_is_not_listed_again(path: Pat
 HOLDER = """
 import sys, time
 from pathlib import Path
-from nlicot.teacher.journal import Journal
+from nlicot.teacher.engine.journal import Journal
 from tests.teacher.test_journal import REPLY, request
 journal = Journal(Path(sys.argv[1]))
 journal.keep_reply("answered", REPLY, 0.1)

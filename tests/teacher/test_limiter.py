@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from nlicot.teacher.limiter import Limiter, Pace
+from nlicot.teacher.engine.rate_limiter import Limiter, Pace
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
 INTERVAL = 3 / 49

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nlicot.cli import main
-from nlicot.storage import read_thoughts
-from nlicot.teacher.answers import SCHEMAS, parse_answer
+from nlicot.data.root import read_thoughts
+from nlicot.teacher.answers.schema import SCHEMAS, parse_answer
 from nlicot.teacher.backends.base import Message, Refused, Reply, Request
 from nlicot.teacher.backends.local import LocalBackend
-from nlicot.teacher.prompting import PromptType
+from nlicot.teacher.stages.prompts import PromptType
 
 
 def request(kind: PromptType, text: str, model: str = "bundled", max_tokens: int = 16) -> Request:

@@ -28,9 +28,9 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
-from nlicot.teacher.backends.batch_lines import BatchAnswer, answers_of
-from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
-from nlicot.teacher.connecting import connect, in_flight
+from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
+from nlicot.teacher.backends.mistral_batch.lines import BatchAnswer, answers_of
+from nlicot.teacher.backends.registry import connect, in_flight
 from tests.teacher.fake_answers import default_answer, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
@@ -511,10 +511,10 @@ RUN = """
 import sys
 from pathlib import Path
 from nlicot.records import Example
-from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
-from nlicot.teacher.notebook import generate_thoughts
-from nlicot.teacher.running import RunSettings
-from nlicot.teacher.stages import StageSettings
+from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
+from nlicot.teacher.api import generate_thoughts
+from nlicot.teacher.engine.session import RunSettings
+from nlicot.teacher.stages.base import StageSettings
 
 url, folder, num = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 examples = [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nlicot.data.root import read_examples, read_thoughts
 from nlicot.records import Example, Thought
-from nlicot.storage import read_examples, read_thoughts
-from nlicot.teacher.probe import pairs_to_probe, probe
+from nlicot.teacher.stages.label_check import pairs_to_probe, probe
 
 REAL = os.environ.get("NLICOT_REAL_DATA")
 real_data = pytest.mark.skipif(REAL is None, reason="NLICOT_REAL_DATA names no folder of real pairs")

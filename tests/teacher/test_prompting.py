@@ -9,8 +9,8 @@ import yaml
 
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.teacher.answers import SCHEMAS
-from nlicot.teacher.prompting import (
+from nlicot.teacher.answers.schema import SCHEMAS
+from nlicot.teacher.stages.prompts import (
     ALLOWED,
     REQUIRED,
     PromptType,

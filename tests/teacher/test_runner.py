@@ -26,12 +26,12 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
-from nlicot.teacher.budget import Budget
-from nlicot.teacher.cost import Price
-from nlicot.teacher.journal import Final, Journal
-from nlicot.teacher.limiter import Limiter
-from nlicot.teacher.runner import Ask, Interrupted, Runner, Tally, Task
-from nlicot.teacher.running import Phase, RunSettings, carry_out
+from nlicot.teacher.engine.budget import Budget
+from nlicot.teacher.engine.journal import Final, Journal
+from nlicot.teacher.engine.pricing import Price
+from nlicot.teacher.engine.rate_limiter import Limiter
+from nlicot.teacher.engine.scheduler import Ask, Interrupted, Runner, Tally, Task
+from nlicot.teacher.engine.session import Phase, RunSettings, carry_out
 from tests.teacher.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
@@ -260,7 +260,7 @@ def test_six_attempts_are_made_and_nobody_waits_after_the_last(journal: Journal)
 def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nlicot.teacher.runner.LONGEST_PAUSE_S", 5.0)
+    monkeypatch.setattr("nlicot.teacher.engine.scheduler.LONGEST_PAUSE_S", 5.0)
     texts = [str(number) for number in range(200)]
     pauses: list[list[float]] = [[], [], [], [], []]
     backend = Scripted({text: [busy()] * 5 + [yes()] for text in texts})

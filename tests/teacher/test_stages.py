@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
+from nlicot.data.root import read_reflections, read_scores, read_thoughts
 from nlicot.records import Score, Thought
-from nlicot.storage import read_reflections, read_scores, read_thoughts
-from nlicot.teacher.backends.openai_http import OpenAIBackend
-from nlicot.teacher.notebook import generate_thoughts, reflect_on, score_texts
-from nlicot.teacher.stages import StageSettings
+from nlicot.teacher.api import generate_thoughts, reflect_on, score_texts
+from nlicot.teacher.backends.openai import OpenAIBackend
+from nlicot.teacher.stages.base import StageSettings
 from tests.teacher.fake_server import FakeServer
 
 NUM_PAIRS = 12

@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import pytest
 
 from nlicot.cli import main
-from nlicot.storage import SAMPLE_ROOT, read_reflections, read_scores, read_thoughts
+from nlicot.data.root import SAMPLE_ROOT, read_reflections, read_scores, read_thoughts
 
 NUM_PAIRS = 20
 SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")

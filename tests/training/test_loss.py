@@ -11,10 +11,10 @@ from small_model import write_small_model
 from torch.nn import functional
 
 from nlicot.completion import render
-from nlicot.model import base as base_model
+from nlicot.model import base_model
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast_layers import speed_up
+from nlicot.model.fast.patch import speed_up
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample

@@ -10,8 +10,8 @@ import pytest
 from small_model import write_small_model
 
 from nlicot.cli import main
-from nlicot.prediction import threshold
-from nlicot.prediction.partial import PartialPredictions
+from nlicot.prediction import calibration as threshold
+from nlicot.prediction.resume import PartialPredictions
 from nlicot.prompts import StudentPrompts
 
 DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--model.decoding.batch_size=4"]

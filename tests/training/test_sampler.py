@@ -11,7 +11,7 @@ import torch
 from small_model import write_small_model
 
 from nlicot.completion import render
-from nlicot.model.base import resolve
+from nlicot.model.base_model import resolve
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import TokenKind
 from nlicot.model.prompt_format import load_prompt_format

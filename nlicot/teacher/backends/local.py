@@ -17,8 +17,8 @@ from nlicot.records import Usage
 from nlicot.teacher.backends.base import Refused, Reply, Request
 
 if TYPE_CHECKING:
+    from nlicot.prediction.answer_script import Said, Script
     from nlicot.prediction.decoding import Decoder
-    from nlicot.prediction.script import Said, Script
 
 GATHERING_S = 0.02
 """How long a request waits for others that can be decoded with it."""
@@ -139,7 +139,7 @@ class _Fields:
     """A schema's fields as literals to feed, texts to generate and choices to read."""
 
     def __init__(self, request: Request, decoder: Decoder) -> None:
-        from nlicot.prediction.script import Choice, FreeText
+        from nlicot.prediction.answer_script import Choice, FreeText
 
         self.fields: dict[str, dict[str, Any]] = request.schema.schema["properties"]
         self._encode = decoder.prompt_format.encode_segment

@@ -1,0 +1,1 @@
+"""Figures of predictions: classification metrics, their intervals, and paired tests."""

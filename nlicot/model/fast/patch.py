@@ -1,0 +1,172 @@
+"""Parts of a decoder's layers with backward passes of their own: the same numbers in less time and memory.
+
+Training a small model spends most of its time outside matrix products: normalisation, dropout and the
+activation as chains of element-wise passes over memory (`kernels`), and in attention (`packed_attention`).
+`speed_up` replaces these parts in place, for training and the dev loss alike. Parameters, names and what a
+checkpoint holds stay as they are.
+
+Each function says what it keeps for the backward pass; `M` is the tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from nlicot.model.fast import kernels
+from nlicot.model.fast.attention import use_packed_attention
+from nlicot.model.fast.dropout import Dropout
+
+
+def speed_up(adapted: Any) -> None:
+    """Let an adapted causal LM train through the functions below, wherever its parts are of a known kind.
+
+    Args:
+        adapted: a PEFT model with a LoRA adapter; Llama's and Mistral's layers are known.
+    """
+    use_packed_attention(adapted.get_base_model())
+    for module in adapted.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            _replace(module, _norm_forward)
+        elif _is_gated(module):
+            _replace(module, _gated_forward)
+        elif _is_plain_lora(module):
+            _replace(module, _lora_forward)
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Put `forward(module, x)` before the module's own, which stays for calls with more than `x`."""
+    plain = module.forward
+
+    def chosen(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
+        if not args and not options:
+            return forward(self, x)
+        return plain(x, *args, **options)
+
+    module.forward = types.MethodType(chosen, module)  # type: ignore[method-assign]
+
+
+# -------------------------------------------------------------------------- norm
+
+
+def _norm_forward(module: Any, x: Tensor) -> Tensor:
+    return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(Function):
+    """RMSNorm (Zhang & Sennrich 2019) with a frozen weight; keeps its input and `[.., 1]` scales."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        normed: Tensor
+        normed, scale = kernels.rms_norm(x, weight, epsilon)
+        ctx.save_for_backward(x, scale, weight)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None
+
+
+# -------------------------------------------------------------------------- gated
+
+
+def _is_gated(module: nn.Module) -> bool:
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return all(hasattr(module, part) for part in parts) and (
+        type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+    )
+
+
+def _gated_forward(module: Any, x: Tensor) -> Tensor:
+    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Gate(Function):
+    """`silu(gate) * up` (Shazeer 2020); keeps its two inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return kernels.gate(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return kernels.gate_backward(grad, *ctx.saved_tensors)
+
+
+# -------------------------------------------------------------------------- LoRA
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    """A matrix with the one adapter "default" and no variant of LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    return (
+        isinstance(module, LoraLayer)
+        and isinstance(module.get_base_layer(), nn.Linear)
+        and module.get_base_layer().bias is None
+        and list(module.lora_A) == ["default"]
+        and not module.lora_bias.get("default", False)
+        and not module.use_dora.get("default", False)
+    )
+
+
+def _lora_forward(module: Any, x: Tensor) -> Tensor:
+    dropout = module.lora_dropout["default"]
+    share = float(getattr(dropout, "p", 0.0)) if module.training else 0.0
+    return _LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
+        x,
+        module.lora_A["default"].weight,
+        module.lora_B["default"].weight,
+        module.scaling["default"],
+        Dropout(share),
+        module.get_base_layer(),
+    )
+
+
+def _weight(base: Any) -> Tensor:
+    """The matrix, taken out of 4 bits where it is in 4 bits."""
+    weight: Tensor = base.weight
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    dense: Tensor = dequantize_4bit(weight.data, state)
+    return dense.to(base.compute_dtype)
+
+
+class _LoraLinear(Function):
+    """`x W' + scale * drop(x) A' B'` with W frozen; keeps x and `[M, r]` products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout, base: Any
+    ) -> Tensor:
+        weight = _weight(base)
+        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        scale = scale / (1.0 - dropout.share)
+        inner = dropout.of(rows) @ a.to(rows.dtype).t()
+        out = rows @ weight.t()
+        out.addmm_(inner, b.to(rows.dtype).t(), alpha=scale)
+        ctx.save_for_backward(rows, a, b, inner)
+        ctx.scale, ctx.dropout, ctx.base, ctx.shape, ctx.dtype = scale, dropout, base, x.shape, x.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        rows, a, b, inner = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
+        grad_inner = (grad @ b.to(rows.dtype)).mul_(ctx.scale)
+        grad_a = grad_inner.t() @ ctx.dropout.of(rows)
+        grad_b = (grad.t() @ inner).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.dropout.add(grad @ _weight(ctx.base), grad_inner @ a.to(rows.dtype))
+            grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
+        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None

@@ -1,0 +1,244 @@
+"""Threshold and temperature, picked on dev by cross-fitting and kept with the run.
+
+The decision is fitted on all but a fold and measured on that fold, so the cross-fitted figure is one that the
+user may believe; the in-sample figure beside it shows how much picking flatters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlicot import completion
+from nlicot.data.atomic_write import write_json
+from nlicot.errors import ConfigError
+from nlicot.evaluation.metrics import ClassificationMetrics, Metric, classification_metrics
+from nlicot.records import Prediction
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+FILE = "decision.json"
+EPSILON = 1e-6
+"""Probabilities are kept this far from 0 and 1 before their logits are taken."""
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """From p(entailment) to a label: sigmoid(logit(p) / temperature) is compared with the threshold."""
+
+    threshold: float = 0.5
+    temperature: float = 1.0
+
+    def calibrated(self, p: Floats) -> Floats:
+        """The probabilities at this temperature."""
+        if self.temperature == 1:
+            return p
+        return _sigmoid(_logit(p) / self.temperature)
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The prediction with the label and probability of this decision."""
+        if prediction.p_entailment is None:
+            return prediction
+        p = float(self.calibrated(np.array([prediction.p_entailment]))[0])
+        label = int(p >= self.threshold)
+        parsed = completion.parse(prediction.completion)
+        form = completion.Form.THOUGHT_FIRST if parsed is None else parsed.form
+        said = completion.render(prediction.thought_process, label, form)
+        return replace(prediction, predicted_label=label, p_entailment=p, completion=said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The decision fitted on all pairs, and what deciding so is worth."""
+
+    decision: Decision
+    plain: ClassificationMetrics
+    cross_fitted: ClassificationMetrics
+    in_sample: ClassificationMetrics
+    folds: Sequence[Decision]
+
+
+def fit_decision(true_labels: Sequence[int], p_entailment: Sequence[float]) -> Decision:
+    """The temperature of the least log-loss (Guo et al. 2017), then the threshold of the best accuracy.
+
+    Where the labels are all one, or the probabilities, there is nothing to pick: the plain decision.
+    """
+    true, p = np.array(true_labels, dtype=np.int64), np.array(p_entailment, dtype=np.float64)
+    if len(set(true.tolist())) < 2 or len(set(p.tolist())) < 2:
+        return Decision()
+    temperature = _best_temperature(true, p)
+    calibrated = Decision(temperature=temperature).calibrated(p)
+    return Decision(threshold=_best_threshold(true, calibrated), temperature=temperature)
+
+
+def _best_temperature(true: Labels, p: Floats) -> float:
+    """Golden-section search over the logarithm: the loss has one valley in 1 / temperature."""
+    logits = _logit(p) * np.where(true == 1, 1.0, -1.0)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0.0, -logits / math.exp(log_temperature)).mean())
+
+    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(60):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) <= loss(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
+def _best_threshold(true: Labels, p: Floats) -> float:
+    """Midway between neighbours, of the best accuracy; of several the one nearest 0.5."""
+    values = np.unique(p)
+    cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2, [(values[-1] + 1) / 2], [0.5]])
+    order = np.argsort(p)
+    ones_below = np.concatenate([[0], np.cumsum(true[order])])
+    num_below = np.searchsorted(p[order], cuts, side="left")
+    num_right = (num_below - ones_below[num_below]) + (ones_below[-1] - ones_below[num_below])
+    best = cuts[num_right == num_right.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def tune(
+    true_labels: Sequence[int], p_entailment: Sequence[float], *, num_folds: int = 5, seed: int = 0
+) -> Tuned:
+    """Pick a decision, and measure picking by cross-fitting over folds that are balanced by label.
+
+    Raises:
+        ConfigError: fewer pairs of a label than folds.
+    """
+    true = np.array(true_labels, dtype=np.int64)
+    p = np.array(p_entailment, dtype=np.float64)
+    fold_of = _folds(true, num_folds, seed)
+    decided, calibrated, decisions = np.zeros_like(true), np.zeros_like(p), []
+    for fold in range(num_folds):
+        held_out = fold_of == fold
+        decision = fit_decision(true[~held_out].tolist(), p[~held_out].tolist())
+        decisions.append(decision)
+        calibrated[held_out] = decision.calibrated(p[held_out])
+        decided[held_out] = calibrated[held_out] >= decision.threshold
+    decision = fit_decision(true.tolist(), p.tolist())
+    return Tuned(
+        decision=decision,
+        plain=_measured(true, p, Decision()),
+        cross_fitted=classification_metrics(true.tolist(), decided.tolist(), calibrated.tolist()),
+        in_sample=_measured(true, p, decision),
+        folds=decisions,
+    )
+
+
+def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
+    counts = [int(np.sum(true == label)) for label in (0, 1)]
+    if min(counts) < num_folds:
+        raise ConfigError(
+            f"--tune-threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
+            f"expected at least {num_folds} of each"
+        )
+    fold_of = np.zeros_like(true)
+    draw = random.Random(seed)
+    for label in (0, 1):
+        members = np.flatnonzero(true == label).tolist()
+        draw.shuffle(members)
+        for place, index in enumerate(members):
+            fold_of[index] = place % num_folds
+    return fold_of
+
+
+def _measured(true: Labels, p: Floats, decision: Decision) -> ClassificationMetrics:
+    calibrated = decision.calibrated(p)
+    labels = (calibrated >= decision.threshold).astype(int)
+    return classification_metrics(true.tolist(), labels.tolist(), calibrated.tolist())
+
+
+def format_tuned(tuned: Tuned) -> str:
+    """Plain, cross-fitted and in-sample figures as plain text of at most 80 columns."""
+    lines = [f"{'threshold':<16}{'accuracy':>8}{'':>18}{'macro F1':>10}{'ECE':>8}{'Brier':>8}"]
+    for name, metrics in (
+        ("0.5, as it is", tuned.plain),
+        ("cross-fitted", tuned.cross_fitted),
+        ("in-sample", tuned.in_sample),
+    ):
+        accuracy = metrics.accuracy
+        span = f"({accuracy.interval.low:.1%} to {accuracy.interval.high:.1%})"
+        lines.append(
+            f"{name:<16}{accuracy.value:>8.1%}{span:>18}{metrics.macro_f1.value:>10.1%}"
+            f"{_plain(metrics.expected_calibration_error):>8}{_plain(metrics.brier):>8}"
+        )
+    decision = tuned.decision
+    lines.append(f"threshold {decision.threshold:.3f}, temperature {decision.temperature:.2f}")
+    if tuned.cross_fitted.accuracy.value <= tuned.plain.accuracy.value:
+        lines.append("cross-fitted accuracy is not above the plain one: tuning does not pay here")
+    return "\n".join(lines)
+
+
+def _plain(metric: Metric | None) -> str:
+    return "" if metric is None else f"{metric.value:.3f}"
+
+
+def store(folder: Path, tuned: Tuned, *, split: str, num_pairs: int) -> Path:
+    """Keep the decision with its run.
+
+    Raises:
+        ConfigError: the split is test.
+    """
+    if split == "test":
+        raise ConfigError("--tune-threshold: found split test, expected dev: never tuned on test")
+    path = folder / FILE
+    write_json(
+        path,
+        {
+            "threshold": tuned.decision.threshold,
+            "temperature": tuned.decision.temperature,
+            "split": split,
+            "num_pairs": num_pairs,
+            "accuracy_plain": tuned.plain.accuracy.value,
+            "accuracy_cross_fitted": tuned.cross_fitted.accuracy.value,
+            "accuracy_in_sample": tuned.in_sample.accuracy.value,
+        },
+    )
+    return path
+
+
+def load(folder: Path) -> Decision | None:
+    """The decision that is kept there, or None.
+
+    Raises:
+        ConfigError: the file is broken.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        decision = Decision(threshold=float(found["threshold"]), temperature=float(found["temperature"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: found no threshold and temperature ({error}), expected what "
+            "`validate --tune-threshold` writes; run it again or remove the file"
+        ) from error
+    if not (0 <= decision.threshold <= 1 and decision.temperature > 0):
+        raise ConfigError(
+            f"{path}: found threshold {decision.threshold} and temperature {decision.temperature}, expected "
+            "one from 0 to 1 and one above 0; run `validate --tune-threshold` again or remove the file"
+        )
+    return decision
+
+
+def _logit(p: Floats) -> Floats:
+    clipped = np.clip(p, EPSILON, 1 - EPSILON)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float64)

@@ -1,0 +1,138 @@
+"""The forms of prepared instruction data: a training example as a row of a file, and back.
+
+    text               {"text": "[INST] prompt[/INST] completion", "id": ..., "label": ..., "source": ...}
+    prompt-completion  {"prompt": "[INST] prompt[/INST]", "completion": " completion", ...}
+    messages           {"messages": [{"role": "user", ...}, {"role": "assistant", ...}], ...}
+
+TRL's `SFTTrainer` takes all three. BOS and EOS stand in none of them: a tokenizer puts the one in front and
+TRL the other behind, so written out they would come twice. It takes a prompt that is a string as it stands,
+so that one carries its model's markers; `messages` leaves them to the tokenizer's own chat template. Other
+trainers read markers inside a premise as markers too; `fit` does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from nlicot import completion
+from nlicot.data.rows import Row
+from nlicot.records import TrainingExample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Markers:
+    """What a model's template puts around a prompt, and what stands between it and the completion."""
+
+    opening: str
+    closing: str
+    gap: str = ""
+
+
+FORMATS = ("text", "prompt-completion", "messages")
+MARKERS = {
+    # The gap is the dummy prefix of Mistral's tokenizer, which belongs to the completion.
+    "mistral": Markers(opening="[INST] ", closing="[/INST]", gap=" "),
+    "chatml": Markers(opening="<|im_start|>user\n", closing="<|im_end|>\n<|im_start|>assistant\n"),
+}
+_BOS, _EOS = "<s>", ("</s>", "<|im_end|>")
+
+
+def to_row(example: TrainingExample, *, form: str = "text", markers: Markers) -> dict[str, Any]:
+    """A training example in one of `FORMATS`.
+
+    >>> example = TrainingExample(id="a", prompt="P", completion="C", label=1, source="thought")
+    >>> to_row(example, markers=MARKERS["mistral"])
+    {'text': '[INST] P[/INST] C', 'id': 'a', 'label': 1, 'source': 'thought'}
+    """
+    prompt = f"{markers.opening}{example.prompt}{markers.closing}"
+    answer = f"{markers.gap}{example.completion}"
+    content: dict[str, Any]
+    if form == "text":
+        content = {"text": prompt + answer}
+    elif form == "prompt-completion":
+        content = {"prompt": prompt, "completion": answer}
+    else:
+        assert form == "messages", form
+        turns = (("user", example.prompt), ("assistant", example.completion))
+        content = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    return {**content, "id": example.id, "label": example.label, "source": example.source}
+
+
+def from_row(row: Row, *, default_id: str) -> TrainingExample:
+    """The training example of a row in any of the forms, the predecessor's `text` included.
+
+    Raises:
+        DataError: the row is in none of them, or its completion is not one of ours.
+    """
+    source = row.optional_text("source")
+    prompt, answer = _prompt_and_answer(row, is_ours=source is not None)
+    parsed = completion.parse(answer)
+    if parsed is None:
+        raise row.error(
+            "a completion that is not thought_process and predicted_label in JSON", "both, in order"
+        )
+    return TrainingExample(
+        id=row.identifier() or default_id,
+        prompt=prompt,
+        completion=completion.render(parsed.thought_process, parsed.label),
+        label=parsed.label,
+        source=source or "prepared",
+    )
+
+
+def _prompt_and_answer(row: Row, *, is_ours: bool) -> tuple[str, str]:
+    if "messages" in row.fields:
+        return _turns(row)
+    text = row.optional_text("text")
+    if text is None:
+        return _unwrapped(row.text("prompt"), is_ours=is_ours), row.text("completion")
+    halves = _halves(text, is_ours=is_ours)
+    if halves is None:
+        raise row.error("a text of another form", "[INST] prompt [/INST] completion")
+    return halves
+
+
+def _turns(row: Row) -> tuple[str, str]:
+    match row.fields["messages"]:
+        case [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]:
+            turns = dataclasses.replace(row, fields={"prompt": prompt, "completion": answer})
+            return turns.text("prompt"), turns.text("completion")
+    raise row.error("messages of another form", "a turn of the user and one of the assistant")
+
+
+def _unwrapped(prompt: str, *, is_ours: bool) -> str:
+    for markers in MARKERS.values():
+        if prompt.startswith(markers.opening) and prompt.endswith(markers.closing):
+            return _inner(prompt[: -len(markers.closing)], markers, is_ours)
+    return prompt
+
+
+def _halves(text: str, *, is_ours: bool) -> tuple[str, str] | None:
+    """Prompt and completion of a rendered text; None where it is none.
+
+    The texts inside may hold the markers too, so the border is the first one behind which a whole
+    completion stands.
+    """
+    text = text.strip().removeprefix(_BOS)
+    for mark in _EOS:
+        text = text.removesuffix(mark)
+    text = text.strip()
+    for markers in MARKERS.values():
+        if not text.startswith(markers.opening):
+            continue
+        borders = [match.start() for match in re.finditer(re.escape(markers.closing), text)]
+        halves = [
+            (_inner(text[:at], markers, is_ours), text[at + len(markers.closing) :].strip()) for at in borders
+        ]
+        whole = [half for half in halves if completion.parse(half[1]) is not None]
+        return next(iter(whole or [half for half in halves if half[1]]), None)
+    return None
+
+
+def _inner(prompt: str, markers: Markers, is_ours: bool) -> str:
+    """The prompt behind its opening marker; other people's files have a blank before the closing one."""
+    inner = prompt[len(markers.opening) :]
+    return inner if is_ours else inner.removesuffix(" ")

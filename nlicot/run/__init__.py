@@ -1,0 +1,1 @@
+"""A run: its folder, the metadata of its checkpoint, and its settings."""

@@ -1,0 +1,1 @@
+"""Parts that the HTTP backends share: connections, envelopes, structured output."""

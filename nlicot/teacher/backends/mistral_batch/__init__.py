@@ -1,0 +1,1 @@
+"""The Mistral batch API as a backend: jobs that answer within hours at half the price."""

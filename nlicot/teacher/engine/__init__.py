@@ -1,0 +1,1 @@
+"""Runs the requests of a stage: scheduling, rate limits, budget, prices, and the journal."""

@@ -1,0 +1,1 @@
+"""Lightning callbacks of a fit: generated metrics, checkpoints, and the TensorBoard layout."""
