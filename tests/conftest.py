@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests train for seconds, which is less than compiling takes; tests/model/test_kernels.py compiles.
+# Tests train for seconds, which is less than compiling takes; tests/model/fast/test_kernels.py compiles.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 

@@ -18,6 +18,8 @@ LAYERS = [
     {"nlicot", "errors", "records"},
     {
         "yaml_files",
+        "shipped",
+        "command_line",
         "flags",
         "text_tables",
         "prompts",

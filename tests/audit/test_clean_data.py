@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from planted import clean
-
 from nlicot.audit import AuditData, SplitData, audit
 from nlicot.records import Example
+from tests.audit.planted import clean
 
 
 def test_nothing_is_found_in_clean_data() -> None:

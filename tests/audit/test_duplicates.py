@@ -5,12 +5,12 @@ import itertools
 import random
 
 import pytest
-from planted import clean, named, only, words
 
 from nlicot.audit import AuditData, SplitData, audit
 from nlicot.audit.counts import check_counts
 from nlicot.audit.minhash import THRESHOLD, Shingles, groups_of_pairs, jaccard, normalised, resembling
 from nlicot.records import Example
+from tests.audit.planted import clean, named, only, words
 
 
 def with_more(data: AuditData, name: str, *more: Example) -> AuditData:

@@ -6,12 +6,12 @@ import random
 
 import numpy as np
 import pytest
-from planted import changed, clean, named, only, words
 
 from nlicot.audit import audit
 from nlicot.audit.hypotheses import SMOOTHING, telling_words
 from nlicot.audit.text_classifier import guess_labels
 from nlicot.records import Example
+from tests.audit.planted import changed, clean, named, only, words
 
 
 def tell(number: int, example: object) -> Example:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from planted import changed, clean, named, only
 
 from nlicot.audit import AuditData, audit
 from nlicot.audit.wording import added_words, betrayals, body, early_verdict, last_step, verdict
@@ -13,6 +12,7 @@ from nlicot.evaluation.metrics import GroupAccuracy, Interval
 from nlicot.records import Reflection, Thought
 from nlicot.report.breakdowns import Breakdown
 from nlicot.report.plots import draw_breakdown
+from tests.audit.planted import changed, clean, named, only
 
 
 def thought(record: object) -> Thought:
@@ -259,7 +259,7 @@ def test_a_source_that_gives_the_label_away_is_told_with_its_table() -> None:
     data = lopsided(clean())
     train = data.splits[0]
     wrong = [each for each in train.thoughts if not each.correct]
-    from planted import reflections, with_targets
+    from tests.audit.planted import reflections, with_targets
 
     train = with_targets(dataclasses.replace(train, reflections=reflections(wrong, 9)))
     data = dataclasses.replace(data, splits=[train, data.splits[1]])

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_page import Row, browser, opened, write_report  # noqa: F401 (two are fixtures)
-from take_screenshots import take_screenshots
+
+from tests.browser.chromium_page import Row, browser, opened, write_report  # noqa: F401 (two are fixtures)
+from tests.browser.take_screenshots import take_screenshots
 
 pytestmark = pytest.mark.browser
 

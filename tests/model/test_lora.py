@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
 
 from nlicot.errors import ConfigError
 from nlicot.model.base_model import load, resolve
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach, merge_dense, save_peft_folder
+from tests.small_model import write_small_model
 
 RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]
 

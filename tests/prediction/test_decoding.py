@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
 
 from nlicot import completion
 from nlicot.completion import Form
@@ -26,6 +25,7 @@ from nlicot.prediction.decoding import (
 from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
+from tests.small_model import write_small_model
 
 BUDGET = 16
 PAIRS = [

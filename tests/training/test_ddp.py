@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
+
+from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[2]
 
@@ -131,8 +132,7 @@ def _steps(base: Path, num_examples: int, token_budget: int, processes: int, out
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "NLICOT_CACHE": str(folder / "cache")}
+    return {**os.environ, "PYTHONPATH": str(PROJECT), "NLICOT_CACHE": str(folder / "cache")}
 
 
 def main(base: str, num_examples: str, token_budget: str, processes: str, output: str) -> None:

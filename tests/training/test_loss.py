@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
 from torch.nn import functional
 
 from nlicot.completion import render
@@ -22,6 +21,7 @@ from nlicot.training import loss as loss_module
 from nlicot.training.batches import Window
 from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
 from nlicot.training.sampler import WindowDataset
+from tests.small_model import write_small_model
 
 PLAIN = SegmentWeights()
 NUM_EXAMPLES = 16

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_model import write_small_model
 
 from nlicot.cli import main
 from nlicot.training import preflight
 from nlicot.training.preflight import Peak
+from tests.small_model import write_small_model
 
 MEGABYTE = 1 << 20
 

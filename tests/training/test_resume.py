@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
+
+from tests.small_model import write_small_model
 
 pytestmark = pytest.mark.slow
 

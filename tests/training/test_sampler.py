@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
 
 from nlicot.completion import render
 from nlicot.model.base_model import resolve
@@ -17,6 +16,7 @@ from nlicot.model.encoding import TokenKind
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.training.sampler import WindowDataset, WindowSampler, cut_by_tokens
+from tests.small_model import write_small_model
 
 SEED = 3
 

@@ -19,7 +19,7 @@ from nlicot.data import root as storage
 from nlicot.data.root import SAMPLE_ROOT, DataRoot
 from nlicot.data.streaming import JoinedTexts, PairsFile, TextFiles, read_joined
 from nlicot.errors import DataError
-from nlicot.preparation import (
+from nlicot.prepare import (
     FORMATS,
     MARKERS,
     Selection,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from small_model import write_small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
 from nlicot.cli import main
+from tests.small_model import write_small_model
 
 FLAGS = [
     "--data.builder=label_only",

@@ -12,7 +12,7 @@ import pytest
 from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_jsonl, write_text
 from nlicot.data.rows import read_rows
 from nlicot.errors import ConfigError
-from tests.test_files import written
+from tests.data.test_rows import written
 
 
 def test_what_write_csv_writes_reads_back_unchanged(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_without_a_compiler_one_line_says_so() -> None:
     program = """
 import logging, torch
 logging.basicConfig()
-from nlicot.model import kernels
+from nlicot.model.fast import kernels
 kernels.use_compiler(True)
 assert not kernels.are_compiled()
 assert kernels.gate(torch.ones(2), torch.ones(2)).shape == (2,)

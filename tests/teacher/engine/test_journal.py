@@ -112,7 +112,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from nlicot.teacher.engine.journal import Journal
-from tests.teacher.test_journal import REPLY, request
+from tests.teacher.engine.test_journal import REPLY, request
 journal = Journal(Path(sys.argv[1]))
 journal.keep_reply("answered", REPLY, 0.1)
 journal.intend("in flight", request(), "a", 0.5)
@@ -127,7 +127,7 @@ def another_process_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     try:
         assert _line_of(holder.stdout) == b"holds it\n"

@@ -22,7 +22,7 @@ from nlicot.teacher.engine.pricing import (
 from nlicot.teacher.options import parse
 from nlicot.teacher.stages.prompts import PromptType, load_prompt
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def table(folder: Path, text: str) -> Path:
@@ -292,7 +292,7 @@ def test_estimate_is_told_in_two_lines() -> None:
     )
 
 
-def test_unknown_price_is_told_as_unknown_with_the_flag_that_gives_it() -> None:
+def test_unknown_price_is_label_unknown_with_the_flag_that_gives_it() -> None:
     found = Estimate(num_requests=1, prompt_tokens=10, completion_tokens=(60, 512), usd=None)
     assert format_estimate(found, as_of="2026-10-20").splitlines()[1] == (
         "  price unknown (--price INPUT,OUTPUT, dollars a million tokens)"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_model import write_small_model
 from torch.nn import functional
 
 from nlicot.model import base_model
@@ -24,6 +23,7 @@ from nlicot.model.fast.attention import (
 from nlicot.model.fast.dropout import Dropout
 from nlicot.model.fast.patch import _LoraLinear, speed_up
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
+from tests.small_model import write_small_model
 
 SPANS = [
     Spans(shared=0, lengths=(7,)),

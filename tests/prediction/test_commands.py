@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import write_small_model
 
 from nlicot.cli import main
 from nlicot.prediction import calibration as threshold
 from nlicot.prediction.resume import PartialPredictions
 from nlicot.prompts import StudentPrompts
+from tests.small_model import write_small_model
 
 DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--model.decoding.batch_size=4"]
 

@@ -32,7 +32,7 @@ from nlicot.teacher.engine.pricing import Price
 from nlicot.teacher.engine.rate_limiter import Limiter
 from nlicot.teacher.engine.scheduler import Ask, Interrupted, Runner, Tally, Task
 from nlicot.teacher.engine.session import Phase, RunSettings, carry_out
-from tests.teacher.test_journal import no_file_grows_beyond
+from tests.teacher.engine.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
 PRICE = Price(input=10_000, output=10_000)

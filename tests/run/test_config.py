@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_model import write_small_model
 
 from nlicot.cli import main
+from tests.small_model import write_small_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_ABLATION = {"recipe.yaml", "teacher.yaml", "teacher_predecessor.yaml"}

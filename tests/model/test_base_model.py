@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import write_small_model
 
 from nlicot.errors import ModelError
 from nlicot.model.base_model import DeviceState, choose, device_state, load, resolve
 from nlicot.model.prompt_format import load_prompt_format
+from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[2]
 HUB = "mistralai/Mistral-7B-v0.3"
