@@ -6,14 +6,14 @@ A premise in both splits would let a model recognise texts instead of inferring,
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlicot.data.root import parse_label_map, read_examples, refuse_overwriting, write_csv
+from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
+from nlicot.data.root import read_examples, refuse_overwriting, write_csv
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
 
@@ -124,33 +124,32 @@ def _write_pairs(path: Path, examples: list[Example], overwrite: bool) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """The `split` command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nlicot split",
+    """Run the `split` command."""
+    parser = CommandParser(
+        "split",
         description="Split labelled pairs into train and dev: seeded, stratified, no premise in both.",
-        epilog="example: python -m nlicot split pairs.csv --dev 0.1   (then: fit --root data)",
+        example="python -m nlicot split pairs.csv --dev 0.1   (then: fit --root data)",
     )
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv", help="premise,hypothesis,label[,id]")
-    parser.add_argument("--dev", type=float, default=0.1, help="share of the pairs for dev (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another split (default 0)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("data"), help="the data root to write to (default data)"
-    )
-    parser.add_argument("--label-map", help="for other labels: entailment=1,neutral=0,contradiction=0")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier split")
-    given = parser.parse_args(args)
+    add = parser.add_argument
+    add("pairs", type=Path, metavar="PAIRS.csv", help="a file with the columns premise,hypothesis,label[,id]")
+    add("--dev", type=float, default=0.1, help="proportion of the pairs that go to dev")
+    add("--seed", type=int, default=0, help="seed of the split")
+    add("--out", type=Path, default=Path("data"), help="the data root to write to")
+    add("--label_map", type=LabelMap, default=None, help=LABEL_MAP_HELP)
+    add("--overwrite", type=bool, default=False, help="replace an earlier split")
+    settings = parser.parse(args)
     written = write_split(
-        given.pairs,
-        given.out,
-        dev=given.dev,
-        seed=given.seed,
-        label_map=parse_label_map(given.label_map) if given.label_map else None,
-        overwrite=given.overwrite,
+        settings.pairs,
+        settings.out,
+        dev=settings.dev,
+        seed=settings.seed,
+        label_map=settings.label_map,
+        overwrite=settings.overwrite,
     )
     for path, examples in ((written.train_path, written.split.train), (written.dev_path, written.split.dev)):
         num_positive = sum(example.label == 1 for example in examples)
         counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
         print(f"{path}: {len(examples)} pairs, {counts}")
-    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {given.out}")
+    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {settings.out}")
     print("      (without a GPU add --model.base bundled)")
     return 0

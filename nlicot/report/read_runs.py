@@ -142,7 +142,7 @@ def _run_of(predictions_path: Path, folder: Path | None, *, name: str) -> Compar
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = read_yaml(path, told_as=str(path)) if path.is_file() else {}
+    config = read_yaml(path, label=str(path)) if path.is_file() else {}
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
     return config

@@ -54,7 +54,7 @@ def parse(stage: str, args: Sequence[str]) -> argparse.Namespace:
 
 def _section(path: Path, stage: str, parser: argparse.ArgumentParser) -> list[str]:
     """A file's section for the stage, as flags."""
-    content = read_yaml(path, told_as=f"--config {path}") or {}
+    content = read_yaml(path, label=f"--config {path}") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: found no sections, expected some of {', '.join(STAGES)}")
     for name in content:

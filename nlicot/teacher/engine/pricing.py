@@ -87,7 +87,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
 
 def _read(where: Path, flag: str) -> dict[str, Any]:
-    content = read_yaml(where, told_as=flag)
+    content = read_yaml(where, label=flag)
     if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
         raise ConfigError(f"{flag}: found no `models`, expected MODEL: [INPUT, OUTPUT] under it")
     for key in map(str, content):

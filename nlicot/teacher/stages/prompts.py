@@ -218,7 +218,7 @@ def check_relation_map(relation_map: Mapping[str, Any], *, where: str) -> dict[s
 
 
 def _read(path: Path, known: tuple[str, ...]) -> dict[str, Any]:
-    content = read_yaml(path, told_as=str(path))
+    content = read_yaml(path, label=str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found {shown(content)}, expected the keys {', '.join(known)}")
     _check_keys(path, content, known)

@@ -1,0 +1,322 @@
+"""Turn a command's flags and YAML files into its settings: one parser for every command.
+
+A setting has one name: the key in YAML (`label_map: entailment=1`), the flag (`--label_map entailment=1`;
+dashes are accepted for underscores) and the name in messages.
+
+A scalar in a file stays text until the type of its setting says what it means: a run named `5e-4` is a name,
+a learning rate of `5e-4` a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import register_type
+
+from nlicot.data.pairs import parse_label_map
+from nlicot.errors import ConfigError
+from nlicot.shipped import find_config
+from nlicot.yaml_files import read_yaml
+
+OLD_NAMES = {
+    "data.root": "root",
+    "data.label_map": "label_map",
+    "data.definitions": "definitions",
+    "votes": "model.decoding.votes",
+    "think": "model.decoding.think",
+}
+"""Earlier and shorter names of settings, still read in flags and in the config.yaml of older runs."""
+LABEL_MAP_HELP = "labels of other names, such as entailment=1,neutral=0,contradiction=0"
+TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+class Names(tuple[str, ...]):
+    """Names, each once: a list in YAML, separated by commas in a flag."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: str | Iterable[str]) -> Names:
+        """Read a flag's text or a YAML list.
+
+        >>> Names.parse("train, dev,train")
+        ('train', 'dev')
+        """
+        parts = value.split(",") if isinstance(value, str) else map(str, value)
+        return cls(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+class LabelMap(Mapping[str, int]):
+    """The label, 0 or 1, that each label of a file stands for.
+
+    Not a dict: jsonargparse would take its keys for settings.
+    """
+
+    def __init__(self, labels: Mapping[str, int]) -> None:
+        self._labels = dict(labels)
+
+    def __getitem__(self, name: str) -> int:
+        return self._labels[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={label}" for name, label in self.items())
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any]) -> LabelMap:
+        """Read `NAME=0,NAME=1` or a YAML mapping.
+
+        Raises:
+            ConfigError: a part is not NAME=0 or NAME=1, or a name is given twice.
+        """
+        if not isinstance(value, str):
+            value = ",".join(f"{name}={label}" for name, label in value.items())
+        return cls(parse_label_map(value))
+
+
+register_type(Names, list, Names.parse)
+register_type(LabelMap, str, LabelMap.parse)
+
+
+class CommandParser(ArgumentParser):
+    """The parser of one command; add settings with `add_argument` and `add_class_arguments`.
+
+    Args:
+        command: the command's name.
+        description: one or two sentences for `--help`.
+        example: a command line that works, for `--help`.
+    """
+
+    def __init__(self, command: str, *, description: str, example: str) -> None:
+        super().__init__(
+            prog=f"python -m nlicot {command}",
+            usage=f"python -m nlicot {command} [options]",
+            description=description,
+            epilog=f"example: {example}",
+            exit_on_error=False,
+            allow_abbrev=False,
+            print_config=None,
+        )
+        self.command = command
+        self.add_argument("--config", action="config", help="a YAML file of settings; later files win")
+        self.add_argument(
+            "--print_config", type=bool, default=False, help="print the settings as YAML, and stop"
+        )
+
+    def parse(self, args: Sequence[str], *, settings: Mapping[str, Any] | None = None) -> Namespace:
+        """Parse a command line.
+
+        Args:
+            args: what was typed after the command's name.
+            settings: values below those of `--config` files and flags: a recipe, or a run's own settings.
+
+        Raises:
+            ConfigError: an unknown setting, with the nearest name, or a value of the wrong type.
+        """
+        flags, config_paths = self._split(self._normalised(args))
+        merged: dict[str, Any] = {}
+        if settings:
+            merge(merged, self._checked(renamed(settings), "settings"))
+        for path in config_paths:
+            merge(merged, self._checked(renamed(read_settings(path)), f"--config {path}"))
+        try:
+            found = self.parse_args([f"--config={json.dumps(merged)}", *flags] if merged else flags)
+        except (argparse.ArgumentError, TypeError, KeyError) as error:
+            raise ConfigError(worded(error)) from None
+        found.pop("config", None)
+        if found.pop("print_config"):
+            self.instantiate(found)
+            print(self.dump(found, skip_none=False), end="")
+            raise SystemExit(0)
+        return found
+
+    def _names(self) -> dict[str, Any]:
+        """Each setting's dotted name with its action."""
+        return {
+            action.dest: action
+            for action in self._actions
+            if action.option_strings and action.dest not in (argparse.SUPPRESS, "help")
+        }
+
+    def _is_known(self, name: str) -> bool:
+        names = self._names()
+        if name in names or f"{name}.help" in names or any(known.startswith(f"{name}.") for known in names):
+            return True
+        # Below a mapping or a class of the user's choice, the setting's type decides.
+        parts = name.split(".")
+        return any(_is_open(names.get(".".join(parts[:end]))) for end in range(1, len(parts)))
+
+    def _unknown(self, name: str, where: str) -> ConfigError:
+        names = [known for known in self._names() if not known.endswith(".help")]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        last_parts = {known.rpartition(".")[2]: known for known in names}
+        near = near or [
+            last_parts[part] for part in difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1)
+        ]
+        hint = f"did you mean --{near[0]}?" if near else f"see python -m nlicot {self.command} --help"
+        return ConfigError(f"{where}: unknown setting; {hint}")
+
+    def _normalised(self, args: Sequence[str]) -> Iterator[str]:
+        """Flags under their own names with underscores; a boolean flag without a value means true."""
+        names = self._names()
+        for index, arg in enumerate(args):
+            if not arg.startswith("--") or arg == "--":
+                yield arg
+                continue
+            typed, equals, value = arg[2:].partition("=")
+            name = current_name(typed.replace("-", "_"))
+            if name not in ("help", "config") and not self._is_known(name.removesuffix("+")):
+                raise self._unknown(name, arg.partition("=")[0])
+            following = args[index + 1] if index + 1 < len(args) else "--"
+            if not equals and _is_boolean(names.get(name)) and following not in ("true", "false"):
+                yield f"--{name}=true"
+            else:
+                yield f"--{name}{equals}{value}"
+
+    def _split(self, args: Iterable[str]) -> tuple[list[str], list[Path]]:
+        """Flags without `--config`, and the files that it names."""
+        flags: list[str] = []
+        paths: list[Path] = []
+        remaining = iter(args)
+        for arg in remaining:
+            if arg == "--config":
+                name = next(remaining, None)
+                if name is None:
+                    raise ConfigError("--config needs a file name")
+                paths.append(Path(name))
+            elif arg.startswith("--config="):
+                paths.append(Path(arg.partition("=")[2]))
+            else:
+                flags.append(arg)
+        return flags, paths
+
+    def _checked(self, settings: dict[str, Any], where: str) -> dict[str, Any]:
+        for name in leaf_names(settings):
+            if not self._is_known(name):
+                raise self._unknown(name, f"{where}: {name}")
+        return settings
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; scalars stay text, so that the types of settings decide.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    found = find_config(path)
+    if not found.exists():
+        near = ", ".join(sorted(other.name for other in found.parent.glob("*.yaml")))
+        there = f"there: {near}" if near else "there is no YAML file in that folder"
+        raise ConfigError(f"--config {path}: no such file ({there})")
+    content = read_yaml(found, label=f"--config {path}", loader=yaml.BaseLoader)
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected keys with values, such as `root: data`")
+    return content
+
+
+def current_name(name: str) -> str:
+    """Return the present name of a setting, whatever it was called.
+
+    >>> current_name("data.definitions.entailment"), current_name("root")
+    ('definitions.entailment', 'root')
+    """
+    for old, new in OLD_NAMES.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings under their present names.
+
+    >>> renamed({"data": {"root": "mine", "seed": 1}})
+    {'root': 'mine', 'data': {'seed': 1}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        for old, new in OLD_NAMES.items():
+            parent, _, last = old.rpartition(".")
+            if parent == key and isinstance(value, Mapping) and last in value:
+                if value[last] not in (None, "null"):
+                    merge(found, _nested(new, value[last]))
+                value = {name: inner for name, inner in value.items() if name != last}
+        merge(found, _nested(current_name(key), value))
+    return found
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def merge(settings: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Lay other settings over these, in place; one that names a class replaces what was there."""
+    for key, value in others.items():
+        mine = settings.get(key)
+        if isinstance(mine, dict) and isinstance(value, Mapping) and "class_path" not in value:
+            merge(mine, value)
+        else:
+            settings[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def leaf_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of nested settings.
+
+    >>> list(leaf_names({"a": {"b": 1, "c": {}}, "d": 2}))
+    ['a.b', 'a.c', 'd']
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaf_names(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def worded(error: Exception) -> str:
+    """Put a parser's message into one line: the flag, the value that was found, and what was expected.
+
+    >>> worded(TypeError("Parser key \\"data.seed\\":\\n  Expected a <class 'int'>. Got value: x"))
+    "--data.seed: found 'x', expected a whole number"
+    """
+    message = " ".join(str(error).split())
+    name = re.search(r"Parser key \"([\w.]+)\"|argument --([\w.]+)", message)
+    value = re.search(r"(?:Got|Given) value: (.*?)$", message)
+    kinds = re.findall(r"Expected an? (.+?)(?= - |\.? (?:Got|Given) |$)", message)
+    flag = f"--{name[1] or name[2]}: " if name else ""
+    if not (name and value and kinds):
+        return (
+            message
+            if not name
+            else flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
+        )
+    classes = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
+    expected = " or ".join("null" if kind == "NoneType" else TYPE_NAMES.get(kind, kind) for kind in classes)
+    found = value[1].strip("'\"")
+    return f"{flag}found {found!r}, expected {expected}"
+
+
+def _is_boolean(action: Any) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def _is_open(action: Any) -> bool:
+    """Whether a setting's value may have keys that the parser does not know by name."""
+    kind = getattr(action, "_typehint", None)
+    return kind is not None and kind not in (int, float, str, bool, Path)
