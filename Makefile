@@ -32,10 +32,11 @@ test-gpu: $(VENV)/installed-dev ## what needs an NVIDIA GPU
 browser: $(VENV)/installed-dev ## the report's page in a headless Chromium (Debian: apt install chromium)
 	$(BIN)/python -m pytest -m browser
 
-lint: $(VENV)/installed-dev ## linter and type checker
+lint: $(VENV)/installed-dev ## linter, type checker and language check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.language.check --count
 
 format: $(VENV)/installed-dev ## let the linter mend what it can
 	$(BIN)/ruff check --fix .
