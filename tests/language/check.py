@@ -1,8 +1,8 @@
 """Find the old dialect in tracked text: `python -m tests.language.check [--count] [PATH ...]`.
 
 Looks at docstrings, comments, test names and messages in Python files, at prose in Markdown and HTML, and at
-comments in the other files. Prints each hit as path:line, and hits per 1,000 words by folder. The exit code is 1
-if a limit is exceeded.
+comments in the other files. Prints each hit as path:line, then hits per 1,000 words by folder.
+Exits with 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _messages(path: str, tree: ast.Module, docstrings: set[ast.Constant]) -> Ite
             continue
         if isinstance(node, ast.JoinedStr):
             skipped.update(ast.walk(node))
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            text = "".join(map(str, parts))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
         else:
