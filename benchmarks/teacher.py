@@ -36,7 +36,7 @@ from nlicot.records import Example, Usage  # noqa: E402
 from nlicot.teacher.backends.base import Reply  # noqa: E402
 from nlicot.teacher.backends.registry import connect, endpoint  # noqa: E402
 from nlicot.teacher.engine.journal import Journal  # noqa: E402
-from nlicot.teacher.engine.session import Phase, RunSettings, carry_out  # noqa: E402
+from nlicot.teacher.engine.session import Phase, RunSettings, run_phases  # noqa: E402
 from nlicot.teacher.stages.base import StageSettings  # noqa: E402
 from nlicot.teacher.stages.generate import Generation  # noqa: E402
 from nlicot.teacher.stages.prompts import PromptType, load_prompt  # noqa: E402
@@ -86,7 +86,7 @@ def ours(num: int, backend: str, url: str, **settings: Any) -> float:
     stage = stage_over(num, backend, url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
         connected = connect(backend, url, timeout_s=60, concurrency=IN_FLIGHT, journal_folder=Path(folder))
-        report = carry_out(
+        report = run_phases(
             [Phase(tasks=stage.tasks)],
             stage="generate",
             backend=connected,
@@ -199,7 +199,7 @@ def resuming(num: int) -> dict[str, float]:
     stage = stage_over(num, "openai", url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
         for request in stage.requests():
-            journal.keep_reply(request.key(), reply, 0.0)
+            journal.save_reply(request.key(), reply, 0.0)
         took = {}
         for name in ("parsing", "resuming"):
             started = time.monotonic()
@@ -210,16 +210,16 @@ def resuming(num: int) -> dict[str, float]:
 
 async def _run_through(stage: Generation, journal: Journal, num: int) -> None:
     from nlicot.teacher.engine.budget import Budget
-    from nlicot.teacher.engine.rate_limiter import Limiter
-    from nlicot.teacher.engine.scheduler import Runner
+    from nlicot.teacher.engine.rate_limiter import RateLimiter
+    from nlicot.teacher.engine.scheduler import Scheduler
 
     backend: Any = endpoint("openai", "http://127.0.0.1:9")  # nothing is asked of it
-    runner = Runner(
-        backend, journal, Limiter(IN_FLIGHT), Budget(prices={}), stage="generate", concurrency=IN_FLIGHT
+    scheduler = Scheduler(
+        backend, journal, RateLimiter(IN_FLIGHT), Budget(prices={}), stage="generate", concurrency=IN_FLIGHT
     )
-    await runner.run(stage.tasks())
-    assert runner.tally.num_finished == num
-    assert runner.tally.num_requests == 0
+    await scheduler.run(stage.tasks())
+    assert scheduler.tally.num_finished == num
+    assert scheduler.tally.num_requests == 0
 
 
 def peak_mb(num: int) -> float:

@@ -24,10 +24,10 @@ from nlicot.teacher.engine.session import (
     Phase,
     RunReport,
     RunSettings,
-    carry_out,
     failure_of,
     outcomes,
     rows_of,
+    run_phases,
 )
 from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import Generation
@@ -145,7 +145,7 @@ def _run(
     stage: Stage[Any], backend: Backend, journal_path: Path, run: RunSettings | None
 ) -> tuple[list[Row], list[Failure], RunReport]:
     with Journal(journal_path, job=stage.name) as journal:
-        report = carry_out(
+        report = run_phases(
             [Phase(tasks=stage.tasks)],
             stage=stage.name,
             backend=backend,

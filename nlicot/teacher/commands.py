@@ -18,22 +18,22 @@ from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl
 from nlicot.data.root import thought_from, working_root
 from nlicot.errors import ConfigError, TeacherLopsided
 from nlicot.records import Example, to_json_dict
-from nlicot.teacher.backends.registry import connect, in_flight, runs_jobs
+from nlicot.teacher.backends.registry import BACKENDS, connect
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.engine.pricing import estimate, format_estimate, load_prices
 from nlicot.teacher.engine.progress import ProgressBar
-from nlicot.teacher.engine.scheduler import record
+from nlicot.teacher.engine.scheduler import run_log
 from nlicot.teacher.engine.session import (
     Phase,
     RunReport,
     RunSettings,
-    carry_out,
     failure_of,
-    logged_to,
+    log_to,
     outcomes,
     rows_of,
+    run_phases,
 )
-from nlicot.teacher.engine.summary import Figures, summarise
+from nlicot.teacher.engine.summary import StageStatistics, summarise
 from nlicot.teacher.options import parse
 from nlicot.teacher.planning import Work, job_of, prices_of, works_of
 from nlicot.teacher.stages.generate import Generation
@@ -65,10 +65,10 @@ def main(command: str, args: Sequence[str]) -> int:
         return _dry_run(works, options, journal_path)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
-    with _opened(journal_path, options, job_of(works, options, root)) as journal, logged_to(log_path):
+    with _opened(journal_path, options, job_of(works, options, root)) as journal, log_to(log_path):
         _say_what_was_lost(journal, options.backend)
         if options.reparse or options.retry_failures:
-            journal.forget_finals(failed_only=not options.reparse)
+            journal.discard_outcomes(failed_only=not options.reparse)
         return _Command(command, options, works, journal, log_path).run()
 
 
@@ -97,14 +97,9 @@ class _Command:
             concurrency=options.concurrency,
             journal_folder=self.journal.path.parent,
         )
-        bars: list[ProgressBar] = []
         total = sum(1 for work in self.works for _ in work.stage.requests())
-
-        def watch() -> ProgressBar:
-            bars.append(ProgressBar(total, self.name))
-            return bars[0]
-
-        record.info(
+        progress_bar = ProgressBar(total, self.name)
+        run_log.info(
             "%s: %s of %s, prompt %s, %s",
             self.name,
             ", ".join(self.models),
@@ -113,24 +108,23 @@ class _Command:
             ", ".join(work.split for work in self.works),
         )
         try:
-            report = carry_out(
+            report = run_phases(
                 list(self._phases()),
                 stage=self.name,
                 backend=backend,
                 models=self.models,
                 journal=self.journal,
                 settings=RunSettings(
-                    concurrency=in_flight(options.backend, options.concurrency),
+                    concurrency=BACKENDS[options.backend].in_flight(options.concurrency),
                     requests_per_minute=options.requests_per_minute,
                     tokens_per_minute=options.tokens_per_minute,
                     budget_usd=options.budget,
                     prices=prices_of(options, self.models),
                 ),
-                watch=watch,
+                listener=progress_bar,
             )
         finally:
-            for bar in bars:
-                bar.close()
+            progress_bar.close()
         if not getattr(options, "probe", False):
             for work in self.works:
                 self._write(work, report)
@@ -160,7 +154,7 @@ class _Command:
         )
 
         def judge() -> None:
-            finals = self.journal.finals([task.key for task in small.tasks()])
+            finals = self.journal.outcomes([task.key for task in small.tasks()])
             report = probe(
                 thought_from(row) for final in finals.values() if final.ok for row in rows_of(final)
             )
@@ -174,15 +168,15 @@ class _Command:
                     "(README, 'What the labels mean'); --yes to go on"
                 )
 
-        return Phase(tasks=small.tasks, then=judge)
+        return Phase(tasks=small.tasks, after=judge)
 
     def _write(self, work: Work, report: RunReport) -> None:
         """The finished file in the pairs' order, its failures beside it, and the summary."""
-        figures, failures = Figures(), []
+        figures, failures = StageStatistics(), []
 
         def rows() -> Iterator[dict[str, Any]]:
             for final in outcomes(self.journal, work.stage.tasks(), report.tally):
-                figures.see(final)
+                figures.add(final)
                 if final.ok:
                     yield from final.rows
                 else:
@@ -199,7 +193,7 @@ class _Command:
         write_text(
             stem.with_name(f"{stem.name}-{work.split}.summary.txt"), summary.text + "\n", overwrite=True
         )
-        record.info("%s: %s", work.split, summary.text.splitlines()[0])
+        run_log.info("%s: %s", work.split, summary.text.splitlines()[0])
         print(f"{work.split}: {summary.text}\n\n{work.split:<13}{work.output_path}")
         if failures:
             print(f"failures     {failures_path} (the others are complete; --retry-failures asks again)")
@@ -209,7 +203,7 @@ class _Command:
 
 
 def _opened(journal_path: Path, options: argparse.Namespace, job: str = "") -> Journal:
-    return Journal(journal_path, job=job, interrupted_are_paid=not runs_jobs(options.backend))
+    return Journal(journal_path, job=job, interrupted_are_paid=not BACKENDS[options.backend].runs_jobs)
 
 
 def _dry_run(works: Sequence[Work], options: argparse.Namespace, journal_path: Path) -> int:
@@ -240,17 +234,17 @@ def _export(journal_path: Path, options: argparse.Namespace) -> int:
 
 
 def _say_what_was_lost(journal: Journal, backend: str) -> None:
-    for intent in journal.open_intents:
-        record.info(
+    for intent in journal.interrupted:
+        run_log.info(
             "%s: in flight when an earlier run ended, perhaps paid (request %s)", intent.pair, intent.key
         )
-    if journal.open_intents:
-        pairs = ", ".join(intent.pair for intent in journal.open_intents[:10])
-        more = f" and {len(journal.open_intents) - 10} more" if len(journal.open_intents) > 10 else ""
+    if journal.interrupted:
+        pairs = ", ".join(intent.pair for intent in journal.interrupted[:10])
+        more = f" and {len(journal.interrupted) - 10} more" if len(journal.interrupted) > 10 else ""
         logger.info(
             "an earlier run ended with %d requests in flight, perhaps paid, now %s: %s%s",
-            len(journal.open_intents),
-            "looked for in its batch jobs" if runs_jobs(backend) else "asked again",
+            len(journal.interrupted),
+            "looked for in its batch jobs" if BACKENDS[backend].runs_jobs else "asked again",
             pairs,
             more,
         )

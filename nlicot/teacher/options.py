@@ -14,12 +14,12 @@ from typing import Any
 from nlicot.data.root import parse_label_map
 from nlicot.errors import ConfigError
 from nlicot.flags import count, names
+from nlicot.teacher.backends.registry import BACKENDS
 from nlicot.teacher.engine.pricing import parse_price
 from nlicot.yaml_files import hint, read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "teacher.yaml"
 STAGES = ("generate", "reflect", "score")
-BACKENDS = ("mistral", "openai", "local", "mistral-batch")
 COMPANIONS = ("--next-models", "--regenerate-with")
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",
@@ -120,7 +120,7 @@ def _add_input(parser: argparse.ArgumentParser, stage: str) -> None:
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("teacher")
-    group.add_argument("--backend", choices=BACKENDS, default="mistral")
+    group.add_argument("--backend", choices=list(BACKENDS), default="mistral")
     group.add_argument(
         "--server-url", help="of an OpenAI-compatible server, for example http://localhost:8000"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.root import read_thoughts
-from nlicot.teacher.engine import scheduler as runner
+from nlicot.teacher.engine import scheduler as scheduler
 from tests.teacher.fake_answers import (
     CUT,
     DROP,
@@ -62,7 +62,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(scheduler, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

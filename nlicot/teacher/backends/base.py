@@ -1,7 +1,7 @@
 """What a teacher's backend is: messages in, text out; and the ways in which it can fail.
 
 A backend sends one request and says what came of it. It neither retries nor parses nor keeps anything:
-that is `runner`'s, `answers`' and `journal`'s work. Its faults say what may be done about them:
+that is `scheduler`'s, `answers`' and `journal`'s work. Its faults say what may be done about them:
 
     Fault
     +-- Transient           asked again, with growing pauses: timeouts, dropped connections, 408, 5xx
@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nlicot.records import Usage
@@ -28,6 +29,17 @@ class Endpoint:
 
     name: str
     server: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What a backend is built from; `api_key` is "" if there is none."""
+
+    server: str
+    api_key: str
+    timeout_s: float
+    concurrency: int
+    journal_folder: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

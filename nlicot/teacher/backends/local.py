@@ -11,10 +11,10 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nlicot.records import Usage
-from nlicot.teacher.backends.base import Refused, Reply, Request
+from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
 
 if TYPE_CHECKING:
     from nlicot.prediction.answer_script import Said, Script
@@ -45,6 +45,11 @@ class LocalBackend:
         self._waiting: list[_Waiting] = []
         self._gathering: asyncio.Task[None] | None = None
         self._decoders: dict[str, Decoder] = {}
+
+    @classmethod
+    def from_connection(cls, connection: Connection) -> Self:
+        """Build it for the registry."""
+        return cls(batch_size=connection.concurrency)
 
     async def complete(self, request: Request) -> Reply:
         """Wait for others, and decode with them.

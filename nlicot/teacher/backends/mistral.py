@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 from mistralai.client import Mistral
 from mistralai.client.errors import MistralError, NoResponseError
 
-from nlicot.teacher.backends.base import Reply, Request, Transient, bare_address
+from nlicot.teacher.backends.base import Connection, Reply, Request, Transient, bare_address
 from nlicot.teacher.backends.http.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.http.pool import CONNECT_S, Connections, one_exchange
 from nlicot.teacher.backends.http.structured_output import StructuredOutput
@@ -59,6 +59,11 @@ class MistralBackend:
         )
         self._client = Mistral(api_key=api_key, server_url=self.server, async_client=self._http)
         self._structured = StructuredOutput()
+
+    @classmethod
+    def from_connection(cls, connection: Connection) -> Self:
+        """Build it for the registry."""
+        return cls(connection.api_key, connection.server, timeout_s=connection.timeout_s)
 
     async def complete(self, request: Request) -> Reply:
         """Send one request, in the strongest form of structured output that the server takes.

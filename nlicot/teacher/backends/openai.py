@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
-from nlicot.teacher.backends.base import Reply, Request, bare_address
+from nlicot.teacher.backends.base import Connection, Reply, Request, bare_address
 from nlicot.teacher.backends.http.envelope import fault_of, rate_headers, reply_of
 from nlicot.teacher.backends.http.pool import CONNECT_S, Connections, one_exchange
 from nlicot.teacher.backends.http.structured_output import StructuredOutput
@@ -47,6 +47,11 @@ class OpenAIBackend:
         self._connections = Connections()  # and no client around it: the key must follow no redirect
         self._timeout = {"timeout": {"connect": CONNECT_S}}  # the rest of the time is bounded as a whole
         self._structured = StructuredOutput()
+
+    @classmethod
+    def from_connection(cls, connection: Connection) -> Self:
+        """Build it for the registry."""
+        return cls(connection.server, connection.api_key, timeout_s=connection.timeout_s)
 
     async def complete(self, request: Request) -> Reply:
         """Send one request, in the strongest form of structured output that the server takes.

@@ -1,92 +1,133 @@
-"""From a backend's name to a backend: which key goes to which server, and from where it is read."""
+"""The table of backends, and how one is connected: its server, its API key, its class.
+
+A new backend is one file and one line in `BACKENDS`. Its class has a `from_connection` and fits the `Backend`
+protocol; it is imported only when it is used.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from nlicot.errors import ConfigError
-from nlicot.teacher.backends.base import Backend, Endpoint, bare_address
-from nlicot.teacher.backends.mistral_batch.ledger import MOST_REQUESTS
+from nlicot.teacher.backends.base import Backend, Connection, Endpoint, bare_address
 
-MISTRAL_URL = "https://api.mistral.ai"
-KEY_OF = {"mistral": "MISTRAL_API_KEY", "mistral-batch": "MISTRAL_API_KEY", "openai": "OPENAI_API_KEY"}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendEntry:
+    """One backend.
+
+    Args:
+        class_path: module and class name, separated by dots.
+        key_variable: the environment variable (or line in `.env`) that holds the API key; None needs none.
+        key_page: the page that issues keys; a backend that names one requires a key.
+        default_server: used without --server_url; None requires one, "" means that there is no server.
+        prices: `list` and `batch` look the model up in the price table (`batch` applies its discount).
+        max_batch: requests per batch job; None sends requests one by one. Jobs outlive this process.
+    """
+
+    class_path: str
+    key_variable: str | None = None
+    key_page: str | None = None
+    default_server: str | None = None
+    prices: Literal["list", "batch", "free", "unknown"] = "unknown"
+    max_batch: int | None = None
+
+    @property
+    def runs_jobs(self) -> bool:
+        """True if requests survive this process in jobs that the next start finds again."""
+        return self.max_batch is not None
+
+    def in_flight(self, concurrency: int) -> int:
+        """Return the maximum number of requests in flight: enough to fill a batch, or `concurrency`."""
+        return self.max_batch or concurrency
+
+
+_BACKENDS = "nlicot.teacher.backends"
+_MISTRAL_SERVER, _MISTRAL_KEY, _MISTRAL_KEY_PAGE = (
+    "https://api.mistral.ai",
+    "MISTRAL_API_KEY",
+    "console.mistral.ai",
+)
+BACKENDS: dict[str, BackendEntry] = {
+    "mistral": BackendEntry(
+        class_path=f"{_BACKENDS}.mistral.MistralBackend",
+        key_variable=_MISTRAL_KEY,
+        key_page=_MISTRAL_KEY_PAGE,
+        default_server=_MISTRAL_SERVER,
+        prices="list",
+    ),
+    "openai": BackendEntry(class_path=f"{_BACKENDS}.openai.OpenAIBackend", key_variable="OPENAI_API_KEY"),
+    "local": BackendEntry(class_path=f"{_BACKENDS}.local.LocalBackend", default_server="", prices="free"),
+    "mistral-batch": BackendEntry(
+        class_path=f"{_BACKENDS}.mistral_batch.backend.MistralBatchBackend",
+        key_variable=_MISTRAL_KEY,
+        key_page=_MISTRAL_KEY_PAGE,
+        default_server=_MISTRAL_SERVER,
+        prices="batch",
+        max_batch=10_000,
+    ),
+}
 
 
 def endpoint(backend: str, server_url: str | None) -> Endpoint:
-    """What requests to this backend are keyed by.
+    """Return the name and server that go into the key of every request.
 
     Raises:
         ConfigError: the backend needs a server's address and has none.
     """
-    if backend == "local":
+    default = BACKENDS[backend].default_server
+    if default == "":
         return Endpoint(name=backend, server="")
-    if backend == "openai":
-        if not server_url:
-            raise ConfigError(
-                "--backend openai: found no --server-url, expected the server's address, "
-                "for example http://localhost:8000"
-            )
-        return Endpoint(name=backend, server=bare_address(server_url))
-    return Endpoint(name=backend, server=bare_address(server_url or MISTRAL_URL))
+    server = server_url or default
+    if not server:
+        raise ConfigError(
+            f"--backend {backend}: found no --server_url, expected the server's address, "
+            "for example http://localhost:8000"
+        )
+    return Endpoint(name=backend, server=bare_address(server))
 
 
 def connect(
     backend: str, server_url: str | None, *, timeout_s: float, concurrency: int, journal_folder: Path
 ) -> Backend:
-    """A backend that is ready to be asked.
+    """Return a backend that is ready for requests.
 
     Raises:
         ConfigError: a key or an address is missing.
     """
-    where = endpoint(backend, server_url)
-    if backend == "local":
-        from nlicot.teacher.backends.local import LocalBackend
-
-        return LocalBackend(batch_size=concurrency)
-    key = _key(KEY_OF[backend])
-    if backend == "openai":
-        from nlicot.teacher.backends.openai import OpenAIBackend
-
-        return OpenAIBackend(where.server, api_key=key, timeout_s=timeout_s)
-    if key is None:
+    entry, server = BACKENDS[backend], endpoint(backend, server_url).server
+    api_key = _find_key(entry.key_variable) if entry.key_variable else ""
+    if entry.key_page and not api_key:
         raise ConfigError(
-            f"--backend {backend}: found no MISTRAL_API_KEY in the environment or in .env, expected the key "
-            "from console.mistral.ai (without one: --backend openai --server-url ..., or --backend local)"
+            f"--backend {backend}: found no {entry.key_variable} in the environment or in .env, expected the "
+            f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
-    if backend == "mistral-batch":
-        from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
-
-        return MistralBatchBackend(key, server_url=where.server, folder=journal_folder, timeout_s=timeout_s)
-    from nlicot.teacher.backends.mistral import MistralBackend
-
-    return MistralBackend(key, server_url=where.server, timeout_s=timeout_s)
-
-
-def runs_jobs(backend: str) -> bool:
-    """Whether a backend's requests go on when this process ends, and are found again."""
-    return backend == "mistral-batch"
-
-
-def in_flight(backend: str, concurrency: int) -> int:
-    """Most requests in flight: as many as fill a batch, where batches are made of those that wait together.
-
-    >>> in_flight("mistral", 16), in_flight("mistral-batch", 16)
-    (16, 10000)
-    """
-    return MOST_REQUESTS if runs_jobs(backend) else concurrency
+    module_name, _, class_name = entry.class_path.rpartition(".")
+    backend_class: Any = getattr(importlib.import_module(module_name), class_name)
+    connected: Backend = backend_class.from_connection(
+        Connection(
+            server=server,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            concurrency=entry.in_flight(concurrency),
+            journal_folder=journal_folder,
+        )
+    )
+    return connected
 
 
-def _key(name: str) -> str | None:
-    """A key from the environment, else from `.env` in the working folder; kept nowhere."""
-    found = os.environ.get(name)
-    if found and found.strip():
-        return found.strip()
+def _find_key(variable: str) -> str:
+    """Return a key from the environment, else from `.env` in the working folder, else ""."""
+    key = os.environ.get(variable, "").strip()
     path = Path(".env")
-    if not path.is_file():
-        return None
+    if key or not path.is_file():
+        return key
     for line in path.read_text(encoding="utf-8").splitlines():
-        assigned, _, value = line.strip().removeprefix("export ").partition("=")
-        if assigned.strip() == name and value.strip():
+        name, _, value = line.strip().removeprefix("export ").partition("=")
+        if name.strip() == variable and value.strip():
             return value.strip().strip("\"'")
-    return None
+    return ""

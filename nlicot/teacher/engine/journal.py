@@ -45,7 +45,7 @@ KEYS_IN_A_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
+class Outcome:
     """What became of a task: records as JSON objects, or one failure where `ok` is false.
 
     `correct` says whether the teacher's label is the true one, where both exist.
@@ -57,7 +57,7 @@ class Final:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenIntent:
+class InterruptedRequest:
     """A request that was sent, or about to be, when an earlier process ended: perhaps paid, not answered."""
 
     key: str
@@ -87,11 +87,11 @@ class Journal:
         self._lock = _locked(path)
         # A notebook's run asks from a thread of its own, while the one that opened the journal waits.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._unwritten: dict[str, Final] = {}
+        self._unwritten: dict[str, Outcome] = {}
         try:
             with _disk_full_is_told(path):
                 self._database.executescript(PRAGMAS + SCHEMA)
-                self.open_intents = self._close_open_intents()
+                self.interrupted = self._close_open_intents()
         except BaseException:
             self._database.close()
             self._lock.close()
@@ -108,12 +108,12 @@ class Journal:
     def close(self) -> None:
         """Write what is left, and let the next process in."""
         try:
-            self.write_finals()
+            self.flush()
         finally:
             self._database.close()
             self._lock.close()
 
-    def _close_open_intents(self) -> list[OpenIntent]:
+    def _close_open_intents(self) -> list[InterruptedRequest]:
         """What a killed process left open, each listed once and from now on on record as interrupted."""
         rows = self._database.execute(
             "SELECT key, pair, model, started_at FROM attempts WHERE fault IS NULL"
@@ -125,13 +125,13 @@ class Journal:
             (int(self._interrupted_are_paid),),
         )
         return [
-            OpenIntent(key=key, pair=pair, model=model, started_at=started)
+            InterruptedRequest(key=key, pair=pair, model=model, started_at=started)
             for key, pair, model, started in rows
         ]
 
     # ------------------------------------------------------------- asking
 
-    def intend(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
+    def start_attempt(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
         """Note, before sending, that a request is sent; returns the attempt's number."""
         with _disk_full_is_told(self.path):
             cursor = self._database.execute(
@@ -141,7 +141,7 @@ class Journal:
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def keep_reply(self, key: str, reply: Reply, cost_usd: float | None) -> None:
+    def save_reply(self, key: str, reply: Reply, cost_usd: float | None) -> None:
         """Commit a reply; only then may it be parsed."""
         with _disk_full_is_told(self.path):
             self._database.execute(
@@ -149,7 +149,7 @@ class Journal:
                 (key, self.job, reply.to_json(), cost_usd, time.time()),
             )
 
-    def keep_fault(self, attempt: int, fault: Fault) -> None:
+    def save_fault(self, attempt: int, fault: Fault) -> None:
         """Note what an attempt ended in instead of a reply."""
         with _disk_full_is_told(self.path):
             self._database.execute(
@@ -174,13 +174,13 @@ class Journal:
 
     # ------------------------------------------------------------- finals
 
-    def keep_final(self, key: str, final: Final) -> None:
+    def save_outcome(self, key: str, final: Outcome) -> None:
         """Note what became of a task; written with the next ones."""
         self._unwritten[key] = final
         if len(self._unwritten) >= WRITE_FINALS_AT_ONCE:
-            self.write_finals()
+            self.flush()
 
-    def write_finals(self) -> None:
+    def flush(self) -> None:
         """Commit the finals that wait."""
         rows = [
             (key, int(final.ok), final.correct, json.dumps(final.rows))
@@ -191,18 +191,18 @@ class Journal:
             self._database.executemany("INSERT OR REPLACE INTO finals VALUES (?,?,?,?)", rows)
         self._unwritten.clear()
 
-    def finals(self, keys: Sequence[str]) -> dict[str, Final]:
+    def outcomes(self, keys: Sequence[str]) -> dict[str, Outcome]:
         """The finals of those `keys` that have one."""
-        self.write_finals()
+        self.flush()
         found = {}
         for row in self._select("key, ok, correct, content", keys):
             key, ok, correct, content = row
-            found[key] = Final(
+            found[key] = Outcome(
                 ok=bool(ok), correct=None if correct is None else bool(correct), rows=json.loads(content)
             )
         return found
 
-    def finished(self, keys: Sequence[str]) -> dict[str, tuple[bool, bool | None]]:
+    def statuses(self, keys: Sequence[str]) -> dict[str, tuple[bool, bool | None]]:
         """Of those `keys` that have a final: whether it is usable, and whether correct."""
         return {
             key: (bool(ok), None if correct is None else bool(correct))
@@ -215,12 +215,12 @@ class Journal:
             places = ",".join("?" * len(part))
             yield from self._database.execute(f"SELECT {columns} FROM finals WHERE key IN ({places})", part)
 
-    def forget_finals(self, *, failed_only: bool) -> None:
+    def discard_outcomes(self, *, failed_only: bool) -> None:
         """Forget what was made of replies, so that it is made again; the replies stay.
 
         With `failed_only`, the replies of failed tasks are put aside too, so that those are asked again.
         """
-        self.write_finals()
+        self.flush()
         if not failed_only:
             self._database.execute("DELETE FROM finals")
             return

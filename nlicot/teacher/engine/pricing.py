@@ -16,6 +16,7 @@ from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Request
+from nlicot.teacher.backends.registry import BACKENDS
 from nlicot.yaml_files import hint, read_yaml
 
 PRICES_PATH = Path(__file__).parents[1] / "prices.yaml"
@@ -131,12 +132,13 @@ def price_of(model: str, table: PriceTable, override: Price | None, *, backend: 
     """
     if override is not None:
         return override
-    if backend == "local":
+    kind = BACKENDS[backend].prices
+    if kind == "free":
         return Price(input=0.0, output=0.0)
-    if backend not in ("mistral", "mistral-batch"):
+    if kind == "unknown":
         return None
     found = table.models.get(table.aliases.get(model, model))
-    if found is None or backend != "mistral-batch":
+    if found is None or kind == "list":
         return found
     return Price(input=found.input * table.batch_discount, output=found.output * table.batch_discount)
 

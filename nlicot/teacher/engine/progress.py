@@ -23,13 +23,22 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, title: str) -> None:
-        self._bar: Any = tqdm(
-            total=total, desc=title, unit="pair", file=sys.stderr, mininterval=REDRAWN_EVERY_S
-        )
+        self._total, self._title = total, title
+        self._bar: Any = None
         self._drawn_at = 0.0
         self._last: tuple[Tally, Budget] | None = None
 
-    def moved(self, tally: Tally, budget: Budget) -> None:
+    def start(self) -> None:
+        """Draw the empty bar."""
+        self._bar = tqdm(
+            total=self._total,
+            desc=self._title,
+            unit="pair",
+            file=sys.stderr,
+            mininterval=REDRAWN_EVERY_S,
+        )
+
+    def update(self, tally: Tally, budget: Budget) -> None:
         """Show where the tally stands, a few times a second."""
         now = time.monotonic()
         self._last = tally, budget
@@ -42,7 +51,8 @@ class ProgressBar:
         """Show the last state, and leave it on the screen."""
         if self._last is not None:
             self._bar.set_postfix_str(describe(*self._last))
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def describe(tally: Tally, budget: Budget) -> str:

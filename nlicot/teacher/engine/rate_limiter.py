@@ -61,7 +61,7 @@ class Pace:
                 return
 
 
-class Limiter:
+class RateLimiter:
     """Admits requests; every one that was admitted must be released.
 
     Args:

@@ -1,6 +1,6 @@
 """Runs a stage's tasks: many at once, politely, each answer asked for once and kept before it is read.
 
-A task is a coroutine that asks, reads the answer and asks again, through `Runner.ask`. Asking looks into
+A task is a coroutine that asks, reads the answer and asks again, through `Scheduler.ask`. Asking looks into
 the journal first, so a task that is run again after a kill walks the same way over the same answers and
 only pays for what is new.
 """
@@ -8,6 +8,7 @@ only pays for what is new.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 from collections import Counter
@@ -31,8 +32,8 @@ from nlicot.teacher.backends.base import (
     writable,
 )
 from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.journal import Final, Journal
-from nlicot.teacher.engine.rate_limiter import Limiter
+from nlicot.teacher.engine.journal import Journal, Outcome
+from nlicot.teacher.engine.rate_limiter import RateLimiter
 
 MOST_ATTEMPTS = 6
 MOST_BROKEN = 3
@@ -44,7 +45,7 @@ TOKENS_A_BYTE = 0.3
 """For pacing only, until the reply says how many there were."""
 
 Ask = Callable[[Request], Awaitable[Reply]]
-record = logging.getLogger("nlicot.teacher.log")
+run_log = logging.getLogger("nlicot.teacher.log")
 """What goes into a run's log file, and not on the terminal, where a progress bar stands."""
 
 
@@ -72,7 +73,7 @@ class Task:
     key: str
     pair: str
     sample: int
-    run: Callable[[Ask], Awaitable[Final]]
+    run: Callable[[Ask], Awaitable[Outcome]]
 
 
 @dataclass(slots=True)
@@ -99,15 +100,19 @@ class Tally:
             self.num_correct += correct
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Something that is told whenever the tally has moved; the progress bar."""
 
-    def moved(self, tally: Tally, budget: Budget) -> None:
+    def start(self) -> None:
+        """Called once, before the first request."""
+        ...
+
+    def update(self, tally: Tally, budget: Budget) -> None:
         """Called after each task."""
         ...
 
 
-class Runner:
+class Scheduler:
     """Runs tasks against one backend.
 
     Args:
@@ -119,16 +124,16 @@ class Runner:
         self,
         backend: Backend,
         journal: Journal,
-        limiter: Limiter,
+        limiter: RateLimiter,
         budget: Budget,
         *,
         stage: str,
         concurrency: int,
-        watcher: Watcher | None = None,
+        listener: ProgressListener | None = None,
         seed: int | None = None,
     ) -> None:
         self.backend, self.journal, self.limiter, self.budget = backend, journal, limiter, budget
-        self.stage, self.concurrency, self.watcher = stage, concurrency, watcher
+        self.stage, self.concurrency, self.listener = stage, concurrency, listener
         self.tally = Tally()
         self._random = random.Random(seed)
         self._stopped_by: TeacherStopped | None = None
@@ -153,6 +158,9 @@ class Runner:
         Raises:
             TeacherStopped: the run was stopped; the journal holds all that came in.
         """
+        self.tally = dataclasses.replace(
+            self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
+        )
         unfinished = self._unfinished(tasks)
         self._workers = [asyncio.create_task(self._work(unfinished)) for _ in range(self.concurrency)]
         try:
@@ -161,7 +169,7 @@ class Runner:
             for worker in self._workers:
                 worker.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
-            self.journal.write_finals()
+            self.journal.flush()
         for worker in done:
             if not worker.cancelled():
                 worker.result()  # raises what is a bug of ours
@@ -170,7 +178,7 @@ class Runner:
 
     def _unfinished(self, tasks: Iterable[Task]) -> Iterator[Task]:
         for chunk in in_chunks(tasks, LOOKED_UP_AT_ONCE):
-            known = self.journal.finished([task.key for task in chunk])
+            known = self.journal.statuses([task.key for task in chunk])
             self._answered_before = self._answered_before or any(ok for ok, _ in known.values())
             for task in chunk:
                 if task.key in known:
@@ -201,8 +209,8 @@ class Runner:
             if not final.ok:
                 final.rows[0]["reply_keys"] = reply_keys
                 self.tally.faults[str(final.rows[0]["kind"])] += 1
-                record.warning("%s: no usable answer: %s", task.pair, final.rows[0]["message"])
-            self.journal.keep_final(task.key, final)
+                run_log.warning("%s: no usable answer: %s", task.pair, final.rows[0]["message"])
+            self.journal.save_outcome(task.key, final)
         except TeacherStopped as reason:
             self.stop(reason)
             return
@@ -214,7 +222,7 @@ class Runner:
 
     def _fail(self, task: Task, unanswered: Unanswered) -> None:
         fault = unanswered.fault
-        record.warning("%s: given up after %d attempts: %s", task.pair, unanswered.attempts, fault)
+        run_log.warning("%s: given up after %d attempts: %s", task.pair, unanswered.attempts, fault)
         self.tally.unanswered[task.key] = Failure(
             id=task.pair,
             stage=self.stage,
@@ -239,8 +247,8 @@ class Runner:
                 )
 
     def _tell(self) -> None:
-        if self.watcher is not None:
-            self.watcher.moved(self.tally, self.budget)
+        if self.listener is not None:
+            self.listener.update(self.tally, self.budget)
 
     # ------------------------------------------------------------- one request
 
@@ -300,16 +308,16 @@ class Runner:
             if self._stopped_by is not None:
                 raise self._stopped_by
             reserved = self.budget.reserve(request)
-            attempt = self.journal.intend(key, request, pair, reserved)
+            attempt = self.journal.start_attempt(key, request, pair, reserved)
             self._sending.add(_this_task())
             try:
                 reply = await self.backend.complete(request)
             except Fault as fault:
-                self.journal.keep_fault(attempt, fault)
+                self.journal.save_fault(attempt, fault)
                 self.budget.release(reserved, possibly_paid=fault.possibly_paid)
                 self.tally.faults[fault.kind] += 1
                 paid = ", possibly paid" if fault.possibly_paid else ""
-                record.info("%s: %s%s (request %s)", pair, fault, paid, key[:12])
+                run_log.info("%s: %s%s (request %s)", pair, fault, paid, key[:12])
                 raise
             except BaseException:  # cancelled: the reply, and its price, are lost on the way
                 self.budget.release(reserved, possibly_paid=True)
@@ -317,7 +325,7 @@ class Runner:
             finally:
                 self._sending.discard(_this_task())
             cost = self.budget.settle(request, reserved, reply.usage)
-            self.journal.keep_reply(key, reply, cost)
+            self.journal.save_reply(key, reply, cost)
         finally:
             self.limiter.release()
         self._count(reply)

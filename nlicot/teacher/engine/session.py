@@ -1,6 +1,6 @@
 """A stage from its first request to its finished file: for the commands, and for a notebook.
 
-Stands between a stage's tasks and `runner`: it makes the event loop, listens for Ctrl-C, checks that the
+Stands between a stage's tasks and `scheduler`: it makes the event loop, listens for Ctrl-C, checks that the
 server knows the models, and walks the outcomes in the input's order.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
 import logging
 import signal
 import threading
@@ -25,10 +24,10 @@ from nlicot.errors import TeacherRefused
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.backends.base import Backend, Fault
 from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.journal import Final, Journal
+from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Price
-from nlicot.teacher.engine.rate_limiter import Limiter
-from nlicot.teacher.engine.scheduler import Interrupted, Runner, Tally, Task, Watcher, record
+from nlicot.teacher.engine.rate_limiter import RateLimiter
+from nlicot.teacher.engine.scheduler import Interrupted, ProgressListener, Scheduler, Tally, Task, run_log
 
 READ_AT_ONCE = 512
 MODELS_SHOWN = 20
@@ -58,7 +57,7 @@ class Phase:
     """Tasks to run, and what to do once they are through (it may raise to end the run)."""
 
     tasks: Callable[[], Iterable[Task]]
-    then: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ class RunReport:
     duration_s: float
 
 
-def carry_out(
+def run_phases(
     phases: Sequence[Phase],
     *,
     stage: str,
@@ -79,12 +78,12 @@ def carry_out(
     models: Sequence[str],
     journal: Journal,
     settings: RunSettings,
-    watch: Callable[[], Watcher] | None = None,
+    listener: ProgressListener | None = None,
 ) -> RunReport:
     """Run the phases in turn; returns when all is answered or failed. Works inside a notebook too.
 
     Args:
-        watch: makes what is told about progress, once the models are known to be served.
+        listener: started once the models are known to be served.
 
     Raises:
         TeacherStopped: the run ended early; the journal holds all that came in.
@@ -95,32 +94,32 @@ def carry_out(
         cap_usd=settings.budget_usd,
         spent_usd=journal.spent_usd(),
     )
-    limiter = Limiter(
+    limiter = RateLimiter(
         settings.concurrency,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
     )
-    runner = Runner(backend, journal, limiter, budget, stage=stage, concurrency=settings.concurrency)
+    scheduler = Scheduler(
+        backend, journal, limiter, budget, stage=stage, concurrency=settings.concurrency, listener=listener
+    )
     started = time.monotonic()
 
     async def run() -> None:
         try:
             await _check_models(backend, models)
-            runner.watcher = None if watch is None else watch()
+            if listener is not None:
+                listener.start()
             for phase in phases:
-                runner.tally = dataclasses.replace(
-                    runner.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
-                )
-                with _drained_by_ctrl_c(runner):
-                    await runner.run(phase.tasks())
-                if phase.then is not None:
-                    phase.then()
+                with _drained_by_ctrl_c(scheduler):
+                    await scheduler.run(phase.tasks())
+                if phase.after is not None:
+                    phase.after()
         finally:
             await backend.close()
 
     run_anywhere(run())
     return RunReport(
-        tally=runner.tally,
+        tally=scheduler.tally,
         spent_usd=budget.spent_usd,
         cost_known=all(price is not None for price in budget.prices.values()),
         duration_s=time.monotonic() - started,
@@ -145,7 +144,7 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _drained_by_ctrl_c(runner: Runner) -> Iterator[None]:
+def _drained_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
     """The first Ctrl-C lets what is in flight come in, the second ends the run at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -160,7 +159,7 @@ def _drained_by_ctrl_c(runner: Runner) -> Iterator[None]:
         if num_pressed > 1:
             running.cancel()
             return
-        runner.stop(Interrupted("stopped; all answers are kept, the same command goes on from here"))
+        scheduler.stop(Interrupted("stopped; all answers are kept, the same command goes on from here"))
 
     loop.add_signal_handler(signal.SIGINT, pressed)
     try:
@@ -186,40 +185,40 @@ def run_anywhere(coroutine: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, coroutine).result()
 
 
-def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Final]:
+def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Outcome]:
     """What became of each task, in order; those that were never reached are left out."""
     for chunk in in_chunks(tasks, READ_AT_ONCE):
-        finals = journal.finals([task.key for task in chunk])
+        finals = journal.outcomes([task.key for task in chunk])
         for task in chunk:
             final = finals.get(task.key)
             if final is None and task.key in tally.unanswered:
-                final = Final(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
+                final = Outcome(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
             if final is not None:
                 yield final
 
 
-def rows_of(final: Final) -> list[Row]:
+def rows_of(final: Outcome) -> list[Row]:
     """The records in a usable outcome, as `storage` reads them."""
     return [Row(path=Path(), line=0, header_line=0, fields=fields) for fields in final.rows]
 
 
-def failure_of(final: Final) -> Failure:
+def failure_of(final: Outcome) -> Failure:
     """The failure in an outcome that is not usable."""
     fields = {name: value for name, value in final.rows[0].items() if name != "reply_keys"}
     return Failure(**fields)
 
 
 @contextlib.contextmanager
-def logged_to(path: Path) -> Iterator[None]:
+def log_to(path: Path) -> Iterator[None]:
     """Write what happens in a run into a log file of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    record.addHandler(handler)
-    record.setLevel(logging.INFO)
-    record.propagate = False
+    run_log.addHandler(handler)
+    run_log.setLevel(logging.INFO)
+    run_log.propagate = False
     try:
         yield
     finally:
-        record.removeHandler(handler)
+        run_log.removeHandler(handler)
         handler.close()

@@ -14,7 +14,7 @@ from nlicot.evaluation.metrics import (
     length_bins,
     metrics_to_dict,
 )
-from nlicot.teacher.engine.journal import Final
+from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.session import RunReport
 
 FEW_RESAMPLES_FROM = 10_000
@@ -22,7 +22,7 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(slots=True)
-class Figures:
+class StageStatistics:
     """Collects a stage's outcomes one by one; a few bytes each."""
 
     num_records: int = 0
@@ -35,7 +35,7 @@ class Figures:
     by_model: Counter[str] = field(default_factory=Counter)
     num_repaired: int = 0
 
-    def see(self, final: Final) -> None:
+    def add(self, final: Outcome) -> None:
         """Count one outcome."""
         if not final.ok:
             self.failures[str(final.rows[0]["kind"])] += 1
@@ -69,7 +69,7 @@ class Summary:
     text: str
 
 
-def summarise(stage: str, figures: Figures, report: RunReport) -> Summary:
+def summarise(stage: str, figures: StageStatistics, report: RunReport) -> Summary:
     """The summary of a finished run."""
     tally = report.tally
     content: dict[str, Any] = {
@@ -97,7 +97,7 @@ def summarise(stage: str, figures: Figures, report: RunReport) -> Summary:
     return Summary(content=content, text="\n\n".join(parts))
 
 
-def _one_line(figures: Figures, report: RunReport) -> str:
+def _one_line(figures: StageStatistics, report: RunReport) -> str:
     tally = report.tally
     cost = f"${report.spent_usd:.4f} in all" if report.cost_known else "of unknown price"
     kinds = ", ".join(f"{kind}: {num}" for kind, num in figures.failures.most_common())
@@ -108,7 +108,7 @@ def _one_line(figures: Figures, report: RunReport) -> str:
     )
 
 
-def _teachers_figures(figures: Figures, content: dict[str, Any]) -> str:
+def _teachers_figures(figures: StageStatistics, content: dict[str, Any]) -> str:
     true, predicted = list(figures.true_labels), list(figures.predicted_labels)
     num_resamples = 2000 if len(true) < FEW_RESAMPLES_FROM else 200
     metrics = classification_metrics(true, predicted, num_resamples=num_resamples)
@@ -134,7 +134,7 @@ def _quartiles(lengths: list[int]) -> dict[str, int]:
     }
 
 
-def _scores(figures: Figures, content: dict[str, Any]) -> str:
+def _scores(figures: StageStatistics, content: dict[str, Any]) -> str:
     rounds: dict[str, dict[str, int]] = {}
     for (target, round_, score), num in sorted(figures.scores.items()):
         rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.answers.schema import SCHEMAS
 from nlicot.teacher.backends.base import Endpoint, Message, Reply, Request
-from nlicot.teacher.engine.journal import Final
+from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Task
 from nlicot.teacher.stages.prompts import PromptType
 
@@ -116,14 +116,14 @@ class Stage(ABC, Generic[Item]):
         )
 
 
-def finished(records: list[Any], *, correct: bool | None) -> Final:
+def finished(records: list[Any], *, correct: bool | None) -> Outcome:
     """A task's usable outcome."""
-    return Final(ok=True, correct=correct, rows=[to_json_dict(record) for record in records])
+    return Outcome(ok=True, correct=correct, rows=[to_json_dict(record) for record in records])
 
 
-def failed(failure: Failure) -> Final:
+def failed(failure: Failure) -> Outcome:
     """A task's failure after paid answers; it stays until `--retry-failures`."""
-    return Final(ok=False, correct=None, rows=[to_json_dict(failure)])
+    return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
 
 
 def created_at(reply: Reply) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nlicot.records import Example, Thought
 from nlicot.teacher.answers.retry_until_valid import Unusable, ask_until_usable, provenance
 from nlicot.teacher.backends.base import Request
-from nlicot.teacher.engine.journal import Final
+from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
 from nlicot.teacher.stages.base import Stage, created_at, failed, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
@@ -69,7 +69,7 @@ class Generation(Stage[tuple[Example, int]]):
             for sample in range(self.num_samples):
                 yield (example, sample), self.request(self.prompt.type, messages, draw=sample)
 
-    async def _generate(self, example: Example, sample: int, request: Request, ask: Ask) -> Final:
+    async def _generate(self, example: Example, sample: int, request: Request, ask: Ask) -> Outcome:
         try:
             answered = await ask_until_usable(
                 ask, request, self.prompt.type, next_models=self.settings.next_models

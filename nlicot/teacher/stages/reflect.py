@@ -14,7 +14,7 @@ from nlicot.records import Reflection, Thought
 from nlicot.teacher.answers.retry_until_valid import Answered, Unusable, ask_until_usable, provenance
 from nlicot.teacher.answers.schema import Answer, Unparsable
 from nlicot.teacher.backends.base import Request
-from nlicot.teacher.engine.journal import Final
+from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
 from nlicot.teacher.stages.base import Stage, created_at, failed, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
@@ -62,7 +62,7 @@ class Reflecting(Stage[Thought]):
             )
             yield thought, self.request(PromptType.REFLECTION, messages, draw=thought.sample)
 
-    async def _reflect(self, thought: Thought, request: Request, ask: Ask) -> Final:
+    async def _reflect(self, thought: Thought, request: Request, ask: Ask) -> Outcome:
         assert thought.true_label is not None
         try:
             answered = await ask_until_usable(

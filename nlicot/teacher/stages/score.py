@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from nlicot.records import Reflection, Score, Thought
 from nlicot.teacher.answers.retry_until_valid import Unusable, ask_until_usable, provenance
 from nlicot.teacher.backends.base import Request
-from nlicot.teacher.engine.journal import Final
+from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
 from nlicot.teacher.stages.base import Stage, created_at, failed, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
@@ -87,7 +87,7 @@ class Scoring(Stage[Thought | Reflection]):
         )
         return self.request(PromptType.SCORING, messages, draw=text.sample)
 
-    async def _score(self, text: Thought | Reflection, request: Request, ask: Ask) -> Final:
+    async def _score(self, text: Thought | Reflection, request: Request, ask: Ask) -> Outcome:
         records: list[Any] = []
         current = text
         try:

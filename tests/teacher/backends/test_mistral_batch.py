@@ -30,7 +30,7 @@ from nlicot.teacher.backends.base import (
 )
 from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
 from nlicot.teacher.backends.mistral_batch.lines import BatchAnswer, answers_of
-from nlicot.teacher.backends.registry import connect, in_flight
+from nlicot.teacher.backends.registry import BACKENDS, connect
 from tests.teacher.fake_answers import default_answer, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
@@ -611,7 +611,8 @@ def test_a_batch_is_reached_by_its_backends_name(tmp_path: Path, monkeypatch: py
     backend = connected()
     assert isinstance(backend, MistralBatchBackend)
     assert (backend.name, backend.server) == ("mistral-batch", "http://here")
-    assert in_flight("mistral-batch", 16) == 10_000
+    assert BACKENDS["mistral-batch"].in_flight(16) == 10_000
+    assert BACKENDS["mistral"].in_flight(16) == 16
 
 
 def test_a_line_may_hold_what_other_readers_take_for_a_line_end() -> None:

@@ -38,7 +38,7 @@ def test_an_address_is_the_same_with_and_without_v1() -> None:
 
 
 def test_openai_needs_an_address() -> None:
-    with pytest.raises(ConfigError, match="found no --server-url, expected the server's address"):
+    with pytest.raises(ConfigError, match="found no --server_url, expected the server's address"):
         endpoint("openai", None)
 
 

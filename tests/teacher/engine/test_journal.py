@@ -18,7 +18,7 @@ from nlicot.data.streaming import in_chunks
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
-from nlicot.teacher.engine.journal import Final, Journal, OpenIntent
+from nlicot.teacher.engine.journal import InterruptedRequest, Journal, Outcome
 
 REPLY = Reply(
     text='{"predicted_label": 1}  „ja“ \u2028 \U0001f600',
@@ -47,12 +47,12 @@ def reply(text: str = "yes") -> Reply:
     return Reply(text=text, finish_reason="stop", usage=None, raw="")
 
 
-def thought(text: str, *, correct: bool | None = True) -> Final:
-    return Final(ok=True, correct=correct, rows=[{"id": "a", "thought_process": text}])
+def thought(text: str, *, correct: bool | None = True) -> Outcome:
+    return Outcome(ok=True, correct=correct, rows=[{"id": "a", "thought_process": text}])
 
 
-def failure(*reply_keys: str) -> Final:
-    return Final(
+def failure(*reply_keys: str) -> Outcome:
+    return Outcome(
         ok=False, correct=None, rows=[{"id": "a", "kind": "no_json", "reply_keys": list(reply_keys)}]
     )
 
@@ -68,8 +68,8 @@ def path(tmp_path: Path) -> Path:
 def test_a_reply_is_read_back_equal_also_by_the_next_process(path: Path) -> None:
     bare = Reply(text="", finish_reason="length", usage=None, raw="")
     with Journal(path) as journal:
-        journal.keep_reply("k", REPLY, 0.01)
-        journal.keep_reply("bare", bare, None)
+        journal.save_reply("k", REPLY, 0.01)
+        journal.save_reply("bare", bare, None)
 
         assert journal.reply("k") == REPLY
         assert journal.reply("other") is None
@@ -81,29 +81,29 @@ def test_a_reply_is_read_back_equal_also_by_the_next_process(path: Path) -> None
 def test_what_is_sent_and_never_answered_is_listed_once(path: Path) -> None:
     with Journal(path) as journal:
         for key, pair in (("answered", "a"), ("lost", "b"), ("refused", "c"), ("lost-too", "d")):
-            attempt = journal.intend(key, request(), pair, 0.5)
+            attempt = journal.start_attempt(key, request(), pair, 0.5)
             if key == "answered":
-                journal.keep_reply(key, REPLY, 0.1)
+                journal.save_reply(key, REPLY, 0.1)
             if key == "refused":
-                journal.keep_fault(attempt, Fault("http_503", "busy"))
-        assert journal.open_intents == []
+                journal.save_fault(attempt, Fault("http_503", "busy"))
+        assert journal.interrupted == []
 
     with Journal(path) as journal:
-        first, second = journal.open_intents
-        assert first == OpenIntent(key="lost", pair="b", model="teacher", started_at=first.started_at)
+        first, second = journal.interrupted
+        assert first == InterruptedRequest(key="lost", pair="b", model="teacher", started_at=first.started_at)
         assert (second.key, second.pair) == ("lost-too", "d")
     with Journal(path) as journal:
-        assert journal.open_intents == []
+        assert journal.interrupted == []
 
 
 def test_a_request_that_was_lost_and_then_answered_is_not_listed_again(path: Path) -> None:
     with Journal(path) as journal:
-        journal.intend("k", request(), "a", 0.5)
+        journal.start_attempt("k", request(), "a", 0.5)
     with Journal(path) as journal:
-        journal.intend("k", request(), "a", 0.5)
-        journal.keep_reply("k", REPLY, 0.1)
+        journal.start_attempt("k", request(), "a", 0.5)
+        journal.save_reply("k", REPLY, 0.1)
     with Journal(path) as journal:
-        assert journal.open_intents == []
+        assert journal.interrupted == []
 
 
 # ------------------------------------------------------------------ one process at a time
@@ -114,8 +114,8 @@ from pathlib import Path
 from nlicot.teacher.engine.journal import Journal
 from tests.teacher.engine.test_journal import REPLY, request
 journal = Journal(Path(sys.argv[1]))
-journal.keep_reply("answered", REPLY, 0.1)
-journal.intend("in flight", request(), "a", 0.5)
+journal.save_reply("answered", REPLY, 0.1)
+journal.start_attempt("in flight", request(), "a", 0.5)
 print("holds it", flush=True)
 time.sleep(600)
 """
@@ -164,7 +164,7 @@ def test_a_killed_process_frees_the_journal_and_leaves_what_it_kept(path: Path) 
 
         with Journal(path) as journal:
             assert journal.reply("answered") == REPLY
-            assert [intent.key for intent in journal.open_intents] == ["in flight"]
+            assert [intent.key for intent in journal.interrupted] == ["in flight"]
 
 
 def test_the_next_ones_name_replaces_a_longer_one(path: Path) -> None:
@@ -203,13 +203,13 @@ def test_finals_are_found_by_key_before_and_after_they_are_written(path: Path) -
     finals = {"right": thought("x"), "wrong": thought("y", correct=False), "?": thought("z", correct=None)}
     with Journal(path) as journal:
         for key, final in finals.items():
-            journal.keep_final(key, final)
-        journal.keep_final("failed", failure())
+            journal.save_outcome(key, final)
+        journal.save_outcome("failed", failure())
 
-        assert journal.finals(["right", "wrong", "?", "unknown"]) == finals
+        assert journal.outcomes(["right", "wrong", "?", "unknown"]) == finals
     with Journal(path) as journal:
-        assert journal.finals(["wrong", "failed"]) == {"wrong": finals["wrong"], "failed": failure()}
-        assert journal.finished(["right", "wrong", "?", "failed", "unknown"]) == {
+        assert journal.outcomes(["wrong", "failed"]) == {"wrong": finals["wrong"], "failed": failure()}
+        assert journal.statuses(["right", "wrong", "?", "failed", "unknown"]) == {
             "right": (True, True),
             "wrong": (True, False),
             "?": (True, None),
@@ -221,67 +221,67 @@ def test_more_keys_than_one_query_takes_are_all_found(path: Path) -> None:
     keys = [f"k{number}" for number in range(1300)]
     with Journal(path) as journal:
         for key in keys:
-            journal.keep_final(key, thought(key))
+            journal.save_outcome(key, thought(key))
 
-        assert list(journal.finished(keys)) != []
-        assert {key: final.rows[0]["thought_process"] for key, final in journal.finals(keys).items()} == {
+        assert list(journal.statuses(keys)) != []
+        assert {key: final.rows[0]["thought_process"] for key, final in journal.outcomes(keys).items()} == {
             key: key for key in keys
         }
 
 
 def test_the_last_final_of_a_key_counts(path: Path) -> None:
     with Journal(path) as journal:
-        journal.keep_final("k", failure())
-        journal.write_finals()
-        journal.keep_final("k", thought("x"))
+        journal.save_outcome("k", failure())
+        journal.flush()
+        journal.save_outcome("k", thought("x"))
 
-        assert journal.finals(["k"]) == {"k": thought("x")}
+        assert journal.outcomes(["k"]) == {"k": thought("x")}
 
 
 def test_parsing_again_forgets_what_was_made_and_keeps_the_replies(path: Path) -> None:
     with Journal(path) as journal:
-        journal.keep_reply("r", REPLY, 0.1)
-        journal.keep_final("written", failure("r"))
-        journal.write_finals()
-        journal.keep_final("waiting", thought("x"))
+        journal.save_reply("r", REPLY, 0.1)
+        journal.save_outcome("written", failure("r"))
+        journal.flush()
+        journal.save_outcome("waiting", thought("x"))
 
-        journal.forget_finals(failed_only=False)
+        journal.discard_outcomes(failed_only=False)
 
-        assert journal.finals(["written", "waiting"]) == {}
+        assert journal.outcomes(["written", "waiting"]) == {}
         assert journal.reply("r") == REPLY
 
 
 def test_retrying_failures_puts_their_replies_aside_and_nothing_else(path: Path) -> None:
     with Journal(path, job="train") as journal:
         for key in ("good", "bad", "worse"):
-            journal.intend(key, request(key), "a", 0.5)
-            journal.keep_reply(key, reply(key), 0.1)
-        journal.keep_final("usable", thought("x"))
-        journal.keep_final("failed", failure("bad", "worse", "never answered"))
-        journal.keep_final("its twin", failure("bad"))
+            journal.start_attempt(key, request(key), "a", 0.5)
+            journal.save_reply(key, reply(key), 0.1)
+        journal.save_outcome("usable", thought("x"))
+        journal.save_outcome("failed", failure("bad", "worse", "never answered"))
+        journal.save_outcome("its twin", failure("bad"))
 
-        journal.forget_finals(failed_only=True)
+        journal.discard_outcomes(failed_only=True)
 
-        assert journal.finals(["usable", "failed", "its twin"]) == {"usable": thought("x")}
+        assert journal.outcomes(["usable", "failed", "its twin"]) == {"usable": thought("x")}
         assert journal.reply("good") == reply("good")
         assert (journal.reply("bad"), journal.reply("worse")) == (None, None)
         assert journal.spent_usd() == pytest.approx(0.3), "what was paid stays paid"
         texts = [row["content"]["text"] for row in journal.export() if row["table"] == "replies"]
         assert sorted(texts) == ["bad", "good", "worse"]
     with Journal(path, job="train") as journal:
-        assert journal.open_intents == [], "a reply that was put aside had come"
+        assert journal.interrupted == [], "a reply that was put aside had come"
         assert journal.spent_usd() == pytest.approx(0.3)
 
 
 def test_a_retried_failure_can_fail_and_be_retried_again(path: Path) -> None:
     with Journal(path, job="train") as journal:
         for text in ("first", "second"):
-            journal.intend("r", request(), "a", 0.5)
-            journal.keep_reply("r", reply(text), 0.1)
-            journal.keep_final("k", failure("r"))
-            journal.forget_finals(failed_only=True)
-        journal.intend("r", request(), "a", 0.5)
-        journal.keep_reply("r", reply("third"), 0.1)
+            journal.start_attempt("r", request(), "a", 0.5)
+            journal.save_reply("r", reply(text), 0.1)
+            journal.save_outcome("k", failure("r"))
+            journal.discard_outcomes(failed_only=True)
+        journal.start_attempt("r", request(), "a", 0.5)
+        journal.save_reply("r", reply("third"), 0.1)
 
         assert journal.reply("r") == reply("third")
         assert journal.spent_usd() == pytest.approx(0.3)
@@ -292,13 +292,13 @@ def test_a_retried_failure_can_fail_and_be_retried_again(path: Path) -> None:
 
 def test_a_job_has_spent_its_replies_and_what_was_perhaps_paid(path: Path) -> None:
     with Journal(path, job="train") as journal:
-        journal.keep_reply("a", REPLY, 0.25)
-        journal.keep_reply("of unknown price", REPLY, None)
-        timed_out = journal.intend("b", request(), "b", 2.0)
-        journal.keep_fault(timed_out, Fault("timeout", "120 s", possibly_paid=True))
-        refused = journal.intend("c", request(), "c", 4.0)
-        journal.keep_fault(refused, Fault("http_503", "busy"))
-        journal.intend("in flight", request(), "d", 8.0)
+        journal.save_reply("a", REPLY, 0.25)
+        journal.save_reply("of unknown price", REPLY, None)
+        timed_out = journal.start_attempt("b", request(), "b", 2.0)
+        journal.save_fault(timed_out, Fault("timeout", "120 s", possibly_paid=True))
+        refused = journal.start_attempt("c", request(), "c", 4.0)
+        journal.save_fault(refused, Fault("http_503", "busy"))
+        journal.start_attempt("in flight", request(), "d", 8.0)
 
         assert journal.spent_usd() == 2.25
     with Journal(path, job="train") as journal:
@@ -307,11 +307,11 @@ def test_a_job_has_spent_its_replies_and_what_was_perhaps_paid(path: Path) -> No
 
 def test_what_other_jobs_spent_is_not_counted(path: Path) -> None:
     with Journal(path, job="train") as journal:
-        journal.keep_reply("a", REPLY, 0.25)
-        journal.intend("lost", request(), "b", 8.0)
+        journal.save_reply("a", REPLY, 0.25)
+        journal.start_attempt("lost", request(), "b", 8.0)
     with Journal(path, job="dev") as journal:
         assert journal.spent_usd() == 0.0
-        journal.keep_reply("b", REPLY, 0.5)
+        journal.save_reply("b", REPLY, 0.5)
         assert journal.spent_usd() == 0.5
     with Journal(path, job="train") as journal:
         assert journal.spent_usd() == 8.25
@@ -322,11 +322,11 @@ def test_what_other_jobs_spent_is_not_counted(path: Path) -> None:
 
 def test_everything_is_exported_as_json_objects(path: Path) -> None:
     with Journal(path, job="train") as journal:
-        attempt = journal.intend("k", request(model="stronger"), "pair-1", 0.5)
-        journal.keep_fault(attempt, Fault("http_503", "busy", raw="<html>"))
-        journal.keep_reply("k", REPLY, 0.25)
-        journal.keep_final("t", thought("x"))
-        journal.write_finals()
+        attempt = journal.start_attempt("k", request(model="stronger"), "pair-1", 0.5)
+        journal.save_fault(attempt, Fault("http_503", "busy", raw="<html>"))
+        journal.save_reply("k", REPLY, 0.25)
+        journal.save_outcome("t", thought("x"))
+        journal.flush()
 
         attempted, replied, made = journal.export()
 
@@ -363,20 +363,20 @@ def no_file_grows_beyond(num_bytes: int) -> Iterator[None]:
 def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None:
     long = reply("long " * 100_000)
     with Journal(path) as journal:
-        journal.keep_reply("before", REPLY, 0.1)
+        journal.save_reply("before", REPLY, 0.1)
         with no_file_grows_beyond(400_000):
             with pytest.raises(
                 DiskFull, match=rf"^{path}: cannot be written \(.*\); what was answered so far"
             ):
-                journal.keep_reply("too long", long, 0.1)
-            journal.keep_final("t", Final(ok=True, correct=None, rows=[{"text": long.text}]))
+                journal.save_reply("too long", long, 0.1)
+            journal.save_outcome("t", Outcome(ok=True, correct=None, rows=[{"text": long.text}]))
             for _ in range(2):
                 with pytest.raises(DiskFull):
-                    journal.write_finals()
+                    journal.flush()
         assert journal.reply("before") == REPLY
         assert journal.reply("too long") is None
     with Journal(path) as journal:  # there was room again as it was closed
-        assert journal.finals(["t"])["t"].rows == [{"text": long.text}]
+        assert journal.outcomes(["t"])["t"].rows == [{"text": long.text}]
 
 
 def test_chunks_are_full_but_for_the_last() -> None:
@@ -390,6 +390,6 @@ def test_what_was_in_flight_counts_as_spent_unless_it_is_found_again(
 ) -> None:
     path = tmp_path / "generate.sqlite"
     with Journal(path, job="j") as journal:
-        journal.intend("k", request(), "p", 0.25)
+        journal.start_attempt("k", request(), "p", 0.25)
     with Journal(path, job="j", interrupted_are_paid=interrupted_are_paid) as journal:
         assert journal.spent_usd() == spent

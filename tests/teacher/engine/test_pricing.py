@@ -120,7 +120,7 @@ def test_own_table_takes_the_shipped_ones_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("models: {a: [1, 2]\n", ":2: found expected"),
+        ("models: {a: [1, 2]\n", ":2: not valid YAML: expected"),
         ("as_of: 2026-01-01\n", ": found no `models`, expected MODEL: [INPUT, OUTPUT] under it"),
         ("models: [a, b]\n", ": found no `models`"),
         ("models: {a: 1}\n", ": a: found 1, expected two amounts, dollars a million tokens"),

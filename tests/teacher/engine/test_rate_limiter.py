@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from nlicot.teacher.engine.rate_limiter import Limiter, Pace
+from nlicot.teacher.engine.rate_limiter import Pace, RateLimiter
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
 INTERVAL = 3 / 49
@@ -63,7 +63,7 @@ def test_no_limit_is_no_schedule() -> None:
 class Crowd:
     """Requests through a limiter, with what they saw: when each was sent, and how many were in flight."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
         self.sent: list[tuple[str, float]] = []
         self.num_in_flight = self.most_in_flight = 0
@@ -85,7 +85,7 @@ class Crowd:
 
 
 def test_no_more_are_in_flight_than_allowed_and_they_go_in_order() -> None:
-    crowd = Crowd(Limiter(2))
+    crowd = Crowd(RateLimiter(2))
 
     run_virtually(crowd.ask_all("abcde"))
 
@@ -94,8 +94,8 @@ def test_no_more_are_in_flight_than_allowed_and_they_go_in_order() -> None:
 
 
 def test_requests_and_tokens_a_minute_both_hold() -> None:
-    by_requests = Crowd(Limiter(8, requests_per_minute=60 / 0.98))
-    by_tokens = Crowd(Limiter(8, requests_per_minute=60 / 0.98, tokens_per_minute=600 / 0.98))
+    by_requests = Crowd(RateLimiter(8, requests_per_minute=60 / 0.98))
+    by_tokens = Crowd(RateLimiter(8, requests_per_minute=60 / 0.98, tokens_per_minute=600 / 0.98))
 
     run_virtually(by_requests.ask_all("abc"))
     run_virtually(by_tokens.ask_all("abc", num_tokens=25))
@@ -105,7 +105,7 @@ def test_requests_and_tokens_a_minute_both_hold() -> None:
 
 
 def test_tokens_that_a_reply_did_not_use_let_the_next_request_go_earlier() -> None:
-    limiter = Limiter(1, tokens_per_minute=600 / 0.98)
+    limiter = RateLimiter(1, tokens_per_minute=600 / 0.98)
 
     async def ask() -> float:
         await limiter.admit(100)
@@ -121,7 +121,7 @@ def test_tokens_that_a_reply_did_not_use_let_the_next_request_go_earlier() -> No
 
 
 def test_one_429_lets_all_wait_and_halves_how_many_go_at_once() -> None:
-    limiter = Limiter(4)
+    limiter = RateLimiter(4)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -136,7 +136,7 @@ def test_one_429_lets_all_wait_and_halves_how_many_go_at_once() -> None:
 
 
 def test_a_429_also_holds_back_those_that_wait_for_their_time() -> None:
-    limiter = Limiter(4, requests_per_minute=60 / 0.98)
+    limiter = RateLimiter(4, requests_per_minute=60 / 0.98)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -151,7 +151,7 @@ def test_a_429_also_holds_back_those_that_wait_for_their_time() -> None:
 
 
 def test_a_burst_of_429s_halves_once_and_a_later_one_again_but_never_below_one() -> None:
-    limiter = Limiter(4)
+    limiter = RateLimiter(4)
 
     async def refuse() -> list[float]:
         limits = []
@@ -165,7 +165,7 @@ def test_a_burst_of_429s_halves_once_and_a_later_one_again_but_never_below_one()
 
 
 def test_a_server_that_asks_for_a_day_is_waited_for_two_minutes() -> None:
-    limiter = Limiter(1)
+    limiter = RateLimiter(1)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -178,7 +178,7 @@ def test_a_server_that_asks_for_a_day_is_waited_for_two_minutes() -> None:
 
 
 def test_a_server_that_does_not_say_how_long_is_waited_for_twice_as_long_each_time() -> None:
-    limiter = Limiter(2)
+    limiter = RateLimiter(2)
 
     async def refuse_for_ever() -> list[float]:
         sent = []
@@ -194,7 +194,7 @@ def test_a_server_that_does_not_say_how_long_is_waited_for_twice_as_long_each_ti
 
 
 def test_a_success_makes_the_next_pause_short_again() -> None:
-    limiter = Limiter(2)
+    limiter = RateLimiter(2)
 
     async def ask() -> list[float]:
         sent = []
@@ -212,7 +212,7 @@ def test_a_success_makes_the_next_pause_short_again() -> None:
 
 
 def test_successes_let_as_many_go_again_one_more_for_each_window() -> None:
-    limiter = Limiter(8)
+    limiter = RateLimiter(8)
 
     async def refuse() -> None:
         limiter.slow_down(0.0)
@@ -230,7 +230,7 @@ def test_successes_let_as_many_go_again_one_more_for_each_window() -> None:
 
 
 def test_what_has_grown_again_is_used() -> None:
-    limiter = Limiter(8)
+    limiter = RateLimiter(8)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -247,7 +247,7 @@ def test_what_has_grown_again_is_used() -> None:
 
 @pytest.mark.parametrize("name", ["x-ratelimit-limit-req-minute", "x-ratelimit-limit-requests"])
 def test_the_rate_that_a_server_announces_is_kept(name: str) -> None:
-    limiter = Limiter(8)
+    limiter = RateLimiter(8)
     crowd = Crowd(limiter)
     limiter.succeeded({name: "60"}, 0, 0)
 
@@ -258,7 +258,7 @@ def test_the_rate_that_a_server_announces_is_kept(name: str) -> None:
 
 
 def test_the_tokens_that_a_server_announces_are_kept() -> None:
-    limiter = Limiter(8)
+    limiter = RateLimiter(8)
     crowd = Crowd(limiter)
     limiter.succeeded({"x-ratelimit-limit-tokens-minute": "6000"}, 0, 0)
 
@@ -268,7 +268,7 @@ def test_the_tokens_that_a_server_announces_are_kept() -> None:
 
 
 def test_a_rate_that_was_set_wins_over_the_servers() -> None:
-    limiter = Limiter(8, requests_per_minute=60 / 0.98)
+    limiter = RateLimiter(8, requests_per_minute=60 / 0.98)
     crowd = Crowd(limiter)
     limiter.succeeded({"x-ratelimit-limit-req-minute": "6000000"}, 0, 0)
 
@@ -279,7 +279,7 @@ def test_a_rate_that_was_set_wins_over_the_servers() -> None:
 
 @pytest.mark.parametrize("announced", ["0", "-5", "lots", "", "1e3", "²"])
 def test_an_announced_rate_that_is_none_is_passed_over(announced: str) -> None:
-    limiter = Limiter(8)
+    limiter = RateLimiter(8)
     crowd = Crowd(limiter)
     limiter.succeeded({"x-ratelimit-limit-requests": announced}, 0, 0)
 
@@ -292,7 +292,7 @@ def test_an_announced_rate_that_is_none_is_passed_over(announced: str) -> None:
 
 
 def test_one_that_gives_up_as_it_is_woken_wakes_the_next_in_its_stead() -> None:
-    limiter = Limiter(1)
+    limiter = RateLimiter(1)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -311,7 +311,7 @@ def test_one_that_gives_up_as_it_is_woken_wakes_the_next_in_its_stead() -> None:
 
 
 def test_one_that_gives_up_while_it_waits_for_its_time_leaves_its_place() -> None:
-    limiter = Limiter(1, requests_per_minute=1)
+    limiter = RateLimiter(1, requests_per_minute=1)
     crowd = Crowd(limiter)
 
     async def ask() -> None:
@@ -329,7 +329,7 @@ def test_one_that_gives_up_while_it_waits_for_its_time_leaves_its_place() -> Non
 @pytest.mark.parametrize("seed", range(20))
 def test_no_wake_up_is_lost_whoever_gives_up_and_whenever_it_is_slowed_down(seed: int) -> None:
     chance = random.Random(seed)
-    limiter = Limiter(3)
+    limiter = RateLimiter(3)
     crowd = Crowd(limiter)
 
     async def ask() -> int:

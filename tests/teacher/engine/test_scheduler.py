@@ -27,11 +27,11 @@ from nlicot.teacher.backends.base import (
     Transient,
 )
 from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.journal import Final, Journal
+from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Price
-from nlicot.teacher.engine.rate_limiter import Limiter
-from nlicot.teacher.engine.scheduler import Ask, Interrupted, Runner, Tally, Task
-from nlicot.teacher.engine.session import Phase, RunSettings, carry_out
+from nlicot.teacher.engine.rate_limiter import RateLimiter
+from nlicot.teacher.engine.scheduler import Ask, Interrupted, ProgressListener, Scheduler, Tally, Task
+from nlicot.teacher.engine.session import Phase, RunSettings, run_phases
 from tests.teacher.engine.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
@@ -119,11 +119,11 @@ def question(text: str) -> Request:
     )
 
 
-async def _take(request: Request, ask: Ask) -> Final:
+async def _take(request: Request, ask: Ask) -> Outcome:
     reply = await ask(request)
     if reply.text == "useless":
-        return Final(ok=False, correct=None, rows=[{"kind": "no_json", "message": "no JSON"}])
-    return Final(ok=True, correct=reply.text == "yes", rows=[{"text": reply.text}])
+        return Outcome(ok=False, correct=None, rows=[{"kind": "no_json", "message": "no JSON"}])
+    return Outcome(ok=True, correct=reply.text == "yes", rows=[{"text": reply.text}])
 
 
 def task(text: str, key: str = "") -> Task:
@@ -141,22 +141,35 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def runner_of(
-    backend: Scripted, journal: Journal, *, concurrency: int = 1, budget: Budget | None = None, seed: int = 0
-) -> Runner:
+def scheduler_for(
+    backend: Scripted,
+    journal: Journal,
+    *,
+    concurrency: int = 1,
+    budget: Budget | None = None,
+    seed: int = 0,
+    listener: ProgressListener | None = None,
+) -> Scheduler:
     budget = budget or Budget(prices={"teacher": None})
-    return Runner(
-        backend, journal, Limiter(concurrency), budget, stage="generate", concurrency=concurrency, seed=seed
+    return Scheduler(
+        backend,
+        journal,
+        RateLimiter(concurrency),
+        budget,
+        stage="generate",
+        concurrency=concurrency,
+        seed=seed,
+        listener=listener,
     )
 
 
-def run(runner: Runner, texts: Iterable[str]) -> Tally:
-    run_virtually(runner.run(tasks(texts)))
-    return runner.tally
+def run(scheduler: Scheduler, texts: Iterable[str]) -> Tally:
+    run_virtually(scheduler.run(tasks(texts)))
+    return scheduler.tally
 
 
 def texts_of(journal: Journal, keys: Iterable[str]) -> dict[str, str]:
-    return {key: final.rows[0]["text"] for key, final in journal.finals(list(keys)).items()}
+    return {key: final.rows[0]["text"] for key, final in journal.outcomes(list(keys)).items()}
 
 
 def attempts(journal: Journal) -> list[tuple[str, str | None]]:
@@ -170,7 +183,7 @@ def attempts(journal: Journal) -> list[tuple[str, str | None]]:
 def test_every_task_is_asked_and_its_outcome_kept(journal: Journal) -> None:
     backend = Scripted({"a": [yes()], "b": [yes("no")], "c": [yes()]})
 
-    tally = run(runner_of(backend, journal, concurrency=2), "abc")
+    tally = run(scheduler_for(backend, journal, concurrency=2), "abc")
 
     assert texts_of(journal, "abc") == {"a": "yes", "b": "no", "c": "yes"}
     assert (tally.num_finished, tally.num_judged, tally.num_correct, tally.num_failed) == (3, 3, 2, 0)
@@ -180,7 +193,7 @@ def test_every_task_is_asked_and_its_outcome_kept(journal: Journal) -> None:
 def test_as_many_are_in_flight_as_allowed(journal: Journal) -> None:
     backend = Scripted({text: [After(1, yes())] for text in "abcdefg"})
 
-    run(runner_of(backend, journal, concurrency=3), "abcdefg")
+    run(scheduler_for(backend, journal, concurrency=3), "abcdefg")
 
     assert backend.times == [0, 0, 0, 1, 1, 1, 2]
     assert backend.most_in_flight == 3
@@ -189,26 +202,26 @@ def test_as_many_are_in_flight_as_allowed(journal: Journal) -> None:
 def test_tasks_are_taken_as_they_are_needed(journal: Journal) -> None:
     names = [str(number) for number in range(2000)]
     backend = Scripted({name: [yes()] for name in names})
-    runner = runner_of(backend, journal, concurrency=4)
+    scheduler = scheduler_for(backend, journal, concurrency=4)
     most_ahead = 0
 
     def watched() -> Iterator[Task]:
         nonlocal most_ahead
         for number, name in enumerate(names):
-            most_ahead = max(most_ahead, number + 1 - runner.tally.num_finished)
+            most_ahead = max(most_ahead, number + 1 - scheduler.tally.num_finished)
             yield task(name)
 
-    run_virtually(runner.run(watched()))
+    run_virtually(scheduler.run(watched()))
 
-    assert runner.tally.num_finished == 2000
+    assert scheduler.tally.num_finished == 2000
     assert most_ahead <= 512 + 4
 
 
 def test_equal_requests_are_asked_once_for_all_who_want_the_answer(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, yes())]})
-    runner = runner_of(backend, journal, concurrency=3)
+    scheduler = scheduler_for(backend, journal, concurrency=3)
 
-    run_virtually(runner.run([task("a", key) for key in ("first", "second", "third", "fourth")]))
+    run_virtually(scheduler.run([task("a", key) for key in ("first", "second", "third", "fourth")]))
 
     assert backend.asked == ["a"]
     assert sorted(texts_of(journal, ["first", "second", "third", "fourth"])) == [
@@ -221,12 +234,12 @@ def test_equal_requests_are_asked_once_for_all_who_want_the_answer(journal: Jour
 
 def test_whoever_waits_for_an_equal_request_that_fails_asks_in_its_stead(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, rejected()), yes()]})
-    runner = runner_of(backend, journal, concurrency=2)
+    scheduler = scheduler_for(backend, journal, concurrency=2)
 
-    run_virtually(runner.run([task("a", "first"), task("a", "second")]))
+    run_virtually(scheduler.run([task("a", "first"), task("a", "second")]))
 
     assert texts_of(journal, ["first", "second"]) == {"second": "yes"}
-    assert list(runner.tally.unanswered) == ["first"]
+    assert list(scheduler.tally.unanswered) == ["first"]
 
 
 # ------------------------------------------------------------------ asked again
@@ -235,7 +248,7 @@ def test_whoever_waits_for_an_equal_request_that_fails_asks_in_its_stead(journal
 def test_a_passing_fault_is_asked_again_and_every_attempt_is_on_record(journal: Journal) -> None:
     backend = Scripted({"a": [busy(), Transient("timeout", "120 s", possibly_paid=True), yes()]})
 
-    tally = run(runner_of(backend, journal), "a")
+    tally = run(scheduler_for(backend, journal), "a")
 
     assert attempts(journal) == [("pair a", "http_503"), ("pair a", "timeout"), ("pair a", None)]
     assert dict(tally.faults) == {"http_503": 1, "timeout": 1}
@@ -244,15 +257,15 @@ def test_a_passing_fault_is_asked_again_and_every_attempt_is_on_record(journal: 
 
 def test_six_attempts_are_made_and_nobody_waits_after_the_last(journal: Journal) -> None:
     backend = Scripted({"a": [busy(20.0)] * 6})
-    runner = runner_of(backend, journal)
+    scheduler = scheduler_for(backend, journal)
 
     async def asked() -> float:
-        await runner.run(tasks("a"))
+        await scheduler.run(tasks("a"))
         return elapsed_s()
 
     assert run_virtually(asked()) == 100
     assert backend.times == [0, 20, 40, 60, 80, 100]
-    assert runner.tally.unanswered["a"] == Failure(
+    assert scheduler.tally.unanswered["a"] == Failure(
         id="pair a", stage="generate", kind="http_503", message="busy", attempts=6
     )
 
@@ -264,7 +277,7 @@ def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(
     texts = [str(number) for number in range(200)]
     pauses: list[list[float]] = [[], [], [], [], []]
     backend = Scripted({text: [busy()] * 5 + [yes()] for text in texts})
-    run(runner_of(backend, journal, concurrency=200), texts)
+    run(scheduler_for(backend, journal, concurrency=200), texts)
     for text in texts:
         at = [when for asked, when in backend.sent if asked == text]
         for number in range(5):
@@ -278,7 +291,7 @@ def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(
 def test_a_servers_own_wish_is_waited_for_up_to_a_cap(journal: Journal) -> None:
     backend = Scripted({"a": [busy(7.0), busy(3600.0), yes()]})
 
-    run(runner_of(backend, journal), "a")
+    run(scheduler_for(backend, journal), "a")
 
     assert backend.times == [0, 7, 37]
 
@@ -286,7 +299,7 @@ def test_a_servers_own_wish_is_waited_for_up_to_a_cap(journal: Journal) -> None:
 def test_one_429_makes_all_wait(journal: Journal) -> None:
     backend = Scripted({"a": [RateLimited("http_429", "slow down", retry_after_s=10), yes()], "b": [yes()]})
 
-    tally = run(runner_of(backend, journal), "ab")
+    tally = run(scheduler_for(backend, journal), "ab")
 
     assert backend.sent == [("a", 0), ("a", 10), ("b", 10)]
     assert dict(tally.faults) == {"http_429": 1}
@@ -303,7 +316,7 @@ def test_a_minutes_quota_that_a_server_does_not_explain_is_waited_out(journal: J
                 return yes()
             return await super().complete(request)
 
-    tally = run(runner_of(Quota(runs_out), journal, concurrency=8), texts)
+    tally = run(scheduler_for(Quota(runs_out), journal, concurrency=8), texts)
 
     assert (tally.num_finished, tally.num_failed) == (8, 0)
 
@@ -312,7 +325,7 @@ def test_a_broken_envelope_is_asked_for_twice_more(journal: Journal) -> None:
     broken = BrokenEnvelope("broken_envelope", "HTML", possibly_paid=True, raw="<html>")
     backend = Scripted({"a": [broken, broken, yes()], "b": [broken] * 3})
 
-    tally = run(runner_of(backend, journal), "ab")
+    tally = run(scheduler_for(backend, journal), "ab")
 
     assert texts_of(journal, "ab") == {"a": "yes"}
     assert tally.unanswered["b"] == Failure(
@@ -323,7 +336,7 @@ def test_a_broken_envelope_is_asked_for_twice_more(journal: Journal) -> None:
 def test_a_rejected_request_is_not_sent_again_and_the_others_go_on(journal: Journal) -> None:
     backend = Scripted({"a": [yes()], "b": [rejected()], "c": [yes()]})
 
-    tally = run(runner_of(backend, journal), "abc")
+    tally = run(scheduler_for(backend, journal), "abc")
 
     assert backend.asked == ["a", "b", "c"]
     assert texts_of(journal, "abc") == {"a": "yes", "c": "yes"}
@@ -335,44 +348,44 @@ def test_a_rejected_request_is_not_sent_again_and_the_others_go_on(journal: Jour
 
 
 def test_the_next_run_asks_nothing_twice(journal: Journal) -> None:
-    run(runner_of(Scripted({text: [yes()] for text in "abc"}), journal), "abc")
+    run(scheduler_for(Scripted({text: [yes()] for text in "abc"}), journal), "abc")
     backend = Scripted({"d": [yes()]})
 
-    tally = run(runner_of(backend, journal), "abcd")
+    tally = run(scheduler_for(backend, journal), "abcd")
 
     assert backend.asked == ["d"]
     assert (tally.num_known, tally.num_finished, tally.num_correct, tally.num_requests) == (3, 4, 4, 1)
 
 
 def test_an_answer_that_was_kept_and_not_yet_read_is_not_asked_again(journal: Journal) -> None:
-    run(runner_of(Scripted({"a": [yes()]}), journal), "a")
-    journal.forget_finals(failed_only=False)
+    run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
+    journal.discard_outcomes(failed_only=False)
 
-    tally = run(runner_of(Scripted({}), journal), "a")
+    tally = run(scheduler_for(Scripted({}), journal), "a")
 
     assert texts_of(journal, "a") == {"a": "yes"}
     assert (tally.num_known, tally.num_requests) == (0, 0)
 
 
 def test_what_stayed_without_an_answer_is_asked_anew_by_the_next_run_alone(journal: Journal) -> None:
-    first = runner_of(Scripted({"a": [rejected()], "b": [yes()]}), journal)
+    first = scheduler_for(Scripted({"a": [rejected()], "b": [yes()]}), journal)
     run(first, "ab")
     run(first, "ab")  # another phase of the same run
     assert (first.tally.num_known, first.tally.unanswered["a"].kind) == (1, "http_400")
 
-    run(runner_of(Scripted({"a": [yes()]}), journal), "ab")
+    run(scheduler_for(Scripted({"a": [yes()]}), journal), "ab")
 
     assert texts_of(journal, "ab") == {"a": "yes", "b": "yes"}
 
 
 def test_a_useless_answer_stays_a_failure_until_failures_are_retried(journal: Journal) -> None:
-    tally = run(runner_of(Scripted({"a": [yes("useless")]}), journal), "a")
+    tally = run(scheduler_for(Scripted({"a": [yes("useless")]}), journal), "a")
     assert (tally.num_failed, dict(tally.faults)) == (1, {"no_json": 1})
-    again = run(runner_of(Scripted({}), journal), "a")
+    again = run(scheduler_for(Scripted({}), journal), "a")
     assert (again.num_known, again.num_failed) == (1, 1)
 
-    journal.forget_finals(failed_only=True)
-    run(runner_of(Scripted({"a": [yes()]}), journal), "a")
+    journal.discard_outcomes(failed_only=True)
+    run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
 
     assert texts_of(journal, "a") == {"a": "yes"}
 
@@ -380,13 +393,13 @@ def test_a_useless_answer_stays_a_failure_until_failures_are_retried(journal: Jo
 # ------------------------------------------------------------------ stopping
 
 
-def stopped_after(runner: Runner, seconds: float, texts: str) -> tuple[TeacherStopped, float]:
+def stopped_after(scheduler: Scheduler, seconds: float, texts: str) -> tuple[TeacherStopped, float]:
     """Run until somebody stops it; why it ended, and when."""
 
     async def go() -> tuple[TeacherStopped, float]:
-        asyncio.get_running_loop().call_later(seconds, runner.stop, Interrupted("stopped"))
+        asyncio.get_running_loop().call_later(seconds, scheduler.stop, Interrupted("stopped"))
         with pytest.raises(TeacherStopped) as stopped:
-            await runner.run(tasks(texts))
+            await scheduler.run(tasks(texts))
         return stopped.value, elapsed_s()
 
     return run_virtually(go())
@@ -395,7 +408,7 @@ def stopped_after(runner: Runner, seconds: float, texts: str) -> tuple[TeacherSt
 def test_stopping_lets_in_what_is_in_flight_and_sends_nothing_more(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, yes())], "b": [After(3, yes())]})
 
-    reason, ended_at = stopped_after(runner_of(backend, journal, concurrency=2), 1, "abcd")
+    reason, ended_at = stopped_after(scheduler_for(backend, journal, concurrency=2), 1, "abcd")
 
     assert isinstance(reason, Interrupted)
     assert reason.exit_code == 130
@@ -406,9 +419,9 @@ def test_stopping_lets_in_what_is_in_flight_and_sends_nothing_more(journal: Jour
 
 def test_stopping_waits_for_no_pause_and_no_turn(journal: Journal) -> None:
     backend = Scripted({"a": [busy(20.0)], "b": [After(2, yes())]})
-    runner = runner_of(backend, journal, concurrency=2)
+    scheduler = scheduler_for(backend, journal, concurrency=2)
 
-    _, ended_at = stopped_after(runner, 1, "abcd")
+    _, ended_at = stopped_after(scheduler, 1, "abcd")
 
     assert ended_at == 2
     assert texts_of(journal, "abcd") == {"b": "yes"}
@@ -418,7 +431,7 @@ def test_stopping_waits_for_no_pause_and_no_turn(journal: Journal) -> None:
 def test_what_fails_after_the_stop_is_not_asked_again(journal: Journal, fault: Fault) -> None:
     backend = Scripted({"a": [After(2, fault)]})
 
-    _, ended_at = stopped_after(runner_of(backend, journal), 1, "ab")
+    _, ended_at = stopped_after(scheduler_for(backend, journal), 1, "ab")
 
     assert ended_at == 2
     assert attempts(journal) == [("pair a", fault.kind)]
@@ -429,7 +442,7 @@ def test_a_refusal_stops_the_run_and_keeps_what_was_in_flight(journal: Journal) 
     backend = Scripted({"a": [After(5, yes())], "b": [After(1, refused)]})
 
     with pytest.raises(TeacherRefused, match=r"^memory: no such key$"):
-        run(runner_of(backend, journal, concurrency=2), "abcd")
+        run(scheduler_for(backend, journal, concurrency=2), "abcd")
 
     assert backend.asked == ["a", "b"]
     assert texts_of(journal, "abcd") == {"a": "yes"}
@@ -440,7 +453,7 @@ def test_the_budget_stops_the_run_and_keeps_what_was_in_flight(journal: Journal)
     budget = Budget(prices={"teacher": PRICE}, cap_usd=1.55)
 
     with pytest.raises(BudgetReached) as reached:
-        run(runner_of(backend, journal, concurrency=2, budget=budget), "abcdef")
+        run(scheduler_for(backend, journal, concurrency=2, budget=budget), "abcdef")
 
     # Each reserves 68 cents and costs 15: beside two answers and one in flight, a fourth has no room.
     assert str(reached.value).startswith("--budget 1.55: 0.3000 spent, 0.6800 reserved, and the next")
@@ -454,7 +467,7 @@ def test_a_full_disk_stops_the_run(journal: Journal) -> None:
     backend = Scripted({"a": [yes()], "b": [yes("long " * 200_000)]})
 
     with no_file_grows_beyond(600_000), pytest.raises(DiskFull) as stopped:
-        run(runner_of(backend, journal), "abc")
+        run(scheduler_for(backend, journal), "abc")
 
     assert stopped.value.exit_code == 5
     assert backend.asked == ["a", "b"]
@@ -466,7 +479,7 @@ def test_a_run_ends_where_the_first_five_stay_without_an_answer(journal: Journal
     backend = Scripted({text: [fault] * 6 for text in "abcdefgh"})
 
     with pytest.raises(NoAnswers) as stopped:
-        run(runner_of(backend, journal), "abcdefgh")
+        run(scheduler_for(backend, journal), "abcdefgh")
 
     assert sorted(set(backend.asked)) == list("abcde")
     assert str(stopped.value) == (f"memory: the first 5 requests stayed without an answer: {fault.message}")
@@ -476,33 +489,33 @@ def test_a_run_ends_where_the_first_five_stay_without_an_answer(journal: Journal
 def test_after_one_answer_failures_are_those_of_their_pairs(journal: Journal) -> None:
     backend = Scripted({text: [rejected()] for text in "bcdefgh"} | {"a": [yes()]})
 
-    tally = run(runner_of(backend, journal), "abcdefgh")
+    tally = run(scheduler_for(backend, journal), "abcdefgh")
 
     assert (tally.num_finished, tally.num_failed) == (8, 7)
 
 
 def test_a_run_goes_on_where_an_earlier_one_left_many_rejected(journal: Journal) -> None:
     script = {text: [rejected()] for text in "bcdefg"}
-    run(runner_of(Scripted(script | {"a": [yes()]}), journal), "abcdefg")
+    run(scheduler_for(Scripted(script | {"a": [yes()]}), journal), "abcdefg")
 
-    tally = run(runner_of(Scripted(script | {"h": [yes()]}), journal), "abcdefgh")
+    tally = run(scheduler_for(Scripted(script | {"h": [yes()]}), journal), "abcdefgh")
 
     assert (tally.num_known, tally.num_failed) == (1, 6)
     assert texts_of(journal, "abcdefgh") == {"a": "yes", "h": "yes"}
 
 
 def test_a_server_that_is_down_ends_a_later_run_too(journal: Journal) -> None:
-    run(runner_of(Scripted({"a": [yes()]}), journal), "a")
+    run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
 
     with pytest.raises(NoAnswers):
-        run(runner_of(Scripted({text: [busy()] * 6 for text in "bcdefgh"}), journal), "abcdefgh")
+        run(scheduler_for(Scripted({text: [busy()] * 6 for text in "bcdefgh"}), journal), "abcdefgh")
 
 
 # ------------------------------------------------------------------ ends that are no stop
 
 
 def test_a_bug_in_a_task_is_raised_and_not_swallowed(journal: Journal) -> None:
-    async def broken(ask: Ask) -> Final:
+    async def broken(ask: Ask) -> Outcome:
         await ask(question("b"))
         raise ZeroDivisionError("a bug")
 
@@ -510,7 +523,7 @@ def test_a_bug_in_a_task_is_raised_and_not_swallowed(journal: Journal) -> None:
     given = [task("a"), Task(key="b", pair="pair b", sample=0, run=broken), task("c")]
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_virtually(runner_of(backend, journal).run(given))
+        run_virtually(scheduler_for(backend, journal).run(given))
 
     assert texts_of(journal, "abc") == {"a": "yes"}
     assert journal.reply(question("b").key()) == yes(), "what was paid for is kept"
@@ -524,15 +537,15 @@ def test_tasks_that_cannot_be_made_end_the_run(journal: Journal) -> None:
     backend = Scripted({str(number): [yes()] for number in range(512)})
 
     with pytest.raises(ZeroDivisionError):
-        run_virtually(runner_of(backend, journal, concurrency=3).run(given()))
+        run_virtually(scheduler_for(backend, journal, concurrency=3).run(given()))
 
 
 def test_what_a_cancelled_run_had_in_flight_counts_as_paid(tmp_path: Path) -> None:
     budget = Budget(prices={"teacher": PRICE})
     path = tmp_path / "generate.sqlite"
 
-    async def cancelled(runner: Runner) -> float:
-        running = asyncio.create_task(runner.run(tasks("ab")))
+    async def cancelled(scheduler: Scheduler) -> float:
+        running = asyncio.create_task(scheduler.run(tasks("ab")))
         await asyncio.sleep(1)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -541,10 +554,10 @@ def test_what_a_cancelled_run_had_in_flight_counts_as_paid(tmp_path: Path) -> No
 
     with Journal(path) as journal:
         backend = Scripted({"a": [After(60, yes())]})
-        assert run_virtually(cancelled(runner_of(backend, journal, budget=budget))) == 1
+        assert run_virtually(cancelled(scheduler_for(backend, journal, budget=budget))) == 1
     assert (budget.spent_usd, budget.reserved_usd) == (pytest.approx(0.68), 0.0)
     with Journal(path) as journal:
-        assert [intent.pair for intent in journal.open_intents] == ["pair a"]
+        assert [intent.pair for intent in journal.interrupted] == ["pair a"]
         assert journal.spent_usd() == pytest.approx(0.68)
 
 
@@ -552,13 +565,15 @@ def test_whoever_watches_is_told_after_each_task(journal: Journal) -> None:
     seen: list[tuple[int, int]] = []
 
     class Bar:
-        def moved(self, tally: Tally, budget: Budget) -> None:
+        def start(self) -> None: ...
+
+        def update(self, tally: Tally, budget: Budget) -> None:
             seen.append((tally.num_finished, tally.num_failed))
 
-    run(runner_of(Scripted({"a": [yes()]}), journal), "a")
-    runner = runner_of(Scripted({"b": [rejected()], "c": [yes()]}), journal)
-    runner.watcher = Bar()
-    run(runner, "abc")
+    run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
+    backend = Scripted({"b": [rejected()], "c": [yes()]})
+    scheduler = scheduler_for(backend, journal, listener=Bar())
+    run(scheduler, "abc")
 
     assert seen == [(1, 0), (2, 1), (3, 1)]
 
@@ -572,10 +587,10 @@ def test_phases_follow_each_other_also_where_a_loop_runs_already(journal: Journa
 
     async def in_a_notebook() -> Tally:
         phases = [
-            Phase(tasks=lambda: tasks("a"), then=lambda: seen.extend(backend.asked)),
+            Phase(tasks=lambda: tasks("a"), after=lambda: seen.extend(backend.asked)),
             Phase(tasks=lambda: tasks("abc")),
         ]
-        report = carry_out(
+        report = run_phases(
             phases,
             stage="generate",
             backend=backend,
@@ -601,8 +616,8 @@ def test_what_a_phase_finds_can_end_the_run(journal: Journal) -> None:
         raise TeacherStopped("enough seen")
 
     with pytest.raises(TeacherStopped, match="enough seen"):
-        carry_out(
-            [Phase(tasks=lambda: tasks("a"), then=lopsided), Phase(tasks=lambda: tasks("abc"))],
+        run_phases(
+            [Phase(tasks=lambda: tasks("a"), after=lopsided), Phase(tasks=lambda: tasks("abc"))],
             stage="generate",
             backend=backend,
             models=["teacher"],

@@ -12,9 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from nlicot.teacher.backends.base import Fault, RateLimited, Refused, Rejected, Reply, Request, Transient
+from nlicot.teacher.backends.base import (
+    Connection,
+    Fault,
+    RateLimited,
+    Refused,
+    Rejected,
+    Reply,
+    Request,
+    Transient,
+)
 from nlicot.teacher.backends.mistral_batch.jobs import Job, MistralJobs
 from nlicot.teacher.backends.mistral_batch.ledger import MOST_REQUESTS, Batch, Ledger
 from nlicot.teacher.backends.mistral_batch.lines import BatchAnswer, answers_of, request_line
@@ -80,6 +89,17 @@ class MistralBatchBackend:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathering: asyncio.TimerHandle | None = None
         self._closing_keys: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def from_connection(cls, connection: Connection) -> Self:
+        """Build it for the registry."""
+        return cls(
+            connection.api_key,
+            connection.server,
+            folder=connection.journal_folder,
+            timeout_s=connection.timeout_s,
+            max_batch=connection.concurrency,
+        )
 
     async def models(self) -> list[str] | None:
         """The names that the server lists; None where it has no list.
