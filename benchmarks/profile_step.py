@@ -29,7 +29,7 @@ def main() -> None:
     from torch.profiler import profile
 
     from nlicot.model.fast import kernels
-    from nlicot.model.fast.patch import speed_up
+    from nlicot.model.fast.patch import patch_layers
     from nlicot.model.lora import LoraSettings, attach
     from nlicot.training.batches import MicroBatch
     from nlicot.training.loss import token_losses
@@ -39,7 +39,7 @@ def main() -> None:
     _, train, _ = encoded(options)
     model = attach(loaded(options), LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT), seed=0)
     kernels.use_compiler(not options.eager)
-    speed_up(model)
+    patch_layers(model)
     model.train()
     window = WindowDataset(train, token_budget=options.micro_batch_tokens)[
         list(range(options.effective_batch))

@@ -21,7 +21,7 @@ from torch import Tensor
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.model.fast.attention import common_beginning
+from nlicot.model.fast.attention.spans import common_prefix_len
 from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.answer_script import Choice, FreeText, Said, Script
@@ -227,7 +227,7 @@ class Decoder:
         """The cache of what all rows begin with, instruction and definitions, which is encoded once."""
         if len(rows) < 2:
             return None
-        num_shared = common_beginning([list(row) for row in rows], at_most=min(map(len, rows)) - 1)
+        num_shared = common_prefix_len([list(row) for row in rows], min(map(len, rows)) - 1)
         if not num_shared:
             return None
         ids = torch.tensor([list(rows[0][:num_shared])], device=self.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast.attention import Spans, common_beginning
+from nlicot.model.fast.attention.spans import Spans, common_prefix_len
 
 ROW_STEP = 32
 """Kernels are prepared, and kept, for each number of tokens; so there shall not be many such numbers."""
@@ -20,7 +20,7 @@ FILLED_FROM = 16 * ROW_STEP
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """Examples that go through the model together, in one row without padding (see `packed_attention`).
+    """Examples that go through the model together, in one row without padding (see `attention.spans`).
 
     Attributes:
         input_ids: `[N]`: what all examples begin with, once, then the rest of each, then a filler.
@@ -45,7 +45,7 @@ class MicroBatch:
         assert len(self.input_ids) == len(self.position_ids) == self.spans.num_tokens
 
     def __len__(self) -> int:
-        return len(self.spans.lengths)
+        return len(self.spans.suffix_lens)
 
     def to(self, device: torch.device | str, **options: Any) -> MicroBatch:
         """The same on another device."""
@@ -89,7 +89,7 @@ class Window:
 def shared_beginning(rows: Sequence[dict[str, Any]]) -> int:
     """How many tokens the examples begin with alike, no supervised one among them."""
     prompts = (_first_supervised(row) for row in rows)
-    return common_beginning([row["input_ids"] for row in rows], at_most=min(prompts)) if len(rows) > 1 else 0
+    return common_prefix_len([row["input_ids"] for row in rows], min(prompts)) if len(rows) > 1 else 0
 
 
 def _first_supervised(row: dict[str, Any]) -> int:
@@ -104,7 +104,7 @@ def _filler(num_tokens: int) -> int:
 def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
     """Encoded examples as one micro-batch, which holds the `shared` tokens that all begin with once."""
     lengths = tuple(len(row["input_ids"]) - shared for row in rows)
-    spans = Spans(shared=shared, lengths=lengths, filler=_filler(shared + sum(lengths)))
+    spans = Spans(prefix_len=shared, suffix_lens=lengths, padding=_filler(shared + sum(lengths)))
     parts = [torch.as_tensor(rows[0]["input_ids"][:shared], dtype=torch.long)]
     positions, targets, kinds, owners = [], [], [], []
     start = shared
@@ -120,7 +120,7 @@ def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
         kinds.append(kind[supervised])
         owners.append(torch.full_like(supervised, index))
         start += len(ids) - shared
-    parts.append(torch.zeros(spans.filler, dtype=torch.long))
+    parts.append(torch.zeros(spans.padding, dtype=torch.long))
     return MicroBatch(
         input_ids=torch.cat(parts),
         position_ids=spans.position_ids(),

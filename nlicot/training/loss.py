@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
-from nlicot.model.fast.attention import no_mask
+from nlicot.model.fast.attention import dummy_mask
 from nlicot.model.lora import causal_lm
 from nlicot.training.batches import MicroBatch
 
@@ -45,7 +45,7 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     output = causal_lm(model).model(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
-        attention_mask=no_mask(batch.input_ids.device),
+        attention_mask=dummy_mask(batch.input_ids.device),
         use_cache=False,
         spans=batch.spans,
     )

@@ -28,7 +28,7 @@ from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.dropout import seed_dropout
 from nlicot.model.fast.heap import give_back_freed
-from nlicot.model.fast.patch import speed_up
+from nlicot.model.fast.patch import patch_layers
 from nlicot.model.lora import LoraSettings
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
@@ -160,7 +160,7 @@ class ThoughtTuner(LightningModule):
         self.model = adapters.attach(loaded, self.lora, seed=self.seed)
         if not self.only_decodes:
             kernels.use_compiler(self.compile_kernels)
-            speed_up(self.model)
+            patch_layers(self.model)
         # from_pretrained hands out a model in eval mode, and Lightning would keep it so.
         self.model.train()
 

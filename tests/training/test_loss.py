@@ -13,7 +13,7 @@ from nlicot.completion import render
 from nlicot.model import base_model
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast.patch import speed_up
+from nlicot.model.fast.patch import patch_layers
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
@@ -66,7 +66,7 @@ def adapted(small_model: Path) -> Any:
     for name, weight in adapter_parameters(model).items():
         if "lora_B" in name:  # zero in a fresh adapter, which would leave lora_A without gradients
             weight.data.normal_(0, 0.05, generator=generator)
-    speed_up(model)
+    patch_layers(model)
     return model.train()
 
 
@@ -90,9 +90,9 @@ def test_gradients_are_the_same_for_1x16_2x8_and_16x1(adapted: Any, encoded: Any
     assert sizes[0] == [16]
     assert 1 < len(sizes[1]) < 16
     assert sizes[2] == [1] * 16
-    assert windows[0].micro_batches[0].spans.shared > 10
+    assert windows[0].micro_batches[0].spans.prefix_len > 10
     apart = WindowDataset(encoded, token_budget=700, share_beginning=False)[list(range(NUM_EXAMPLES))]
-    assert all(batch.spans.shared == 0 for batch in apart.micro_batches)
+    assert all(batch.spans.prefix_len == 0 for batch in apart.micro_batches)
     whole, *others = (_gradients(adapted, window) for window in [*windows, apart])
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
     for other in others:
@@ -176,7 +176,7 @@ def test_right_labels_are_those_preferred_under_the_true_thought(adapted: Any, e
 def bundled_in_4_bits() -> Any:
     base = base_model.load(base_model.resolve("bundled"), for_training=True)
     model = attach(base, LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
-    speed_up(model)
+    patch_layers(model)
     return model
 
 

@@ -137,7 +137,7 @@ def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any, share_b
     for id_, (batch, row) in zip(window.ids, rows, strict=True):
         ids = torch.tensor(by_id[id_]["input_ids"])
         kinds = torch.tensor(by_id[id_]["kinds"])
-        start, end, shared = batch.spans.blocks[row + bool(batch.spans.shared)]
+        start, end, shared = batch.spans.blocks[row + bool(batch.spans.prefix_len)]
         assert torch.cat([batch.input_ids[:shared], batch.input_ids[start:end]]).equal(ids)
         assert batch.position_ids[start:end].tolist() == list(range(shared, len(ids)))
         mine = batch.rows == row

@@ -1,11 +1,9 @@
-"""Parts of a decoder's layers with backward passes of their own: the same numbers in less time and memory.
+"""Faster replacements for parts of a decoder's layers: the same numbers in less time and memory.
 
-Training a small model spends most of its time outside matrix products: normalisation, dropout and the
-activation as chains of element-wise passes over memory (`kernels`), and in attention (`packed_attention`).
-`speed_up` replaces these parts in place, for training and the dev loss alike. Parameters, names and what a
-checkpoint holds stay as they are.
-
-Each function says what it keeps for the backward pass; `M` is the tokens of a micro-batch.
+Training a small model spends most of its time outside matrix products: in attention (`attention`), and in
+chains of element-wise passes over memory for normalisation, dropout and activation (`kernels`).
+`patch_layers` replaces these parts in place, for training and the dev loss alike. Parameters, their names and
+the content of a checkpoint stay the same. `M` is the number of tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from nlicot.model.fast.attention import use_packed_attention
 from nlicot.model.fast.dropout import Dropout
 
 
-def speed_up(adapted: Any) -> None:
+def patch_layers(adapted: Any) -> None:
     """Let an adapted causal LM train through the functions below, wherever its parts are of a known kind.
 
     Args:

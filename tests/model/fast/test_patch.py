@@ -11,26 +11,21 @@ import torch
 from torch.nn import functional
 
 from nlicot.model import base_model
-from nlicot.model.fast.attention import (
-    Spans,
-    _PackedAttention,
-    _side_by_side,
-    _varlen,
-    _varlen_works,
-    common_beginning,
-    no_mask,
-)
+from nlicot.model.fast.attention import dummy_mask
+from nlicot.model.fast.attention.cpu import attend_on_cpu
+from nlicot.model.fast.attention.cuda import padded_attention, varlen_attention, varlen_works
+from nlicot.model.fast.attention.spans import Spans, common_prefix_len
 from nlicot.model.fast.dropout import Dropout
-from nlicot.model.fast.patch import _LoraLinear, speed_up
+from nlicot.model.fast.patch import _LoraLinear, patch_layers
 from nlicot.model.lora import LoraSettings, adapter_parameters, attach
 from tests.small_model import write_small_model
 
 SPANS = [
-    Spans(shared=0, lengths=(7,)),
-    Spans(shared=5, lengths=(1,)),
-    Spans(shared=0, lengths=(9, 4, 1)),
-    Spans(shared=6, lengths=(3, 11, 1, 8), filler=5),
-    Spans(shared=17, lengths=(16, 15, 33)),
+    Spans(prefix_len=0, suffix_lens=(7,)),
+    Spans(prefix_len=5, suffix_lens=(1,)),
+    Spans(prefix_len=0, suffix_lens=(9, 4, 1)),
+    Spans(prefix_len=6, suffix_lens=(3, 11, 1, 8), padding=5),
+    Spans(prefix_len=17, suffix_lens=(16, 15, 33)),
 ]
 each_layout = pytest.mark.parametrize("spans", SPANS, ids=str)
 
@@ -62,7 +57,7 @@ def _packed(model: Any, spans: Spans, ids: torch.Tensor) -> torch.Tensor:
     return inner(
         input_ids=ids[None],
         position_ids=spans.position_ids()[None],
-        attention_mask=no_mask(ids.device),
+        attention_mask=dummy_mask(ids.device),
         use_cache=False,
         spans=spans,
     ).last_hidden_state[0]
@@ -95,7 +90,7 @@ def test_hidden_states_and_gradients_are_those_of_each_example_alone(
 ) -> None:
     ids = _ids(spans)
     plain, fast = (_model(folder, quantization=quantization) for _ in range(2))
-    speed_up(fast)
+    patch_layers(fast)
     expected, found = _one_by_one(plain, spans, ids), _packed(fast, spans, ids)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     wanted = _gradients(plain, expected)
@@ -112,7 +107,7 @@ def test_in_bfloat16_the_fast_parts_are_as_near_to_float32_as_the_plain_ones(fol
     def distance(fast: bool) -> float:
         model = _model(folder, dtype="bfloat16")
         if fast:
-            speed_up(model)
+            patch_layers(model)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = _packed(model, spans, ids) if fast else _one_by_one(model, spans, ids)
         found = _gradients(model, hidden)
@@ -125,7 +120,7 @@ def test_an_example_says_nothing_about_its_neighbours(folder: Path) -> None:
     spans = SPANS[-1]
     ids = _ids(spans)
     model = _model(folder)
-    speed_up(model)
+    patch_layers(model)
     start, end, _ = spans.blocks[2]
     changed = ids.clone()
     changed[start:end] = 77
@@ -170,7 +165,7 @@ def _reference_varlen(
 
 @each_layout
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("kernel", [_side_by_side, _varlen])
+@pytest.mark.parametrize("kernel", [padded_attention, varlen_attention])
 def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
     spans: Spans, kv_heads: int, kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,9 +180,9 @@ def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
         ]
 
     one, other = parts(), parts()
-    own = _PackedAttention.apply(*one, spans, 0.3).transpose(0, 1)  # type: ignore[no-untyped-call]
+    own = attend_on_cpu(*one, spans, 0.3)
     torchs = kernel(*other, spans, 0.3)
-    used = spans.num_tokens - spans.filler
+    used = spans.num_tokens - spans.padding
     torch.testing.assert_close(own[:used], torchs[:used])
     factor = torch.randn(own.shape, generator=generator)
     factor[used:] = 0  # what comes out of the filler is not used
@@ -200,8 +195,8 @@ def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_flash_attention_is_taken_where_it_finds_what_the_plain_kernels_find() -> None:
-    assert _varlen_works(torch.bfloat16, 128)
-    assert not _varlen_works(torch.float32, 128), "it has no float32"
+    assert varlen_works(torch.bfloat16, 128)
+    assert not varlen_works(torch.float32, 128), "it has no float32"
 
 
 # ------------------------------------------------------------------------ dropout
@@ -237,7 +232,7 @@ def test_dropout_acts_in_training_alone(folder: Path) -> None:
     ids = _ids(spans)
     model = _model(folder, dropout=0.5)
     reference = copy.deepcopy(model).eval()
-    speed_up(model)
+    patch_layers(model)
     torch.manual_seed(0)
     assert not torch.allclose(_packed(model, spans, ids), _packed(model, spans, ids))
     torch.testing.assert_close(
@@ -246,16 +241,16 @@ def test_dropout_acts_in_training_alone(folder: Path) -> None:
 
 
 def test_without_spans_and_gradients_the_model_is_as_before(folder: Path) -> None:
-    ids = _ids(Spans(shared=0, lengths=(12,)))[None]
+    ids = _ids(Spans(prefix_len=0, suffix_lens=(12,)))[None]
     plain, fast = _model(folder).eval(), _model(folder).eval()
-    speed_up(fast)
+    patch_layers(fast)
     with torch.inference_mode():
         expected, found = (model(input_ids=ids).logits for model in (plain, fast))
     torch.testing.assert_close(found, expected)
     assert functional.cross_entropy(found[0, :-1], ids[0, 1:]).isfinite()
 
 
-def test_common_beginning_is_that_of_all_rows() -> None:
-    assert common_beginning([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], at_most=5) == 2
-    assert common_beginning([[1, 2, 3], [1, 2, 3, 4]], at_most=2) == 2
-    assert common_beginning([[1], [2]], at_most=5) == 0
+def test_common_prefix_is_shared_by_all_rows() -> None:
+    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], limit=5) == 2
+    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4]], limit=2) == 2
+    assert common_prefix_len([[1], [2]], limit=5) == 0
