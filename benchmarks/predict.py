@@ -153,7 +153,8 @@ def num_weights() -> tuple[int, int]:
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """The project's own decoder."""
     from nlicot.model.lora import merge_dense
-    from nlicot.prediction.decoding import Decoder, DecodingSettings, by_length
+    from nlicot.prediction.decoding import Decoder, by_length
+    from nlicot.settings import DecodingSettings
 
     if options.contender == "nlicot-dense":
         model, prompt_format = load_merged(options)

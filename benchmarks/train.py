@@ -175,7 +175,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
 
     from nlicot.model import base_model as base
     from nlicot.model.compute_dtype import PRECISIONS, compute_dtype
-    from nlicot.model.lora import LoraSettings
+    from nlicot.settings import LoraSettings
     from nlicot.training.module import ThoughtTuner
     from nlicot.training.sampler import WindowDataset, WindowSampler
 

@@ -28,6 +28,7 @@ LAYERS = [
         "data",
         "builders",
         "prepare",
+        "settings",
     },
     {"model", "teacher", "audit", "report"},
     # One layer until `predict` no longer needs the Lightning module.

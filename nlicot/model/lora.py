@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nlicot.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """LoRA (Hu et al. 2021) as the recipe has it.
-
-    Args:
-        r: rank.
-        alpha: scale; the update is multiplied by alpha / r.
-        dropout: on the adapter's input.
-        target_modules: the projections that are adapted.
-    """
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.05
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+from nlicot.settings import LoraSettings
 
 
 def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:

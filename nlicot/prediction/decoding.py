@@ -30,39 +30,13 @@ from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prediction.kv_cache import RowCache, roomy_cache
 from nlicot.prediction.votes import Vote, combine
 from nlicot.records import Prediction
+from nlicot.settings import DecodingSettings
 
 COMPACT_BELOW = 0.75
 """Rows leave the cache, and others enter, once fewer than this share of places runs; both copy it."""
 
 PREFILL_TOKENS = 1024
 """Padded prompt tokens that go through the model at once; more only pushes activations out of the caches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingSettings:
-    """How predictions are made.
-
-    Args:
-        batch_size: rows that are decoded together.
-        max_thought_tokens: a thought's budget; after it the scaffold is forced.
-        think: whether to write a thought; null thinks where nothing but thoughts was trained, and else
-            reads the label at once.
-        merge: whether a process that only decodes on a CPU puts the adapter into dense matrices: quicker,
-            and rounded once more.
-        votes: thoughts for each pair, whose probabilities are averaged; more than 1 needs a temperature.
-        temperature: 0 is greedy.
-        top_p: nucleus sampling (Holtzman et al. 2020) where the temperature is above 0.
-        seed: of sampling.
-    """
-
-    batch_size: int = 64
-    max_thought_tokens: int = 160
-    think: bool | None = None
-    merge: bool = True
-    votes: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

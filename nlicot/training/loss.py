@@ -5,7 +5,6 @@ Only supervised positions reach the LM head, in chunks, so that no `[B, T, V]` a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,16 @@ from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.attention import dummy_mask
 from nlicot.model.lora import causal_lm
+from nlicot.settings import SegmentWeights
 from nlicot.training.batches import MicroBatch
 
 CHUNK_LOGITS = 8 * 2**20
 """Logits computed at once; 2^23 float32 are 32 MB."""
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class SegmentWeights:
-    """How much a token of each segment weighs; all 1 is the plain token mean."""
-
-    thought_weight: float = 1.0
-    scaffold_weight: float = 1.0
-    label_weight: float = 1.0
-
-    def by_kind(self) -> Tensor:
-        """`[4]`, by `TokenKind`."""
-        return torch.tensor([0.0, self.scaffold_weight, self.thought_weight, self.label_weight])
+def weights_by_kind(weights: SegmentWeights) -> Tensor:
+    """Return the weights as a `[4]` tensor, by `TokenKind`."""
+    return torch.tensor([0.0, weights.scaffold_weight, weights.thought_weight, weights.label_weight])
 
 
 def lm_head(model: Any) -> Any:

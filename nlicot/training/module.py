@@ -29,14 +29,14 @@ from nlicot.model.fast import kernels
 from nlicot.model.fast.dropout import seed_dropout
 from nlicot.model.fast.heap import give_back_freed
 from nlicot.model.fast.patch import patch_layers
-from nlicot.model.lora import LoraSettings
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
-from nlicot.prediction.decoding import Decoder, DecodingSettings, PromptBatch, answer_forms
+from nlicot.prediction.decoding import Decoder, PromptBatch, answer_forms
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
+from nlicot.settings import DecodingSettings, LoraSettings, SegmentWeights
 from nlicot.training.batches import Window
 from nlicot.training.gradients import add_up_gradients, clear_gradients
-from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
+from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
 from nlicot.training.ranks import sum_over_ranks
 from nlicot.training.schedule import warm_up_and_decay
 
@@ -244,8 +244,8 @@ class ThoughtTuner(LightningModule):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         parameters = list(adapters.adapter_parameters(self.model).values())
         clear_gradients(parameters)
-        weights = self.segment_weights.by_kind().to(self.device)
-        weight_total = float((window.num_by_kind * self.segment_weights.by_kind()).sum())
+        weights = weights_by_kind(self.segment_weights).to(self.device)
+        weight_total = float((window.num_by_kind * weights_by_kind(self.segment_weights)).sum())
         sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
         # Gradients are added up over ranks below, once: a synchronising backward pass would wait for ranks
         # that have fewer micro-batches.
@@ -275,7 +275,7 @@ class ThoughtTuner(LightningModule):
         self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float
     ) -> None:
         counts = window.num_by_kind.double()
-        loss = float((sums.cpu() * self.segment_weights.by_kind().double()).sum()) / weight_total
+        loss = float((sums.cpu() * weights_by_kind(self.segment_weights).double()).sum()) / weight_total
         self.log("train/loss", loss, prog_bar=True)
         for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
             if counts[kind]:
@@ -319,7 +319,7 @@ class ThoughtTuner(LightningModule):
                 sum_over_ranks(part, self.device)
         if not counts.sum():
             return
-        weights = self.segment_weights.by_kind().double()
+        weights = weights_by_kind(self.segment_weights).double()
         self.log("dev/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
         for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
             if counts[kind]:

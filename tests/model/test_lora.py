@@ -10,7 +10,8 @@ import torch
 
 from nlicot.errors import ConfigError
 from nlicot.model.base_model import load, resolve
-from nlicot.model.lora import LoraSettings, adapter_parameters, attach, merge_dense, save_peft_folder
+from nlicot.model.lora import adapter_parameters, attach, merge_dense, save_peft_folder
+from nlicot.settings import LoraSettings
 from tests.small_model import write_small_model
 
 RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -18,13 +18,13 @@ from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import (
     Decoder,
-    DecodingSettings,
     PromptBatch,
     prompt_batches,
 )
 from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
+from nlicot.settings import DecodingSettings
 from tests.small_model import write_small_model
 
 BUDGET = 16

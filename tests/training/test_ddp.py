@@ -139,7 +139,7 @@ def main(base: str, num_examples: str, token_budget: str, processes: str, output
     """One epoch of plain gradient descent; writes what it changed in the adapter."""
     from lightning.pytorch import Trainer
 
-    from nlicot.model.lora import LoraSettings
+    from nlicot.settings import LoraSettings
     from nlicot.training.datamodule import PairsData
     from nlicot.training.module import ThoughtTuner
 

@@ -14,12 +14,13 @@ from nlicot.model import base_model
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast.patch import patch_layers
-from nlicot.model.lora import LoraSettings, adapter_parameters, attach
+from nlicot.model.lora import adapter_parameters, attach
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
+from nlicot.settings import LoraSettings, SegmentWeights
 from nlicot.training import loss as loss_module
 from nlicot.training.batches import Window
-from nlicot.training.loss import SegmentWeights, num_right_labels, sum_by_kind, token_losses
+from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
 from nlicot.training.sampler import WindowDataset
 from tests.small_model import write_small_model
 
@@ -77,10 +78,10 @@ def _window(encoded: Any, token_budget: int) -> Window:
 def _gradients(model: Any, window: Window, weights: SegmentWeights = PLAIN) -> dict[str, torch.Tensor]:
     """As `ThoughtTuner.training_step` takes them."""
     model.zero_grad(set_to_none=True)
-    total = (window.num_by_kind * weights.by_kind()).sum()
+    total = (window.num_by_kind * weights_by_kind(weights)).sum()
     for batch in window.micro_batches:
         losses, _ = token_losses(model, batch)
-        ((losses * weights.by_kind()[batch.kinds]).sum() / total).backward()
+        ((losses * weights_by_kind(weights)[batch.kinds]).sum() / total).backward()
     return {name: weight.grad.clone() for name, weight in adapter_parameters(model).items()}
 
 

@@ -154,7 +154,7 @@ def test_training_loop_walks_each_epoch_in_its_own_order(
     """Lightning tells a loader's `sampler` which epoch begins, but no `batch_sampler`."""
     from lightning.pytorch import Callback, Trainer
 
-    from nlicot.model.lora import LoraSettings
+    from nlicot.settings import LoraSettings
     from nlicot.training.datamodule import PairsData
     from nlicot.training.module import ThoughtTuner
 

@@ -117,7 +117,8 @@ class LocalBackend:
 
     def _decoder(self, request: Request) -> Decoder:
         from nlicot.model.ready import load_ready
-        from nlicot.prediction.decoding import Decoder, DecodingSettings
+        from nlicot.prediction.decoding import Decoder
+        from nlicot.settings import DecodingSettings
 
         params = request.params
         if request.model not in self._decoders:

@@ -17,7 +17,8 @@ from nlicot.model.fast.attention.cuda import padded_attention, varlen_attention,
 from nlicot.model.fast.attention.spans import Spans, common_prefix_len
 from nlicot.model.fast.dropout import Dropout
 from nlicot.model.fast.patch import _LoraLinear, patch_layers
-from nlicot.model.lora import LoraSettings, adapter_parameters, attach
+from nlicot.model.lora import adapter_parameters, attach
+from nlicot.settings import LoraSettings
 from tests.small_model import write_small_model
 
 SPANS = [

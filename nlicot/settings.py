@@ -1,0 +1,434 @@
+"""The settings of `fit`, `validate`, `test`, `predict` and `inspect`, with their types, defaults and help.
+
+Nothing here needs torch, so help and configuration errors come at once. `run.config` reads these settings
+from flags and YAML; a dataclass's field is a key and a flag of the same name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nlicot.builders import Builder, find_builder
+from nlicot.command_line import LabelMap
+from nlicot.errors import ConfigError
+from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.shipped import SAMPLE
+
+# jsonargparse reads defaults with vars(), so these dataclasses have no slots.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The LoRA adapter (Hu et al. 2021).
+
+    Args:
+        r: rank of the adapter's matrices.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: dropout on the adapter's input.
+        target_modules: names of the projections that get an adapter.
+    """
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentWeights:
+    """Weight of each token in the loss, by segment; all 1 is the plain mean over tokens.
+
+    Args:
+        thought_weight: weight of a token of the thought.
+        scaffold_weight: weight of a token of the JSON around thought and label.
+        label_weight: weight of the label's token.
+    """
+
+    thought_weight: float = 1.0
+    scaffold_weight: float = 1.0
+    label_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """How predictions are made.
+
+    Args:
+        batch_size: number of rows decoded together.
+        max_thought_tokens: maximum length of a thought; the label follows then.
+        think: write a thought before the label; null does if the run was trained on nothing else.
+        merge: merge the adapter into the base's dense matrices before decoding: faster, rounded once more.
+        votes: number of thoughts per pair, whose probabilities are averaged; more than 1 needs a temperature.
+        temperature: sampling temperature; 0 is greedy.
+        top_p: nucleus sampling (Holtzman et al. 2020), used if the temperature is above 0.
+        seed: seed for sampling.
+    """
+
+    batch_size: int = 64
+    max_thought_tokens: int = 160
+    think: bool | None = None
+    merge: bool = True
+    votes: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The base model, its adapter, and how both are trained.
+
+    Args:
+        base: a hub name, a local folder, or `bundled`.
+        fallback_base: used instead on the sample data if there is no NVIDIA device; null for none.
+        prompt_format: markers around the prompt; auto takes those of the tokenizer.
+        quantization: nf4 loads the base in 4 bits, none in 16 or 32.
+        dtype: number format for computing; auto takes bfloat16 if the machine multiplies it in hardware.
+        gradient_checkpointing: recompute activations in the backward pass: a third slower, much less memory.
+        compile_kernels: fuse element-wise operations with torch.compile. Takes half a minute the first time
+            on a machine, then seconds; false for runs shorter than that.
+        lora: the adapter.
+        learning_rate: peak learning rate; decays linearly to 0.
+        weight_decay: weight decay of AdamW.
+        warmup_ratio: proportion of the optimizer steps in which the learning rate rises linearly.
+        max_grad_norm: gradients are clipped to this L2 norm.
+        segment_weights: weight of each token in the loss, by segment.
+        decoding: how predictions are made.
+    """
+
+    base: str = "mistralai/Mistral-7B-v0.3"
+    fallback_base: str | None = "bundled"
+    prompt_format: Literal["auto", "mistral", "chat"] = "auto"
+    quantization: Literal["nf4", "none"] = "nf4"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    gradient_checkpointing: bool = False
+    compile_kernels: bool = True
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    segment_weights: SegmentWeights = SegmentWeights()
+    decoding: DecodingSettings = DecodingSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which files are read, what a builder makes of them, and how training reads the result.
+
+    Args:
+        train_pairs: CSV or JSON lines of pairs to train on.
+        train_thoughts: thoughts for the training pairs.
+        train_reflections: reflections on the wrong training thoughts.
+        train_scores: a judge's scores of the training texts, with the rewritten texts.
+        dev_pairs: pairs to evaluate on while training.
+        dev_thoughts: thoughts for the dev pairs, for the dev loss.
+        dev_reflections: reflections for the dev pairs, for the dev loss.
+        dev_scores: scores of the dev texts, for the dev loss.
+        test_pairs: pairs to predict.
+        prepared: a file of training examples written by `prepare`, instead of a builder and thoughts.
+        builder: correct_only, reflected, unmodified, label_only, label_first, multitask, or a class path.
+        prompts: your own prompt templates.
+        allow_overlap: allow dev or test pairs that are in train too.
+        effective_batch: examples per optimizer step, over all devices and micro-batches.
+        micro_batch_tokens: tokens that go through the model at once; a shared prefix counts once.
+        share_prefix: encode the prefix that all prompts share once per micro-batch. Gradients are the same,
+            but dropout drops the same units of the prefix for every example; false is slower.
+        max_length: maximum number of tokens of prompt and completion.
+        over_budget: a longer example loses its last sentences (cut) or is left out (drop).
+        limit_train: use only the first N training pairs.
+        limit_dev: use only the first N dev pairs.
+    """
+
+    train_pairs: str | None = None
+    train_thoughts: str | None = None
+    train_reflections: str | None = None
+    train_scores: str | None = None
+    dev_pairs: str | None = None
+    dev_thoughts: str | None = None
+    dev_reflections: str | None = None
+    dev_scores: str | None = None
+    test_pairs: str | None = None
+    prepared: str | None = None
+    builder: Builder | str = "reflected"
+    prompts: StudentPrompts | None = None
+    allow_overlap: bool = False
+    effective_batch: int = 64
+    micro_batch_tokens: int = 2048
+    share_prefix: bool = True
+    max_length: int = 768
+    over_budget: Literal["cut", "drop"] = "cut"
+    limit_train: int | None = None
+    limit_dev: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.builder, str):
+            find_builder(self.builder)  # refuses an unknown name
+
+
+SINGLE_FILES = (
+    "train_pairs",
+    "train_thoughts",
+    "train_reflections",
+    "train_scores",
+    "dev_pairs",
+    "dev_thoughts",
+    "dev_reflections",
+    "dev_scores",
+    "test_pairs",
+)
+"""Settings of `DataSettings` that replace one file of the data root."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingSettings:
+    """When training stops early.
+
+    Args:
+        monitor: the logged figure to watch.
+        min_delta: smallest change that counts as an improvement.
+        patience: number of evaluations without improvement before training stops.
+        verbose: log each improvement.
+        mode: whether lower (min) or higher (max) is better.
+        strict: fail if the figure is not logged.
+        check_finite: stop if the figure becomes NaN or infinite.
+        stopping_threshold: stop as soon as the figure is better than this.
+        divergence_threshold: stop as soon as the figure is worse than this.
+        check_on_train_epoch_end: check at the end of an epoch instead of after each evaluation.
+        log_rank_zero_only: log on the first process only.
+    """
+
+    monitor: str = "dev/loss"
+    min_delta: float = 0.0
+    patience: int = 3
+    verbose: bool = False
+    mode: Literal["min", "max"] = "min"
+    strict: bool = True
+    check_finite: bool = True
+    stopping_threshold: float | None = None
+    divergence_threshold: float | None = None
+    check_on_train_epoch_end: bool | None = None
+    log_rank_zero_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Which checkpoints are kept.
+
+    Args:
+        monitor: the logged figure that decides which checkpoint is best: one under dev/ is measured at each
+            evaluation, one under dev_generated/ once an epoch.
+        mode: whether lower (min) or higher (max) is better.
+        every_n_steps: how often last.ckpt is written, besides after each evaluation.
+    """
+
+    monitor: str = "dev/loss"
+    mode: Literal["min", "max"] = "min"
+    every_n_steps: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedMetricsSettings:
+    """Accuracy of generated predictions on a sample of dev pairs, measured while training.
+
+    Args:
+        every_n_epochs: how often the sample is decoded; 0 for never.
+        num_pairs: size of the sample.
+        num_texts: number of generated thoughts shown in TensorBoard.
+    """
+
+    every_n_epochs: int = 1
+    num_pairs: int = 200
+    num_texts: int = 5
+
+
+Precision = Literal[
+    "bf16-mixed", "32-true", "16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine",
+    "transformer-engine-float16", "bf16", "16", "32", "64",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Arguments of Lightning's Trainer (lightning.ai/docs/pytorch/stable/common/trainer.html).
+
+    Args:
+        accelerator: cpu, gpu, mps or auto.
+        strategy: auto, ddp, or another strategy of Lightning.
+        devices: number of devices, a list of their indices, -1 for all, or auto.
+        num_nodes: number of machines.
+        precision: number format for computing; null follows --model.dtype.
+        logger: not used; each run logs to TensorBoard.
+        callbacks: class paths of further callbacks, with init_args.
+        fast_dev_run: run N batches of each loop and stop.
+        max_epochs: maximum number of epochs; -1 for no limit.
+        min_epochs: minimum number of epochs.
+        max_steps: maximum number of optimizer steps; -1 for no limit.
+        min_steps: minimum number of optimizer steps.
+        max_time: maximum duration, as DD:HH:MM:SS.
+        limit_train_batches: number or proportion of the optimizer steps of each epoch.
+        limit_val_batches: number or proportion of the dev batches.
+        limit_test_batches: not used.
+        limit_predict_batches: not used.
+        overfit_batches: number or proportion of the batches to overfit on.
+        val_check_interval: evaluate after this proportion of an epoch (0.25), or number of steps (100).
+        check_val_every_n_epoch: evaluate every N epochs.
+        num_sanity_val_steps: not used; no evaluation runs before training.
+        log_every_n_steps: how often figures are logged.
+        enable_checkpointing: not used; see --checkpoint.
+        enable_progress_bar: show a progress bar.
+        enable_model_summary: not used.
+        accumulate_grad_batches: must be 1; set --data.effective_batch instead.
+        gradient_clip_val: not used; set --model.max_grad_norm.
+        gradient_clip_algorithm: not used.
+        deterministic: use deterministic algorithms; warn only warns if there is none.
+        benchmark: torch.backends.cudnn.benchmark.
+        inference_mode: evaluate under torch.inference_mode instead of torch.no_grad.
+        use_distributed_sampler: not used.
+        profiler: simple, advanced, pytorch, or a class path.
+        detect_anomaly: torch.autograd's anomaly detection.
+        barebones: turn off everything that slows training down.
+        plugins: class paths of Lightning plugins, with init_args.
+        sync_batchnorm: synchronise batch normalisation.
+        reload_dataloaders_every_n_epochs: build the loaders again every N epochs.
+        default_root_dir: not used; see --checkpoints_root.
+        enable_autolog_hparams: log hyper-parameters of the module.
+        model_registry: not used.
+    """
+
+    accelerator: str | dict[str, Any] = "auto"
+    strategy: str | dict[str, Any] = "auto"
+    devices: int | list[int] | str = "auto"
+    num_nodes: int = 1
+    precision: Precision | None = None
+    logger: Any = None
+    callbacks: Any = None
+    fast_dev_run: bool | int = False
+    max_epochs: int | None = None
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: str | dict[str, int] | None = None
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    limit_test_batches: int | float | None = None
+    limit_predict_batches: int | float | None = None
+    overfit_batches: int | float = 0.0
+    val_check_interval: int | float | str | dict[str, int] | None = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int | None = None
+    log_every_n_steps: int | None = None
+    enable_checkpointing: bool | None = None
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: int | float | None = None
+    gradient_clip_algorithm: str | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = True
+    profiler: Any = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    plugins: Any = None
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    default_root_dir: str | None = None
+    enable_autolog_hparams: bool = True
+    model_registry: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate_grad_batches != 1:
+            raise ConfigError(
+                f"--trainer.accumulate_grad_batches: found {self.accumulate_grad_batches}, expected 1; "
+                "set --data.effective_batch instead"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of every command that works on a run.
+
+    Args:
+        seed_everything: seed for the adapter's initial weights, dropout and the order of examples.
+        root: the data root (see data/README.md).
+        label_map: labels of other names, such as entailment=1,neutral=0,contradiction=0.
+        definitions: what the labels mean on this data: a YAML file, or one text each.
+        model: the base model, its adapter, and how both are trained.
+        data: which files are read, and how.
+        trainer: arguments of Lightning's Trainer.
+        early_stopping: when training stops early.
+        checkpoint: which checkpoints are kept.
+        generated_metrics: accuracy of generated predictions while training.
+        checkpoints_root: folder of all runs.
+    """
+
+    seed_everything: int = 0
+    root: Path = SAMPLE
+    label_map: LabelMap | None = None
+    definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    generated_metrics: GeneratedMetricsSettings = GeneratedMetricsSettings()
+    checkpoints_root: str = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(RunSettings):
+    """Settings of `fit`.
+
+    Args:
+        run: name of the run; default: the builder and the time.
+        resume: folder of a run to continue.
+        preflight: measure memory and time, and the largest micro-batch that fits; then stop.
+        final_evaluation: decode every dev pair after training.
+    """
+
+    run: str | None = None
+    resume: str | None = None
+    preflight: bool = False
+    final_evaluation: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings(RunSettings):
+    """Settings of `validate`, `test` and `predict`.
+
+    Args:
+        weights: weights of an ensemble's members, such as 2,1.
+        split: the split to predict.
+        output: folder for the predictions; default: the run's own.
+        tune_threshold: pick a threshold and a temperature on this split, which test and predict then use.
+        probe_thoughts: measure how often the label changes without its thought, or without the premise.
+    """
+
+    weights: str | None = None
+    split: str = "test"
+    output: str | None = None
+    tune_threshold: bool = False
+    probe_thoughts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(RunSettings):
+    """Settings of `inspect`.
+
+    Args:
+        split: the split to show.
+        num: number of examples to show, from the first.
+        id: a pair to show instead; repeat for more.
+        json: print one JSON document with everything, token ids included.
+        color: colour the tokens; auto does on a terminal, unless NO_COLOR is set.
+    """
+
+    split: Literal["train", "dev"] = "train"
+    num: int = 2
+    id: list[str] = field(default_factory=list)
+    json: bool = False
+    color: Literal["auto", "always", "never"] = "auto"
