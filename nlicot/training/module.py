@@ -27,7 +27,7 @@ from nlicot.model.compute_dtype import AUTO, compute_dtype
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.dropout import seed_dropout
-from nlicot.model.fast.heap import give_back_freed
+from nlicot.model.fast.heap import trim_heap
 from nlicot.model.fast.patch import patch_layers
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, PromptBatch, answer_forms
@@ -252,7 +252,7 @@ class ThoughtTuner(LightningModule):
         with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
             for index, batch in enumerate(window.micro_batches):
                 seed_dropout(self.seed, self.global_step, index, self.global_rank)
-                give_back_freed()  # what was left behind lies between the pieces
+                trim_heap()  # freed blocks fragment the heap
                 losses = token_losses(self.model, batch)[0]
                 self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
                 sums += sum_by_kind(losses, batch.kinds)

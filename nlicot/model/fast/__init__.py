@@ -1,1 +1,1 @@
-"""Faster layers for training on a CPU: attention, element-wise kernels, dropout, memory."""
+"""Faster training of the adapter: attention, fused element-wise kernels, dropout, memory."""

@@ -21,34 +21,31 @@ from nlicot.model.fast.dropout import Dropout
 
 
 def patch_layers(adapted: Any) -> None:
-    """Let an adapted causal LM train through the functions below, wherever its parts are of a known kind.
+    """Patch every layer of a known kind in an adapted causal LM.
 
     Args:
-        adapted: a PEFT model with a LoRA adapter; Llama's and Mistral's layers are known.
+        adapted: a PEFT model with a LoRA adapter; the layers of Llama and Mistral are known.
     """
     use_packed_attention(adapted.get_base_model())
     for module in adapted.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            _replace(module, _norm_forward)
+            _replace_forward(module, _norm_forward)
         elif _is_gated(module):
-            _replace(module, _gated_forward)
+            _replace_forward(module, _gated_forward)
         elif _is_plain_lora(module):
-            _replace(module, _lora_forward)
+            _replace_forward(module, _lora_forward)
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Put `forward(module, x)` before the module's own, which stays for calls with more than `x`."""
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Use `forward(module, x)`; calls with more arguments than `x` still run the module's own."""
     plain = module.forward
 
-    def chosen(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
+    def dispatch(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
         if not args and not options:
             return forward(self, x)
         return plain(x, *args, **options)
 
-    module.forward = types.MethodType(chosen, module)  # type: ignore[method-assign]
-
-
-# -------------------------------------------------------------------------- norm
+    module.forward = types.MethodType(dispatch, module)  # type: ignore[method-assign]
 
 
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
@@ -56,7 +53,7 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 class _RMSNorm(Function):
-    """RMSNorm (Zhang & Sennrich 2019) with a frozen weight; keeps its input and `[.., 1]` scales."""
+    """RMSNorm with a frozen weight; saves its input and the `[.., 1]` scales."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -68,9 +65,6 @@ class _RMSNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None
-
-
-# -------------------------------------------------------------------------- gated
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -85,7 +79,7 @@ def _gated_forward(module: Any, x: Tensor) -> Tensor:
 
 
 class _Gate(Function):
-    """`silu(gate) * up` (Shazeer 2020); keeps its two inputs."""
+    """`silu(gate) * up`; saves its two inputs."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -97,11 +91,8 @@ class _Gate(Function):
         return kernels.gate_backward(grad, *ctx.saved_tensors)
 
 
-# -------------------------------------------------------------------------- LoRA
-
-
 def _is_plain_lora(module: nn.Module) -> bool:
-    """A matrix with the one adapter "default" and no variant of LoRA."""
+    """A linear layer without bias, with plain LoRA and only the adapter "default"."""
     from peft.tuners.lora import LoraLayer
 
     return (
@@ -116,19 +107,19 @@ def _is_plain_lora(module: nn.Module) -> bool:
 
 def _lora_forward(module: Any, x: Tensor) -> Tensor:
     dropout = module.lora_dropout["default"]
-    share = float(getattr(dropout, "p", 0.0)) if module.training else 0.0
+    p = float(getattr(dropout, "p", 0.0)) if module.training else 0.0
     return _LoraLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
         x,
         module.lora_A["default"].weight,
         module.lora_B["default"].weight,
         module.scaling["default"],
-        Dropout(share),
+        Dropout(p),
         module.get_base_layer(),
     )
 
 
-def _weight(base: Any) -> Tensor:
-    """The matrix, taken out of 4 bits where it is in 4 bits."""
+def _dense_weight(base: Any) -> Tensor:
+    """The weight matrix, dequantised if it is in 4 bits."""
     weight: Tensor = base.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
@@ -140,16 +131,16 @@ def _weight(base: Any) -> Tensor:
 
 
 class _LoraLinear(Function):
-    """`x W' + scale * drop(x) A' B'` with W frozen; keeps x and `[M, r]` products."""
+    """`x W' + scale * dropout(x) A' B'` with W frozen; saves x and the `[M, r]` products with A."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout, base: Any
     ) -> Tensor:
-        weight = _weight(base)
+        weight = _dense_weight(base)
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        scale = scale / (1.0 - dropout.share)
-        inner = dropout.of(rows) @ a.to(rows.dtype).t()
+        scale = scale / (1.0 - dropout.p)
+        inner = dropout.apply(rows) @ a.to(rows.dtype).t()
         out = rows @ weight.t()
         out.addmm_(inner, b.to(rows.dtype).t(), alpha=scale)
         ctx.save_for_backward(rows, a, b, inner)
@@ -161,10 +152,10 @@ class _LoraLinear(Function):
         rows, a, b, inner = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1]).to(rows.dtype)
         grad_inner = (grad @ b.to(rows.dtype)).mul_(ctx.scale)
-        grad_a = grad_inner.t() @ ctx.dropout.of(rows)
+        grad_a = grad_inner.t() @ ctx.dropout.apply(rows)
         grad_b = (grad.t() @ inner).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = ctx.dropout.add(grad @ _weight(ctx.base), grad_inner @ a.to(rows.dtype))
+            grad_x = ctx.dropout.add_to(grad @ _dense_weight(ctx.base), grad_inner @ a.to(rows.dtype))
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
         return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None

@@ -1,4 +1,4 @@
-"""Compiled or not, a kernel computes the same; and dropout drops what it says."""
+"""Kernels compute the same compiled and eagerly; dropout drops with its probability."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "eager"])
-def either_way(request: pytest.FixtureRequest) -> None:
+def compiled_or_eager(request: pytest.FixtureRequest) -> None:
     if request.param:
         request.getfixturevalue("compiler")
 
@@ -47,8 +47,8 @@ def _arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "rms_norm_backward": (array(ROWS, WIDTH), x, scale, weight),
         "gate": (x, array(ROWS, WIDTH)),
         "gate_backward": (array(ROWS, WIDTH), x, array(ROWS, WIDTH)),
-        "dropped": (x, 12345, -678, 20_000),
-        "add_dropped": (array(ROWS, WIDTH), x, 12345, -678, 20_000),
+        "dropout": (x, 12345, -678, 20_000),
+        "add_dropout": (array(ROWS, WIDTH), x, 12345, -678, 20_000),
         "negative_log_likelihoods": (logits, targets),
         "logits_gradient": (logits, targets, logits.float().logsumexp(-1, keepdim=True)),
     }
@@ -57,17 +57,17 @@ def _arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(_arguments(torch.float32)))
 @pytest.mark.usefixtures("compiler")
-def test_a_compiled_kernel_computes_what_is_written(name: str, dtype: torch.dtype) -> None:
+def test_a_compiled_kernel_matches_the_eager_function(name: str, dtype: torch.dtype) -> None:
     kernel = getattr(kernels, name)
     found = kernel(*_arguments(dtype)[name])
-    written = kernel.__wrapped__(*_arguments(dtype)[name])
+    eager = kernel.__wrapped__(*_arguments(dtype)[name])
     # In bfloat16 a compiled chain rounds once, at its end.
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(found, written, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, eager, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_kernel_takes_any_number_of_tokens_without_compiling_anew() -> None:
+def test_a_kernel_takes_any_number_of_tokens_without_recompiling() -> None:
     from torch._dynamo.utils import counters
 
     weight = torch.ones(WIDTH)
@@ -80,7 +80,7 @@ def test_a_kernel_takes_any_number_of_tokens_without_compiling_anew() -> None:
     assert counters["stats"]["unique_graphs"] == compiled
 
 
-def test_without_a_compiler_one_line_says_so() -> None:
+def test_a_missing_compiler_is_reported_in_one_line() -> None:
     program = """
 import logging, torch
 logging.basicConfig()
@@ -102,32 +102,32 @@ assert kernels.gate(torch.ones(2), torch.ones(2)).shape == (2,)
 # ------------------------------------------------------------------------ dropout
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5])
-@pytest.mark.usefixtures("either_way")
-def test_dropout_drops_its_share_and_depends_on_its_place_alone(share: float) -> None:
+@pytest.mark.parametrize("p", [0.05, 0.5])
+@pytest.mark.usefixtures("compiled_or_eager")
+def test_dropout_has_its_probability_and_depends_only_on_the_seed(p: float) -> None:
     ones = torch.ones(300, 401)
     masks = []
     for micro_batch in (0, 0, 1):
         seed_dropout(7, 3, micro_batch, 0)
-        masks.append(Dropout(share).of(ones).bool())
+        masks.append(Dropout(p).apply(ones).bool())
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
-    deviation = (share * (1 - share) / ones.numel()) ** 0.5
+    deviation = (p * (1 - p) / ones.numel()) ** 0.5
     for mask in masks:
-        assert abs(float((~mask).float().mean()) - share) < 5 * deviation
+        assert abs(float((~mask).float().mean()) - p) < 5 * deviation
     # Neither two micro-batches, nor two neighbours in a row or a column, are dropped together more often.
     for one, other in ((0, masks[2]), (1, masks[0]), (401, masks[0])):
         first, second = ~masks[0].flatten(), (~other.flatten()).roll(one)
         both = float((first & second).float().mean())
-        assert both == pytest.approx(share**2, abs=5 * (share**2 / ones.numel()) ** 0.5)
+        assert both == pytest.approx(p**2, abs=5 * (p**2 / ones.numel()) ** 0.5)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("compiled_or_eager")
 def test_dropout_drops_the_same_entries_each_time() -> None:
     torch.manual_seed(0)
     dropout = Dropout(0.3)
-    kept = dropout.of(torch.ones(50, 60)).bool()
+    mask = dropout.apply(torch.ones(50, 60)).bool()
     x = torch.randn(50, 60)
-    assert torch.equal(dropout.of(x), torch.where(kept, x, 0))
-    assert torch.equal(dropout.add(torch.ones(50, 60), x), 1 + torch.where(kept, x, 0))
-    assert torch.equal(Dropout(0.0).of(x), x)
+    assert torch.equal(dropout.apply(x), torch.where(mask, x, 0))
+    assert torch.equal(dropout.add_to(torch.ones(50, 60), x), 1 + torch.where(mask, x, 0))
+    assert torch.equal(Dropout(0.0).apply(x), x)

@@ -1,0 +1,96 @@
+"""Packed attention on a GPU and on a CPU; the layout of a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nlicot.model.fast.attention.cpu import attend_on_cpu
+from nlicot.model.fast.attention.cuda import padded_attention, varlen_attention, varlen_works
+from nlicot.model.fast.attention.spans import Spans, common_prefix_len
+
+LAYOUTS = [
+    Spans(prefix_len=0, suffix_lens=(7,)),
+    Spans(prefix_len=5, suffix_lens=(1,)),
+    Spans(prefix_len=0, suffix_lens=(9, 4, 1)),
+    Spans(prefix_len=6, suffix_lens=(3, 11, 1, 8), padding=5),
+    Spans(prefix_len=17, suffix_lens=(16, 15, 33)),
+]
+each_layout = pytest.mark.parametrize("spans", LAYOUTS, ids=str)
+
+
+def _reference_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    **options: Any,
+) -> torch.Tensor:
+    """`varlen_attn` as torch documents it, one sequence after another; its kernel needs a GPU."""
+    assert options["window_size"] == (-1, 0), "causal"
+    assert options["enable_gqa"]
+    assert cu_seqlens_q.dtype is cu_seqlens_k.dtype is torch.int32
+    lengths, num_keys = cu_seqlens_q.diff(), cu_seqlens_k.diff()
+    assert (int(lengths.max()), int(num_keys.max())) == (max_q, max_k)
+    found = []
+    for q, k, v in zip(
+        query.split(lengths.tolist()),
+        key.split(num_keys.tolist()),
+        value.split(num_keys.tolist()),
+        strict=True,
+    ):
+        masked = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
+        parts = (part.transpose(0, 1)[None] for part in (q, k, v))
+        attended = functional.scaled_dot_product_attention(
+            *parts, attn_mask=~masked, scale=options["scale"], enable_gqa=True
+        )
+        found.append(attended[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@each_layout
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [padded_attention, varlen_attention])
+def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
+    spans: Spans, kv_heads: int, kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU code calls functions that also run on a CPU, FlashAttention through its reference."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _reference_varlen)
+    generator = torch.Generator().manual_seed(0)
+
+    def parts() -> list[torch.Tensor]:
+        shapes = [(4, spans.num_tokens, 8)] + 2 * [(kv_heads, spans.num_tokens, 8)]
+        return [
+            torch.randn(shape, generator=generator.manual_seed(1), requires_grad=True) for shape in shapes
+        ]
+
+    one, other = parts(), parts()
+    cpu = attend_on_cpu(*one, spans, 0.3)
+    gpu = kernel(*other, spans, 0.3)
+    used = spans.num_tokens - spans.padding
+    torch.testing.assert_close(cpu[:used], gpu[:used])
+    factor = torch.randn(cpu.shape, generator=generator)
+    factor[used:] = 0  # the outputs of padding are not used
+    for out in (cpu, gpu):
+        (out * factor).sum().backward()
+    for mine, reference in zip(one, other, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_flash_attention_agrees_with_the_plain_kernels_in_bfloat16() -> None:
+    assert varlen_works(torch.bfloat16, 128)
+    assert not varlen_works(torch.float32, 128), "it does not support float32"
+
+
+def test_common_prefix_is_shared_by_all_rows() -> None:
+    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], limit=5) == 2
+    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4]], limit=2) == 2
+    assert common_prefix_len([[1], [2]], limit=5) == 0
