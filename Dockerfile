@@ -4,7 +4,7 @@
 #     fit --config configs/reflected.yaml --root data
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
-# A compiler for the kernels that torch builds at run time; Python 3.12 is Ubuntu 24.04's own.
+# A compiler for the kernels that torch builds at run time; Python 3.12 comes with Ubuntu 24.04.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev g++ \
@@ -16,7 +16,7 @@ WORKDIR /app
 USER 1001
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
-# Dependencies first, so that a change of code does not install them again.
+# Dependencies first: a change of code does not reinstall them.
 COPY --chown=1001 requirements.txt requirements-bundled.txt ./
 RUN python3 -m venv .venv \
     && pip install --no-cache-dir --requirement requirements.txt \

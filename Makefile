@@ -1,32 +1,32 @@
-# Two commands for a fresh machine: `make fit` and `make test`. Both make .venv first, where it is needed.
+# Two commands for a fresh machine: `make fit` and `make test`. Both create .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-# Real pairs for tests and benchmarks; without them those skip.
+# Real pairs for tests and benchmarks; tests that need them are skipped without.
 ifndef NLICOT_REAL_DATA
   ifneq ($(wildcard ../shared/data/comp34812),)
     export NLICOT_REAL_DATA := $(abspath ../shared/data)
   endif
 endif
 
-.PHONY: help fit test test-slow browser lint format clean
+.PHONY: help fit test test-slow test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
-help: ## these lines
+help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 fit: $(VENV)/installed ## tune the bundled model on the sample data
 	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
 
-test: $(VENV)/installed-dev lint ## linter, type checker, and the tests of a few minutes
+test: $(VENV)/installed-dev lint ## lint, then the fast tests (a few minutes)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
-test-slow: $(VENV)/installed-dev ## README's commands, real kills: minutes each
+test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(VENV)/installed-dev ## what needs an NVIDIA GPU
+test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
 browser: $(VENV)/installed-dev ## the report's page in a headless Chromium (Debian: apt install chromium)
@@ -38,17 +38,17 @@ lint: $(VENV)/installed-dev ## linter, type checker and language check
 	$(BIN)/mypy
 	$(BIN)/python -m tests.language.check --count
 
-format: $(VENV)/installed-dev ## let the linter mend what it can
+format: $(VENV)/installed-dev ## format the code and fix what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and caches; checkpoints and data stay
+clean: ## remove .venv and caches; keep checkpoints and data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/installed: requirements.txt requirements-bundled.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "nlicot: found $$($(PYTHON) --version), expected Python 3.11 or later (make PYTHON=python3.12 ...)"; exit 2; }
-	@echo "installing into $(VENV): some minutes the first time"
+	  { echo "nlicot: $$($(PYTHON) --version) is too old: use Python 3.11 or later (make PYTHON=python3.12 ...)"; exit 2; }
+	@echo "installing into $(VENV): a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps -r requirements-bundled.txt

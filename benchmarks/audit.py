@@ -1,7 +1,7 @@
-"""How long `audit` takes over 40,000 pairs with a thought each.
+"""Time and memory of `audit` on 40,000 pairs with a thought each.
 
-With NLICOT_REAL_DATA the pairs are real ones with thoughts and reflections, about half of their longer words
-exchanged for others of the same set by a fixed seed; without it they are the made-up ones of `prepare.py`.
+If NLICOT_REAL_DATA is set, the pairs are real ones with thoughts and reflections, with about half of their
+longer words exchanged at random (fixed seed); else the random pairs of `prepare.py`.
 
     python benchmarks/audit.py --quick --json audit.json
 """
@@ -29,7 +29,7 @@ TEXTS = ("premise", "hypothesis", "thought_process", "improved_thought_process")
 
 
 def write_real_root(folder: Path, root: Path, num_pairs: int, seed: int = 0) -> None:
-    """A data root of real pairs, each in many variants that differ in their words."""
+    """Write a data root of real pairs, each in many variants with other words."""
     rng = random.Random(seed)
     with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
         label_of = {row["id"]: row["label"] for row in csv.DictReader(file)}
@@ -75,8 +75,8 @@ def _exchanged(text: str, swapped: dict[str, str]) -> str:
 def main() -> None:
     """Time one audit in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the same: it takes under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="no effect: it takes under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     given = parser.parse_args()
     real = os.environ.get("NLICOT_REAL_DATA")
     with tempfile.TemporaryDirectory(prefix="nlicot-audit-") as folder:
@@ -95,7 +95,7 @@ def main() -> None:
         raise subprocess.CalledProcessError(process.returncode, command)
     figures = {
         "pairs": NUM_PAIRS,
-        "data": "real, words exchanged" if real else "made up",
+        "data": "real, words exchanged" if real else "random",
         "seconds": round(seconds, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss / 1024),

@@ -1,4 +1,4 @@
-"""What a benchmark's figures depend on, and what its processes measure of themselves."""
+"""The circumstances of a benchmark, and measurements that its processes take of themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def now() -> float:
-    """Seconds, with all work on a GPU done."""
+    """Return the time in seconds, after all work on a GPU is done."""
     import torch
 
     if torch.cuda.is_available():
@@ -27,9 +27,9 @@ def now() -> float:
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second of a matrix product, with this process' threads or its GPU.
+    """Measure the operations per second of a matrix product, on this process' threads or its GPU.
 
-    In the number format that the project computes in on this machine, which is the quicker one.
+    The number format is the one that the project computes in on this machine.
     """
     import torch
 
@@ -51,7 +51,7 @@ def matrix_rate() -> float:
 
 
 def peak_mb() -> float:
-    """This process's peak resident memory, without what it had of its parent's before it was itself."""
+    """Return this process's peak resident memory, without memory inherited before exec."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None, "/proc/self/status without VmHWM"
@@ -59,7 +59,7 @@ def peak_mb() -> float:
 
 
 def processor() -> str:
-    """The processor's name, and how many of its cores this process may use."""
+    """Return the processor's name and the number of cores this process may use."""
     about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     found = re.search(r"model name\s*: (.+)", about)
     name = found[1] if found else platform.machine()
@@ -67,7 +67,7 @@ def processor() -> str:
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """Python's version, and those of the packages that are installed."""
+    """Return the versions of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
     for name in names:
         try:

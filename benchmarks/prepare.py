@@ -1,8 +1,8 @@
-"""How long `prepare` takes over 55,000 and 550,000 pairs, and how much memory.
+"""Time and memory of `prepare` on 55,000 and 550,000 pairs.
 
-Made-up pairs of a fixed seed, a thought of about 60 words for each, a reflection on every wrong one, builder
-`reflected`. Each size runs as `python -m nlicot prepare` in a process of its own: wall time from outside, and
-the kernel's account of its peak memory.
+Random pairs (fixed seed) with a thought of about 60 words each, a reflection on every wrong one, builder
+`reflected`. Each size runs as `python -m nlicot prepare` in a process of its own: wall time from outside,
+peak memory from the kernel.
 
     python benchmarks/prepare.py --quick --json prepare.json
 """
@@ -31,13 +31,13 @@ WORDS = tuple(
     a the man woman dog child boat river house market train window letter garden road slowly quickly stands
     walks reads sells carries follows opens paints under over beside before after blue old small wooden broken
     early later never always several no every some because although therefore while
-    """.split()  # noqa: SIM905 (one word a line would fill a screen)
+    """.split()  # noqa: SIM905 (one word per line would fill a screen)
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run: its size, how long it took from outside, and the most memory that it held."""
+    """One run: its size, wall time and peak memory."""
 
     num_pairs: int
     seconds: float
@@ -45,7 +45,7 @@ class Measurement:
 
 
 def write_root(root: Path, num_pairs: int, seed: int = 0) -> None:
-    """A data root of made-up pairs with thoughts and reflections, in the pairs' order."""
+    """Write a data root of random pairs with thoughts and reflections, in the order of the pairs."""
     chosen = random.Random(seed)
 
     def text(num_words: int) -> str:
@@ -85,7 +85,7 @@ def write_root(root: Path, num_pairs: int, seed: int = 0) -> None:
 
 
 def measure(num_pairs: int, folder: Path) -> Measurement:
-    """Prepare a fresh root of that size."""
+    """Prepare a fresh root of a size."""
     root = folder / f"{num_pairs}"
     write_root(root, num_pairs)
     command = [sys.executable, "-m", "nlicot", "prepare", "--root", str(root), "--split", "train"]
@@ -100,10 +100,10 @@ def measure(num_pairs: int, folder: Path) -> Measurement:
 
 
 def main() -> None:
-    """Run both sizes, print a table, and write the figures as JSON where asked."""
+    """Run both sizes and print a table; `--json` also writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the same: both sizes take some two minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="no effect: both sizes take about two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nlicot-prepare-") as folder:
         small, large = (measure(num_pairs, Path(folder)) for num_pairs in SIZES)

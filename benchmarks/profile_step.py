@@ -1,9 +1,9 @@
-"""Where the time of a micro-batch goes, by kind: forward and backward under torch's profiler.
+"""Time of one micro-batch by kind of operation: forward and backward under torch's profiler.
 
     python benchmarks/profile_step.py --micro_batch_tokens 2048
 
-The model, adapter and examples are those of `train.py`. An operator counts where it was called from: within a
-function of `nlicot.model` its kind is that function's, elsewhere the operator's own.
+The model, adapter and examples are those of `train.py`. An operator called from an autograd function of
+`nlicot.model` counts for that function, any other for itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = (
 
 
 def main() -> None:
-    """Print each kind's share, and the operators that take most."""
+    """Print the proportion of each kind, and the operators that take most time."""
     import torch
     from torch.profiler import profile
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _kind(event: object) -> str:
-    """The function that an operator was called from, or its own name."""
+    """Return the function that an operator was called from, else its own name."""
     at = event
     while at is not None:
         for kind, names in KINDS:

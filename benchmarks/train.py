@@ -1,25 +1,25 @@
-"""Training: examples and tokens a second, memory and dev loss, against TRL's SFTTrainer and a plain Trainer.
+"""Training speed, memory and dev loss against TRL's SFTTrainer and transformers' Trainer.
 
-Every contender trains the same 4-bit base with the same adapter, optimizer, schedule, effective batch and
-number of optimizer steps on the same encoded examples, each in a process of its own, interleaved:
+All contenders train the same 4-bit base with the same adapter, optimizer, schedule, effective batch and
+number of optimizer steps on the same encoded examples, interleaved, each in a process of its own:
 
-    nlicot        ThoughtTuner under Lightning, as `fit` has it
+    nlicot        ThoughtTuner under Lightning, as in `fit`
     trl           SFTTrainer at the best setting found: batches of 4, grouped by length, no checkpointing
-    trl-default   SFTTrainer as it comes: batches of 8, gradient checkpointing
+    trl-default   SFTTrainer with default settings: batches of 8, gradient checkpointing
     trainer       transformers' Trainer, batches of 4, grouped by length
 
     python benchmarks/train.py --quick --json train.json
     python benchmarks/train.py --shape mistral-7b --examples 512          (on a GPU)
 
-Real pairs and thoughts come from NLICOT_REAL_DATA, else from the sample. Speeds are taken from the end of the
-first optimizer step to the end of the last; tokens are those of the examples, without padding, and a
-beginning that examples share counts in each. The dev loss is computed behind training by one function.
-The share of the matrix rate is (4 N_base + 6 N_LoRA + 4 N_head x supervised share) x tokens a second over the
-measured rate of matrix products in the number format that all compute in: bfloat16 where the machine
-multiplies it, else float32.
+Pairs and thoughts are real ones if NLICOT_REAL_DATA is set, else the sample's. Speeds are taken from the end
+of the first optimizer step to the end of the last; tokens are those of the examples, without padding, and a
+prefix that examples share counts once per example. The dev loss is computed after training by one function
+for all. GEMM share is (4 N_base + 6 N_LoRA + 4 N_head x supervised proportion) x tokens per second, as a
+fraction of the measured rate of matrix products in the number format that all compute in: bfloat16 if the
+machine has such products, else float32.
 
-`--shape mistral-7b` needs no weights: a model of Mistral 7B's shape, randomly filled, is written to the
-cache once. Its speed is that of the real one; its losses say only that all contenders computed the same.
+`--shape mistral-7b` needs no weights: a randomly initialised model of Mistral 7B's shape is written to the
+cache once. Its speed is that of the real model; its losses only show that all contenders computed the same.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Measurement:
 
 
 def base_folder(options: argparse.Namespace) -> Path:
-    """The bundled model's folder, or that of a random model of some shape, written once."""
+    """Return the folder of the bundled model, or of a random model of a shape, written once."""
     from nlicot.model import base_model as base
 
     bundled = base.resolve("bundled").folder if options.tokenizer is None else options.tokenizer
@@ -113,7 +113,7 @@ def base_folder(options: argparse.Namespace) -> Path:
 
 
 def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """The prompt format, the training data set and the dev rows, in the shape's vocabulary."""
+    """Return the prompt format, the training data set and the dev rows."""
     import datasets
 
     from nlicot.builders import find_builder
@@ -157,7 +157,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
 
 
 def loaded(options: argparse.Namespace) -> Any:
-    """The 4-bit base."""
+    """Load the 4-bit base."""
     from nlicot.model import base_model as base
 
     folder = base_folder(options)
@@ -169,7 +169,7 @@ def loaded(options: argparse.Namespace) -> Any:
 
 
 def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> tuple[Any, list[float], str]:
-    """The project's module under Lightning's trainer."""
+    """Train the project's module under Lightning's trainer."""
     import lightning.pytorch as lightning
     from torch.utils.data import DataLoader
 
@@ -215,7 +215,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
 
 
 def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tuple[Any, list[float], str]:
-    """TRL's SFTTrainer or transformers' Trainer, on the same examples."""
+    """Train with TRL's SFTTrainer or transformers' Trainer on the same examples."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, TrainerCallback
@@ -332,14 +332,14 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
-    """The mean over supervised tokens, by transformers' own forward pass, one example at a time."""
+    """Return the mean loss over supervised tokens, by transformers' forward pass, one example at a time."""
     import torch
     from torch.nn import functional
 
     from nlicot.model.compute_dtype import multiplies_bfloat16
     from nlicot.model.lora import causal_lm
 
-    # Lightning hands a module back on the CPU.
+    # Lightning returns a module on the CPU.
     inner = causal_lm(model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     total, count = 0.0, 0
     with torch.no_grad(), torch.autocast(inner.device.type, torch.bfloat16, enabled=multiplies_bfloat16()):
@@ -354,7 +354,7 @@ def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
 
 
 def flops_per_token(model: Any, supervised_share: float) -> float:
-    """Forward and backward through frozen matrices, the adapter's own, the head where supervised."""
+    """Count operations: frozen matrices, the adapter, and the head at supervised positions."""
     import torch
 
     from nlicot.model.lora import causal_lm
@@ -373,7 +373,7 @@ def flops_per_token(model: Any, supervised_share: float) -> float:
 
 
 def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Measurement:
-    """One contender's measurement."""
+    """Measure one contender in a process of its own."""
     command = [sys.executable, __file__, *options.passed_on, "--contender", contender, "--out", str(out)]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
@@ -389,7 +389,7 @@ def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Me
 
 
 def main() -> int:
-    """Print the table; `--json` keeps it."""
+    """Print the table; `--json` also writes it to a file."""
     options = _parser().parse_args()
     options.passed_on = sys.argv[1:]
     if options.quick:
@@ -427,7 +427,7 @@ def main() -> int:
 
 
 def figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
-    """The ratios that the project aims at."""
+    """Return the ratios to the peers."""
 
     def ratio(name: str, one: str, other: str) -> float | None:
         if not runs.get(one) or not runs.get(other):
@@ -452,7 +452,7 @@ def figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
 def print_table(
     options: argparse.Namespace, runs: dict[str, list[Measurement]], skipped: dict[str, str]
 ) -> None:
-    """What was measured, and on what."""
+    """Print the circumstances, the measurements and the ratios."""
     for name, value in circumstances(options).items():
         print(f"{name}: {value}")
     print(
@@ -476,7 +476,7 @@ def print_table(
 
 
 def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     import torch
 
     from nlicot.model.compute_dtype import compute_dtype
@@ -503,14 +503,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=6)
     add("--effective_batch", type=int, default=32)
     add("--micro_batch_tokens", type=int, default=2048)
-    add("--peer_batch", type=int, default=4, help="examples at once of trl and trainer")
+    add("--peer_batch", type=int, default=4, help="batch size of trl and trainer")
     add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot, trl and trainer")
     add("--eager", action="store_true", help="nlicot without compiled kernels")
     add("--repeats", type=int, default=3)
     add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
     add("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
     add("--json", type=Path, metavar="FILE")
-    add("--tokenizer", type=Path, help="a tokenizer's folder in place of the bundled model's")
+    add("--tokenizer", type=Path, help="a tokenizer's folder instead of the bundled model's")
     add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     add("--out", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -1,4 +1,4 @@
-"""The training benchmark runs whole on a small shape, so that it is ready when there is a GPU."""
+"""The training benchmark runs in full on a small shape, so that it is ready when a GPU is available."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_training_is_measured_on_a_mistral_of_two_layers(tmp_path: Path) -> None:
+def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> None:
     out = tmp_path / "train.json"
     command = [sys.executable, "benchmarks/train.py", "--shape=tiny", "--examples=16", "--dev=4", "--steps=3"]
     flags = ["--effective_batch=8", "--repeats=1", f"--json={out}", "--only", "nlicot", "trainer"]
@@ -30,6 +30,6 @@ def test_training_is_measured_on_a_mistral_of_two_layers(tmp_path: Path) -> None
         (run,) = found["runs"][name]
         assert run["tokens_per_s"] > 0
         assert 0 < run["gemm_share"] < 1
-    # The same model on the same examples: only the order and dropout's masks differ.
+    # The same model and examples: only the order and the dropout masks differ.
     ours, theirs = (found["runs"][name][0]["dev_loss"] for name in ("nlicot", "trainer"))
     assert ours == pytest.approx(theirs, rel=0.02)

@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and its steps run in a clean folder, since tests have no container engine."""
+"""The Dockerfile is linted, and its steps run in a clean folder, because tests have no container engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions as (name, arguments), continued lines joined."""
+    """Return the instructions as (name, arguments), with continued lines joined."""
     text = re.sub(r"^#.*\n", "", (PROJECT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = text.replace("\\\n", " ").splitlines()
     return [(line.split()[0], " ".join(line.split()[1:])) for line in lines if line.strip()]
@@ -37,7 +37,7 @@ def test_it_runs_as_a_user_and_keeps_data_and_checkpoints_outside() -> None:
 
 
 @pytest.mark.slow
-def test_its_steps_lead_from_an_empty_folder_to_a_command_line_that_answers(tmp_path: Path) -> None:
+def test_its_steps_give_a_working_command_line_in_an_empty_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path / '.venv/bin'}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
     environment.pop("VIRTUAL_ENV", None)

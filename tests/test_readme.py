@@ -1,6 +1,6 @@
-"""README's commands run as they stand there, in a fresh clone, on the sample data and the bundled model.
+"""The commands of README and docs run as written, in a fresh clone, on the sample and the bundled model.
 
-Commands that fit are capped at a few optimizer steps here; `make fit` runs whole.
+`fit` commands are limited to a few optimizer steps here; only `make fit` runs in full.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CAPS = [
 
 
 def commands(document: str) -> list[str]:
-    """The lines of a document's ```sh blocks, but for those marked as needing something."""
+    """Return the lines of a document's ```sh blocks, except those marked with `# needs`."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (PROJECT / document).read_text(), re.DOTALL | re.MULTILINE)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not line.startswith("#") and "# needs" not in line]
@@ -64,7 +64,7 @@ def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
     started = time.monotonic()
     finished = run(f"make fit VENV={shlex.quote(sys.prefix)}", clone, environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    # Where a processor has no bfloat16 products, those in float32 take five minutes by themselves.
+    # On a processor without bfloat16 products, the products in float32 take five minutes.
     assert time.monotonic() - started < (8 if multiplies_bfloat16() else 16) * 60
     (run_folder,) = (path for path in (clone / "checkpoints").iterdir() if path.is_dir())
     for line in ("adapter ", "metrics ", "TensorBoard ", "next "):
@@ -80,8 +80,8 @@ def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "data/README.md"])
-def test_the_commands_of_a_document_run_as_they_stand(
+@pytest.mark.parametrize("document", ["README.md", "data/README.md", "docs/training_runs.md"])
+def test_the_commands_of_a_document_run_as_written(
     document: str, clone: Path, environment: dict[str, str]
 ) -> None:
     found = [line for line in commands(document) if not line.startswith(("make ", "git ", "cd "))]
