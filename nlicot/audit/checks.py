@@ -1,4 +1,4 @@
-"""Runs all checks over what was read, in the order in which a person should look at them."""
+"""The registry of checks: to add one, write a module and list its function in `CHECKS`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from nlicot.audit.counts import check_counts
-from nlicot.audit.duplicates import check_duplicates
+from nlicot.audit.duplicates import check_duplicates, check_prompt_examples
 from nlicot.audit.findings import Audit, Section
-from nlicot.audit.hypotheses import check_hypotheses
-from nlicot.audit.label_leakage import check_voice
-from nlicot.audit.prompt_examples import check_prompt_examples
-from nlicot.audit.reading import AuditData
-from nlicot.audit.reflections import check_reflections
+from nlicot.audit.inputs import AuditData
+from nlicot.audit.label_leakage import check_hypotheses, check_voice
 from nlicot.audit.teacher import check_lengths, check_teacher
-from nlicot.audit.thoughts import check_thoughts
+from nlicot.audit.thoughts import check_reflections, check_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +27,11 @@ CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
     check_reflections,
     check_voice,
 )
-"""Each gives None where the data hold nothing for it to look at."""
+"""In the order of the output. A check returns None if the data hold nothing for it to look at."""
 
 
-def audit(data: AuditData) -> Audit:
-    """All sections of these data."""
+def run_checks(data: AuditData) -> Audit:
+    """Run every check."""
     sections = []
     for check in CHECKS:
         started = time.perf_counter()

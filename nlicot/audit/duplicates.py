@@ -1,20 +1,25 @@
-"""Pairs that come twice: in two splits, in one, with two labels, and premises that two splits share."""
+"""Check for repeated pairs: in two splits, in one, with two labels, in a prompt; and for shared premises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 
-from nlicot.audit.findings import Finding, Section, place, unique
-from nlicot.audit.minhash import groups_of_pairs, normalised
-from nlicot.audit.reading import AuditData
+from nlicot.audit.findings import Finding, Section, full_id, unique
+from nlicot.audit.inputs import AuditData
+from nlicot.audit.minhash import containment, normalised, pair_groups
 from nlicot.records import Example
 from nlicot.text_tables import Table, counted, percent
 
 MANY_OF_SPLIT = 0.01
 MANY_CONFLICTS = 0.005
-MOST_SHOWN = 1000
-"""Groups that JSON lists in full; ids are never cut."""
+MAX_GROUPS_IN_JSON = 1000
+"""Ids are never cut."""
+MIN_CONTAINMENT = 0.8
+MIN_WORDS = 6
+"""Shorter texts may occur in a prompt by chance."""
+LIKE = {True: "the same but for case and punctuation", False: "nearly the same"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +29,8 @@ class _Pair:
     key: tuple[str, str]
 
     @property
-    def place(self) -> str:
-        return place(self.split, self.example.id)
+    def full_id(self) -> str:
+        return full_id(self.split, self.example.id)
 
 
 def check_duplicates(data: AuditData) -> Section:
@@ -41,7 +46,7 @@ def check_duplicates(data: AuditData) -> Section:
     ]
     groups = [
         [pairs[index] for index in group]
-        for group in groups_of_pairs([pair.key[0] for pair in pairs], [pair.key[1] for pair in pairs])
+        for group in pair_groups([pair.key[0] for pair in pairs], [pair.key[1] for pair in pairs])
     ]
     sizes = {split.name: len(split.examples) for split in data.splits}
     across = [group for group in groups if len({pair.split for pair in group}) > 1]
@@ -49,13 +54,9 @@ def check_duplicates(data: AuditData) -> Section:
         *_across_splits(across, sizes),
         *_label_conflicts(groups, len(pairs)),
         *_within_splits(groups, sizes),
-        *_shared_premises(pairs, {pair.place for group in across for pair in group}, sizes),
+        *_shared_premises(pairs, {pair.full_id for group in across for pair in group}, sizes),
     ]
-    rows = [
-        (finding.name, str(finding.figures["num"]), finding.figures["where"])
-        for finding in findings
-        if "where" in finding.figures
-    ]
+    rows = [(finding.name, str(finding.figures["num"]), finding.figures["where"]) for finding in findings]
     table = Table(title="repetitions", header=("what", "pairs", "where"), rows=tuple(rows))
     return Section(
         name="duplicates",
@@ -68,143 +69,147 @@ def check_duplicates(data: AuditData) -> Section:
     )
 
 
-def _across_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> list[Finding]:
-    """Pairs of an evaluated split that stand in another one too, the same ones and the near ones apart."""
-    findings = []
-    for name, want_same in (("pair in two splits", True), ("near duplicate in two splits", False)):
-        chosen: list[list[str]] = []
+def _across_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> Iterator[Finding]:
+    for name, is_same in (("pair in two splits", True), ("near duplicate in two splits", False)):
+        id_groups: list[list[str]] = []
         num = 0
         for group in groups:
             first_split = group[0].split
-            others = [
-                pair for pair in group if pair.split != first_split and _has_twin(pair, group) == want_same
+            repeated = [
+                pair
+                for pair in group
+                if pair.split != first_split
+                and any(other.split != pair.split and other.key == pair.key for other in group) == is_same
             ]
-            if others:
-                num += len(others)
-                twins = [pair for pair in group if pair.split == first_split]
-                chosen.append([pair.place for pair in (*twins, *others)])
-        if not chosen:
-            continue
-        ids = unique(id_ for group in chosen for id_ in group)
-        smallest = min(sizes[id_.partition("/")[0]] for id_ in ids)
-        is_bad = want_same or num >= MANY_CONFLICTS * smallest
-        like = "the same but for case and punctuation" if want_same else "nearly the same"
-        findings.append(
-            Finding(
-                name=name,
-                severity="error" if is_bad else "warning",
-                summary=f"{counted(num, 'pair')} {like} as one of another split",
-                advice="take them out of train: figures on the other split would measure memory",
-                ids=ids,
-                figures={"num": num, "where": _splits_of(ids), "groups": chosen[:MOST_SHOWN]},
+            if repeated:
+                num += len(repeated)
+                originals = [pair for pair in group if pair.split == first_split]
+                id_groups.append([pair.full_id for pair in (*originals, *repeated)])
+        if id_groups:
+            smallest = min(sizes[id_.partition("/")[0]] for group_ids in id_groups for id_ in group_ids)
+            yield _finding(
+                name,
+                id_groups,
+                num,
+                severity="error" if is_same or num >= MANY_CONFLICTS * smallest else "warning",
+                summary=f"{counted(num, 'pair')} {LIKE[is_same]} as one of another split",
+                advice="remove them from train: figures on the other split would measure memory",
             )
-        )
-    return findings
 
 
-def _has_twin(pair: _Pair, group: Sequence[_Pair]) -> bool:
-    return any(other.split != pair.split and other.key == pair.key for other in group)
-
-
-def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> list[Finding]:
-    """Pairs of the same words and two labels; near duplicates may differ in the very word that decides."""
-    chosen = []
+def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> Iterator[Finding]:
+    """Only pairs of the same words count: near duplicates may differ in the very word that decides."""
+    id_groups = []
     for group in groups:
         by_key: dict[tuple[str, str], list[_Pair]] = {}
         for pair in group:
             if pair.example.label is not None:
                 by_key.setdefault(pair.key, []).append(pair)
-        chosen += [same for same in by_key.values() if len({pair.example.label for pair in same}) > 1]
-    if not chosen:
-        return []
-    ids = unique(pair.place for group in chosen for pair in group)
-    return [
-        Finding(
-            name="same pair, two labels",
-            severity="error" if len(ids) >= MANY_CONFLICTS * num_pairs else "warning",
-            summary=f"{counted(len(ids), 'pair')} of the same words with both labels",
-            advice="read them and keep the right one, or drop both: no model can learn them",
-            ids=ids,
-            figures={
-                "num": len(ids),
-                "where": _splits_of(ids),
-                "groups": [[pair.place for pair in group] for group in chosen[:MOST_SHOWN]],
-            },
-        )
-    ]
-
-
-def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> list[Finding]:
-    findings = []
-    for name, want_same, like in (
-        ("repeated pairs", True, "the same but for case and punctuation"),
-        ("near duplicates", False, "nearly the same"),
-    ):
-        for split, size in sizes.items():
-            chosen = []
-            for group in groups:
-                own = [pair for pair in group if pair.split == split]
-                repeated = [
-                    pair
-                    for number, pair in enumerate(own[1:], 1)
-                    if _repeats(pair, own[:number]) == want_same
-                    # Another label makes it a contrast, which teaches, or a conflict, which is told apart.
-                    and any(pair.example.label == other.example.label for other in own[:number])
-                ]
-                if repeated:
-                    chosen.append([own[0].place, *(pair.place for pair in repeated)])
-            if not chosen:
-                continue
-            num = sum(len(group) - 1 for group in chosen)
-            findings.append(
-                Finding(
-                    name=name,
-                    severity="warning" if num >= MANY_OF_SPLIT * size else "note",
-                    summary=f"{counted(num, 'pair')} of {split} ({percent(num / size)}) {like} as an "
-                    "earlier one",
-                    advice="drop the repetitions: they weigh double in training, and intervals on dev come "
-                    "out too narrow",
-                    ids=unique(id_ for group in chosen for id_ in group),
-                    figures={"num": num, "where": split, "groups": chosen[:MOST_SHOWN]},
-                )
-            )
-    return findings
-
-
-def _repeats(pair: _Pair, earlier: Iterable[_Pair]) -> bool:
-    return any(other.key == pair.key for other in earlier)
-
-
-def _shared_premises(pairs: Sequence[_Pair], told: set[str], sizes: dict[str, int]) -> list[Finding]:
-    """Premises of train in another split; pairs that are told as duplicates already are left out."""
-    of_train: dict[str, list[str]] = {}
-    for pair in pairs:
-        if pair.split == "train":
-            of_train.setdefault(pair.key[0], []).append(pair.place)
-    findings = []
-    for split, size in sizes.items():
-        if split == "train":
-            continue
-        shared = [
-            pair
-            for pair in pairs
-            if pair.split == split and pair.key[0] in of_train and pair.place not in told
+        id_groups += [
+            [pair.full_id for pair in same]
+            for same in by_key.values()
+            if len({pair.example.label for pair in same}) > 1
         ]
-        if not shared:
-            continue
-        findings.append(
-            Finding(
-                name="premise in two splits",
-                severity="warning" if len(shared) >= MANY_OF_SPLIT * size else "note",
-                summary=f"{counted(len(shared), 'pair')} of {split} ({percent(len(shared) / size)}) with a "
-                "premise that stands in train too",
-                advice="a model may know the text by heart: `python -m nlicot split` keeps premises apart",
-                ids=tuple(pair.place for pair in shared),
-                figures={"num": len(shared), "where": f"train, {split}"},
-            )
+    if id_groups:
+        num = len({id_ for group_ids in id_groups for id_ in group_ids})
+        yield _finding(
+            "same pair, two labels",
+            id_groups,
+            num,
+            severity="error" if num >= MANY_CONFLICTS * num_pairs else "warning",
+            summary=f"{counted(num, 'pair')} of the same words with both labels",
+            advice="read them and keep the right one, or drop both: no model can learn them",
         )
-    return findings
 
 
-def _splits_of(ids: Iterable[str]) -> str:
-    return ", ".join(unique(id_.partition("/")[0] for id_ in ids))
+def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> Iterator[Finding]:
+    for (name, is_same), (split, size) in product(
+        (("repeated pairs", True), ("near duplicates", False)), sizes.items()
+    ):
+        id_groups = []
+        for group in groups:
+            own = [pair for pair in group if pair.split == split]
+            repeated = [
+                pair.full_id
+                for number, pair in enumerate(own)
+                if any(other.key == pair.key for other in own[:number]) == is_same
+                # With another label it is a useful contrast, or a conflict, which is reported separately.
+                and any(pair.example.label == other.example.label for other in own[:number])
+            ]
+            if repeated:
+                id_groups.append([own[0].full_id, *repeated])
+        if id_groups:
+            num = sum(len(group_ids) - 1 for group_ids in id_groups)
+            yield _finding(
+                name,
+                id_groups,
+                num,
+                severity="warning" if num >= MANY_OF_SPLIT * size else "note",
+                summary=f"{counted(num, 'pair')} of {split} ({percent(num / size)}) {LIKE[is_same]} as an "
+                "earlier one",
+                advice="drop the repetitions: they count double in training and make intervals on dev "
+                "too narrow",
+            )
+
+
+def _finding(
+    name: str, id_groups: list[list[str]], num: int, *, severity: str, summary: str, advice: str
+) -> Finding:
+    ids = unique(id_ for group_ids in id_groups for id_ in group_ids)
+    splits = ", ".join(unique(id_.partition("/")[0] for id_ in ids))
+    figures = {"num": num, "where": splits, "groups": id_groups[:MAX_GROUPS_IN_JSON]}
+    return Finding(name=name, severity=severity, summary=summary, advice=advice, ids=ids, figures=figures)
+
+
+def _shared_premises(pairs: Sequence[_Pair], reported: set[str], sizes: dict[str, int]) -> Iterator[Finding]:
+    """Pairs already reported as duplicates are skipped."""
+    train_premises = {pair.key[0] for pair in pairs if pair.split == "train"}
+    for split, size in sizes.items():
+        ids = [
+            pair.full_id
+            for pair in pairs
+            if pair.split == split != "train" and pair.key[0] in train_premises
+            if pair.full_id not in reported
+        ]
+        if ids:
+            yield Finding(
+                name="premise in two splits",
+                severity="warning" if len(ids) >= MANY_OF_SPLIT * size else "note",
+                summary=f"{counted(len(ids), 'pair')} of {split} ({percent(len(ids) / size)}) with a premise "
+                "that is also in train",
+                advice="a model may know the text by heart: `python -m nlicot split` keeps premises apart",
+                ids=tuple(ids),
+                figures={"num": len(ids), "where": f"train, {split}"},
+            )
+
+
+def check_prompt_examples(data: AuditData) -> Section | None:
+    """Look for pairs in prompts: a teacher or student that was shown a pair there does not infer it."""
+    if not data.prompts:
+        return None
+    ids_of: dict[str, list[str]] = {}
+    bigrams_of = {name: set(pairwise(normalised(text).split())) for name, text in data.prompts.items()}
+    for split in data.splits:
+        for example in split.examples:
+            texts = (normalised(example.premise).split(), normalised(example.hypothesis).split())
+            for name, bigrams in bigrams_of.items():
+                if any(
+                    len(words) >= MIN_WORDS and containment(words, bigrams) >= MIN_CONTAINMENT
+                    for words in texts
+                ):
+                    ids_of.setdefault(name, []).append(full_id(split.name, example.id))
+    ids = unique(id_ for prompt_ids in ids_of.values() for id_ in prompt_ids)
+    finding = Finding(
+        name="pair in a prompt",
+        severity="error",
+        summary=f"{counted(len(ids), 'pair')} with a text that occurs in {', '.join(ids_of)}",
+        advice="use other examples in the prompt, or leave these pairs out of what is measured",
+        ids=ids,
+        figures={"by_prompt": ids_of},
+    )
+    return Section(
+        name="prompt_examples",
+        title="Prompt examples",
+        summary=f"{len(data.prompts)} prompts, {len(ids)} pairs in them",
+        findings=(finding,) if ids else (),
+    )

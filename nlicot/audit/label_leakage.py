@@ -1,32 +1,276 @@
-"""Whether the voice of a target gives its label away, before any argument is made.
+"""Check how much of the label one text reveals: the hypothesis without its premise, or a target's style.
 
-A builder such as `reflected` takes right thoughts as they came and reflections on the wrong ones. Where a
-teacher finds one label only, all thoughts are of that label and all reflections of the other, and a student
-learns to tell the two kinds of text apart in place of the pairs.
+A hypothesis-only model that does well shows that the writers of hypotheses left traces (Poliak et al. 2018,
+"Hypothesis Only Baselines in Natural Language Inference"; Gururangan et al. 2018, "Annotation Artifacts in
+Natural Language Inference Data", whose smoothed PMI is used here for the words).
+
+A builder such as `reflected` takes right thoughts unchanged and reflections on the wrong ones. If a teacher
+recognises only one label, all thoughts have that label and all reflections the other, and a student learns
+to distinguish the two kinds of text instead of the pairs.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
-from nlicot.audit.findings import Finding, Section, place
+import numpy as np
+import numpy.typing as npt
+
+from nlicot.audit.findings import Finding, Section, full_id
+from nlicot.audit.inputs import AuditData, TargetText
 from nlicot.audit.minhash import normalised
-from nlicot.audit.reading import AuditData, TargetText
-from nlicot.audit.text_classifier import Guess, guess_labels
-from nlicot.audit.wording import body
-from nlicot.evaluation.metrics import wilson_interval
-from nlicot.records import LABELS
-from nlicot.text_tables import Table, percent
+from nlicot.audit.thoughts import without_last_step
+from nlicot.evaluation.metrics import Interval, wilson_interval
+from nlicot.records import LABEL_NAMES, LABELS, Example
+from nlicot.text_tables import Table, listed, percent
 
-MUCH_GAIN, SOME_GAIN = 0.2, 0.1
-MUCH_BY_VOICE = 0.3
-"""Steps in front of the last one argue too, so some gain is honest: 0.22 on data without the fault."""
+# ---------------------------------------------------------------- the classifier
+
+NUM_FOLDS = 5
+MIN_OF_EACH_LABEL = 20
+NUM_FEATURES = 2**18
+INVERSE_REGULARISATION = 3.0
+"""scikit-learn's default of 1.0 over-regularises texts of 10 to 100 words, normalised to length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """Cross-validated predictions from texts; `p_one` is the probability of label 1 for each text."""
+
+    accuracy: float
+    interval: Interval
+    majority: float
+    right: npt.NDArray[np.bool_]
+    p_one: npt.NDArray[np.float64]
+
+    @property
+    def gain(self) -> float:
+        """Accuracy above that of always predicting the majority label, from 0 to 1."""
+        return self.accuracy - self.majority
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures for JSON."""
+        return {
+            "accuracy": self.accuracy,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "majority": self.majority,
+            "num": len(self.right),
+        }
+
+
+def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> Guess | None:
+    """Predict labels by logistic regression on hashed word n-grams; None if a label is too rare for it.
+
+    Hashing learns nothing from the data, so no fold sees the words of another.
+
+    Args:
+        groups: texts of one group, of one premise for instance, stay in one fold.
+    """
+    true = np.asarray(labels, dtype=np.int64)
+    counts = np.bincount(true, minlength=2)
+    if counts.min() < MIN_OF_EACH_LABEL:
+        return None
+    folds = _folds(groups)
+    if any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS)):
+        return None
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    features = HashingVectorizer(
+        ngram_range=(1, 2), n_features=NUM_FEATURES, alternate_sign=False, token_pattern=r"(?u)\b\w+\b"
+    ).transform(texts)
+    p_one = np.zeros(len(true))
+    for fold in range(NUM_FOLDS):
+        held_out = folds == fold
+        if held_out.any():
+            # The dual is four times as fast if there are more features than texts.
+            model = LogisticRegression(
+                C=INVERSE_REGULARISATION,
+                solver="liblinear",
+                dual=True,
+                tol=0.01,
+                max_iter=1000,
+                random_state=0,
+            )
+            model.fit(features[~held_out], true[~held_out])
+            p_one[held_out] = model.predict_proba(features[held_out])[:, 1]
+    right = (p_one > 0.5) == (true == 1)
+    return Guess(
+        accuracy=float(right.mean()),
+        interval=wilson_interval(int(right.sum()), len(true)),
+        majority=float(counts.max() / len(true)),
+        right=right,
+        p_one=p_one,
+    )
+
+
+def _folds(groups: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """Deal the groups out to folds, the same way each time."""
+    number_of: dict[Hashable, int] = {}
+    numbers = np.array([number_of.setdefault(group, len(number_of)) for group in groups], dtype=np.int64)
+    dealt = np.random.default_rng(0).permutation(len(number_of)) % NUM_FOLDS
+    return dealt[numbers]
+
+
+def _range(interval: Interval) -> str:
+    return f"{percent(interval.low)} to {percent(interval.high)}"
+
+
+# ---------------------------------------------------------------- hypotheses
+
+LARGE_GAIN, SMALL_GAIN = 0.25, 0.05
+SMOOTHING = 10.0
+"""Number of pairs of the usual label distribution added to each word, so that rare words do not lead;
+Gururangan et al. use 100 for data a hundred times as large."""
+MIN_PAIRS = 10
+MIN_PROPORTION = 0.75
+CONFIDENCE = 0.95
+MAX_SHOWN_WORDS = 10
+SURE = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellingWord:
+    """A word of hypotheses whose pairs mostly have one label: `num_label` of `num`."""
+
+    word: str
+    label: int
+    num: int
+    num_label: int
+    pmi: float
+
+
+def check_hypotheses(data: AuditData) -> Section | None:
+    """Fit a baseline without premises on all labelled pairs, and look for telling words."""
+    labelled = [(split.name, example) for split in data.splits for example in split.labelled]
+    examples = [example for _, example in labelled]
+    guess = guess_labels(
+        [example.hypothesis for example in examples],
+        [int(example.label or 0) for example in examples],
+        [normalised(example.premise) for example in examples],
+    )
+    if guess is None:
+        return None
+    words = telling_words(examples)
+    findings = [*_hypothesis_leak(guess, labelled), *_word_findings(words, labelled)]
+    rows = [
+        (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
+        for label in reversed(LABELS)
+        for each in [word for word in words if word.label == label][:MAX_SHOWN_WORDS]
+    ]
+    table = Table(
+        title="words of hypotheses that go with one label",
+        header=("word", "label", "pairs", "of that label", "PMI"),
+        rows=tuple(rows),
+    )
+    return Section(
+        name="hypotheses",
+        title="Hypothesis-only baseline",
+        summary=f"a linear model that reads {len(examples)} hypotheses without premises is right on "
+        f"{percent(guess.accuracy)} ({_range(guess.interval)}), "
+        f"the majority label on {percent(guess.majority)}" + ("" if findings else ": no leak"),
+        findings=tuple(findings),
+        tables=(table,) if rows else (),
+        figures={"baseline": guess.figures, "words": [asdict(each) for each in words]},
+    )
+
+
+def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> Iterator[Finding]:
+    if guess.interval.low <= guess.majority or guess.gain < SMALL_GAIN:
+        return
+    ids = [
+        full_id(split, example.id)
+        for (split, example), right, p_one in zip(labelled, guess.right, guess.p_one, strict=True)
+        if right and max(p_one, 1 - p_one) >= SURE
+    ]
+    yield Finding(
+        name="hypothesis gives the label away",
+        severity="error" if guess.gain >= LARGE_GAIN else "warning",
+        summary=f"without the premise {percent(guess.accuracy)} of labels are guessed, "
+        f"{100 * guess.gain:.0f} points above the majority label",
+        advice="compare any accuracy with this one; look at a run with `validate --probe_thoughts`, "
+        "which blanks the premise, and at the pairs named here, which need none",
+        ids=tuple(ids),
+        figures={**guess.figures, "gain": guess.gain},
+    )
+
+
+def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
+    """Return the words whose pairs mostly have one label, more than by chance, by smoothed PMI.
+
+    PMI(word, label) = log p(word, label) / (p(word) p(label)), in nats; a word counts once in a pair, and
+    `SMOOTHING` pairs of the usual label distribution are added. More than by chance: a binomial test against
+    the label's proportion, corrected for the number of words (Gardner et al. 2021, "Competency Problems",
+    section 4).
+    """
+    in_label: dict[int, Counter[str]] = {label: Counter() for label in LABELS}
+    num_label: Counter[int] = Counter()
+    for example in examples:
+        if example.label is not None:
+            num_label[example.label] += 1
+            in_label[example.label].update(set(normalised(example.hypothesis).split()))
+    num_pairs = num_label.total()
+    totals = in_label[0] + in_label[1]
+    candidates = [word for word, num in totals.items() if num >= MIN_PAIRS]
+    if not candidates or 0 in (num_label[label] for label in LABELS):
+        return []
+    min_z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * len(candidates)))
+    found = []
+    for word in candidates:
+        for label in LABELS:
+            num, with_label = totals[word], in_label[label][word]
+            base = num_label[label] / num_pairs
+            z = (with_label - num * base) / math.sqrt(num * base * (1 - base))
+            if z < min_z or with_label / num < MIN_PROPORTION:
+                continue
+            smoothed = (with_label + SMOOTHING * base) / (num + SMOOTHING)
+            pmi = math.log(smoothed / base)
+            found.append(TellingWord(word=word, label=label, num=num, num_label=with_label, pmi=pmi))
+    return sorted(found, key=lambda each: (-each.pmi, each.word))
+
+
+def _word_findings(
+    words: Sequence[TellingWord], labelled: Sequence[tuple[str, Example]]
+) -> Iterator[Finding]:
+    for label in LABELS:
+        telling = [each.word for each in words if each.label == label]
+        if not telling:
+            continue
+        ids = tuple(
+            full_id(split, example.id)
+            for split, example in labelled
+            if example.label == label
+            if not set(telling).isdisjoint(normalised(example.hypothesis).split())
+        )
+        yield Finding(
+            name="telling words",
+            severity="warning",
+            summary=f"{len(telling)} words of hypotheses go with label {label} ({LABEL_NAMES[label]}): "
+            f"{listed(telling, MAX_SHOWN_WORDS)}",
+            advice="expect a student to rely on them; collect pairs with such a word and the other label, "
+            "and measure on those separately",
+            ids=ids,
+            figures={"label": label, "words": telling},
+        )
+
+
+# ---------------------------------------------------------------- the source and style of targets
+
+LARGE_SOURCE_GAIN, SMALL_SOURCE_GAIN = 0.2, 0.1
+MIN_STYLE_GAIN = 0.3
+"""Steps before the last one argue too, so some gain is legitimate: 0.22 on data without the fault."""
 _WORD = re.compile(r"\w+")
 
 
 def check_voice(data: AuditData) -> Section | None:
-    """Cross source with label, and let linear models guess the label from the targets alone."""
+    """Cross a target's source with its label, and let linear models guess the label from the target only."""
     split = next((split for split in data.splits if split.targets), None)
     if split is None:
         return None
@@ -38,34 +282,40 @@ def check_voice(data: AuditData) -> Section | None:
     num_right = sum(max(each) for each in counts.values())
     majority = max(sum(each[label] for each in counts.values()) for label in LABELS) / len(targets)
     by_source = num_right / len(targets)
-    voice = _guess(targets, [voice_of(target) for target in targets])
-    steps = _guess(targets, [body(target.text) for target in targets])
+    style = _guess(targets, [style_of(target) for target in targets])
+    steps = _guess(targets, [without_last_step(target.text) for target in targets])
     whole = _guess(targets, [target.text for target in targets])
-    rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
-    told = [("the commoner label", percent(majority), "-")]
-    told.append(
-        ("its source alone (thought or reflection)", percent(by_source), _range_of(num_right, targets))
-    )
+    accuracies = [
+        ("the majority label", percent(majority), "-"),
+        (
+            "its source (thought or reflection)",
+            percent(by_source),
+            _range(wilson_interval(num_right, len(targets))),
+        ),
+    ]
     for what, guess in (
-        ("its voice: no last step, the pair's own words blanked", voice),
+        ("its style: no last step, the pair's own words blanked", style),
         ("its text without the last step", steps),
         ("its whole text, last step included", whole),
     ):
         if guess is not None:
-            interval = f"{percent(guess.interval.low)} to {percent(guess.interval.high)}"
-            told.append((what, percent(guess.accuracy), interval))
-    findings = _source_finding(split.name, targets, counts, by_source, majority)
-    findings += _voice_finding(split.name, targets, voice)
+            accuracies.append((what, percent(guess.accuracy), _range(guess.interval)))
+    rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
     return Section(
         name="voice",
-        title="Source, voice and label",
-        summary=f"{len(targets)} targets of {split.name}: the source alone tells {percent(by_source)} of "
-        f"labels" + (f", the voice {percent(voice.accuracy)}" if voice else ""),
-        findings=tuple(findings),
+        title="Source, style and label",
+        summary=f"{len(targets)} targets of {split.name}: the source predicts {percent(by_source)} of labels"
+        + (f", the style {percent(style.accuracy)}" if style else ""),
+        findings=(
+            *_source_finding(split.name, targets, counts, by_source, majority),
+            *_style_finding(split.name, targets, style),
+        ),
         tables=(
             Table(title="targets", header=("source", "label 0", "label 1"), rows=tuple(rows)),
             Table(
-                title="how well a target's label is told from", header=("", "right", "95 %"), rows=tuple(told)
+                title="how well a target's label is predicted from",
+                header=("", "right", "95 %"),
+                rows=tuple(accuracies),
             ),
         ),
         figures={
@@ -73,20 +323,17 @@ def check_voice(data: AuditData) -> Section | None:
             "by_source": {source: {"0": zeros, "1": ones} for source, (zeros, ones) in counts.items()},
             "majority": majority,
             "source_accuracy": by_source,
-            "voice": voice.figures if voice else None,
+            "voice": style.figures if style else None,
             "steps": steps.figures if steps else None,
             "whole": whole.figures if whole else None,
         },
     )
 
 
-def voice_of(target: TargetText) -> str:
-    """What is left of a target without its last step and the words of its own pair.
-
-    The last step argues for the label and shall tell it; the pair's words tell what it is about.
-    """
+def style_of(target: TargetText) -> str:
+    """Remove the last step, which is supposed to reveal the label, and the pair's own words (the topic)."""
     own = set(_WORD.findall(f"{target.example.premise} {target.example.hypothesis}".casefold()))
-    words = _WORD.findall(body(target.text).casefold())
+    words = _WORD.findall(without_last_step(target.text).casefold())
     return " ".join("_" if word in own else word for word in words)
 
 
@@ -95,52 +342,40 @@ def _guess(targets: Sequence[TargetText], texts: Sequence[str]) -> Guess | None:
     return guess_labels(texts, [target.label for target in targets], groups)
 
 
-def _range_of(num_right: int, targets: Sequence[TargetText]) -> str:
-    interval = wilson_interval(num_right, len(targets))
-    return f"{percent(interval.low)} to {percent(interval.high)}"
-
-
 def _source_finding(
-    split: str,
-    targets: Sequence[TargetText],
-    counts: dict[str, list[int]],
-    by_source: float,
-    majority: float,
-) -> list[Finding]:
-    if len(counts) < 2 or by_source - majority < SOME_GAIN:
-        return []
+    split: str, targets: Sequence[TargetText], counts: dict[str, list[int]], by_source: float, majority: float
+) -> Iterator[Finding]:
+    if len(counts) < 2 or by_source - majority < SMALL_SOURCE_GAIN:
+        return
     usual = {source: max(LABELS, key=lambda label: each[label]) for source, each in counts.items()}
-    ids = tuple(place(split, target.example.id) for target in targets if target.label == usual[target.source])
+    ids = [full_id(split, target.example.id) for target in targets if target.label == usual[target.source]]
     table = "; ".join(
         f"{source}: {zeros} of label 0, {ones} of label 1" for source, (zeros, ones) in counts.items()
     )
-    return [
-        Finding(
-            name="source gives the label away",
-            severity="error" if by_source - majority >= MUCH_GAIN else "warning",
-            summary=f"whether a target is a thought or a reflection tells {percent(by_source)} of labels "
-            f"({table})",
-            advice="say better what the labels mean and ask anew (`generate --definitions FILE --probe`), or "
-            "have thoughts of both labels from one source; `label_only` is free of it",
-            ids=ids,
-            figures={"accuracy": by_source, "majority": majority, "by_source": counts},
-        )
-    ]
+    yield Finding(
+        name="source gives the label away",
+        severity="error" if by_source - majority >= LARGE_SOURCE_GAIN else "warning",
+        summary=f"the source of a target (thought or reflection) predicts {percent(by_source)} of labels "
+        f"({table})",
+        advice="describe better what the labels mean and generate again "
+        "(`generate --definitions FILE --probe`), or use thoughts of both labels from one source; "
+        "`label_only` is free of it",
+        ids=tuple(ids),
+        figures={"accuracy": by_source, "majority": majority, "by_source": counts},
+    )
 
 
-def _voice_finding(split: str, targets: Sequence[TargetText], voice: Guess | None) -> list[Finding]:
-    if voice is None or voice.gain < MUCH_BY_VOICE:
-        return []
-    pairs = zip(targets, voice.right, strict=True)
-    return [
-        Finding(
-            name="voice gives the label away",
-            severity="warning",
-            summary=f"a linear model tells {percent(voice.accuracy)} of labels from how the targets are "
-            "worded, without their last step and their pairs' words",
-            advice="read steps 1 and 2 of both labels side by side: what is worded alike whatever the pair "
-            "(stock phrases, hedges) tells the student the label too early",
-            ids=tuple(place(split, target.example.id) for target, right in pairs if right),
-            figures=voice.figures,
-        )
-    ]
+def _style_finding(split: str, targets: Sequence[TargetText], style: Guess | None) -> Iterator[Finding]:
+    if style is None or style.gain < MIN_STYLE_GAIN:
+        return
+    pairs = zip(targets, style.right, strict=True)
+    yield Finding(
+        name="voice gives the label away",
+        severity="warning",
+        summary=f"a linear model predicts {percent(style.accuracy)} of labels from the wording of the "
+        "targets, without their last step and their pairs' words",
+        advice="read steps 1 and 2 of both labels side by side: wording that does not depend on the pair "
+        "(stock phrases, hedges) reveals the label too early",
+        ids=tuple(full_id(split, target.example.id) for target, right in pairs if right),
+        figures=style.figures,
+    )

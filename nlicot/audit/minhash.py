@@ -1,10 +1,12 @@
-"""Near duplicates among short texts, by MinHash and banding, in numpy.
+"""Find near duplicates among short texts by MinHash and banding, in numpy.
 
-A text is the set of its word bigrams, its beginning and end included; two texts are near duplicates where
-the Jaccard index of these sets is at least `THRESHOLD`. MinHash (Broder 1997, "On the resemblance and
-containment of documents") proposes, banding (Leskovec et al., "Mining of Massive Datasets", chapter 3)
-keeps the proposals few, and every proposal is checked against the sets themselves: nothing that is
-reported is a guess, and of pairs at the threshold about 2 in 1,000 are missed.
+A text is the set of its word bigrams, including its start and end; two texts are near duplicates if the
+Jaccard index of these sets is at least `THRESHOLD`. MinHash (Broder 1997, "On the resemblance and
+containment of documents") proposes candidates, banding (Leskovec et al., "Mining of Massive Datasets",
+chapter 3) keeps them few, and every candidate is checked against the sets themselves: there are no false
+positives, and at the threshold about 2 pairs in 1,000 are missed.
+
+datasketch 2.0 needs 4 to 5 times as long and 2.5 times the memory for 40,000 pairs (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import numpy.typing as npt
 
 THRESHOLD = 0.8
 NUM_BANDS, ROWS_PER_BAND = 20, 6
-MOST_NEIGHBOURS = 3
-MOST_LEADERS = 50
-"""Of texts that all resemble each other a little, one is compared with so many and no more."""
+MAX_NEIGHBOURS = 3
+"""Maximum number of neighbours that a text is compared with in a bucket."""
+MAX_LEADERS = 50
+"""Maximum number of groups that a pair is compared with if all resemble each other a little."""
 _WORD = re.compile(r"\w+")
 _EDGE = 0
 
@@ -28,12 +31,32 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def normalised(text: str) -> str:
-    """The words of a text alone: in lower case, without punctuation, single blanks between them.
+    """Return the words of a text in lower case, without punctuation.
 
     >>> normalised(" The dog's  asleep!")
     'the dog s asleep'
     """
     return " ".join(_WORD.findall(text.casefold()))
+
+
+def containment(words: Sequence[str], bigrams: set[tuple[str, str]]) -> float:
+    """Return the proportion of a text's word bigrams that occur in another text.
+
+    >>> containment(["a", "dog", "ran"], {("a", "dog")})
+    0.5
+    """
+    own = list(pairwise(words))
+    return sum(bigram in bigrams for bigram in own) / len(own) if own else 0.0
+
+
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    """Return the size of the intersection over that of the union; 1 for two empty sets.
+
+    >>> jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4}))
+    0.5
+    """
+    union = len(a | b)
+    return len(a & b) / union if union else 1.0
 
 
 class Shingles:
@@ -54,35 +77,22 @@ class Shingles:
         self.flat: Hashes = numbers[first] * np.uint64(len(number_of) + 1) + numbers[first + 1]
 
     def of(self, index: int) -> frozenset[int]:
-        """One text's set."""
+        """Return one text's set."""
         return frozenset(self.flat[self.starts[index] : self.starts[index + 1]].tolist())
 
     def similarity(self, a: int, b: int) -> float:
-        """The Jaccard index of two texts."""
-        return jaccard(self.of(a), self.of(b))
+        """Return the Jaccard index of two texts."""
+        return 1.0 if a == b else jaccard(self.of(a), self.of(b))
 
 
-def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    """What two sets share, of all that they hold; 1 for two empty ones.
-
-    >>> jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4}))
-    0.5
-    """
-    either = len(a | b)
-    return len(a & b) / either if either else 1.0
-
-
-def resembling(shingles: Shingles) -> list[int]:
-    """For each text the number of a group; texts that are near duplicates share one.
-
-    Groups are chains of near duplicates, so two texts of one group need not be near each other.
-    """
+def text_groups(shingles: Shingles) -> list[int]:
+    """Return a group number for each text; groups are chains of near duplicates."""
     num = len(shingles.starts) - 1
     parent = list(range(num))
     if num < 2:
         return parent
     checked: set[tuple[int, int]] = set()
-    for keys in _bands(shingles):
+    for keys in _band_keys(shingles):
         order = np.argsort(keys, kind="stable")
         for a, b in _neighbours(keys[order], order):
             if (a, b) in checked:
@@ -94,23 +104,8 @@ def resembling(shingles: Shingles) -> list[int]:
     return [_root(parent, index) for index in range(num)]
 
 
-def _neighbours(keys: Hashes, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Texts of one bucket, each with those next to it: all of a small bucket, a chain through a great one."""
-    for distance in range(1, 1 + MOST_NEIGHBOURS):
-        alike = np.flatnonzero(keys[distance:] == keys[:-distance])
-        # `order` is stable, so the first of the two is the earlier text.
-        yield from zip(order[alike].tolist(), order[alike + distance].tolist(), strict=True)
-
-
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
-def _bands(shingles: Shingles) -> list[Hashes]:
-    """For each band one number to a text: equal where all its minima are."""
+def _band_keys(shingles: Shingles) -> list[Hashes]:
+    """Return one key per text for each band; keys are equal if all of the band's minima are."""
     rng = np.random.default_rng(0)
     mixed = _mixed(shingles.flat)
     bands = []
@@ -132,10 +127,25 @@ def _mixed(numbers: Hashes) -> Hashes:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def groups_of_pairs(premises: Sequence[str], hypotheses: Sequence[str]) -> list[list[int]]:
-    """Which pairs are near duplicates in premise and hypothesis both: groups of two or more, in order.
+def _neighbours(keys: Hashes, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of a small bucket, and a chain through a large one."""
+    for distance in range(1, 1 + MAX_NEIGHBOURS):
+        alike = np.flatnonzero(keys[distance:] == keys[:-distance])
+        # `order` is stable, so the first of the two is the earlier text.
+        yield from zip(order[alike].tolist(), order[alike + distance].tolist(), strict=True)
 
-    Every member is a near duplicate of its group's first one.
+
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index
+
+
+def pair_groups(premises: Sequence[str], hypotheses: Sequence[str]) -> list[list[int]]:
+    """Group pairs that are near duplicates in both premise and hypothesis: two or more, in order.
+
+    Every member is a near duplicate of its group's first.
 
     Args:
         premises: normalised.
@@ -148,40 +158,27 @@ def groups_of_pairs(premises: Sequence[str], hypotheses: Sequence[str]) -> list[
         buckets.setdefault((premise_group[p], hypothesis_group[h]), []).append(index)
 
     def near(a: int, b: int) -> bool:
-        return _near(premise_shingles, premise_of[a], premise_of[b]) and _near(
-            hypothesis_shingles, hypothesis_of[a], hypothesis_of[b]
+        return (
+            premise_shingles.similarity(premise_of[a], premise_of[b]) >= THRESHOLD
+            and hypothesis_shingles.similarity(hypothesis_of[a], hypothesis_of[b]) >= THRESHOLD
         )
 
     found = []
     for members in buckets.values():
         groups: list[list[int]] = []
         for index in members if len(members) > 1 else ():
-            own = next((group for group in groups[:MOST_LEADERS] if near(group[0], index)), None)
-            if own is None:
+            group = next((group for group in groups[:MAX_LEADERS] if near(group[0], index)), None)
+            if group is None:
                 groups.append([index])
             else:
-                own.append(index)
+                group.append(index)
         found += [group for group in groups if len(group) > 1]
     return sorted(found)
 
 
-def _near(shingles: Shingles, a: int, b: int) -> bool:
-    return a == b or shingles.similarity(a, b) >= THRESHOLD
-
-
 def _grouped(texts: Sequence[str]) -> tuple[list[int], Shingles, list[int]]:
-    """Each text's number among the different ones, their shingles, and their groups."""
+    """Return each text's number among the distinct ones, their shingles, and their groups."""
     number_of: dict[str, int] = {}
     numbers = [number_of.setdefault(text, len(number_of)) for text in texts]
     shingles = Shingles(list(number_of))
-    return numbers, shingles, resembling(shingles)
-
-
-def contained_share(words: Sequence[str], bigrams: set[tuple[str, str]]) -> float:
-    """How many of a text's word bigrams stand in another text, as a share.
-
-    >>> contained_share(["a", "dog", "ran"], {("a", "dog")})
-    0.5
-    """
-    own = list(pairwise(words))
-    return sum(bigram in bigrams for bigram in own) / len(own) if own else 0.0
+    return numbers, shingles, text_groups(shingles)

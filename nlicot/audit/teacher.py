@@ -1,23 +1,33 @@
-"""Where the teacher is right: by label, which speaks of the definitions, and by a thought's length."""
+"""Check the teacher: whether it misses one label, and whether its longer thoughts are worse."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nlicot.audit.findings import Finding, Section, place, unique
-from nlicot.audit.reading import AuditData
+from nlicot.audit.findings import Finding, Section, full_id, unique
+from nlicot.audit.inputs import AuditData
 from nlicot.evaluation.metrics import accuracy_by, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
 from nlicot.teacher.stages.label_check import ProbeReport, probe
 from nlicot.text_tables import Table, percent
 
 LOW_ACCURACY = 0.7
-FEWEST_THOUGHTS = 40
-CHANCE_BELOW = 0.01
-NOTICEABLE = 0.55
-"""P(a wrong thought is longer than a right one); 0.5 is no difference."""
+MIN_THOUGHTS = 40
+MAX_P_VALUE = 0.01
+MIN_EFFECT = 0.55
+"""P(a wrong thought is longer than a right one); 0.5 means no difference."""
+
+
+def _blind(data: AuditData) -> list[tuple[str, Thought]]:
+    """First thoughts of pairs whose label is known, with their split."""
+    return [
+        (split.name, thought)
+        for split in data.splits
+        for thought in split.thoughts
+        if thought.true_label is not None and thought.round == 0
+    ]
 
 
 def check_teacher(data: AuditData) -> Section | None:
@@ -36,13 +46,16 @@ def check_teacher(data: AuditData) -> Section | None:
         for label in LABELS
         if report.recalls[label].num
     )
-    table = Table(title="teacher", header=("true label", "said 0", "said 1", "found"), rows=rows)
+    tables = [Table(title="teacher", header=("true label", "said 0", "said 1", "found"), rows=rows)]
+    if report.maps:
+        rows = tuple((_spelled(each.relation_map), percent(each.accuracy)) for each in report.maps[:3])
+        tables.append(Table(title="maps from relations to labels", header=("map", "right"), rows=rows))
     return Section(
         name="teacher",
         title="The teacher",
         summary=f"{len(thoughts)} blind thoughts, {percent(report.accuracy)} right",
-        findings=tuple(_definitions(blind, report)),
-        tables=(table, *_relation_table(report)),
+        findings=tuple(_teacher_findings(blind, report)),
+        tables=tuple(tables),
         figures={
             "accuracy": report.accuracy,
             "num": len(thoughts),
@@ -52,75 +65,49 @@ def check_teacher(data: AuditData) -> Section | None:
     )
 
 
-def _blind(data: AuditData) -> list[tuple[str, Thought]]:
-    """First thoughts of pairs whose label is known, with their split."""
-    return [
-        (split.name, thought)
-        for split in data.splits
-        for thought in split.thoughts
-        if thought.true_label is not None and thought.round == 0
-    ]
+def _spelled(relation_map: dict[str, int]) -> str:
+    return ",".join(f"{name}={label}" for name, label in relation_map.items())
 
 
-def _relation_table(report: ProbeReport) -> list[Table]:
-    rows = tuple(
-        (",".join(f"{name}={label}" for name, label in each.relation_map.items()), percent(each.accuracy))
-        for each in report.maps[:3]
-    )
-    return [Table(title="maps from relations to labels", header=("map", "right"), rows=rows)] if rows else []
-
-
-def _definitions(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> list[Finding]:
+def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> Iterator[Finding]:
     worse, better = sorted(report.recalls, key=lambda recall: recall.share)
-    missed = unique(
-        place(split, thought.id)
-        for split, thought in blind
-        if thought.true_label == worse.label and not thought.correct
-    )
+    wrong = [(split, thought) for split, thought in blind if not thought.correct]
     figures = {f"found_of_label_{recall.label}": recall.share for recall in report.recalls}
     if report.lopsided:
-        stricter = (
-            "is stricter about label 1 than those who labelled: say that what is merely plausible counts "
-            "too, if the pairs named here show it"
-            if worse.label == 1
-            else "is more lenient about label 1 than those who labelled: say what rules it out"
-        )
+        bias, advice = "more lenient", "state what rules it out"
+        if worse.label == 1:
+            bias = "stricter"
+            advice = "state that what is merely plausible counts too, if the pairs named here show it"
         remap = ""
         if report.maps and report.maps[0].accuracy > report.accuracy:
-            best = ",".join(f"{name}={label}" for name, label in report.maps[0].relation_map.items())
-            remap = f"; or map its relations otherwise: --relation-map {best}"
-        return [
-            Finding(
-                name="label definitions do not fit",
-                severity="error",
-                summary=f"the teacher finds {percent(better.share)} of label {better.label} and "
-                f"{percent(worse.share)} of label {worse.label}: it {stricter.partition(':')[0]}",
-                advice=f"{stricter.partition(': ')[2]} (`generate --definitions FILE --probe`){remap}",
-                ids=missed,
-                figures=figures,
-            )
-        ]
-    if report.accuracy < LOW_ACCURACY and len(blind) >= FEWEST_THOUGHTS:
-        wrong = unique(place(split, thought.id) for split, thought in blind if not thought.correct)
-        return [
-            Finding(
-                name="weak teacher",
-                severity="warning",
-                summary=f"the teacher is right on {percent(report.accuracy)} only, of either label",
-                advice="take a stronger model, or let `reflect` and `score` do more of the work",
-                ids=wrong,
-                figures={**figures, "accuracy": report.accuracy},
-            )
-        ]
-    return []
+            remap = f"; or map relations differently: --relation_map {_spelled(report.maps[0].relation_map)}"
+        yield Finding(
+            name="label definitions do not fit",
+            severity="error",
+            summary=f"the teacher finds {percent(better.share)} of label {better.label} and "
+            f"{percent(worse.share)} of label {worse.label}: it is {bias} about label 1 than the "
+            "annotators were",
+            advice=f"{advice} (`generate --definitions FILE --probe`){remap}",
+            ids=unique(full_id(split, each.id) for split, each in wrong if each.true_label == worse.label),
+            figures=figures,
+        )
+    elif report.accuracy < LOW_ACCURACY and len(blind) >= MIN_THOUGHTS:
+        yield Finding(
+            name="weak teacher",
+            severity="warning",
+            summary=f"the teacher is right on only {percent(report.accuracy)}, for both labels",
+            advice="use a stronger model, or let `reflect` and `score` do more of the work",
+            ids=unique(full_id(split, each.id) for split, each in wrong),
+            figures={**figures, "accuracy": report.accuracy},
+        )
 
 
 def check_lengths(data: AuditData) -> Section | None:
-    """Accuracy by a thought's length, and whether wrong thoughts are longer than chance would have it."""
+    """Compute accuracy by length of the thought; test if wrong thoughts are longer than right ones."""
     blind = _blind(data)
     num_words = [len(thought.thought_process.split()) for _, thought in blind]
     right = [thought.correct for _, thought in blind]
-    if len(blind) < FEWEST_THOUGHTS or len(set(right)) < 2:
+    if len(blind) < MIN_THOUGHTS or len(set(right)) < 2:
         return None
     from scipy.stats import mannwhitneyu
 
@@ -129,33 +116,29 @@ def check_lengths(data: AuditData) -> Section | None:
     longer = float(test.statistic) / (int((~is_right).sum()) * int(is_right.sum()))
     bins = length_bins(num_words)
     groups = accuracy_by(bins, right)
-    table = Table(
-        title="right thoughts by length",
-        header=("length", "thoughts", "right", "95 %"),
-        rows=tuple(
-            (
-                g.name,
-                str(g.num),
-                percent(g.accuracy),
-                f"{percent(g.interval.low)} to {percent(g.interval.high)}",
-            )
-            for g in groups
-        ),
-    )
+    rows = [
+        (
+            group.name,
+            str(group.num),
+            percent(group.accuracy),
+            f"{percent(group.interval.low)} to {percent(group.interval.high)}",
+        )
+        for group in groups
+    ]
     findings = []
-    if test.pvalue < CHANCE_BELOW and longer >= NOTICEABLE:
-        last = groups[-1].name
+    if test.pvalue < MAX_P_VALUE and longer >= MIN_EFFECT:
+        longest = groups[-1].name
         ids = unique(
-            place(split, thought.id)
-            for (split, thought), bin_, correct in zip(blind, bins, right, strict=True)
-            if bin_ == last and not correct
+            full_id(split, thought.id)
+            for (split, thought), bin_ in zip(blind, bins, strict=True)
+            if bin_ == longest and not thought.correct
         )
         findings.append(
             Finding(
                 name="longer is wronger",
                 severity="warning",
                 summary=f"a wrong thought is longer than a right one in {percent(longer)} of cases; of the "
-                f"longest quarter ({last}) {percent(groups[-1].accuracy)} are right, of the shortest "
+                f"longest quarter ({longest}) {percent(groups[-1].accuracy)} are right, of the shortest "
                 f"{percent(groups[0].accuracy)}",
                 advice="ask for shorter thoughts, or leave long ones out (--data.builder.max_thought_words)",
                 ids=ids,
@@ -168,14 +151,20 @@ def check_lengths(data: AuditData) -> Section | None:
         summary=f"a wrong thought is longer than a right one in {percent(longer)} of cases "
         f"(50 % is chance; p = {test.pvalue:.2g})",
         findings=tuple(findings),
-        tables=(table,),
+        tables=(
+            Table(
+                title="right thoughts by length",
+                header=("length", "thoughts", "right", "95 %"),
+                rows=tuple(rows),
+            ),
+        ),
         figures={
             "wrong_is_longer": longer,
             "p_value": float(test.pvalue),
             "bins": [
-                {"name": g.name, "num": g.num, "accuracy": g.accuracy}
-                | {"low": g.interval.low, "high": g.interval.high}
-                for g in groups
+                {"name": group.name, "num": group.num, "accuracy": group.accuracy}
+                | {"low": group.interval.low, "high": group.interval.high}
+                for group in groups
             ],
         },
     )

@@ -1,4 +1,4 @@
-"""Pairs and texts without a fault, made of random words, to plant one fault at a time in."""
+"""Pairs and texts without faults, made of random words; tests plant one fault at a time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from nlicot.audit import Audit, AuditData, SplitData, audit
-from nlicot.audit.findings import Finding
-from nlicot.audit.reading import TargetText
+from nlicot.audit.checks import run_checks
+from nlicot.audit.findings import Audit, Finding, Section
+from nlicot.audit.inputs import AuditData, SplitData, TargetText
+from nlicot.audit.thoughts import without_last_step
 from nlicot.records import Example, Reflection, Thought
 
 VOCABULARY = [
@@ -22,7 +23,7 @@ def words(rng: random.Random, num: int) -> str:
 
 
 def examples(num: int, seed: int, prefix: str) -> list[Example]:
-    """Pairs whose label goes with none of their words."""
+    """Pairs whose label is independent of their words."""
     rng = random.Random(seed)
     return [
         Example(
@@ -35,13 +36,13 @@ def examples(num: int, seed: int, prefix: str) -> list[Example]:
     ]
 
 
-def thoughts(pairs: Sequence[Example], seed: int, share_right: float = 0.8) -> list[Thought]:
-    """Thoughts that are wrong now and then, of either label and any length."""
+def thoughts(pairs: Sequence[Example], seed: int, p_right: float = 0.8) -> list[Thought]:
+    """Thoughts that are sometimes wrong, of either label and any length."""
     rng = random.Random(seed)
     found = []
     for example in pairs:
         assert example.label is not None
-        right = rng.random() < share_right
+        right = rng.random() < p_right
         found.append(
             Thought(
                 id=example.id,
@@ -140,6 +141,37 @@ def named(found: Audit, name: str) -> list[Finding]:
 
 
 def only(data: AuditData, name: str) -> Finding:
-    """The one finding of this name; there must be one."""
-    (finding,) = named(audit(data), name)
+    """The one finding of this name."""
+    (finding,) = named(run_checks(data), name)
     return finding
+
+
+def thought_of(record: object) -> Thought:
+    assert isinstance(record, Thought)
+    return record
+
+
+def reflection_of(record: object) -> Reflection:
+    assert isinstance(record, Reflection)
+    return record
+
+
+def reworded(record: Thought, end: str) -> Thought:
+    """The thought with another last step."""
+    text = without_last_step(record.thought_process)
+    return dataclasses.replace(record, thought_process=f"{text}Step 3: {end}")
+
+
+def section_of(found: Audit, name: str) -> Section:
+    """The one section of this name."""
+    (section,) = [section for section in found.sections if section.name == name]
+    return section
+
+
+def lopsided(data: AuditData) -> AuditData:
+    """A teacher that calls nearly everything 0."""
+
+    def plant(number: int, record: object) -> Thought:
+        return dataclasses.replace(thought_of(record), predicted_label=int(number % 10 == 1))
+
+    return changed(data, "train", "thoughts", plant)

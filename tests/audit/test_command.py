@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,23 +10,22 @@ from pathlib import Path
 import pytest
 
 from nlicot import cli
-from nlicot.audit.findings import Audit, Finding, Section
-from nlicot.audit.rendering import as_markdown, as_text, to_json
+from nlicot.audit.findings import Audit, Finding, Section, as_markdown, as_text, from_json, to_json
 from nlicot.text_tables import Table
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HOSTILE = "\x1b[31mred|\n# <script>alert(1)</script>\u2028\x00 \x9b2J"
 
 
-def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """What stands on standard error of a command line that must be refused with exit code 2."""
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The last line on standard error of a command line that is refused with exit code 2."""
     assert cli.main(["audit", *args]) == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A copy of the sample, into which a dev pair was put twice."""
+    """A copy of the sample, with a dev pair in train too."""
     shutil.copytree(SAMPLE, tmp_path / "data")
     train = tmp_path / "data/original_data/train.csv"
     last = (tmp_path / "data/original_data/dev.csv").read_text().splitlines()[-1]
@@ -37,7 +37,7 @@ def test_the_sample_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit"]) == 0
     printed = capsys.readouterr().out
     assert "train    180       160       90       90" in printed
-    assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing that must wait\n")
+    assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing blocks training\n")
 
 
 def test_a_leak_makes_the_exit_code_1_and_the_json_names_it(
@@ -62,10 +62,10 @@ def test_a_file_that_is_there_is_not_replaced_unasked(
 ) -> None:
     out = tmp_path / "mine.json"
     out.write_text("mine")
-    assert "--overwrite" in told(capsys, "--json", str(out))
+    assert "--overwrite" in refusal(capsys, "--json", str(out))
     assert out.read_text() == "mine"
     assert cli.main(["audit", "--json", str(out), "--overwrite"]) == 0
-    assert "found one file for both" in told(capsys, "--json", "a", "--markdown", "a")
+    assert "found one file for both" in refusal(capsys, "--json", "a", "--markdown", "a")
 
 
 def test_single_files_stand_alone_under_either_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,15 +80,15 @@ def test_single_files_stand_alone_under_either_name(capsys: pytest.CaptureFixtur
 def test_mistakes_in_files_and_flags_are_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "found no pairs, expected one of" in told(capsys, "--root", str(tmp_path))
-    assert "named by --train-pairs" in told(capsys, "--train-pairs", str(tmp_path / "gone.csv"))
+    assert "found no pairs, expected one of" in refusal(capsys, "--root", str(tmp_path))
+    assert "given by --train_pairs" in refusal(capsys, "--train-pairs", str(tmp_path / "gone.csv"))
     thoughts = SAMPLE / "original_thoughts/dev.jsonl"
-    assert "expected --dev-pairs FILE too" in told(capsys, "--dev-thoughts", str(thoughts))
-    assert "refleted" in told(capsys, "--builder", "refleted")
-    assert "--prompt" in told(capsys, "--prompt", str(tmp_path / "gone.yaml"))
+    assert "expected --dev_pairs FILE too" in refusal(capsys, "--dev-thoughts", str(thoughts))
+    assert "refleted" in refusal(capsys, "--builder", "refleted")
+    assert "--prompt" in refusal(capsys, "--prompt", str(tmp_path / "gone.yaml"))
     broken = tmp_path / "broken.csv"
     broken.write_text("premise,hypothesis,label\nA,B,2\n")
-    assert f"{broken}:2: found" in told(capsys, "--train-pairs", str(broken))
+    assert f"{broken}:2: found" in refusal(capsys, "--train-pairs", str(broken))
 
 
 def test_a_prompt_of_ones_own_is_looked_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,8 +97,8 @@ def test_a_prompt_of_ones_own_is_looked_through(tmp_path: Path, capsys: pytest.C
     prompt.write_text(f"user: |\n  For example: {rows[1]}\n")
     assert cli.main(["audit", "--prompt", str(prompt)]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"ERROR pair in a prompt: 2 pairs with a text that stands in {prompt}" in printed
-    assert "2 pairs: dev/sample-dev-000, dev/sample-dev-029" in printed  # they share the premise
+    assert f"ERROR pair in a prompt: 2 pairs with a text that occurs in {prompt}" in printed
+    assert "2 pairs: dev/sample-dev-000, dev/sample-dev-029" in printed  # both have this premise
 
 
 def hostile_audit() -> Audit:
@@ -126,13 +126,23 @@ def test_hostile_text_stays_text() -> None:
     assert json.loads(json.dumps(to_json(hostile_audit())))["findings"][0]["ids"] == [f"train/{HOSTILE}"]
 
 
+def test_the_json_is_read_back(tmp_path: Path) -> None:
+    audit = hostile_audit()
+    read = from_json(json.loads(json.dumps(to_json(audit))), tmp_path)
+    (finding,) = read.findings
+    assert dataclasses.replace(finding, figures={}) == audit.findings[0]
+    (section,) = read.sections
+    assert (section.title, section.summary) == ("X", HOSTILE)
+    assert [list(row) for row in section.tables[0].rows] == [[HOSTILE, "1"]]
+
+
 def test_the_worst_findings_come_first() -> None:
     findings = [
         Finding(name=each, severity=each, summary="", advice="") for each in ("note", "error", "warning")
     ]
     found = Audit(files={}, sections=(Section(name="x", title="X", summary="", findings=tuple(findings)),))
     assert [finding.severity for finding in found.findings] == ["error", "warning", "note"]
-    assert as_text(found).splitlines()[-1] == "1 error, 1 warning, 1 note: mend the errors before training"
+    assert as_text(found).splitlines()[-1] == "1 error, 1 warning, 1 note: fix the errors before training"
 
 
 def real_args(real_data: Path, which: str) -> list[str]:

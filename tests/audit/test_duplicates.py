@@ -6,11 +6,12 @@ import random
 
 import pytest
 
-from nlicot.audit import AuditData, SplitData, audit
+from nlicot.audit.checks import run_checks
 from nlicot.audit.counts import check_counts
-from nlicot.audit.minhash import THRESHOLD, Shingles, groups_of_pairs, jaccard, normalised, resembling
+from nlicot.audit.inputs import AuditData, SplitData
+from nlicot.audit.minhash import THRESHOLD, Shingles, jaccard, normalised, pair_groups, text_groups
 from nlicot.records import Example
-from tests.audit.planted import clean, named, only, words
+from tests.audit.planted import clean, named, only, section_of, words
 
 
 def with_more(data: AuditData, name: str, *more: Example) -> AuditData:
@@ -44,19 +45,19 @@ def test_a_nearly_same_pair_in_two_splits_is_found() -> None:
     finding = only(data, "near duplicate in two splits")
     assert finding.ids == ("train/p", "dev/q")
     assert finding.severity == "error"  # 1 of 81 pairs of dev
-    assert named(audit(data), "pair in two splits") == []
+    assert named(run_checks(data), "pair in two splits") == []
 
 
-def test_one_pair_with_two_labels_is_told_with_both_ids() -> None:
+def test_one_pair_with_two_labels_is_reported_with_both_ids() -> None:
     data = clean()
     first = data.splits[0].examples[4]
     planted = dataclasses.replace(first, id="planted", label=1 - int(first.label or 0))
     data = with_more(data, "train", planted)
     assert only(data, "same pair, two labels").ids == ("train/t4", "train/planted")
-    assert named(audit(data), "repeated pairs") == []
+    assert named(run_checks(data), "repeated pairs") == []
 
 
-def test_a_repeated_pair_is_told_and_the_first_one_named() -> None:
+def test_a_repeated_pair_is_reported_with_the_first_one() -> None:
     data = clean()
     planted = dataclasses.replace(data.splits[0].examples[4], id="planted")
     finding = only(with_more(data, "train", planted), "repeated pairs")
@@ -64,35 +65,34 @@ def test_a_repeated_pair_is_told_and_the_first_one_named() -> None:
     assert finding.severity == "note"  # 1 of 241
 
 
-def test_a_shared_premise_alone_is_told_apart() -> None:
+def test_a_shared_premise_is_reported_separately() -> None:
     data = clean()
     planted = Example(
         id="planted", premise=data.splits[0].examples[3].premise, hypothesis="A whale sings.", label=0
     )
     data = with_more(data, "dev", planted)
     assert only(data, "premise in two splits").ids == ("dev/planted",)
-    assert named(audit(data), "pair in two splits") == []
+    assert named(run_checks(data), "pair in two splits") == []
 
 
-def test_hypotheses_of_one_premise_are_no_duplicates() -> None:
+def test_hypotheses_of_one_premise_are_not_duplicates() -> None:
     premise = words(random.Random(5), 40)
     pairs = [
         Example(id=str(n), premise=premise, hypothesis=hypothesis, label=n % 2)
         for n, hypothesis in enumerate(["A dog sleeps here.", "A dog is awake.", "Nobody is here."])
     ]
-    assert audit(AuditData(splits=[SplitData(name="train", examples=pairs)])).findings == ()
+    assert run_checks(AuditData(splits=[SplitData(name="train", examples=pairs)])).findings == ()
 
 
-def test_near_duplicates_of_other_labels_are_contrasts_and_no_fault() -> None:
+def test_near_duplicates_of_other_labels_are_contrasts_not_faults() -> None:
     premise, long = (words(random.Random(seed), 40) for seed in (6, 7))
     pairs = [
         Example(id="a", premise=premise, hypothesis=f"{long} open", label=1),
         Example(id="b", premise=premise, hypothesis=f"{long} shut", label=0),
     ]
-    found = audit(AuditData(splits=[SplitData(name="train", examples=pairs)]))
+    found = run_checks(AuditData(splits=[SplitData(name="train", examples=pairs)]))
     assert found.findings == ()
-    section = found.section("duplicates")
-    assert section is not None and section.figures["num_groups"] == 1
+    assert section_of(found, "duplicates").figures["num_groups"] == 1
 
 
 def brute_force(texts: list[str]) -> list[set[int]]:
@@ -122,7 +122,7 @@ def test_minhash_finds_what_comparing_all_pairs_finds() -> None:
                 copy[place] = f"other{rng.randint(0, 10**6)}"
             texts.append(" ".join(copy))
     rng.shuffle(texts)
-    numbers = resembling(Shingles(texts))
+    numbers = text_groups(Shingles(texts))
     expected = brute_force(texts)
     for index, number in enumerate(numbers):
         assert {other for other, n in enumerate(numbers) if n == number} == expected[index]
@@ -134,12 +134,12 @@ def test_groups_hold_near_duplicates_of_their_first_pair_in_both_texts() -> None
     premise, other, hypothesis = (words(rng, 30) for _ in range(3))
     premises = [premise, f"{premise} too", other, premise]
     hypotheses = [hypothesis, f"{hypothesis} now", hypothesis, "a whale sings"]
-    assert groups_of_pairs(premises, hypotheses) == [[0, 1]]
+    assert pair_groups(premises, hypotheses) == [[0, 1]]
 
 
-@pytest.mark.parametrize(("a", "b", "share"), [("x y", "x y", 1.0), ("x y", "x z", 0.2), ("", "", 1.0)])
-def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, share: float) -> None:
-    assert Shingles([a, b]).similarity(0, 1) == share
+@pytest.mark.parametrize(("a", "b", "similarity"), [("x y", "x y", 1.0), ("x y", "x z", 0.2), ("", "", 1.0)])
+def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, similarity: float) -> None:
+    assert Shingles([a, b]).similarity(0, 1) == similarity
 
 
 def test_jaccard_of_nothing_is_one() -> None:
@@ -147,7 +147,7 @@ def test_jaccard_of_nothing_is_one() -> None:
     assert normalised("\U0001f436 !") == ""
 
 
-def test_a_rare_label_is_told_with_its_pairs() -> None:
+def test_a_rare_label_is_reported_with_its_pairs() -> None:
     pairs = [
         Example(id=str(n), premise=words(random.Random(n), 9), hypothesis=words(random.Random(-n - 1), 6))
         for n in range(100)
@@ -161,7 +161,7 @@ def test_a_rare_label_is_told_with_its_pairs() -> None:
     assert (finding.severity, len(finding.ids)) == ("warning", 20)
 
 
-def test_label_shares_that_differ_between_splits_are_told() -> None:
+def test_label_shares_that_differ_between_splits_are_found() -> None:
     data = clean()
     dev = [dataclasses.replace(pair, label=int(n < 55)) for n, pair in enumerate(data.splits[1].examples)]
     planted = [data.splits[0], dataclasses.replace(data.splits[1], examples=dev)]
@@ -170,7 +170,7 @@ def test_label_shares_that_differ_between_splits_are_told() -> None:
     assert finding.figures == {"train": 0.5, "dev": 55 / 80}
 
 
-def test_a_pair_that_stands_in_a_prompt_is_told_with_the_prompt() -> None:
+def test_a_pair_in_a_prompt_is_reported_with_the_prompt() -> None:
     data = clean()
     pair = data.splits[1].examples[5]
     shown = f"For example: Premise: {pair.premise.upper()} Hypothesis: a dog."

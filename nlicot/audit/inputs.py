@@ -1,0 +1,156 @@
+"""Read what an audit looks at: each split's pairs, their texts, and the targets a builder makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nlicot import completion
+from nlicot.builders import Builder
+from nlicot.data.root import DataRoot
+from nlicot.data.streaming import PairsFile, TextFiles, read_joined
+from nlicot.errors import ConfigError, DataError
+from nlicot.prompts import StudentPrompts
+from nlicot.records import Example, Reflection, Thought
+from nlicot.teacher.stages.prompts import FOLDER
+
+SPLITS = ("train", "dev", "test")
+KINDS = ("pairs", "thoughts", "reflections", "scores")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetText:
+    """The thought in a pair's completion, the completion's label, and the kind of text it was made from."""
+
+    example: Example
+    text: str
+    label: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitData:
+    """One split: its pairs, the texts joined to them, and the builder's targets that have a thought."""
+
+    name: str
+    examples: Sequence[Example]
+    thoughts: Sequence[Thought] = ()
+    reflections: Sequence[Reflection] = ()
+    targets: Sequence[TargetText] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> list[Example]:
+        """The pairs with a label."""
+        return [example for example in self.examples if example.label is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditData:
+    """All splits found, train first, and the texts of prompts, by name, that should not contain a pair."""
+
+    splits: Sequence[SplitData]
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_root(
+    root: DataRoot,
+    builder: Builder,
+    *,
+    single: Mapping[tuple[str, str], Path] | None = None,
+    single_only: bool = False,
+    label_map: Mapping[str, int] | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> AuditData:
+    """Read all splits of a data root, or of single files given instead.
+
+    Args:
+        builder: makes the targets.
+        single: files by split and kind; a split whose pairs are given never takes texts of the root, which
+            belong to the root's own pairs.
+        single_only: read nothing from the root.
+
+    Raises:
+        DataError: a given file is missing, texts were given without pairs, there are no pairs at all, or a
+            file is broken.
+    """
+    paths = _find_files(root, single or {}, single_only=single_only)
+    splits = [_read_split(split, files, builder, label_map) for split, files in paths.items()]
+    return AuditData(splits=splits, prompts=prompts or {})
+
+
+def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
+    """Read the shipped prompts, the student's and the teacher's, and the user's own files.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    student = StudentPrompts()
+    found = {f"prompt {name}": getattr(student, name) for name in ("thinking", "label_only", "label_first")}
+    for path in (*sorted(FOLDER.glob("*.yaml")), *paths):
+        try:
+            found[path.name if path.parent == FOLDER else str(path)] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompt {path}: cannot be read ({error}), expected a text file") from None
+    return found
+
+
+def _read_split(
+    name: str, paths: Mapping[str, Path], builder: Builder, label_map: Mapping[str, int] | None
+) -> SplitData:
+    examples = PairsFile(paths["pairs"], label_map=label_map).read()
+    if not {"thoughts", "reflections"} & set(paths):
+        return SplitData(name=name, examples=examples, files={"pairs": str(paths["pairs"])})
+    files = TextFiles(
+        thoughts=paths.get("thoughts"), reflections=paths.get("reflections"), scores=paths.get("scores")
+    )
+    texts = read_joined(examples, files)
+    example_of = {example.id: example for example in examples}
+    targets = []
+    for row in builder.build(examples, texts.thoughts, texts.reflections, texts.scores):
+        parsed = completion.parse(row.completion)
+        if parsed is not None and (thought := parsed.thought_process) is not None:
+            example = example_of[row.id]
+            targets.append(TargetText(example=example, text=thought, label=row.label, source=row.source))
+    return SplitData(
+        name=name,
+        examples=examples,
+        thoughts=texts.thoughts,
+        reflections=texts.reflections,
+        targets=targets,
+        files={kind: str(path) for kind, path in paths.items()},
+    )
+
+
+def _find_files(
+    root: DataRoot, single: Mapping[tuple[str, str], Path], *, single_only: bool
+) -> dict[str, dict[str, Path]]:
+    found: dict[str, dict[str, Path]] = {}
+    for split in SPLITS:
+        given = {kind: single[split, kind] for kind in KINDS if (split, kind) in single}
+        paths = {} if single_only or "pairs" in given else _files_in_root(root, split)
+        paths |= given
+        for kind, path in given.items():
+            if not path.exists():
+                raise DataError("no such file", path=path, remedy=f"it was given by --{split}_{kind}")
+            if "pairs" not in paths:
+                raise DataError(
+                    f"{kind} of {split} without its pairs", f"--{split}_pairs FILE too", path=path
+                )
+        if "pairs" in paths:
+            found[split] = {kind: paths[kind] for kind in KINDS if kind in paths}
+    if not found:
+        expected = ", ".join(str(root.pairs(split)) for split in SPLITS)
+        raise DataError(
+            "no pairs", f"one of {expected}", path=root.path, remedy="or give files: --train_pairs FILE"
+        )
+    return found
+
+
+def _files_in_root(root: DataRoot, split: str) -> dict[str, Path]:
+    files = {kind: getattr(root, kind)(split) for kind in KINDS}
+    existing = {kind: path for kind, path in files.items() if path.exists()}
+    if "thoughts" not in existing:  # like `fit`: without thoughts no other texts are read
+        existing = {kind: path for kind, path in existing.items() if kind == "pairs"}
+    return existing if "pairs" in existing else {}
