@@ -1,7 +1,7 @@
-"""The report as one HTML file that opens from disk and asks no network for anything.
+"""Render the report as one HTML file that opens from disk and makes no network request.
 
-Gathers what the other modules compute, and fills `template/page.html`; style and scripts are inlined, and
-a content security policy lets no other script run and nothing be loaded.
+Fills `template/page.html` with what the other modules compute; style and scripts are inlined, and a content
+security policy forbids other scripts and any loading.
 """
 
 from __future__ import annotations
@@ -9,49 +9,45 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from nlicot import __version__
-from nlicot.evaluation.metrics import ClassificationMetrics
+from nlicot.audit.findings import Audit, Section, objects_in
+from nlicot.evaluation.metrics import ClassificationMetrics, GroupAccuracy, Interval
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
-from nlicot.report.breakdowns import Breakdown, breakdowns, calibration
-from nlicot.report.compare import Comparison, in_order
-from nlicot.report.curves import CURVES, read_curves
-from nlicot.report.explorer import as_script_content, explorer_content
-from nlicot.report.read_runs import ComparedRun, section
-from nlicot.report.sources import Audit, AuditSection, TeacherSummary, fit_summary, teacher_summaries
+from nlicot.report.compare import Answers, Breakdown, Comparison, answers_in_order, breakdowns, calibration
+from nlicot.report.read_runs import CURVES, Run, TeacherSummary, read_curves, section, teacher_summaries
 from nlicot.report.tables import runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
 
-COMMONER = "Dotted: what always giving the commoner label would reach."
-COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
-"""Of a stage's summary."""
+SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
 SCRIPTS = ("theme.js", "explorer.js")
-
+_UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 Cells = list[list[tuple[int, float]]]
-"""Rows by true label (1, 0), cells by predicted label (1, 0, none): the count, and its share of the row."""
+"""Rows by true label (1, 0), cells by predicted label (1, 0, none): count and proportion of the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A drawing as SVG, and what stands below it."""
+    """A drawing as SVG, with a title above and a note below."""
 
     svg: str
     note: str = ""
     title: str = ""
 
 
-def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | None = None) -> str:
-    """The whole page.
+def as_html(comparison: Comparison, runs: Sequence[Run], audit: Audit | None = None) -> str:
+    """Render the whole page.
 
     Args:
         comparison: of these runs.
-        audit: what an audit of the data found, where there was one.
+        audit: an audit of the data, if there is one.
 
     Raises:
         DataError: a file of a run's folder or its data root is broken.
@@ -65,8 +61,7 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    ids = [answer.id for answer in runs[0].answers]
-    answers = {run.name: in_order(run, ids) for run in runs}
+    answers = answers_in_order(runs)
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     scripts = [_template(name) for name in SCRIPTS]
     return environment.get_template("page.html").render(
@@ -76,11 +71,9 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
         runs_table=runs_table(comparison),
         seeds=seeds_tables(comparison),
         tests=tests_tables(comparison),
-        numbers=numbers,
-        on_sample=any(fit_summary(run).get("on_sample") for run in runs),
+        on_sample=any(run.read_json("fit.json").get("on_sample") for run in runs),
         runs_figure=Figure(
-            svg=plots.draw_runs(comparison.runs),
-            note="Dotted: what always giving the commoner label would reach.",
+            svg=plots.draw_runs(comparison.runs), note="Dotted: always predicting the majority label."
         ),
         curves=_curves(runs),
         confusions=[_confusion(row.metrics) for row in comparison.runs],
@@ -93,7 +86,7 @@ def as_html(comparison: Comparison, runs: Sequence[ComparedRun], audit: Audit | 
         teacher=[_teacher(summary) for summary in teacher_summaries(runs)],
         audit=audit,
         audit_sections=[(found, _by_length(found)) for found in audit.sections] if audit else [],
-        pair_of=_links(ids, comparison.split),
+        pair_of=_pair_finder([answer.id for answer in runs[0].answers], comparison.split),
         explorer=as_script_content(explorer_content(answers)),
         style=_template("page.css"),
         scripts=scripts,
@@ -110,8 +103,8 @@ def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _links(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
-    """What finds the pair of an audit's id, which may have its split in front."""
+def _pair_finder(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
+    """Return a function that finds the pair of an audit's id, which may start with its split."""
     known = set(ids)
 
     def pair_of(id_: str) -> str | None:
@@ -121,26 +114,34 @@ def _links(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
     return pair_of
 
 
-def _by_length(audited: AuditSection) -> Figure | None:
-    if not audited.by_length:
-        return None
-    drawn = Breakdown(
-        title="Teacher, by length of the thought", note="", by_run={"teacher": audited.by_length}
-    )
-    return Figure(svg=plots.draw_breakdown(drawn, {"teacher": plots.NUM_SERIES}))
-
-
-def _curves(runs: Sequence[ComparedRun]) -> list[Figure]:
-    by_run = {
-        number: read_curves(run.folder) for number, run in enumerate(runs, start=1) if run.folder is not None
-    }
-    return [
-        Figure(svg=plots.draw_curve(CURVES[tag], lines), note=tag)
-        for tag, lines in plots.chosen_curves(CURVES, by_run).items()
+def _by_length(audited: Section) -> Figure | None:
+    groups = [
+        GroupAccuracy(
+            name=str(group["name"]),
+            num=int(group["num"]),
+            accuracy=float(group["accuracy"]),
+            interval=Interval(low=float(group["low"]), high=float(group["high"])),
+        )
+        for group in objects_in(audited.figures.get("bins"))
+        if {"name", "num", "accuracy", "low", "high"} <= group.keys()
     ]
+    if not groups:
+        return None
+    breakdown = Breakdown(title="Teacher, by length of the thought", note="", by_run={"teacher": groups})
+    return Figure(svg=plots.draw_breakdown(breakdown, {"teacher": plots.NUM_SERIES}))
 
 
-def _calibration(answers: dict[str, Any], numbers: dict[str, int]) -> Figure | None:
+def _curves(runs: Sequence[Run]) -> list[Figure]:
+    curves = {number: read_curves(run.folder) for number, run in enumerate(runs, start=1) if run.folder}
+    found = []
+    for tag, title in CURVES.items():
+        lines = {number: of_run[tag] for number, of_run in curves.items() if tag in of_run}
+        if lines:
+            found.append(Figure(svg=plots.draw_curve(title, lines), note=tag))
+    return found
+
+
+def _calibration(answers: Answers, numbers: dict[str, int]) -> Figure | None:
     by_run = {numbers[name]: bins for name, found in answers.items() if (bins := calibration(found))}
     return Figure(svg=plots.draw_calibration(by_run)) if by_run else None
 
@@ -156,30 +157,38 @@ def _cells(tp: int, fp: int, fn: int, tn: int, num_positive: int, num_negative: 
 
 
 def _teacher(summary: TeacherSummary) -> dict[str, Any]:
-    """What of a stage's summary the page shows, as pairs of name and text; only what the file has."""
+    """Return what the page shows of a summary; values that the file lacks are left out."""
     content = summary.content
     facts = [
         (name.removeprefix("num_").replace("_", " "), f"{content[name]:,}")
-        for name in COUNTS
+        for name in SUMMARY_COUNTS
         if isinstance(content.get(name), int)
     ]
     if isinstance(content.get("cost_usd"), int | float):
         facts.append(("cost", f"${content['cost_usd']:.4f}"))
     figures = section(content, "teacher")
-    for name in ("accuracy", "precision", "recall", "f1"):
+    for name, title in (
+        ("accuracy", "accuracy"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("f1", "F1"),
+    ):
         metric = section(figures, name)
         if {"value", "low", "high"} <= metric.keys():
-            low, high = 100 * metric["low"], 100 * metric["high"]
-            facts.append(
-                (name.replace("f1", "F1"), f"{100 * metric['value']:.1f} % ({low:.1f} to {high:.1f})")
-            )
+            value, low, high = (100 * metric[key] for key in ("value", "low", "high"))
+            facts.append((title, f"{value:.1f} % ({low:.1f} to {high:.1f})"))
+    counts = section(figures, "confusion")
+    confusion = None
+    if all(isinstance(counts.get(name), int) for name in ("tp", "fp", "fn", "tn")):
+        tp, fp, fn, tn = (counts[name] for name in ("tp", "fp", "fn", "tn"))
+        confusion = _cells(tp, fp, fn, tn, tp + fn, fp + tn)
     return {
         "stage": summary.stage,
         "split": printable(summary.split),
         "path": str(summary.path),
         "models": ", ".join(map(printable, section(content, "by_model"))),
         "facts": facts,
-        "confusion": _told_confusion(section(figures, "confusion")),
+        "confusion": confusion,
         "by_length": [
             (printable(name), group["num"], group["accuracy"])
             for name, group in section(content, "accuracy_by_length").items()
@@ -188,9 +197,37 @@ def _teacher(summary: TeacherSummary) -> dict[str, Any]:
     }
 
 
-def _told_confusion(confusion: dict[str, Any]) -> Cells | None:
-    found = [count for name in ("tp", "fp", "fn", "tn") if isinstance(count := confusion.get(name), int)]
-    if len(found) < 4:
-        return None
-    tp, fp, fn, tn = found
-    return _cells(tp, fp, fn, tn, tp + fn, fp + tn)
+def explorer_content(answers: Answers) -> dict[str, Any]:
+    """Return the predictions for `template/explorer.js`, by column, which is half as long as by row."""
+    pairs = next(iter(answers.values()))
+    return {
+        "labels": [LABEL_NAMES[0], LABEL_NAMES[1]],
+        "pairs": {
+            "id": [pair.id for pair in pairs],
+            "premise": [pair.premise or "" for pair in pairs],
+            "hypothesis": [pair.hypothesis or "" for pair in pairs],
+            "phenomenon": [pair.phenomenon for pair in pairs],
+            "label": [pair.true_label for pair in pairs],
+        },
+        "runs": [
+            {
+                "name": name,
+                "label": [each.predicted_label for each in found],
+                "p": [None if each.p_entailment is None else round(each.p_entailment, 4) for each in found],
+                "thought": [each.thought_process for each in found],
+                "status": [each.status for each in found],
+            }
+            for name, found in answers.items()
+        ],
+    }
+
+
+def as_script_content(content: Any) -> str:
+    r"""Write JSON for a script element, escaped so that no text can end the element.
+
+    >>> as_script_content({"premise": "</script><b>"})
+    '{"premise":"\\u003c/script\\u003e\\u003cb\\u003e"}'
+    """
+    written = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # These characters occur only in JSON's strings, and the escapes mean the same there.
+    return written.translate(_UNSAFE)

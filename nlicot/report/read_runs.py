@@ -1,14 +1,11 @@
-"""Reads what a run left: its predictions of a split, and the configuration they were made with.
-
-The first step of `report`; figures and tests are `compare`'s, what else lies in a run's folder is read by
-`curves` and `sources`.
-"""
+"""Read what a run left: predictions, configuration, learning curves, and its teacher's summaries."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from nlicot.data.rows import Row, read_rows, shown
 from nlicot.errors import ConfigError, DataError
 from nlicot.yaml_files import read_yaml
 
-NOT_THE_RECIPE = (
+NOT_IN_RECIPE = (
     "seed_everything",
     "run",
     "resume",
@@ -27,14 +24,22 @@ NOT_THE_RECIPE = (
     "config",
 )
 """Keys of a configuration that do not make another ablation."""
+TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
+"""Folders of a data root's `logs/`, and the command that writes summaries there."""
+CURVES = {
+    "dev/loss": "dev loss",
+    "train/loss": "train loss",
+    "dev_generated/accuracy": "dev accuracy, generated",
+    "dev/loss_label": "dev loss of the label",
+    "train/loss_label": "train loss of the label",
+    "dev/teacher_forced_label_accuracy": "dev label accuracy, teacher-forced",
+}
+"""Titles of the TensorBoard tags that are shown if they were logged, most informative first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """A labelled pair and what a run said of it; `predicted_label` is None where it gave no answer.
-
-    The texts are None in files that hold labels alone.
-    """
+class Answer:
+    """A labelled pair and a run's prediction for it; fields that a file of labels lacks are None."""
 
     id: str
     true_label: int
@@ -48,17 +53,17 @@ class Answered:
 
     @property
     def correct(self) -> bool:
-        """Whether the run found the true label; no answer is not correct."""
+        """True if the run predicted the true label; no answer is not correct."""
         return self.predicted_label == self.true_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedRun:
+class Run:
     """A run's answers on one split.
 
-    `recipe` is the configuration without seed and names, as canonical JSON: runs that agree in it are one
-    ablation with several seeds. None where there is no configuration. `folder` is the run's, None for
-    predictions that lie in no run's folder.
+    `recipe` is the configuration without seed and names, as canonical JSON: runs with the same recipe are
+    one ablation with several seeds. It is None without a configuration; `folder` is None for predictions
+    outside of a run's folder.
     """
 
     name: str
@@ -68,76 +73,110 @@ class ComparedRun:
     builder: str
     seed: int | None
     recipe: str | None
-    answers: Sequence[Answered]
+    answers: Sequence[Answer]
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run's folder; empty if there is none.
+
+        Raises:
+            DataError: the file is broken.
+        """
+        path = self.folder and self.folder / name
+        return read_json(path) if path and path.is_file() else {}
 
 
-def read_runs(named: Sequence[str], split: str, root: Path) -> list[ComparedRun]:
-    """Runs by their folders, their names within `root`, or predictions files.
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a configuration; empty if it is missing."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
-    A run is called by its folder's name; where two folders share one, both are called as they were given.
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
 
     Raises:
-        ConfigError: a run is not there, is given twice, or has no predictions of the split.
+        DataError: the file cannot be read as one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+    except (ValueError, RecursionError):
+        raise DataError("no JSON", "a JSON object", path=path) from None
+    if not isinstance(content, dict):
+        raise DataError(shown(content), "a JSON object", path=path)
+    return content
+
+
+def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
+    """Read runs given by their folders, their names within `root`, or predictions files.
+
+    A run has its folder's name; if two folders have the same name, both are named as they were given.
+
+    Raises:
+        ConfigError: a run is missing, is given twice, or has no predictions of the split.
         DataError: predictions have no true labels, or are broken.
     """
-    runs = [_read_run(name, split, root) for name in named]
-    times_given = Counter(run.predictions_path.resolve() for run in runs)
-    for run in runs:
-        if times_given[run.predictions_path.resolve()] > 1:
+    found = [_read_run(run, split, root) for run in runs]
+    num_given = Counter(run.predictions_path.resolve() for run in found)
+    for run in found:
+        if num_given[run.predictions_path.resolve()] > 1:
             raise ConfigError(f"--compare: found {run.name} twice, expected different runs")
-    times_called = Counter(run.name for run in runs)
+    num_named = Counter(run.name for run in found)
     return [
-        replace(run, name=given) if times_called[run.name] > 1 else run
-        for given, run in zip(named, runs, strict=True)
+        replace(run, name=given) if num_named[run.name] > 1 else run
+        for given, run in zip(runs, found, strict=True)
     ]
 
 
-def _read_run(named: str, split: str, root: Path) -> ComparedRun:
-    path = Path(named).expanduser()
+def _read_run(given: str, split: str, root: Path) -> Run:
+    path = Path(given).expanduser()
+    folder: Path | None
     if path.suffix == ".jsonl":
         folder = path.parent.parent if path.parent.name == "predictions" else None
-        return _run_of(path, folder, name=path.stem if folder is None else folder.resolve().name)
-    folder = _folder_of(named, root)
-    predictions_path = folder / "predictions" / f"{split}.jsonl"
-    if not predictions_path.is_file():
-        raise ConfigError(_no_predictions(named, predictions_path, folder, split))
-    return _run_of(predictions_path, folder, name=folder.resolve().name)
+    else:
+        folder = _find_folder(given, root)
+        path = folder / "predictions" / f"{split}.jsonl"
+        if not path.is_file():
+            raise ConfigError(_no_predictions(given, path, folder, split))
+    config = {} if folder is None else _read_config(folder / "config.yaml")
+    builder = section(config, "data").get("builder")
+    if isinstance(builder, dict):
+        builder = str(builder.get("class_path", "")).rpartition(".")[2]
+    if not builder and folder and (folder / "fit.json").is_file():
+        builder = read_json(folder / "fit.json").get("builder")
+    return Run(
+        name=path.stem if folder is None else folder.resolve().name,
+        predictions_path=path,
+        folder=folder,
+        config=config,
+        builder=str(builder or ""),
+        seed=config.get("seed_everything"),
+        recipe=_recipe(config) if config else None,
+        answers=_read_answers(path),
+    )
 
 
-def _folder_of(named: str, root: Path) -> Path:
-    candidates = [path for path in (Path(named).expanduser(), root / named) if path.is_dir()]
+def _find_folder(given: str, root: Path) -> Path:
+    candidates = [path for path in (Path(given).expanduser(), root / given) if path.is_dir()]
     if not candidates:
         known = ", ".join(sorted({path.parent.parent.name for path in root.glob("*/predictions/*.jsonl")}))
         raise ConfigError(
-            f"--compare {named}: found no such run, expected a run's folder, its name in {root} or a "
+            f"--compare {given}: found no such run, expected a run's folder, its name in {root} or a "
             f".jsonl file of predictions (in {root}: {known or 'none has predictions'})"
         )
-    # A folder of the working folder may happen to be called as a run is: that with predictions is meant.
+    # A folder in the working directory may have the name of a run: the one with predictions is meant.
     return next((path for path in candidates if (path / "predictions").is_dir()), candidates[0])
 
 
-def _no_predictions(named: str, predictions_path: Path, folder: Path, split: str) -> str:
+def _no_predictions(given: str, predictions_path: Path, folder: Path, split: str) -> str:
     others = ", ".join(sorted(path.stem for path in predictions_path.parent.glob("*.jsonl")))
     command = "validate" if split == "dev" else "test"
     flags = f"--ckpt_path {folder / 'best.ckpt'}" + ("" if split in ("dev", "test") else f" --split {split}")
     return (
-        f"--compare {named}: found no {predictions_path}"
+        f"--compare {given}: found no {predictions_path}"
         + (f" (there are predictions of {others})" if others else "")
         + f", expected predictions of {split}; make them with: python -m nlicot {command} {flags}"
-    )
-
-
-def _run_of(predictions_path: Path, folder: Path | None, *, name: str) -> ComparedRun:
-    config = {} if folder is None else _read_config(folder / "config.yaml")
-    return ComparedRun(
-        name=name,
-        predictions_path=predictions_path,
-        folder=folder,
-        config=config,
-        builder=_builder(config) or ("" if folder is None else _fitted_builder(folder / "fit.json")),
-        seed=config.get("seed_everything"),
-        recipe=_recipe(config) if config else None,
-        answers=_read_answers(predictions_path),
     )
 
 
@@ -148,38 +187,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _builder(config: dict[str, Any]) -> str:
-    named = section(config, "data").get("builder")
-    if isinstance(named, dict):
-        named = str(named.get("class_path", "")).rpartition(".")[2]
-    return str(named or "")
-
-
-def _fitted_builder(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError("no JSON", "what `fit` wrote there", path=path) from None
-    return str(summary.get("builder", "")) if isinstance(summary, dict) else ""
-
-
 def _recipe(config: dict[str, Any]) -> str:
-    kept = {name: value for name, value in config.items() if name not in NOT_THE_RECIPE}
+    recipe = {name: value for name, value in config.items() if name not in NOT_IN_RECIPE}
     for part in ("model", "data"):
-        kept[part] = {name: value for name, value in section(config, part).items() if name != "seed"}
-    return json.dumps(kept, sort_keys=True, default=str)
+        recipe[part] = {name: value for name, value in section(config, part).items() if name != "seed"}
+    return json.dumps(recipe, sort_keys=True, default=str)
 
 
-def section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a configuration; empty where it is none."""
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _read_answers(path: Path) -> list[Answered]:
-    answers: dict[str, Answered] = {}
+def _read_answers(path: Path) -> list[Answer]:
+    answers: dict[str, Answer] = {}
     for row in read_rows(path):
         answer = _answer(row)
         if answer.id in answers:
@@ -190,8 +206,8 @@ def _read_answers(path: Path) -> list[Answered]:
     return list(answers.values())
 
 
-def _answer(row: Row) -> Answered:
-    id_, true_label = row.identifier(), row.optional_label("true_label")
+def _answer(row: Row) -> Answer:
+    id_, true_label, p = row.identifier(), row.optional_label("true_label"), row.fields.get("p_entailment")
     if id_ is None:
         raise row.error("a prediction without an id", "the id of its pair")
     if true_label is None:
@@ -200,11 +216,13 @@ def _answer(row: Row) -> Answered:
             "predictions of labelled pairs",
             remedy="`validate` writes them for dev, `test` for labelled test pairs",
         )
-    return Answered(
+    if p is not None and (isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1):
+        raise row.error(f"p_entailment {shown(p)}", "a probability from 0 to 1")
+    return Answer(
         id=id_,
         true_label=true_label,
         predicted_label=row.optional_label("predicted_label"),
-        p_entailment=_probability(row),
+        p_entailment=None if p is None else float(p),
         premise=row.optional_text("premise"),
         hypothesis=row.optional_text("hypothesis"),
         phenomenon=row.optional_text("phenomenon"),
@@ -213,10 +231,85 @@ def _answer(row: Row) -> Answered:
     )
 
 
-def _probability(row: Row) -> float | None:
-    p = row.fields.get("p_entailment")
-    if p is None:
-        return None
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-        raise row.error(f"p_entailment {shown(p)}", "a probability from 0 to 1")
-    return float(p)
+# ---------------------------------------------------------------- the teacher's summaries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSummary:
+    """The summary file of one teacher stage on one split."""
+
+    path: Path
+    stage: str
+    split: str
+    content: dict[str, Any]
+
+
+def teacher_summaries(runs: Sequence[Run]) -> list[TeacherSummary]:
+    """Read the newest summary of each stage and split in the logs of the runs' data roots.
+
+    Raises:
+        DataError: a file is broken.
+    """
+    roots = dict.fromkeys(section(run.config, "data").get("root") for run in runs)
+    found = []
+    for logs in (Path(root).expanduser() / "logs" for root in roots if isinstance(root, str)):
+        for folder, stage in TEACHER_STAGES.items():
+            # Names start with the time, so the last one of a split is the newest.
+            newest = {
+                path.name.removesuffix(".summary.json").split("-", 2)[-1]: path
+                for path in sorted((logs / folder).glob("*.summary.json"))
+            }
+            found += [
+                TeacherSummary(path=path, stage=stage, split=split, content=read_json(path))
+                for split, path in newest.items()
+            ]
+    return found
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A logged value and its optimizer step."""
+
+    step: int
+    value: float
+    wall_time: float
+
+
+def read_curves(folder: Path) -> dict[str, list[Point]]:
+    """Read the tags of `CURVES` from a run's TensorBoard event files; empty if there are none."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a tail left by a killed run is expected
+    # Read all points, even those that tensorboard attributes to a restart: `without_repeats` decides.
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    events.Reload()
+    logged = events.Tags()["scalars"]
+    return {
+        tag: without_repeats(
+            Point(step=event.step, value=event.value, wall_time=event.wall_time)
+            for event in events.Scalars(tag)
+        )
+        for tag in CURVES
+        if tag in logged
+    }
+
+
+def without_repeats(points: Iterable[Point]) -> list[Point]:
+    """Keep the points of the run as it ended: steps repeated after a resume replace the earlier ones.
+
+    >>> points = without_repeats(Point(step=s, value=v, wall_time=t) for t, (s, v) in enumerate(
+    ...     [(1, 3.0), (2, 2.5), (3, 2.4), (2, 2.2), (3, 2.0)]))
+    >>> [(point.step, point.value) for point in points]
+    [(1, 3.0), (2, 2.2), (3, 2.0)]
+    """
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: point.wall_time):
+        while kept and kept[-1].step >= point.step:
+            kept.pop()
+        kept.append(point)
+    return kept

@@ -1,6 +1,6 @@
-"""A comparison as plain text and as Markdown.
+"""Render a comparison as plain text and as Markdown.
 
-Runs are numbered, so that only one table carries their names and text stays within about 100 columns.
+Runs are numbered, so that only one table has their names and the text stays within about 100 columns.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from nlicot.evaluation.metrics import Metric
 from nlicot.report.compare import Comparison, RunFigures, Spread
 from nlicot.text_tables import Table, escaped, piped, printable
 
-MOST_IDS = 3
-LONGEST_ID = 20
-LONGEST_IN_TEXT = {"run": len("correct_only-20261124-001416"), "builder": 14}
+MAX_IDS = 3
+MAX_ID_LENGTH = 20
+MAX_LENGTHS = {"run": len("correct_only-20261124-001416"), "builder": 14}
+"""Maximum length of a cell in plain text, by column."""
 NONE = "-"
 
 
 def as_text(comparison: Comparison) -> str:
-    """Tables for a terminal."""
+    """Render tables for a terminal."""
     runs = runs_table(comparison)
     tables = [
         runs.columns("", "run", "builder", "seed", "accuracy %", "macro F1 %"),
@@ -24,14 +25,14 @@ def as_text(comparison: Comparison) -> str:
         *seeds_tables(comparison),
         *tests_tables(comparison),
     ]
-    parts = [_title(comparison), *map(_aligned, tables), "\n".join(_only_one_right(comparison))]
+    parts = [_title(comparison), *map(_aligned, tables), "\n".join(_right_in_one_only(comparison))]
     return "\n\n".join(part for part in parts if part)
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The same in Markdown, the figures of a run in one row."""
+    """Render the same as Markdown, with all figures of a run in one row."""
     tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
-    lists = "\n".join(f"- {escaped(line)}" for line in _only_one_right(comparison))
+    lists = "\n".join(f"- {escaped(line)}" for line in _right_in_one_only(comparison))
     parts = [escaped(_title(comparison)), *("\n".join(piped(table)) for table in tables), lists]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -41,7 +42,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """The runs' figures, a row each, numbered."""
+    """Return the figures of the runs, numbered, one row each."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
     rows = [[str(number), *_run(row)] for number, row in enumerate(comparison.runs, start=1)]
     return Table(header=header, rows=rows)
@@ -59,7 +60,7 @@ def _run(row: RunFigures) -> list[str]:
 
 
 def seeds_tables(comparison: Comparison) -> list[Table]:
-    """The table of seeds; none where every recipe has but one run."""
+    """Return the table of seeds; none if every recipe has only one run."""
     if all(len(group.names) == 1 for group in comparison.groups):
         return []
     number_of = _numbers(comparison)
@@ -77,37 +78,35 @@ def seeds_tables(comparison: Comparison) -> list[Table]:
 
 
 def tests_tables(comparison: Comparison) -> list[Table]:
-    """The table of McNemar's tests; none of one run."""
+    """Return the table of McNemar's tests; none for one run."""
     if not comparison.tests:
         return []
     number_of = _numbers(comparison)
-    table = Table(
-        header=("McNemar", "only first right", "only second right", "p", "p (Holm)"),
-        rows=[
-            [
-                f"{number_of[test.first]} : {number_of[test.second]}",
-                str(len(test.only_first)),
-                str(len(test.only_second)),
-                _p(test.p_value),
-                _p(test.p_holm),
-            ]
-            for test in comparison.tests
-        ],
-    )
-    # Of two runs there is one test, and nothing to correct for.
-    return [table if len(table.rows) > 1 else table.columns(*table.header[:-1])]
+    rows = [
+        [
+            f"{number_of[test.first]} : {number_of[test.second]}",
+            str(len(test.only_first)),
+            str(len(test.only_second)),
+            _p(test.p_value),
+            _p(test.p_holm),
+        ]
+        for test in comparison.tests
+    ]
+    table = Table(header=("McNemar", "only first right", "only second right", "p", "p (Holm)"), rows=rows)
+    # A single test needs no correction.
+    return [table if len(rows) > 1 else table.columns(*table.header[:-1])]
 
 
-def _only_one_right(comparison: Comparison) -> list[str]:
+def _right_in_one_only(comparison: Comparison) -> list[str]:
     number_of = _numbers(comparison)
     lines = []
     for test in comparison.tests:
         first, second = number_of[test.first], number_of[test.second]
         for right, wrong, ids in ((first, second, test.only_first), (second, first, test.only_second)):
             if ids:
-                listed = ", ".join(shortened(printable(id_), LONGEST_ID) for id_ in ids[:MOST_IDS])
-                more = ", ..." if len(ids) > MOST_IDS else ""
-                lines.append(f"right in {right}, wrong in {wrong}: {listed}{more}")
+                shown = ", ".join(shortened(printable(id_), MAX_ID_LENGTH) for id_ in ids[:MAX_IDS])
+                more = ", ..." if len(ids) > MAX_IDS else ""
+                lines.append(f"right in {right}, wrong in {wrong}: {shown}{more}")
     return lines
 
 
@@ -135,22 +134,22 @@ def _spread(spread: Spread) -> list[str]:
     return [f"{100 * spread.mean:.1f} ({100 * spread.lowest:.1f} to {100 * spread.highest:.1f})", sd]
 
 
-def shortened(text: str, longest: int) -> str:
-    """A text in one line; of a long one beginning and end, which tell runs of one recipe apart.
+def shortened(text: str, max_length: int) -> str:
+    """Cut the middle out of a long text: start and end distinguish runs of one recipe.
 
     >>> shortened("correct_only-20261124-001416", 20)
     'correct_...24-001416'
     """
-    if len(text) <= longest:
+    if len(text) <= max_length:
         return text
-    num_kept = longest - len("...")
+    num_kept = max_length - len("...")
     return f"{text[: num_kept // 2]}...{text[-(num_kept - num_kept // 2) :]}"
 
 
 def _aligned(table: Table) -> str:
-    longest = [LONGEST_IN_TEXT.get(name) for name in table.header]
+    max_lengths = [MAX_LENGTHS.get(name) for name in table.header]
     rows = [
-        [cell if most is None else shortened(cell, most) for cell, most in zip(row, longest, strict=True)]
+        [cell if most is None else shortened(cell, most) for cell, most in zip(row, max_lengths, strict=True)]
         for row in (table.header, *table.rows)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -7,7 +7,7 @@ import dataclasses
 from nlicot.audit.checks import run_checks
 from nlicot.evaluation.metrics import GroupAccuracy, Interval
 from nlicot.records import Thought
-from nlicot.report.breakdowns import Breakdown
+from nlicot.report.compare import Breakdown
 from nlicot.report.plots import draw_breakdown
 from tests.audit.planted import changed, clean, lopsided, only, section_of, thought_of
 

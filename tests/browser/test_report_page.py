@@ -1,5 +1,5 @@
-"""The report's page does in a browser what it says. Run by `make browser`."""
-# ruff: noqa: F811 (a fixture that is imported has the name of the argument that asks for it)
+"""The report's page in a browser. Run by `make browser`."""
+# ruff: noqa: F811 (an imported fixture has the name of the argument that uses it)
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTILE = '</script><img src=x onerror="window.pwned = 1"><b>{{ 7 * 7 }}\u2028\x
 
 
 def make_rows(seed: int, num: int, *, thinks: bool = True) -> list[Row]:
-    """Predictions on the same pairs for every seed, with answers of its own."""
+    """Predictions on the same pairs for every seed, with different answers."""
     texts, answers = random.Random(0), random.Random(seed)
     rows = []
     for index in range(num):
@@ -58,7 +58,7 @@ def page_path(runs: dict[str, list[Row]], tmp_path_factory: pytest.TempPathFacto
 
 
 def exported(page: Any) -> list[dict[str, str]]:
-    """The rows of the CSV that the page's button gives: all that are listed, in their order."""
+    """The rows of the CSV that the page exports: all that are listed, in their order."""
     with page.expect_download() as download:
         page.click("#export")
     return list(csv.DictReader(Path(download.value.path()).read_text("utf-8-sig").splitlines(keepends=True)))
@@ -69,7 +69,7 @@ def listed(page: Any) -> list[str]:
 
 
 def assert_soon(locator: Any, text: str) -> None:
-    """What a link leads to is shown by an event, a moment later."""
+    """The target of a link is shown by an event, a moment later."""
     from playwright.sync_api import expect
 
     expect(locator).to_have_text(text)
@@ -126,7 +126,7 @@ def test_filters_join_and_follow_the_chosen_run(
     page = opened(page_path)
     page.select_option("#run", label="2 second")
     page.click('[data-filter="right"]')
-    page.click('[data-filter="wrong"]')  # of the two only one can hold
+    page.click('[data-filter="wrong"]')  # replaces the filter before
     page.select_option("#phenomenon", "negation")
     page.select_option("#truth", "1")
     expected = ids_where(

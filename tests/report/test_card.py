@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub's own library reads back, and text that says what the files say."""
+"""The model card: metadata that the hub's own library reads back, and text with the figures of the files."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_the_hub_reads_the_metadata_back(tmp_path: Path) -> None:
     assert results["accuracy"].metric_name.startswith("accuracy (95 % interval 0.7000 to 1.0000")
 
 
-def test_the_text_says_data_recipe_figures_and_limits(tmp_path: Path) -> None:
+def test_the_text_has_data_recipe_figures_and_limits(tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     finding = {
         "name": "voice",
         "severity": "warning",
-        "summary": "tells|the label",
+        "summary": "reveals|the label",
         "advice": "x",
         "ids": ["1"],
     }
@@ -106,9 +106,9 @@ def test_the_text_says_data_recipe_figures_and_limits(tmp_path: Path) -> None:
         "| accuracy | 0.900 (0.700 to 1.000) |",
         "| 1 | 5 | 0 |",
         "| 0 | 1 | 4 |",
-        r"- **warning: voice.** tells\|the label x (1 ids)",
-        "- Measured on 10 pairs alone, so the intervals are wide.",
-        "- 20 % of the thoughts ran out of their budget before they ended.",
+        r"- **warning: voice.** reveals\|the label x (1 ids)",
+        "- Measured on only 10 pairs, so the intervals are wide.",
+        "- 20 % of the thoughts reached their budget before they ended.",
         "- Label 1 (entailment): it follows from the premise for a careful reader with common sense.",
     ):
         assert line in text.splitlines(), line
@@ -134,7 +134,7 @@ def test_a_hostile_name_stays_a_name(tmp_path: Path) -> None:
     assert card.text.lstrip().splitlines()[0] == r"# x: \|'" + r'" --- # y \*z\*'
 
 
-def test_a_base_of_unknown_licence_leaves_it_to_the_author(
+def test_the_author_names_the_license_for_an_unknown_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = _write_run(tmp_path, base=str(tmp_path / "models" / "own-base"))
@@ -148,14 +148,14 @@ def test_a_base_of_unknown_licence_leaves_it_to_the_author(
     assert "add --license" not in capsys.readouterr().out
 
 
-def test_a_card_is_of_one_run_and_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_card_describes_one_run_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, other = (str(_write_run(tmp_path, name=name)) for name in ("a", "b"))
     card = str(tmp_path / "card.md")
     assert main(["report", run, other, "--card", card]) == 2
-    assert "--card: found 2 runs, expected the one that the card is of" in capsys.readouterr().err
+    assert "--card: found 2 runs, expected the one that the card describes" in capsys.readouterr().err
     loose = tmp_path / "loose.jsonl"
     loose.write_text((tmp_path / "a" / "predictions" / "dev.jsonl").read_text())
     assert main(["report", str(loose), "--card", card]) == 2
     assert "found no config.yaml that belongs to" in capsys.readouterr().err
-    assert main(["report", "--card", run, other]) == 2  # the run in the file's place
+    assert main(["report", "--card", run, other]) == 2  # the run is taken for the file
     assert "is a folder, expected the name of a file to write" in capsys.readouterr().err

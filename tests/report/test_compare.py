@@ -1,4 +1,4 @@
-"""Runs side by side, against figures counted by hand."""
+"""Runs side by side, against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nlicot.report.compare import holm
 
 TRUE = [1, 1, 1, 1, 0, 0, 0, 0]
 HOSTILE = "p{}|<b>\n\\|\u2028\x1b[2J`_"
-"""Ends a table's cell, a line of JSON lines and of a terminal, and starts all kinds of Markdown."""
+"""Ends a table's cell and a line of JSON lines or of a terminal, and starts all kinds of Markdown."""
 
 
 def _rows(predicted: Sequence[int | None], true: Sequence[int | None] = TRUE) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def _rows(predicted: Sequence[int | None], true: Sequence[int | None] = TRUE) ->
     for row in rows:
         if row["predicted_label"] is not None:
             row["p_entailment"] = 0.8 if row["predicted_label"] else 0.2
-    # As `write_predictions` writes them: what is None has no field.
+    # Like `write_predictions`, without fields that are None.
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
@@ -73,7 +73,7 @@ def _refusal(root: Path, capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return lines[0]
 
 
-def test_every_figure_of_a_run_is_that_counted_by_hand(root: Path) -> None:
+def test_figures_of_a_run_are_those_computed_by_hand(root: Path) -> None:
     found = _compared(root, "a0", "a1", "b")
     assert (found["split"], found["num_pairs"]) == ("dev", 8)
     a0, _, b = found["runs"]
@@ -88,10 +88,10 @@ def test_every_figure_of_a_run_is_that_counted_by_hand(root: Path) -> None:
     assert (b["builder"], b["f1"]["value"]) == ("label_only", 0)
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_group(root: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_one_group(root: Path) -> None:
     _write_run(root, "by_class", _rows(TRUE), builder={"class_path": "my.Own", "init_args": {"seed": 1}})
-    group, alone, by_class = _compared(root, "a0", "a1", "b", "by_class")["groups"]
-    assert [group["names"], alone["names"], by_class["names"]] == [["a0", "a1"], ["b"], ["by_class"]]
+    group, single, by_class = _compared(root, "a0", "a1", "b", "by_class")["groups"]
+    assert [group["names"], single["names"], by_class["names"]] == [["a0", "a1"], ["b"], ["by_class"]]
     assert group["accuracy"] == {
         "mean": 0.75,
         "sd": pytest.approx(0.25 / 2**0.5),
@@ -105,11 +105,11 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(root: Path) -> None:
         "lowest": pytest.approx(39 / 63),
         "highest": pytest.approx(55 / 63),
     }
-    assert alone["accuracy"] == {"mean": 0.25, "sd": None, "lowest": 0.25, "highest": 0.25}
+    assert single["accuracy"] == {"mean": 0.25, "sd": None, "lowest": 0.25, "highest": 0.25}
     assert by_class["builder"] == "Own"
 
 
-def test_mcnemar_counts_the_pairs_that_one_run_alone_got_right(root: Path) -> None:
+def test_mcnemar_counts_the_pairs_that_only_one_run_got_right(root: Path) -> None:
     tests = _compared(root, "a0", "a1", "b")["tests"]
     assert [(test["first"], test["second"]) for test in tests] == [("a0", "a1"), ("a0", "b"), ("a1", "b")]
     only = [(test["only_first"], test["only_second"]) for test in tests]
@@ -123,7 +123,7 @@ def test_mcnemar_counts_the_pairs_that_one_run_alone_got_right(root: Path) -> No
     assert [test["p_holm"] for test in tests] == [0.75, 0.375, 0.75]
 
 
-def test_tied_runs_differ_by_chance_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tied_runs_have_a_p_value_of_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write_run(root, "twin", _rows([1, 1, 1, 1, 0, 0, 0, 1]), seed=2)
     found = _compared(root, "a0", "twin")
     (test,) = found["tests"]
@@ -135,7 +135,7 @@ def test_tied_runs_differ_by_chance_alone(root: Path, capsys: pytest.CaptureFixt
     assert re.search(r"^1 : 2 +0 +0 +1.000$", printed, re.MULTILINE)
 
 
-def test_no_answer_is_wrong_and_no_guess(root: Path) -> None:
+def test_no_answer_is_wrong_but_not_a_guess(root: Path) -> None:
     _write_run(root, "silent", _rows([None, 1, 1, 1, None, 0, 0, 0]))
     found = _compared(root, "a0", "silent")
     silent = found["runs"][1]
@@ -156,14 +156,25 @@ def test_a_predictions_file_serves_as_a_run(root: Path) -> None:
     assert [run["name"] for run in _compared(root, *same_name)["runs"]] == same_name
 
 
-def test_fit_json_names_the_builder_where_the_configuration_is_gone(root: Path) -> None:
+def test_runs_may_be_named_between_flags(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_path = root / "mixed.json"
+    args = ["a0", "--json", str(json_path), "b", "--overwrite", "a1", f"--checkpoints-root={root}"]
+    assert main(["report", *args]) == 0
+    assert main(["report", "--overwrite", "true", *args]) == 0
+    found = json.loads(json_path.read_text(encoding="utf-8"))
+    assert [run["name"] for run in found["runs"]] == ["a0", "b", "a1"]
+    assert main(["report", "a0", "--compare", "b", "a1", "--checkpoints_root", str(root)]) == 0
+    assert "--htm: unknown setting; did you mean --html?" in _refusal(root, capsys, "a0", "--htm", "x")
+
+
+def test_fit_json_names_the_builder_if_the_configuration_is_missing(root: Path) -> None:
     (root / "b" / "config.yaml").unlink()
     (root / "b" / "fit.json").write_text('{"builder": "LabelOnly"}', encoding="utf-8")
     run = _compared(root, "a0", "b")["runs"][1]
     assert (run["builder"], run["seed"]) == ("LabelOnly", None)
 
 
-def test_a_folder_called_as_a_run_does_not_hide_the_run(
+def test_a_folder_with_the_name_of_a_run_does_not_hide_the_run(
     root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     working = tmp_path_factory.mktemp("working")
@@ -204,7 +215,7 @@ def test_markdown_tables_stay_tables_whatever_the_ids_hold(root: Path) -> None:
     assert ids == "- right in 2, wrong in 1: " + r"p7\|\<b\> \\\| ?\[2J\`\_" + "\n"
 
 
-def test_a_finished_report_is_replaced_only_when_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_is_replaced_only_with_overwrite(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_path, markdown_path = root / "x.json", root / "x.md"
     markdown_path.write_text("mine", encoding="utf-8")
     args = ["--compare", "a0", "b", "--json", str(json_path), "--markdown", str(markdown_path)]
@@ -218,7 +229,7 @@ def test_a_finished_report_is_replaced_only_when_told(root: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         ([], "found no run, expected report RUN [RUN ...], or --compare RUN RUN ..."),
         (["a0"], "found 1 run, expected two or more"),
@@ -234,18 +245,18 @@ def test_a_finished_report_is_replaced_only_when_told(root: Path, capsys: pytest
         (["a0", "b", "--split", "test"], "(there are predictions of dev), expected predictions of test"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(
-    root: Path, args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(
+    root: Path, args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write_run(root, "relabelled", _rows(TRUE, [*TRUE[:3], 0, *TRUE[4:]]))
     _write_run(root, "shorter", _rows(TRUE)[:6])
     (root / "empty").mkdir()
     message = _refusal(root, capsys, *(["--compare", *args] if args else []))
-    assert told in re.sub(r"'p\d\|.*?_'", "|'", message)
+    assert expected in re.sub(r"'p\d\|.*?_'", "|'", message)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "expected"),
     [
         ({"true_label": None}, "found no true_label of"),
         ({"true_label": 2}, "found true_label 2, expected 0 or 1"),
@@ -257,14 +268,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     ],
 )
 def test_a_broken_prediction_is_refused_with_its_line(
-    root: Path, row: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+    root: Path, row: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = _rows(TRUE)
     rows[2] |= row
     _write_run(root, "broken", rows)
     message = _refusal(root, capsys, "--compare", "a0", "broken")
     assert f"{root / 'broken' / 'predictions' / 'dev.jsonl'}:3: found" in message
-    assert told in message
+    assert expected in message
 
 
 def test_holm_is_monotone_and_never_above_one() -> None:

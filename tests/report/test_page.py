@@ -1,4 +1,4 @@
-"""The report's page and what it is made of, without a browser; `tests/browser` opens it in one."""
+"""The report's page and its parts, without a browser; `tests/browser` opens it in one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from nlicot.cli import main
-from nlicot.report.breakdowns import breakdowns, calibration
-from nlicot.report.curves import read_curves
-from nlicot.report.read_runs import Answered
+from nlicot.report.compare import breakdowns, calibration
+from nlicot.report.read_runs import Answer, read_curves
 
 HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 7 }} ﬁ"
 
 
-def _answer(number: int, true: int, p: float | None, **texts: str) -> Answered:
+def _answer(number: int, true: int, p: float | None, **texts: str) -> Answer:
     label = None if p is None else int(p > 0.5)
-    return Answered(id=f"p{number}", true_label=true, predicted_label=label, p_entailment=p, **texts)
+    return Answer(id=f"p{number}", true_label=true, predicted_label=label, p_entailment=p, **texts)
 
 
 def _write_run(root: Path, name: str, answers: Sequence[dict[str, Any]], config: str = "") -> Path:
@@ -64,13 +63,13 @@ def _payload(page: str) -> Any:
 
 
 def test_one_run_has_a_page_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = _page(tmp_path, _write_run(tmp_path, "alone", ANSWERS))
-    assert "<h1>alone</h1>" in page
+    page = _page(tmp_path, _write_run(tmp_path, "single", ANSWERS))
+    assert "<h1>single</h1>" in page
     assert "McNemar</th>" not in page
     assert capsys.readouterr().out.endswith(f"page         {tmp_path / 'report.html'}\n")
 
 
-def test_the_page_holds_every_prediction_as_the_file_has_it(tmp_path: Path) -> None:
+def test_the_page_holds_every_prediction_of_the_file(tmp_path: Path) -> None:
     hostile = [{**ANSWERS[0], "id": HOSTILE, "premise": HOSTILE, "thought_process": HOSTILE}, *ANSWERS[1:]]
     page = _page(
         tmp_path, _write_run(tmp_path, "a", hostile), _write_run(tmp_path, "b", ANSWERS[:0] + hostile)
@@ -116,12 +115,12 @@ def test_figures_are_drawn_in_the_pages_colours_with_text_as_text(tmp_path: Path
     assert len(ids) == len(set(ids))
 
 
-def test_what_is_refused_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(_write_run(tmp_path, "a", ANSWERS))
     page, audit = str(tmp_path / "p.html"), tmp_path / "audit.json"
     assert main(["report", run, "--html", page, "--json", page]) == 2
     assert "one file named twice" in capsys.readouterr().err
-    for content, told in (
+    for content, expected in (
         ("{", "found no JSON, expected a JSON object"),
         ("[]", "found [], expected a JSON object"),
         ("{}", "found findings null, expected a list"),
@@ -129,7 +128,7 @@ def test_what_is_refused_is_told_in_one_line(tmp_path: Path, capsys: pytest.Capt
         audit.write_text(content)
         assert main(["report", run, "--html", page, "--audit", str(audit)]) == 2
         error = capsys.readouterr().err
-        assert f"{audit}: {told}" in error
+        assert f"{audit}: {expected}" in error
         assert error.count("\n") == 1
     assert main(["report", run, "--html", page, "--audit", str(tmp_path / "gone.json")]) == 2
     assert "gone.json: cannot be read: No such file" in capsys.readouterr().err
@@ -142,10 +141,10 @@ def test_what_is_refused_is_told_in_one_line(tmp_path: Path, capsys: pytest.Capt
 # ------------------------------------------------------------------ breakdowns
 
 
-def test_accuracy_by_phenomenon_and_lengths_is_that_counted_by_hand() -> None:
-    def of_run(labels: Sequence[int], thoughts: Sequence[str | None]) -> list[Answered]:
+def test_accuracy_by_phenomenon_and_lengths_is_that_computed_by_hand() -> None:
+    def of_run(labels: Sequence[int], thoughts: Sequence[str | None]) -> list[Answer]:
         return [
-            Answered(
+            Answer(
                 id=str(place),
                 true_label=1,
                 predicted_label=label,
@@ -166,7 +165,7 @@ def test_accuracy_by_phenomenon_and_lengths_is_that_counted_by_hand() -> None:
     assert [group.accuracy for group in phenomena.by_run["a"]] == [0.5, 1.0, 1.0]
     assert [group.accuracy for group in phenomena.by_run["b"]] == [0.0, 1.0, 0.0]
     thoughts = by_title["By length of the thought"]
-    assert list(thoughts.by_run) == ["a"]  # the other does not think
+    assert list(thoughts.by_run) == ["a"]  # the other has no thoughts
     assert [(group.name, group.num, group.accuracy) for group in thoughts.by_run["a"]] == [
         ("1 word", 2, 0.5),
         ("2 words", 2, 1.0),
@@ -174,7 +173,7 @@ def test_accuracy_by_phenomenon_and_lengths_is_that_counted_by_hand() -> None:
     assert by_title["By length of the premise"].names == ["1 word", "2 words", "3 words", "4 words"]
 
 
-def test_groups_that_no_pair_names_are_not_shown() -> None:
+def test_groups_without_pairs_are_not_shown() -> None:
     assert breakdowns({"a": [_answer(0, 1, 0.9)]}) == []
 
 
@@ -182,7 +181,7 @@ def test_calibration_counts_entailments_by_tenths() -> None:
     bins = calibration(
         [_answer(n, true, p) for n, (true, p) in enumerate([(1, 0.02), (0, 0.1), (1, 0.95), (1, 1.0)])]
     )
-    assert [(found.num, found.share) for found in bins] == [(2, 0.5), (2, 1.0)]
+    assert [(found.num, found.proportion) for found in bins] == [(2, 0.5), (2, 1.0)]
     assert [found.mean_p for found in bins] == [pytest.approx(0.06), pytest.approx(0.975)]
     assert bins[1].interval.high == 1.0
     assert calibration([_answer(0, 1, 0.3), _answer(1, 1, None)]) == []
@@ -199,7 +198,7 @@ def _log(folder: Path, points: Sequence[tuple[str, int, float, float]]) -> None:
     writer.close()
 
 
-def test_curves_are_what_was_logged_of_the_run_as_it_went_on(tmp_path: Path) -> None:
+def test_curves_follow_a_resumed_run(tmp_path: Path) -> None:
     _log(
         tmp_path,
         [
@@ -209,7 +208,7 @@ def test_curves_are_what_was_logged_of_the_run_as_it_went_on(tmp_path: Path) -> 
             ("own", 1, 1.0, 1.0),
         ],
     )
-    _log(tmp_path, [("dev/loss", 6, 2.0, 20.0), ("train/loss", 6, 0.5, 20.0)])  # resumed behind step 4
+    _log(tmp_path, [("dev/loss", 6, 2.0, 20.0), ("train/loss", 6, 0.5, 20.0)])  # resumed after step 4
     found = read_curves(tmp_path)
     assert list(found) == ["dev/loss", "train/loss"]
     assert [(point.step, point.value) for point in found["dev/loss"]] == [(2, 3.0), (4, 2.5), (6, 2.0)]
@@ -248,18 +247,18 @@ def test_the_newest_summary_of_the_teacher_is_shown(tmp_path: Path) -> None:
     assert "20.0 %" not in page
     assert "mistral-&lt;large&gt;" in page
     assert "1,234" in page
-    assert re.search(r'style="--share: 0.919">57<small>92 %', page)
+    assert re.search(r'style="--proportion: 0.919">57<small>92 %', page)
     assert "80.0 % of 10" in page
 
 
-def test_an_audit_is_shown_gravest_first_and_leads_to_its_pairs(tmp_path: Path) -> None:
+def test_an_audit_is_shown_most_severe_first_with_links_to_its_pairs(tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     audit.write_text(
         json.dumps(
             {
                 "findings": [
                     {"name": "long thoughts", "severity": "note"},
-                    {"name": "voice tells", "severity": "WARNING", "summary": "90 %", "advice": "rewrite"},
+                    {"name": "voice", "severity": "WARNING", "summary": "90 %", "advice": "rewrite"},
                     {"name": "twins", "severity": "error", "ids": ["p1", "dev/p2", "train/p3", 8]},
                     "not a finding",
                     {},
@@ -288,7 +287,7 @@ def test_an_audit_is_shown_gravest_first_and_leads_to_its_pairs(tmp_path: Path) 
     names = re.findall(r'class="severity">(.*?)</span> (.*?)</h3>', page)
     assert names == [
         ("error", "twins"),
-        ("warning", "voice tells"),
+        ("warning", "voice"),
         ("note", "long thoughts"),
         ("note", "(unnamed)"),
     ]

@@ -1,7 +1,7 @@
 "use strict";
-// The explorer of predictions: search, filters and order make `shown`, a list of places in the columns of
-// `predictions-json`; the list draws only the rows in sight, so that 40,000 pairs are no slower than 40.
-// All texts come from data files. They reach the page as text nodes alone, never as markup.
+// The explorer of predictions: search, filters and order make `shown`, a list of indices into the columns of
+// `predictions-json`; the list draws only the visible rows, so that 40,000 pairs are as fast as 40.
+// All texts come from data files. They reach the page only as text nodes, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("predictions-json").textContent);
   const { pairs, runs, labels } = data;
@@ -10,10 +10,10 @@
   const list = byId("list"), rows = byId("rows"), detail = byId("detail");
   const toggles = [...document.querySelectorAll("[data-filter]")];
 
-  const ROW = 64; // px, as `.row` in page.css
-  const SPARE = 6; // rows drawn beyond what is in sight, so that scrolling shows no gap
-  const UNSURE = 0.75; // a label given a lower probability counts as of low confidence
-  // Words that every text shares: marking them would hide what matters. Negations and quantifiers are not here.
+  const ROW = 64; // px, like `.row` in page.css
+  const SPARE = 6; // rows drawn beyond the visible ones, so that scrolling shows no gap
+  const UNSURE = 0.75; // a label with a lower probability has low confidence
+  // Words in every text: marking them would hide what matters. Negations and quantifiers are not among them.
   const COMMON = new Set(("a an the of to in on at by for from with as and or is are was were be been being has have " +
     "had do does did it its this that these those he she his her they their them who which there when then than up out into so step").split(" "));
   const WORD = /[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*/gu;
@@ -22,7 +22,7 @@
   const marked = new Set();
   let shown = [], current = -1;
 
-  // ---------------------------------------------------------------- what is said of a pair
+  // ---------------------------------------------------------------- properties of a pair
 
   const isRight = (i, run = state.run) => runs[run].label[i] === pairs.label[i];
   const flips = Array.from({ length: numPairs }, (_, i) => runs.some((run) => run.label[i] !== runs[0].label[i]));
@@ -30,7 +30,7 @@
     [pairs.id[i], pairs.premise[i], pairs.hypothesis[i], pairs.phenomenon[i] ?? "", ...runs.map((run) => run.thought[i] ?? "")]
       .join("\n").toLowerCase());
 
-  // The probability of the label that the run gave, null where there is none.
+  // The probability of the predicted label; null if there is none.
   function confidence(i, run = state.run) {
     const { label: { [i]: label }, p: { [i]: p } } = runs[run];
     return label === null || p === null ? null : label === 1 ? p : 1 - p;
@@ -48,7 +48,7 @@
     marked: (i) => marked.has(i),
   };
   const length = (column) => (i) => (column[i] ?? "").length;
-  const SORTS = { // name: [what the menu says, key]; smallest first
+  const SORTS = { // name: [menu text, key]; smallest first
     file: ["as in the file", null],
     unsure: ["least confident", (i) => confidence(i) ?? 2],
     sure: ["most confident", (i) => -(confidence(i) ?? -1)],
@@ -57,9 +57,9 @@
     thought: ["longest thought", (i) => -length(runs[state.run].thought)(i)],
   };
 
-  // ---------------------------------------------------------------- choosing
+  // ---------------------------------------------------------------- filters
 
-  function choose() {
+  function applyFilters() {
     const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
     const tests = [...state.on].map((name) => FILTERS[name]);
     if (terms.length) tests.push((i) => terms.every((term) => haystack[i].includes(term)));
@@ -75,7 +75,7 @@
   }
 
   function refresh() {
-    choose();
+    applyFilters();
     const filtered = state.query || state.phenomenon || state.truth || state.on.size;
     byId("count").textContent = filtered ? `${shown.length} of ${numPairs} pairs` : `${numPairs} pairs`;
     byId("export").textContent = `Export ${shown.length} as CSV`;
@@ -85,7 +85,7 @@
     rows.style.height = `${shown.length * ROW}px`;
     list.scrollTop = 0;
     if (!shown.includes(current)) current = shown[0] ?? -1;
-    intoSight();
+    scrollToCurrent();
     drawRows();
     drawDetail();
   }
@@ -98,7 +98,7 @@
 
   // ---------------------------------------------------------------- drawing
 
-  // An element with text or children; texts become text nodes, so that no text is ever read as markup.
+  // Make an element with text or children; texts become text nodes, so that no text is parsed as markup.
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(key, value);
@@ -108,24 +108,24 @@
 
   const percent = (p) => (p > 0.9994 ? ">99.9 %" : p < 0.0006 ? "<0.1 %" : `${(100 * p).toFixed(p > 0.99 || p < 0.01 ? 1 : 0)} %`);
   const mark = (i, run) => (runs[run].label[i] === null ? "–" : isRight(i, run) ? "✓" : "✗");
-  const verdict = (i, run) => (runs[run].label[i] === null ? "silent" : isRight(i, run) ? "right" : "wrong");
+  const verdict = (i, run) => (runs[run].label[i] === null ? "unanswered" : isRight(i, run) ? "right" : "wrong");
   const chip = (run) => element("span", { class: `chip series-${(run % 8) + 1}`, title: runs[run].name }, String(run + 1));
 
   function drawRows() {
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - SPARE);
     const last = Math.min(shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + SPARE);
     rows.replaceChildren(...shown.slice(first, last).map((i, offset) => row(i, first + offset)));
-    if (!shown.length) rows.append(element("p", { class: "nothing" }, "No pair fits. Clear a filter, or search for less."));
+    if (!shown.length) rows.append(element("p", { class: "nothing" }, "No pair matches. Clear a filter or shorten the search."));
     const active = shown.indexOf(current);
     if (active >= first && active < last) list.setAttribute("aria-activedescendant", `row-${active}`);
     else list.removeAttribute("aria-activedescendant");
   }
 
-  function row(i, place) {
+  function row(i, position) {
     const sure = confidence(i);
     const made = element("div", {
-      class: `row ${verdict(i, state.run)}`, role: "option", id: `row-${place}`, "data-pair": i,
-      "aria-selected": String(i === current), "aria-posinset": place + 1, "aria-setsize": shown.length,
+      class: `row ${verdict(i, state.run)}`, role: "option", id: `row-${position}`, "data-pair": i,
+      "aria-selected": String(i === current), "aria-posinset": position + 1, "aria-setsize": shown.length,
     },
     element("span", { class: "mark", role: "img", "aria-label": verdict(i, state.run) }, mark(i, state.run)),
     element("span", { class: "texts" },
@@ -134,7 +134,7 @@
     element("span", { class: "side" },
       element("span", {}, sure === null ? "" : percent(sure)),
       element("span", { class: "tags", title: "★ marked by you, ⇄ runs differ" }, (marked.has(i) ? "★ " : "") + (runs.length > 1 && flips[i] ? "⇄" : ""))));
-    made.style.top = `${place * ROW}px`;
+    made.style.top = `${position * ROW}px`;
     return made;
   }
 
@@ -142,7 +142,7 @@
     return new Set((text.toLowerCase().match(WORD) ?? []).filter((word) => !COMMON.has(word)));
   }
 
-  // The text with those of its words marked that are in `known`.
+  // The text, with the words that are in `known` marked.
   function withShared(text, known) {
     const parts = document.createDocumentFragment();
     let end = 0;
@@ -158,7 +158,7 @@
   function drawDetail() {
     if (current < 0) return detail.replaceChildren(element("p", { class: "nothing" }, "Nothing to show."));
     const i = current, inPremise = words(pairs.premise[i]), inHypothesis = words(pairs.hypothesis[i]);
-    const place = shown.indexOf(i);
+    const position = shown.indexOf(i);
     detail.replaceChildren(
       element("header", { class: "pair-head" },
         element("a", { class: "pair-link", href: link(i), title: "Link to this pair" }, pairs.id[i]),
@@ -167,7 +167,7 @@
         element("span", { class: "moves" },
           button("★", "mark", marked.has(i) ? "Unmark (x)" : "Mark (x)", { "aria-pressed": String(marked.has(i)) }),
           button("↑", "previous", "Previous (k)"),
-          element("span", { class: "quiet" }, `${place + 1} / ${shown.length}`),
+          element("span", { class: "quiet" }, `${position + 1} / ${shown.length}`),
           button("↓", "next", "Next (j)"))),
       element("div", { class: "pair" },
         element("section", {}, element("h3", {}, "Premise"), element("p", {}, withShared(pairs.premise[i], inHypothesis))),
@@ -176,8 +176,8 @@
     detail.scrollTop = 0;
   }
 
-  function button(text, action, told, attributes = {}) {
-    return element("button", { type: "button", "data-action": action, "aria-label": told, title: told, ...attributes }, text);
+  function button(text, action, label, attributes = {}) {
+    return element("button", { type: "button", "data-action": action, "aria-label": label, title: label, ...attributes }, text);
   }
 
   function answer(i, run, inPremise) {
@@ -187,11 +187,11 @@
         element("span", { class: "verdict" }, `${mark(i, run)} ${label === null ? "no answer" : labels[label]}`)));
     if (p !== null) {
       const bar = element("div", { class: "p", role: "img", "aria-label": `probability of entailment ${percent(p)}` },
-        element("span", { class: "bar" }), element("span", { class: "told" }, `${percent(p)} entailment`));
+        element("span", { class: "bar" }), element("span", {}, `${percent(p)} entailment`));
       bar.style.setProperty("--p", p);
       made.append(bar);
     }
-    // "Step 2: ..." begins a line of its own; the text itself stays as it is.
+    // "Step 2: ..." starts a new line; the text itself is unchanged.
     for (const step of thought ? thought.split(/(?=\bStep \d+[:.])/) : []) {
       made.append(element("p", { class: "step" }, withShared(step, inPremise)));
     }
@@ -200,11 +200,11 @@
     return made;
   }
 
-  // ---------------------------------------------------------------- moving
+  // ---------------------------------------------------------------- navigation
 
   const link = (i) => `#pair=${encodeURIComponent(pairs.id[i])}`;
 
-  function intoSight() {
+  function scrollToCurrent() {
     const top = shown.indexOf(current) * ROW;
     if (top < list.scrollTop) list.scrollTop = top;
     else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
@@ -212,7 +212,7 @@
 
   function show(i) {
     current = i;
-    intoSight();
+    scrollToCurrent();
     drawRows();
     drawDetail();
     history.replaceState(null, "", link(i));
@@ -230,12 +230,12 @@
     else { drawRows(); drawDetail(); }
   }
 
-  // A link to a pair shows it, whatever is filtered.
+  // A link to a pair shows it, whatever the filters are.
   function followLink() {
     const wanted = /^#pair=(.*)$/s.exec(location.hash)?.[1];
     if (wanted === undefined) return;
     let id = wanted;
-    try { id = decodeURIComponent(wanted); } catch { /* typed by hand: take it as it stands */ }
+    try { id = decodeURIComponent(wanted); } catch { /* typed by hand: use it unchanged */ }
     const i = pairs.id.indexOf(id);
     if (i < 0) return;
     if (!shown.includes(i)) clear();
@@ -245,7 +245,7 @@
 
   // ---------------------------------------------------------------- export
 
-  // A cell that begins like a formula would be run by a spreadsheet: an apostrophe keeps it text.
+  // A spreadsheet would run a cell that starts like a formula: an apostrophe makes it text.
   function cell(value) {
     const text = value === null || value === undefined ? "" : String(value);
     const safe = /^\s*[=+\-@＝＋－＠]|^[\t\r\n]/.test(text) ? `'${text}` : text;
@@ -265,13 +265,13 @@
   }
 
   function exportCsv() {
-    // The mark at the beginning tells Excel that this is UTF-8.
+    // Excel recognises UTF-8 by the byte order mark.
     const url = URL.createObjectURL(new Blob(["\ufeff", asCsv(shown)], { type: "text/csv;charset=utf-8" }));
     element("a", { href: url, download: "predictions.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   }
 
-  // ---------------------------------------------------------------- set-up
+  // ---------------------------------------------------------------- setup
 
   function options(id, entries) {
     byId(id).append(...entries.map(([value, text]) => element("option", { value }, text)));
@@ -310,7 +310,7 @@
     const action = event.target.closest("[data-action]")?.dataset.action;
     if (!action) return;
     actions[action]();
-    detail.querySelector(`[data-action="${action}"]`)?.focus(); // its button was drawn anew
+    detail.querySelector(`[data-action="${action}"]`)?.focus(); // its button was redrawn
   });
   list.addEventListener("scroll", drawRows);
   new ResizeObserver(drawRows).observe(list);
@@ -322,7 +322,7 @@
     if (typing) return;
     const page = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
     const anywhere = { j: () => move(1), k: () => move(-1), x: toggleMark, "/": () => { byId("search").focus(); byId("search").select(); } };
-    // Arrows elsewhere scroll the page, as ever.
+    // Elsewhere arrows scroll the page as usual.
     const inList = {
       ArrowDown: () => move(1), ArrowUp: () => move(-1), PageDown: () => move(page), PageUp: () => move(-page),
       Home: () => move(-numPairs), End: () => move(numPairs), Enter: () => detail.focus(),
