@@ -214,9 +214,7 @@ async def _run_through(stage: Generation, journal: Journal, num: int) -> None:
     from nlicot.teacher.engine.scheduler import Scheduler
 
     backend: Any = endpoint("openai", "http://127.0.0.1:9")  # nothing is asked of it
-    scheduler = Scheduler(
-        backend, journal, RateLimiter(IN_FLIGHT), Budget(prices={}), stage="generate", concurrency=IN_FLIGHT
-    )
+    scheduler = Scheduler(backend, journal, RateLimiter(IN_FLIGHT), Budget(prices={}), stage="generate")
     await scheduler.run(stage.tasks())
     assert scheduler.tally.num_finished == num
     assert scheduler.tally.num_requests == 0

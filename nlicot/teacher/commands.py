@@ -121,7 +121,7 @@ class _Command:
                     budget_usd=options.budget,
                     prices=prices_of(options, self.models),
                 ),
-                listener=progress_bar,
+                on_progress=progress_bar.update,
             )
         finally:
             progress_bar.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.root import read_thoughts
-from nlicot.teacher.engine import scheduler as scheduler
+from nlicot.teacher import commands
+from nlicot.teacher.engine.retry_policy import RetryPolicy
+from nlicot.teacher.engine.session import RunSettings
 from tests.teacher.fake_answers import (
     CUT,
     DROP,
@@ -62,7 +65,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "FIRST_PAUSE_S", 0.001)
+    settings = functools.partial(RunSettings, policy=RetryPolicy(first_pause_s=0.001))
+    monkeypatch.setattr(commands, "RunSettings", settings)
     monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

@@ -89,7 +89,7 @@ def test_ctrl_c_lets_what_is_in_flight_come_in(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert "the same command goes on from here" in told
+        assert "run the same command to continue" in told
         # Every request that was sent was also read to its end.
         assert sum(server.answered.values()) == server.num_requests < NUM_PAIRS
 

@@ -1,18 +1,19 @@
-"""What a teacher's backend is: messages in, text out; and the ways in which it can fail.
+"""The interface of a teacher's backend: requests in, replies or faults out.
 
-A backend sends one request and says what came of it. It neither retries nor parses nor keeps anything:
-that is `scheduler`'s, `answers`' and `journal`'s work. Its faults say what may be done about them:
+A backend sends each request once. It does not retry, parse or save anything: that is the job of `scheduler`,
+`answers` and `journal`. The class of a fault says what may be done about it:
 
     Fault
-    +-- Transient           asked again, with growing pauses: timeouts, dropped connections, 408, 5xx
-    |   +-- RateLimited     the same, and everybody waits: 429
-    +-- BrokenEnvelope      a paid 200 whose body is no answer: asked again twice
-    +-- Rejected            400, 413, 422: this request will never pass
-    +-- Refused             401, 402, 403, an unknown model: no request will pass
+    +-- Transient           sent again after growing pauses: timeouts, dropped connections, 408, 5xx
+    |   +-- RateLimited     the same, and all requests wait: 429
+    +-- BrokenEnvelope      a paid 200 whose body contains no answer: sent again twice
+    +-- Rejected            400, 413, 422: this request will never be accepted
+    +-- Refused             401, 402, 403, an unknown model: no request will be accepted
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from nlicot.records import Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A backend's name and server, as they stand in every request's key; enough for a dry run."""
+    """A backend's name and server, part of every request's key; enough for a dry run."""
 
     name: str
     server: str
@@ -33,13 +34,21 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What a backend is built from; `api_key` is "" if there is none."""
+    """The constructor argument of every backend.
 
-    server: str
-    api_key: str
-    timeout_s: float
-    concurrency: int
-    journal_folder: Path
+    Args:
+        server: its address, with or without `/v1`.
+        api_key: sent to this server only, and neither logged nor saved; "" sends none.
+        timeout_s: limit for a whole reply, however slowly it arrives.
+        concurrency: maximum number of requests in flight.
+        journal_folder: for state that must survive this process.
+    """
+
+    server: str = ""
+    api_key: str = ""
+    timeout_s: float = 120.0
+    concurrency: int = 16
+    journal_folder: Path = Path()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSchema:
-    """A JSON schema that an answer must fit, and the name that servers ask for."""
+    """A JSON schema for an answer, and its name, which servers require."""
 
     name: str
     schema: dict[str, Any]
@@ -60,7 +69,7 @@ class AnswerSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One question to a model. `params` are temperature, top_p, max_tokens and random_seed, as far as set."""
+    """One question to a model. `params` may hold temperature, top_p, max_tokens and random_seed."""
 
     stage: str
     backend: str
@@ -73,38 +82,35 @@ class Request:
     _key: str = field(default="", init=False, compare=False, repr=False)
 
     def key(self) -> str:
-        """SHA-256 of all that decides the answer, as canonical JSON: equal requests are asked once."""
-        if not self._key:  # worked out once: a task is named by it, and then asks by it
-            object.__setattr__(self, "_key", self._worked_out_key())
+        """Return the SHA-256 of everything that determines the answer: equal requests are sent once."""
+        if not self._key:  # cached: it identifies the task, then the request
+            content = {
+                "stage": self.stage,
+                "backend": self.backend,
+                "server": self.server,
+                "model": self.model,
+                "messages": [[message.role, message.content] for message in self.messages],
+                "params": dict(self.params),
+                "schema": [self.schema.name, self.schema.schema],
+                "sample": self.sample,
+            }
+            # ASCII, so that a text with half a surrogate pair can be encoded too.
+            canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+            object.__setattr__(self, "_key", hashlib.sha256(canonical.encode()).hexdigest())
         return self._key
 
     def turns(self) -> list[dict[str, str]]:
-        """The messages as servers take them."""
+        """Return the messages in the servers' form."""
         return [{"role": message.role, "content": message.content} for message in self.messages]
-
-    def _worked_out_key(self) -> str:
-        content = {
-            "stage": self.stage,
-            "backend": self.backend,
-            "server": self.server,
-            "model": self.model,
-            "messages": [[message.role, message.content] for message in self.messages],
-            "params": dict(self.params),
-            "schema": [self.schema.name, self.schema.schema],
-            "sample": self.sample,
-        }
-        # In ASCII, so that half a surrogate pair in a text has a place in it too.
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a server answered.
+    """A server's reply.
 
-    `finish_reason` is `stop`, `length` or the server's own word. `usage` is None where the server did not
-    say. `raw` is the body as it came, `created` the server's own time of it in seconds since 1970.
-    `salvaged`: the text was taken from a body that is no valid envelope.
+    `finish_reason` is `stop`, `length` or the server's own word; `usage` is None if the server gave none;
+    `raw` is the unchanged body; `created` is the server's time in seconds since 1970. `salvaged`: the text
+    comes from a body that is not a valid envelope.
     """
 
     text: str
@@ -117,42 +123,31 @@ class Reply:
     salvaged: bool = False
 
     def to_json(self) -> str:
-        """As the journal keeps it."""
-        usage = self.usage
+        """Serialise for the journal."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["headers"] = dict(self.headers)
-        if usage is not None:
-            fields["usage"] = {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-            }
+        if self.usage is not None:
+            fields["usage"] = dataclasses.asdict(self.usage)
         return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Reply:
-        """The inverse of `to_json`."""
+        """Invert `to_json`."""
         fields = json.loads(text)
         usage = fields.pop("usage")
         return cls(usage=None if usage is None else Usage(**usage), **fields)
 
 
 class Fault(Exception):
-    """A request that brought no usable reply.
+    """A request without a usable reply.
 
     Args:
         kind: one word for counting, such as `timeout`, `http_503`, `connection`.
-        message: what the server or the connection said.
+        message: the report of the server or the connection.
+        retry_after_s: the pause that the server asked for.
         possibly_paid: the server may have answered, and charged, all the same.
-        raw: the body, where there is one.
+        raw: the body, if there is one.
     """
-
-    def __init__(self, kind: str, message: str, *, possibly_paid: bool = False, raw: str = "") -> None:
-        super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.possibly_paid, self.raw = kind, message, possibly_paid, raw
-
-
-class Transient(Fault):
-    """Worth asking again after a pause; `retry_after_s` is the server's wish, if it said one."""
 
     def __init__(
         self,
@@ -163,24 +158,29 @@ class Transient(Fault):
         possibly_paid: bool = False,
         raw: str = "",
     ) -> None:
-        super().__init__(kind, message, possibly_paid=possibly_paid, raw=raw)
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.message, self.possibly_paid, self.raw = kind, message, possibly_paid, raw
         self.retry_after_s = retry_after_s
 
 
+class Transient(Fault):
+    """Worth sending again after a pause."""
+
+
 class RateLimited(Transient):
-    """Too many requests: all wait, not this one alone."""
+    """Too many requests: all of them wait, not only this one."""
 
 
 class BrokenEnvelope(Fault):
-    """A 200 whose body holds no answer that could be salvaged."""
+    """A 200 whose body contains no answer, not even one that can be salvaged."""
 
 
 class Rejected(Fault):
-    """The server will not take this request, however often it is sent."""
+    """The server will never accept this request."""
 
 
 class Refused(Fault):
-    """The server will take no request: key, payment, permission or model."""
+    """The server accepts no request: key, payment, permission or model."""
 
 
 class Backend(Protocol):
@@ -193,12 +193,12 @@ class Backend(Protocol):
         """Send one request, once.
 
         Raises:
-            Fault: one of the kinds above.
+            Fault: one of the classes above.
         """
         ...
 
     async def models(self) -> list[str] | None:
-        """The models that the server serves; None where it does not say.
+        """List the models that the server serves; None if it has no list.
 
         Raises:
             Fault: the server cannot be reached or refuses.
@@ -206,12 +206,12 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close connections."""
         ...
 
 
 def bare_address(server_url: str) -> str:
-    """A server's address without `/v1`, which is added where it belongs.
+    """Strip `/v1` from a server's address.
 
     >>> bare_address("http://localhost:8000/v1/")
     'http://localhost:8000'
@@ -220,7 +220,7 @@ def bare_address(server_url: str) -> str:
 
 
 def writable(text: str) -> str:
-    r"""The text with halves of surrogate pairs replaced: servers send them, and no file can hold them.
+    r"""Replace halves of surrogate pairs: servers send them, and no file can hold them.
 
     >>> writable("a\ud800b")
     'a?b'

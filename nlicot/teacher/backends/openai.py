@@ -1,108 +1,106 @@
-"""Any server that speaks OpenAI's chat completions over HTTP: vLLM, llama.cpp, Ollama and others."""
+"""Any server with OpenAI's chat completions over HTTP: vLLM, llama.cpp, Ollama and others."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import httpx2
 
-from nlicot.teacher.backends.base import Connection, Reply, Request, bare_address
-from nlicot.teacher.backends.http.envelope import fault_of, rate_headers, reply_of
-from nlicot.teacher.backends.http.pool import CONNECT_S, Connections, one_exchange
+from nlicot.teacher.backends.base import (
+    BrokenEnvelope,
+    Connection,
+    Reply,
+    Request,
+    Transient,
+    bare_address,
+)
+from nlicot.teacher.backends.http.envelope import fault_of, reply_of
 from nlicot.teacher.backends.http.structured_output import StructuredOutput
 
-PARAMETER_NAMES = {"random_seed": "seed"}
-"""What OpenAI's form calls our parameters, where it has another name."""
+CONNECT_TIMEOUT_S = 10.0
+JSON_CONTENT = {"content-type": "application/json"}
 
 
 class OpenAIBackend:
-    """Sends requests to one server.
-
-    Args:
-        server_url: its address, with or without `/v1`.
-        api_key: sent to this server alone, and shown nowhere.
-        timeout_s: for a whole answer, so that one that trickles in for ever ends too.
-    """
+    """Sends requests to one server."""
 
     name = "openai"
+    parameter_names: ClassVar[Mapping[str, str]] = {"random_seed": "seed"}
+    """Parameters that this server calls differently."""
 
-    def __init__(
-        self,
-        server_url: str,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = 120.0,
-    ) -> None:
-        self.server = bare_address(server_url)
-        self._timeout_s = timeout_s
-        headers = {"content-type": "application/json"}
-        if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
-        self._headers = httpx2.Headers(headers)
-        self._completions, self._models = (
-            httpx2.URL(f"{self.server}/v1/{path}") for path in ("chat/completions", "models")
+    def __init__(self, connection: Connection) -> None:
+        self.server = bare_address(connection.server)
+        self._timeout_s = connection.timeout_s
+        key = connection.api_key
+        self._http = httpx2.AsyncClient(
+            base_url=f"{self.server}/v1/",
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(),  # none: the rate limiter bounds the requests in flight
+            follow_redirects=False,  # the key must not reach another server
+            trust_env=False,
         )
-        self._connections = Connections()  # and no client around it: the key must follow no redirect
-        self._timeout = {"timeout": {"connect": CONNECT_S}}  # the rest of the time is bounded as a whole
         self._structured = StructuredOutput()
 
-    @classmethod
-    def from_connection(cls, connection: Connection) -> Self:
-        """Build it for the registry."""
-        return cls(connection.server, connection.api_key, timeout_s=connection.timeout_s)
-
     async def complete(self, request: Request) -> Reply:
-        """Send one request, in the strongest form of structured output that the server takes.
+        """Send one request, in the strongest form of structured output that the server accepts."""
+        params = {self.parameter_names.get(name, name): value for name, value in request.params.items()}
+        body = {"model": request.model, "messages": request.turns(), **params}
 
-        Raises:
-            Fault: no usable reply came.
-        """
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": request.turns(),
-            **{PARAMETER_NAMES.get(name, name): value for name, value in request.params.items()},
-        }
-
-        async def send(response_format: dict[str, Any] | None) -> Reply:
-            return await self._send(
-                body if response_format is None else body | {"response_format": response_format}
+        async def send(response_format: dict[str, Any]) -> Reply:
+            started = time.monotonic()
+            response = await self._exchange(
+                "POST", "chat/completions", content=json.dumps(body | response_format), headers=JSON_CONTENT
             )
+            if response.status_code != 200:
+                raise fault_of(response.status_code, response.headers, text_of(response))
+            return reply_of(text_of(response), response.headers, time.monotonic() - started)
 
         return await self._structured.ask(request, send)
 
-    async def _send(self, body: dict[str, Any]) -> Reply:
-        started = time.monotonic()
-        status, headers, text = await self._exchange("POST", self._completions, json.dumps(body))
-        if status != 200:
-            raise fault_of(status, headers, text)
-        return reply_of(text, rate_headers(headers.raw), time.monotonic() - started)
-
     async def models(self) -> list[str] | None:
-        """The names under `/v1/models`; None where the server has no such list.
-
-        Raises:
-            Fault: it cannot be reached, or refuses.
-        """
-        status, headers, text = await self._exchange("GET", self._models, None)
-        if status in (404, 405, 501):
+        """List the names under `/v1/models`, aliases included."""
+        response = await self._exchange("GET", "models")
+        if response.status_code in (404, 405, 501):
             return None
-        if status != 200:
-            raise fault_of(status, headers, text)
+        if response.status_code != 200:
+            raise fault_of(response.status_code, response.headers, text_of(response))
         try:
-            return [str(model["id"]) for model in json.loads(text)["data"]]
+            found = json.loads(text_of(response))["data"]
+            return [str(name) for model in found for name in (model["id"], *(model.get("aliases") or ()))]
         except (ValueError, KeyError, TypeError):
             return None
 
-    async def _exchange(self, method: str, url: httpx2.URL, body: str | None) -> tuple[int, Any, str]:
-        async with one_exchange(self.server, self._timeout_s):
-            request = httpx2.Request(
-                method, url, headers=self._headers, content=body, extensions=self._timeout
-            )
-            response = await self._connections.handle_async_request(request)
-        return response.status_code, response.headers, response.content.decode("utf-8", "replace")
+    async def _exchange(self, method: str, path: str, **content: Any) -> httpx2.Response:
+        """Send a request and read the whole response.
+
+        Raises:
+            Transient: no complete response; possibly paid, unless the server was never reached.
+            BrokenEnvelope: the body is not encoded as its headers say.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._http.request(method, path, **content)
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
+            message = f"no complete response within {self._timeout_s:g} s"
+            raise Transient("timeout", message, possibly_paid=True) from error
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise Transient("connection", f"{self.server} cannot be reached: {error}") from error
+        except httpx2.TransportError as error:
+            raise Transient("connection", f"the connection broke: {error}", possibly_paid=True) from error
+        except httpx2.DecodingError as error:
+            message = f"the body cannot be decoded: {error}"
+            raise BrokenEnvelope("encoding", message, possibly_paid=True) from error
 
     async def close(self) -> None:
-        """Give the connections back."""
-        await self._connections.aclose()
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def text_of(response: httpx2.Response) -> str:
+    """Return the body as text; bytes that are not UTF-8 are replaced."""
+    return response.content.decode("utf-8", "replace")

@@ -1,16 +1,17 @@
 """The table of backends, and how one is connected: its server, its API key, its class.
 
-A new backend is one file and one line in `BACKENDS`. Its class has a `from_connection` and fits the `Backend`
-protocol; it is imported only when it is used.
+A new backend is one file and one entry in `BACKENDS`. Its class implements the `Backend` protocol and takes a
+`Connection`; it is imported only when it is used.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nlicot.errors import ConfigError
 from nlicot.teacher.backends.base import Backend, Connection, Endpoint, bare_address
@@ -46,27 +47,24 @@ class BackendEntry:
         return self.max_batch or concurrency
 
 
-_BACKENDS = "nlicot.teacher.backends"
-_MISTRAL_SERVER, _MISTRAL_KEY, _MISTRAL_KEY_PAGE = (
-    "https://api.mistral.ai",
-    "MISTRAL_API_KEY",
-    "console.mistral.ai",
+_MISTRAL = BackendEntry(
+    class_path="nlicot.teacher.backends.mistral.MistralBackend",
+    key_variable="MISTRAL_API_KEY",
+    key_page="console.mistral.ai",
+    default_server="https://api.mistral.ai",
+    prices="list",
 )
 BACKENDS: dict[str, BackendEntry] = {
-    "mistral": BackendEntry(
-        class_path=f"{_BACKENDS}.mistral.MistralBackend",
-        key_variable=_MISTRAL_KEY,
-        key_page=_MISTRAL_KEY_PAGE,
-        default_server=_MISTRAL_SERVER,
-        prices="list",
+    "mistral": _MISTRAL,
+    "openai": BackendEntry(
+        class_path="nlicot.teacher.backends.openai.OpenAIBackend", key_variable="OPENAI_API_KEY"
     ),
-    "openai": BackendEntry(class_path=f"{_BACKENDS}.openai.OpenAIBackend", key_variable="OPENAI_API_KEY"),
-    "local": BackendEntry(class_path=f"{_BACKENDS}.local.LocalBackend", default_server="", prices="free"),
-    "mistral-batch": BackendEntry(
-        class_path=f"{_BACKENDS}.mistral_batch.backend.MistralBatchBackend",
-        key_variable=_MISTRAL_KEY,
-        key_page=_MISTRAL_KEY_PAGE,
-        default_server=_MISTRAL_SERVER,
+    "local": BackendEntry(
+        class_path="nlicot.teacher.backends.local.LocalBackend", default_server="", prices="free"
+    ),
+    "mistral-batch": replace(
+        _MISTRAL,
+        class_path="nlicot.teacher.backends.mistral_batch.backend.MistralBatchBackend",
         prices="batch",
         max_batch=10_000,
     ),
@@ -92,7 +90,12 @@ def endpoint(backend: str, server_url: str | None) -> Endpoint:
 
 
 def connect(
-    backend: str, server_url: str | None, *, timeout_s: float, concurrency: int, journal_folder: Path
+    backend: str,
+    server_url: str | None = None,
+    *,
+    timeout_s: float = 120.0,
+    concurrency: int = 16,
+    journal_folder: Path = Path(),
 ) -> Backend:
     """Return a backend that is ready for requests.
 
@@ -107,8 +110,8 @@ def connect(
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
     module_name, _, class_name = entry.class_path.rpartition(".")
-    backend_class: Any = getattr(importlib.import_module(module_name), class_name)
-    connected: Backend = backend_class.from_connection(
+    backend_class: Callable[[Connection], Backend] = getattr(import_module(module_name), class_name)
+    return backend_class(
         Connection(
             server=server,
             api_key=api_key,
@@ -117,7 +120,6 @@ def connect(
             journal_folder=journal_folder,
         )
     )
-    return connected
 
 
 def _find_key(variable: str) -> str:

@@ -1,8 +1,8 @@
-"""How fast to ask: requests in flight, requests and tokens a minute, and pauses that all share.
+"""How fast to send: requests in flight, requests and tokens per minute, and pauses that all requests share.
 
-Pacing is by schedule (the generic cell rate algorithm, ITU-T I.371): each request gets the earliest time at
-which the rate allows it. The number in flight adapts as TCP's window does: halved by a 429, and grown again
-by one for each window of successes (Jacobson 1988).
+Pacing is by schedule (the generic cell rate algorithm, ITU-T I.371): each request gets the earliest time that
+the rate allows. The number in flight adapts like TCP's window: halved by a 429, then increased by one for
+each window of successes (Jacobson 1988).
 """
 
 from __future__ import annotations
@@ -12,48 +12,46 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-SAFETY = 0.98
-"""Share of an allowed rate that is used: a server's minute does not begin when ours does."""
-CATCHING_UP_S = 0.02
-"""How much a late request may be made up for, so that the loop's own delays do not lower the rate."""
-HALVED_AT_MOST_EVERY_S = 1.0
-RETRY_AFTER_CAP_S = 120.0
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-"""By then a minute's quota is whole again."""
+from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
 
-# What servers call the limits that they announce: Mistral's names, then OpenAI's.
+# Headers that announce a limit: Mistral's names, then OpenAI's.
 REQUESTS_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-requests")
 TOKENS_HEADERS = ("x-ratelimit-limit-tokens-minute", "x-ratelimit-limit-tokens")
 
 
 class Pace:
-    """A schedule that keeps to `per_minute` units.
+    """A schedule that allows `per_minute` units.
 
     Args:
-        per_minute: None is no limit, until one of `headers` announces it.
+        per_minute: None is unlimited, until one of `headers` announces a limit.
     """
 
-    def __init__(self, per_minute: float | None, headers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        per_minute: float | None,
+        headers: tuple[str, ...] = (),
+        policy: RetryPolicy = DEFAULT_POLICY,
+    ) -> None:
         self.per_minute = per_minute
         self._headers = headers if per_minute is None else ()
+        self._policy = policy
         self._next_at = 0.0
 
     def claim(self, units: float, now: float) -> float:
-        """The time at which `units` may go, which is taken from then on."""
+        """Reserve `units` on the schedule and return the time at which they may be sent."""
         if self.per_minute is None:
             return now
-        start = max(self._next_at, now - CATCHING_UP_S)
-        self._next_at = start + units * 60 / (self.per_minute * SAFETY)
+        start = max(self._next_at, now - self._policy.max_catch_up_s)
+        self._next_at = start + units * 60 / (self.per_minute * self._policy.used_rate)
         return start
 
     def correct(self, units: float) -> None:
-        """Add to what was claimed, or give back where `units` is negative."""
+        """Add `units` to what was claimed, or return them if negative."""
         if self.per_minute is not None:
-            self._next_at += units * 60 / (self.per_minute * SAFETY)
+            self._next_at += units * 60 / (self.per_minute * self._policy.used_rate)
 
     def learn(self, headers: Mapping[str, str]) -> None:
-        """Keep to what the server announces, unless a limit was given."""
+        """Take the limit that the server announces, unless one was given."""
         for name in self._headers:
             text = headers.get(name, "")
             if text.isascii() and text.isdigit() and int(text) > 0:
@@ -62,12 +60,12 @@ class Pace:
 
 
 class RateLimiter:
-    """Admits requests; every one that was admitted must be released.
+    """Admits requests; each one that was admitted must be released.
 
     Args:
-        concurrency: most requests in flight.
-        requests_per_minute: None takes what the server's headers announce, if they do.
-        tokens_per_minute: prompt and completion together; likewise.
+        concurrency: maximum number of requests in flight.
+        requests_per_minute: None takes the limit in the server's headers, if there is one.
+        tokens_per_minute: prompt and completion tokens together; None as above.
     """
 
     def __init__(
@@ -76,16 +74,15 @@ class RateLimiter:
         *,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        policy: RetryPolicy = DEFAULT_POLICY,
     ) -> None:
-        self._most = concurrency
+        self.concurrency, self.policy = concurrency, policy
         self.limit = float(concurrency)
         self.in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._requests = Pace(requests_per_minute, REQUESTS_HEADERS)
-        self._tokens = Pace(tokens_per_minute, TOKENS_HEADERS)
-        self._paused_until = 0.0
-        self._halved_at = 0.0
-        self._growing_s = 0.0
+        self._requests = Pace(requests_per_minute, REQUESTS_HEADERS, policy)
+        self._tokens = Pace(tokens_per_minute, TOKENS_HEADERS, policy)
+        self._paused_until = self._halved_at = self._pause_s = 0.0
 
     async def admit(self, num_tokens: int) -> None:
         """Wait until a request of about `num_tokens` may be sent."""
@@ -109,7 +106,7 @@ class RateLimiter:
             raise
 
     def release(self) -> None:
-        """A request is over, however it ended."""
+        """Count a request as over, however it ended."""
         self.in_flight -= 1
         self._wake()
 
@@ -122,26 +119,27 @@ class RateLimiter:
                 room -= 1
 
     def succeeded(self, headers: Mapping[str, str], num_claimed: int, num_used: int) -> None:
-        """Learn from a reply: what it really used, what the server announces, and that there is room."""
+        """Learn from a reply: the tokens it used, the limits it announces, and that there is room."""
         self._tokens.correct(num_used - num_claimed)
-        self._growing_s = 0.0
-        if self.limit < self._most:
-            self.limit = min(self._most, self.limit + 1 / self.limit)
+        self._pause_s = 0.0
+        if self.limit < self.concurrency:
+            self.limit = min(self.concurrency, self.limit + 1 / self.limit)
         if headers:
             self._requests.learn(headers)
             self._tokens.learn(headers)
 
     def slow_down(self, retry_after_s: float | None) -> None:
-        """The server said that it is too much: all wait as long as it asks, and fewer go at once.
+        """Handle a 429: pause all requests for as long as the server asks, and allow fewer in flight.
 
-        Where it asks for nothing and goes on refusing, each pause is twice the one before: six attempts a
-        second apart would be used up long before a minute's quota is whole again.
+        Without a Retry-After, each pause doubles: six attempts one second apart would be used up long before
+        a per-minute quota is full again.
         """
-        now = time.monotonic()
-        if now >= self._paused_until:  # else it belongs to the burst that the pause is for
-            self._growing_s = min(max(FIRST_PAUSE_S, 2 * self._growing_s), LONGEST_PAUSE_S)
-        pause = max(self._growing_s, min(retry_after_s or 0.0, RETRY_AFTER_CAP_S))
+        policy, now = self.policy, time.monotonic()
+        if now >= self._paused_until:  # otherwise this 429 belongs to the burst that caused the pause
+            pause_s = max(policy.first_shared_pause_s, 2 * self._pause_s)
+            self._pause_s = min(pause_s, policy.max_shared_pause_s)
+        pause = max(self._pause_s, min(retry_after_s or 0.0, policy.max_retry_after_s))
         self._paused_until = max(self._paused_until, now + pause)
-        if now - self._halved_at >= HALVED_AT_MOST_EVERY_S:
+        if now - self._halved_at >= policy.min_halving_interval_s:
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = now

@@ -1,8 +1,4 @@
-"""A stage from its first request to its finished file: for the commands, and for a notebook.
-
-Stands between a stage's tasks and `scheduler`: it makes the event loop, listens for Ctrl-C, checks that the
-server knows the models, and walks the outcomes in the input's order.
-"""
+"""Runs a stage's phases from the first request to the last: event loop, Ctrl-C, model check, log file."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 from nlicot.data.rows import Row
 from nlicot.data.streaming import in_chunks
@@ -27,22 +22,21 @@ from nlicot.teacher.engine.budget import Budget
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Price
 from nlicot.teacher.engine.rate_limiter import RateLimiter
-from nlicot.teacher.engine.scheduler import Interrupted, ProgressListener, Scheduler, Tally, Task, run_log
+from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
+from nlicot.teacher.engine.scheduler import TASKS_PER_LOOKUP, Interrupted, Scheduler, Tally, Task, run_log
 
-READ_AT_ONCE = 512
-MODELS_SHOWN = 20
-T = TypeVar("T")
+MAX_MODELS_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How a run treats the server and the purse.
+    """Limits of a run.
 
     Args:
-        concurrency: most requests in flight; fewer after a 429.
-        requests_per_minute, tokens_per_minute: None takes what the server's headers announce.
-        budget_usd: a cap that counts earlier starts of the same run too.
-        prices: of the models asked; None where not known.
+        concurrency: maximum number of requests in flight; fewer after a 429.
+        requests_per_minute, tokens_per_minute: None takes the limits in the server's headers.
+        budget_usd: a cap that includes earlier starts of the same run.
+        prices: price of each model; None if it is not known.
     """
 
     concurrency: int = 16
@@ -50,11 +44,12 @@ class RunSettings:
     tokens_per_minute: float | None = None
     budget_usd: float | None = None
     prices: Mapping[str, Price | None] = field(default_factory=dict)
+    policy: RetryPolicy = DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Tasks to run, and what to do once they are through (it may raise to end the run)."""
+    """Tasks to run; `after` is called once they are done, and may raise to end the run."""
 
     tasks: Callable[[], Iterable[Task]]
     after: Callable[[], None] | None = None
@@ -62,7 +57,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """What a run did, for its summary."""
+    """The result of a run, for its summary."""
 
     tally: Tally
     spent_usd: float
@@ -78,15 +73,15 @@ def run_phases(
     models: Sequence[str],
     journal: Journal,
     settings: RunSettings,
-    listener: ProgressListener | None = None,
+    on_progress: Callable[[Tally, Budget], None] = lambda tally, budget: None,
 ) -> RunReport:
-    """Run the phases in turn; returns when all is answered or failed. Works inside a notebook too.
+    """Run the phases in turn until every task has succeeded or failed. Also works inside a notebook.
 
     Args:
-        listener: started once the models are known to be served.
+        on_progress: called once the models are known to be served, then after each task.
 
     Raises:
-        TeacherStopped: the run ended early; the journal holds all that came in.
+        TeacherStopped: the run ended early; the journal holds every answer that arrived.
         ConfigError: there is a budget, and a price is missing.
     """
     budget = Budget(
@@ -98,26 +93,28 @@ def run_phases(
         settings.concurrency,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
+        policy=settings.policy,
     )
-    scheduler = Scheduler(
-        backend, journal, limiter, budget, stage=stage, concurrency=settings.concurrency, listener=listener
-    )
+    scheduler = Scheduler(backend, journal, limiter, budget, stage=stage, on_progress=on_progress)
     started = time.monotonic()
 
     async def run() -> None:
         try:
             await _check_models(backend, models)
-            if listener is not None:
-                listener.start()
+            on_progress(scheduler.tally, budget)
             for phase in phases:
-                with _drained_by_ctrl_c(scheduler):
+                with _ctrl_c_stops(scheduler):
                     await scheduler.run(phase.tasks())
                 if phase.after is not None:
                     phase.after()
         finally:
             await backend.close()
 
-    run_anywhere(run())
+    if _in_event_loop():  # a notebook's: another thread gets a loop of its own
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(asyncio.run, run()).result()
+    else:
+        asyncio.run(run())
     return RunReport(
         tally=scheduler.tally,
         spent_usd=budget.spent_usd,
@@ -127,25 +124,23 @@ def run_phases(
 
 
 async def _check_models(backend: Backend, models: Sequence[str]) -> None:
-    """Refuse models that the server does not know, before anything is paid."""
+    """Refuse models that the server does not serve, before anything is paid."""
     try:
         served = await backend.models()
     except Fault as fault:
-        raise TeacherRefused(
-            f"{backend.server}: found no usable answer to its list of models: {fault}"
-        ) from fault
+        raise TeacherRefused(f"{backend.server}: cannot list the server's models: {fault}") from fault
     unknown = [model for model in models if served is not None and model not in served]
     if served is not None and unknown:
-        listed = ", ".join(sorted(served)[:MODELS_SHOWN]) or "none"
-        more = f" and {len(served) - MODELS_SHOWN} more" if len(served) > MODELS_SHOWN else ""
+        listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
+        more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
         raise TeacherRefused(
             f"--model: found {', '.join(unknown)}, expected one that {backend.server} serves: {listed}{more}"
         )
 
 
 @contextlib.contextmanager
-def _drained_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
-    """The first Ctrl-C lets what is in flight come in, the second ends the run at once."""
+def _ctrl_c_stops(scheduler: Scheduler) -> Iterator[None]:
+    """Make the first Ctrl-C wait for the requests in flight, and the second end the run at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,15 +148,15 @@ def _drained_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
     assert running is not None
     num_pressed = 0
 
-    def pressed() -> None:
+    def on_ctrl_c() -> None:
         nonlocal num_pressed
         num_pressed += 1
         if num_pressed > 1:
             running.cancel()
-            return
-        scheduler.stop(Interrupted("stopped; all answers are kept, the same command goes on from here"))
+        else:
+            scheduler.stop(Interrupted("stopped; all answers are saved, run the same command to continue"))
 
-    loop.add_signal_handler(signal.SIGINT, pressed)
+    loop.add_signal_handler(signal.SIGINT, on_ctrl_c)
     try:
         yield
     except asyncio.CancelledError:
@@ -169,48 +164,44 @@ def _drained_by_ctrl_c(scheduler: Scheduler) -> Iterator[None]:
             raise
         running.uncancel()
         raise Interrupted(
-            "stopped at once; what was in flight may have been paid for, and is asked again"
+            "stopped at once; requests in flight may have been billed and will be sent again"
         ) from None
     finally:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def run_anywhere(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, in a thread of its own where a loop runs already (a notebook's)."""
+def _in_event_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+        return False
+    return True
 
 
 def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Outcome]:
-    """What became of each task, in order; those that were never reached are left out."""
-    for chunk in in_chunks(tasks, READ_AT_ONCE):
-        finals = journal.outcomes([task.key for task in chunk])
+    """Iterate over the outcomes of the tasks, in order, without tasks that were never reached."""
+    for chunk in in_chunks(tasks, TASKS_PER_LOOKUP):
+        found = journal.outcomes([task.key for task in chunk])
         for task in chunk:
-            final = finals.get(task.key)
-            if final is None and task.key in tally.unanswered:
-                final = Outcome(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
-            if final is not None:
-                yield final
+            if task.key in found:
+                yield found[task.key]
+            elif task.key in tally.unanswered:
+                yield Outcome(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
 
 
-def rows_of(final: Outcome) -> list[Row]:
-    """The records in a usable outcome, as `storage` reads them."""
-    return [Row(path=Path(), line=0, header_line=0, fields=fields) for fields in final.rows]
+def rows_of(outcome: Outcome) -> list[Row]:
+    """Return the records of a usable outcome in the form that `nlicot.data` reads."""
+    return [Row(path=Path(), line=0, header_line=0, fields=fields) for fields in outcome.rows]
 
 
-def failure_of(final: Outcome) -> Failure:
-    """The failure in an outcome that is not usable."""
-    fields = {name: value for name, value in final.rows[0].items() if name != "reply_keys"}
-    return Failure(**fields)
+def failure_of(outcome: Outcome) -> Failure:
+    """Return the failure in an outcome that is not usable."""
+    return Failure(**{name: value for name, value in outcome.rows[0].items() if name != "reply_keys"})
 
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Write what happens in a run into a log file of its own."""
+    """Write the events of a run to its own log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -1,4 +1,4 @@
-"""What a finished stage comes to: the teacher's figures, lengths, failures, tokens, price and time."""
+"""The summary of a finished stage: the teacher's metrics, lengths, scores, failures, tokens, cost, time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nlicot.evaluation.metrics import (
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.session import RunReport
 
-FEW_RESAMPLES_FROM = 10_000
-QUARTILES = (0.25, 0.5, 0.75)
+LARGE_SPLIT = 10_000
+"""From this many thoughts on, intervals use 200 resamples instead of 2000."""
 
 
 @dataclass(slots=True)
 class StageStatistics:
-    """Collects a stage's outcomes one by one; a few bytes each."""
+    """Collects a stage's outcomes one by one, a few bytes each."""
 
     num_records: int = 0
     true_labels: array[int] = field(default_factory=lambda: array("b"))
@@ -35,15 +35,15 @@ class StageStatistics:
     by_model: Counter[str] = field(default_factory=Counter)
     num_repaired: int = 0
 
-    def add(self, final: Outcome) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
-        if not final.ok:
-            self.failures[str(final.rows[0]["kind"])] += 1
-            return
-        for row in final.rows:
-            self._see_record(row)
+        if outcome.ok:
+            for row in outcome.rows:
+                self._add_record(row)
+        else:
+            self.failures[str(outcome.rows[0]["kind"])] += 1
 
-    def _see_record(self, row: dict[str, Any]) -> None:
+    def _add_record(self, row: dict[str, Any]) -> None:
         self.num_records += 1
         provenance = row.get("provenance", {})
         self.by_model[str(provenance.get("model", ""))] += 1
@@ -63,58 +63,60 @@ class StageStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A stage's summary: `content` is what the JSON file holds, `text` what the terminal shows."""
+    """`content` goes into the JSON file, `text` to the terminal."""
 
     content: dict[str, Any]
     text: str
 
 
-def summarise(stage: str, figures: StageStatistics, report: RunReport) -> Summary:
-    """The summary of a finished run."""
+def summarise(stage: str, statistics: StageStatistics, report: RunReport) -> Summary:
+    """Summarise a finished run."""
     tally = report.tally
     content: dict[str, Any] = {
         "stage": stage,
-        "num_records": figures.num_records,
-        "num_failed": figures.failures.total(),
-        "failures": dict(figures.failures),
+        "num_records": statistics.num_records,
+        "num_failed": statistics.failures.total(),
+        "failures": dict(statistics.failures),
         "faults_on_the_way": dict(tally.faults),
-        "by_model": dict(figures.by_model),
-        "num_repaired": figures.num_repaired,
+        "by_model": dict(statistics.by_model),
+        "num_repaired": statistics.num_repaired,
         "num_requests": tally.num_requests,
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
         "cost_usd": round(report.spent_usd, 6) if report.cost_known else None,
         "duration_s": round(report.duration_s, 2),
     }
-    parts = [_one_line(figures, report)]
-    if figures.true_labels:
-        parts.append(_teachers_figures(figures, content))
-    lengths = [*figures.lengths, *figures.unlabelled_lengths]
+    parts = [_one_line(statistics, report)]
+    if statistics.true_labels:
+        parts.append(_teacher_metrics(statistics, content))
+    lengths = sorted([*statistics.lengths, *statistics.unlabelled_lengths])
     if lengths:
-        content["thought_words"] = _quartiles(lengths)
-    if figures.scores:
-        parts.append(_scores(figures, content))
+        quartiles = [lengths[round(quarter / 4 * (len(lengths) - 1))] for quarter in range(5)]
+        names = ("least", "first_quartile", "median", "third_quartile", "most")
+        content["thought_words"] = dict(zip(names, quartiles, strict=True))
+    if statistics.scores:
+        parts.append(_scores(statistics, content))
     return Summary(content=content, text="\n\n".join(parts))
 
 
-def _one_line(figures: StageStatistics, report: RunReport) -> str:
-    tally = report.tally
+def _one_line(statistics: StageStatistics, report: RunReport) -> str:
+    tally, num_failed = report.tally, statistics.failures.total()
     cost = f"${report.spent_usd:.4f} in all" if report.cost_known else "of unknown price"
-    kinds = ", ".join(f"{kind}: {num}" for kind, num in figures.failures.most_common())
-    failed = f"{figures.failures.total()} failed" + (f" ({kinds})" if kinds else "")
+    kinds = ", ".join(f"{kind}: {num}" for kind, num in statistics.failures.most_common())
     return (
-        f"{figures.num_records} records, {failed}; {tally.num_requests} requests, "
-        f"{tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens, {cost}, {report.duration_s:.1f} s"
+        f"{statistics.num_records} records, {num_failed} failed{f' ({kinds})' if kinds else ''}; "
+        f"{tally.num_requests} requests, {tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens, "
+        f"{cost}, {report.duration_s:.1f} s"
     )
 
 
-def _teachers_figures(figures: StageStatistics, content: dict[str, Any]) -> str:
-    true, predicted = list(figures.true_labels), list(figures.predicted_labels)
-    num_resamples = 2000 if len(true) < FEW_RESAMPLES_FROM else 200
+def _teacher_metrics(statistics: StageStatistics, content: dict[str, Any]) -> str:
+    true, predicted = list(statistics.true_labels), list(statistics.predicted_labels)
+    num_resamples = 2000 if len(true) < LARGE_SPLIT else 200
     metrics = classification_metrics(true, predicted, num_resamples=num_resamples)
     content["teacher"] = metrics_to_dict(metrics)
-    right = [truth == found for truth, found in zip(true, predicted, strict=True)]
-    groups = accuracy_by(length_bins(figures.lengths), right)
+    correct = [truth == found for truth, found in zip(true, predicted, strict=True)]
+    groups = accuracy_by(length_bins(statistics.lengths), correct)
     content["accuracy_by_length"] = {
         group.name: {"num": group.num, "accuracy": group.accuracy} for group in groups
     }
@@ -123,23 +125,12 @@ def _teachers_figures(figures: StageStatistics, content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _quartiles(lengths: list[int]) -> dict[str, int]:
-    ordered = sorted(lengths)
-    last = len(ordered) - 1
-    named = zip(("first_quartile", "median", "third_quartile"), QUARTILES, strict=True)
-    return {
-        "least": ordered[0],
-        **{name: ordered[round(share * last)] for name, share in named},
-        "most": ordered[-1],
-    }
-
-
-def _scores(figures: StageStatistics, content: dict[str, Any]) -> str:
+def _scores(statistics: StageStatistics, content: dict[str, Any]) -> str:
     rounds: dict[str, dict[str, int]] = {}
-    for (target, round_, score), num in sorted(figures.scores.items()):
+    for (target, round_, score), num in sorted(statistics.scores.items()):
         rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num
     content["scores"] = rounds
     lines = [f"{'scores':<24}" + "".join(f"{score:>7}" for score in range(1, 6))]
-    for name, found in rounds.items():
-        lines.append(f"{name:<24}" + "".join(f"{found.get(str(score), 0):>7}" for score in range(1, 6)))
+    for name, counts in rounds.items():
+        lines.append(f"{name:<24}" + "".join(f"{counts.get(str(score), 0):>7}" for score in range(1, 6)))
     return "\n".join(lines)

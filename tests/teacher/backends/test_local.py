@@ -11,7 +11,7 @@ import pytest
 from nlicot.cli import main
 from nlicot.data.root import read_thoughts
 from nlicot.teacher.answers.schema import SCHEMAS, parse_answer
-from nlicot.teacher.backends.base import Message, Refused, Reply, Request
+from nlicot.teacher.backends.base import Connection, Message, Refused, Reply, Request
 from nlicot.teacher.backends.local import LocalBackend
 from nlicot.teacher.stages.prompts import PromptType
 
@@ -30,7 +30,7 @@ def request(kind: PromptType, text: str, model: str = "bundled", max_tokens: int
 
 def answers(requests: list[Request]) -> list[Reply]:
     async def ask() -> list[Reply]:
-        backend = LocalBackend(batch_size=4)
+        backend = LocalBackend(Connection(concurrency=4))
         try:
             return list(await asyncio.gather(*(backend.complete(one) for one in requests)))
         finally:

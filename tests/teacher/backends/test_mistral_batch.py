@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import pytest
 from nlicot.errors import ConfigError, DataError
 from nlicot.teacher.backends.base import (
     AnswerSchema,
+    Connection,
     Fault,
     Message,
     Refused,
@@ -28,9 +30,10 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
+from nlicot.teacher.backends.mistral_batch.api import BatchAnswer, answers_of
 from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
-from nlicot.teacher.backends.mistral_batch.lines import BatchAnswer, answers_of
 from nlicot.teacher.backends.registry import BACKENDS, connect
+from nlicot.teacher.engine.retry_policy import RetryPolicy
 from tests.teacher.fake_answers import default_answer, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
@@ -40,7 +43,7 @@ SCHEMA = AnswerSchema(
     name="answer",
     schema={"type": "object", "properties": {"thought_process": {"type": "string"}, "predicted_label": {}}},
 )
-SLICES = {"quiet_s": 0.03, "poll_s": 0.01, "longest_poll_s": 0.02, "settle_s": 0.1}
+FAST = RetryPolicy(batch_quiet_s=0.03, batch_poll_s=0.01, batch_max_poll_s=0.02, batch_settle_s=0.1)
 
 
 @pytest.fixture
@@ -49,8 +52,11 @@ def server() -> Iterator[FakeBatchServer]:
         yield server
 
 
-def backend_of(server: FakeBatchServer, folder: Path, **options: Any) -> MistralBatchBackend:
-    return MistralBatchBackend(KEY, server.url, folder=folder, **(SLICES | options))
+def backend_for(
+    server: FakeBatchServer, folder: Path, *, policy: RetryPolicy = FAST, concurrency: int = 10_000
+) -> MistralBatchBackend:
+    connection = Connection(server=server.url, api_key=KEY, journal_folder=folder, concurrency=concurrency)
+    return MistralBatchBackend(connection, policy)
 
 
 def asking(number: int, *, model: str = "teacher", server: str = "somewhere") -> Request:
@@ -128,7 +134,7 @@ def within(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def test_requests_that_wait_together_become_one_job(server: FakeBatchServer, tmp_path: Path) -> None:
     requests = [asking(number) for number in range(5)]
-    replies = answered(backend_of(server, tmp_path), requests)
+    replies = answered(backend_for(server, tmp_path), requests)
 
     assert texts(replies) == [text_for(request) for request in requests]
     (job,) = server.jobs
@@ -145,7 +151,7 @@ def test_requests_that_wait_together_become_one_job(server: FakeBatchServer, tmp
 def test_a_line_holds_what_the_request_says_and_not_the_model(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    answered(backend_of(server, tmp_path), [asking(1)])
+    answered(backend_for(server, tmp_path), [asking(1)])
 
     assert server.lines(server.jobs[0]) == [
         {
@@ -168,7 +174,7 @@ def test_a_line_holds_what_the_request_says_and_not_the_model(
 
 
 def test_a_reply_carries_usage_finish_reason_and_the_body(server: FakeBatchServer, tmp_path: Path) -> None:
-    (reply,) = answered(backend_of(server, tmp_path), [asking(1)])
+    (reply,) = answered(backend_for(server, tmp_path), [asking(1)])
 
     assert isinstance(reply, Reply)
     assert reply.finish_reason == "stop"
@@ -180,12 +186,12 @@ def test_a_reply_carries_usage_finish_reason_and_the_body(server: FakeBatchServe
 
 def test_a_job_that_takes_several_looks_is_waited_for(server: FakeBatchServer, tmp_path: Path) -> None:
     server.num_looks = 4
-    assert texts(answered(backend_of(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+    assert texts(answered(backend_for(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
     assert server.num_polls["job-0"] == 4
 
 
 def test_a_full_batch_does_not_wait_for_quiet(server: FakeBatchServer, tmp_path: Path) -> None:
-    backend = backend_of(server, tmp_path, max_batch=10, quiet_s=0.2)
+    backend = backend_for(server, tmp_path, concurrency=10, policy=replace(FAST, batch_quiet_s=0.2))
     requests = [asking(number) for number in range(25)]
 
     assert texts(answered(backend, requests)) == [text_for(request) for request in requests]
@@ -196,7 +202,7 @@ def test_a_full_batch_does_not_wait_for_quiet(server: FakeBatchServer, tmp_path:
 def test_each_model_has_a_job_of_its_own(server: FakeBatchServer, tmp_path: Path) -> None:
     requests = [asking(1), asking(1, model="stronger-teacher"), asking(2)]
 
-    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert texts(answered(backend_for(server, tmp_path), requests)) == [text_for(r) for r in requests]
     assert {job["model"]: len(server.lines(job)) for job in server.jobs} == {
         "teacher": 2,
         "stronger-teacher": 1,
@@ -206,8 +212,8 @@ def test_each_model_has_a_job_of_its_own(server: FakeBatchServer, tmp_path: Path
 def test_what_is_asked_again_after_an_answer_goes_into_a_new_job(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    answered(backend_of(server, tmp_path), [asking(1)])
-    answered(backend_of(server, tmp_path), [asking(1)])
+    answered(backend_for(server, tmp_path), [asking(1)])
+    answered(backend_for(server, tmp_path), [asking(1)])
 
     fingerprints, attempts = zip(*(job["metadata"].values() for job in server.jobs), strict=True)
     assert len(set(fingerprints)) == 1
@@ -218,7 +224,7 @@ def test_models_are_listed_and_the_key_stands_in_no_file_and_no_log(
     server: FakeBatchServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> list[str] | None:
-        backend = backend_of(server, tmp_path)
+        backend = backend_for(server, tmp_path)
         try:
             await backend.complete(asking(1))
             return await backend.models()
@@ -255,7 +261,7 @@ def test_a_line_that_failed_is_the_fault_that_it_would_be_alone(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.line = scripted
-    outcomes = answered(backend_of(server, tmp_path), [asking(number) for number in range(9)])
+    outcomes = answered(backend_for(server, tmp_path), [asking(number) for number in range(9)])
 
     assert isinstance(outcomes[0], Reply)
     assert isinstance(outcomes[6], Reply)
@@ -287,7 +293,7 @@ def test_answers_come_before_faults(server: FakeBatchServer, tmp_path: Path) -> 
             order.append(number)
 
     async def run() -> None:
-        backend = backend_of(server, tmp_path)
+        backend = backend_for(server, tmp_path)
         await asyncio.gather(*(ask(backend, number) for number in (1, 2, 9, 4, 10)))
         await backend.close()
 
@@ -297,7 +303,7 @@ def test_answers_come_before_faults(server: FakeBatchServer, tmp_path: Path) -> 
 
 def test_a_failed_line_is_asked_again_in_a_new_job(server: FakeBatchServer, tmp_path: Path) -> None:
     server.line = scripted
-    backend = backend_of(server, tmp_path)
+    backend = backend_for(server, tmp_path)
 
     async def run() -> Reply:
         with pytest.raises(Transient, match="http_503"):
@@ -317,7 +323,7 @@ def test_an_expired_job_gives_what_it_has_and_the_rest_may_be_asked_again(
 ) -> None:
     server.ending = ("TIMEOUT_EXCEEDED", 2)
     requests = [asking(number) for number in range(4)]
-    outcomes = answered(backend_of(server, tmp_path), requests)
+    outcomes = answered(backend_for(server, tmp_path), requests)
 
     in_job = [line["custom_id"] for line in server.lines(server.jobs[0])]
     by_key = {request.key(): outcome for request, outcome in zip(requests, outcomes, strict=True)}
@@ -326,7 +332,7 @@ def test_an_expired_job_gives_what_it_has_and_the_rest_may_be_asked_again(
 
     server.ending = ("SUCCESS", None)
     unanswered = [request for request in requests if request.key() in in_job[2:]]
-    assert texts(answered(backend_of(server, tmp_path), unanswered)) == [text_for(r) for r in unanswered]
+    assert texts(answered(backend_for(server, tmp_path), unanswered)) == [text_for(r) for r in unanswered]
     assert sorted(server.asked.values()) == [1, 1, 2, 2]
 
 
@@ -335,7 +341,7 @@ def test_a_failed_or_cancelled_job_is_not_repeated_by_itself(
     server: FakeBatchServer, tmp_path: Path, ending: str, kind: str
 ) -> None:
     server.ending = (ending, 0)
-    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
 
     assert fault_in(outcome) == (Rejected, kind, False)
     if ending == "FAILED":
@@ -346,7 +352,7 @@ def test_answers_that_the_server_counts_and_does_not_give_are_possibly_paid(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.loses_files = True
-    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
     assert fault_in(outcome) == (Transient, "batch_success", True)
 
 
@@ -357,7 +363,7 @@ def test_troubles_of_the_server_are_waited_out(server: FakeBatchServer, tmp_path
     server.troubles[("GET", f"{JOBS}/job-0")] = deque([status(500), status(503)])
     server.troubles[("GET", "/v1/files/file-1/content")] = deque([status(504)])
 
-    assert texts(answered(backend_of(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+    assert texts(answered(backend_for(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
     assert len(server.jobs) == 1
     assert not any(server.troubles.values())
 
@@ -368,11 +374,11 @@ def test_a_job_that_the_server_does_not_take_leaves_nothing_behind(
 ) -> None:
     server.troubles[("POST", JOBS)] = deque([status(code)])
     requests = [asking(1), asking(2)]
-    outcomes = answered(backend_of(server, tmp_path), requests)
+    outcomes = answered(backend_for(server, tmp_path), requests)
 
     assert [fault_in(outcome) for outcome in outcomes] == [(kind, f"http_{code}", False)] * 2
     assert not list(tmp_path.rglob("*.json"))
-    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert texts(answered(backend_for(server, tmp_path), requests)) == [text_for(r) for r in requests]
     assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0"]
 
 
@@ -381,7 +387,7 @@ def test_a_job_whose_creation_broke_off_is_found_by_its_metadata(
 ) -> None:
     server.hold_at = "dropped"
     requests = [asking(1), asking(2)]
-    backend = backend_of(server, tmp_path)
+    backend = backend_for(server, tmp_path)
 
     async def run() -> list[Reply | BaseException]:
         outcomes = await outcomes_of(backend, requests)
@@ -399,7 +405,7 @@ def test_a_job_that_was_not_created_after_all_is_created_once_that_is_sure(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.troubles[("POST", JOBS)] = deque([status(503)])
-    backend = backend_of(server, tmp_path)
+    backend = backend_for(server, tmp_path)
 
     async def run() -> Reply:
         with pytest.raises(Transient, match="http_503"):
@@ -418,9 +424,9 @@ def test_a_job_that_was_not_created_after_all_is_created_once_that_is_sure(
 
 def test_a_run_that_was_cut_off_goes_on_with_its_own_job(server: FakeBatchServer, tmp_path: Path) -> None:
     requests = [asking(number) for number in range(6)]
-    cut_off(server, backend_of(server, tmp_path), requests, "look")
+    cut_off(server, backend_for(server, tmp_path), requests, "look")
 
-    assert texts(answered(backend_of(server, tmp_path), requests)) == [text_for(r) for r in requests]
+    assert texts(answered(backend_for(server, tmp_path), requests)) == [text_for(r) for r in requests]
     assert len(server.jobs) == 1
     assert server.num_polls["job-0"] == 1  # one look for all who wait
 
@@ -428,42 +434,42 @@ def test_a_run_that_was_cut_off_goes_on_with_its_own_job(server: FakeBatchServer
 def test_other_requests_than_before_share_the_old_job_and_the_rest_gets_a_new_one(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "look")
+    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "look")
 
     later = [asking(number) for number in range(4, 9)]
-    assert texts(answered(backend_of(server, tmp_path), later)) == [text_for(r) for r in later]
+    assert texts(answered(backend_for(server, tmp_path), later)) == [text_for(r) for r in later]
     assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
 
     # What nobody asked for the second time still waits in the first job, which is over.
     first = [asking(number) for number in range(4)]
-    assert texts(answered(backend_of(server, tmp_path), first)) == [text_for(r) for r in first]
+    assert texts(answered(backend_for(server, tmp_path), first)) == [text_for(r) for r in first]
     assert max(server.asked.values()) == 1
 
 
 def test_requests_of_a_job_whose_id_was_never_noted_stay_in_it(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "created")
+    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "created")
 
     later = [asking(number) for number in range(4, 9)]
-    assert texts(answered(backend_of(server, tmp_path), later)) == [text_for(r) for r in later]
+    assert texts(answered(backend_for(server, tmp_path), later)) == [text_for(r) for r in later]
     assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
     assert max(server.asked.values()) == 1
 
 
 def test_a_job_may_be_late_to_show_up_in_the_list(server: FakeBatchServer, tmp_path: Path) -> None:
-    cut_off(server, backend_of(server, tmp_path), [asking(number) for number in range(6)], "created")
+    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "created")
     server.num_late = 1
 
-    (reply,) = answered(backend_of(server, tmp_path, settle_s=1.0), [asking(3)])
+    (reply,) = answered(backend_for(server, tmp_path, policy=replace(FAST, batch_settle_s=1.0)), [asking(3)])
     assert texts([reply]) == [text_for(asking(3))]
     assert len(server.jobs) == 1
 
 
 def test_requests_come_late_to_a_job_that_is_over(server: FakeBatchServer, tmp_path: Path) -> None:
     requests = [asking(1), asking(2)]
-    cut_off(server, backend_of(server, tmp_path), requests, "look")
-    backend = backend_of(server, tmp_path)
+    cut_off(server, backend_for(server, tmp_path), requests, "look")
+    backend = backend_for(server, tmp_path)
 
     async def run() -> list[str]:
         first = await backend.complete(requests[0])
@@ -476,32 +482,32 @@ def test_requests_come_late_to_a_job_that_is_over(server: FakeBatchServer, tmp_p
 
 
 def test_a_job_is_found_where_this_sides_record_was_lost(server: FakeBatchServer, tmp_path: Path) -> None:
-    cut_off(server, backend_of(server, tmp_path / "lost"), [asking(1), asking(2)], "look")
+    cut_off(server, backend_for(server, tmp_path / "lost"), [asking(1), asking(2)], "look")
     others = [dict(server.jobs[0], id=f"other-{number}", metadata=None) for number in range(250)]
     server.jobs += others  # newer ones, on the list's first pages
 
-    answered(backend_of(server, tmp_path / "new"), [asking(1), asking(2)])
+    answered(backend_for(server, tmp_path / "new"), [asking(1), asking(2)])
     assert len(server.jobs) == 1 + len(others)
 
 
 def test_a_job_of_another_workspace_is_not_paid_for_anew_unasked(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    cut_off(server, backend_of(server, tmp_path), [asking(1)], "look")
+    cut_off(server, backend_for(server, tmp_path), [asking(1)], "look")
     server.jobs.clear()
 
-    (outcome,) = answered(backend_of(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
     assert fault_in(outcome) == (Refused, "unknown_batch_job", False)
     (path,) = (tmp_path / "batches").iterdir()
-    assert f"move {path} away to pay for its 1 open requests anew" in str(outcome)
+    assert f"move {path} away to send its 1 open requests again, and pay" in str(outcome)
 
 
 def test_a_record_that_cannot_be_read_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
     path = tmp_path / "batches" / "broken.json"
     path.parent.mkdir()
     path.write_text("{")
-    with pytest.raises(DataError, match=r"broken\.json: found no record of a batch"):
-        backend_of(server, tmp_path)
+    with pytest.raises(DataError, match=r"broken\.json: not a record of a batch"):
+        backend_for(server, tmp_path)
 
 
 # ------------------------------------------------------------------ SIGKILL
@@ -511,8 +517,10 @@ RUN = """
 import sys
 from pathlib import Path
 from nlicot.records import Example
-from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
 from nlicot.teacher.api import generate_thoughts
+from nlicot.teacher.backends.base import Connection
+from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
+from nlicot.teacher.engine.retry_policy import RetryPolicy
 from nlicot.teacher.engine.session import RunSettings
 from nlicot.teacher.stages.base import StageSettings
 
@@ -522,7 +530,8 @@ examples = [
     for n in range(num)
 ]
 backend = MistralBatchBackend(
-    "the-key", url, folder=folder, quiet_s=0.1, poll_s=0.02, longest_poll_s=0.05, settle_s=0.5
+    Connection(server=url, api_key="the-key", journal_folder=folder, concurrency=10_000),
+    RetryPolicy(batch_quiet_s=0.1, batch_poll_s=0.02, batch_max_poll_s=0.05, batch_settle_s=0.5),
 )
 made = generate_thoughts(
     examples,

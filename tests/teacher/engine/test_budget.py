@@ -11,7 +11,7 @@ import pytest
 from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import AnswerSchema, Message, Request
-from nlicot.teacher.engine.budget import Budget, most_prompt_tokens
+from nlicot.teacher.engine.budget import Budget, max_prompt_tokens
 from nlicot.teacher.engine.pricing import Price, count_tokens
 
 # A request below reserves 100 prompt tokens (34 bytes, a schema of 2, 64 to spare) and all it may answer.
@@ -63,7 +63,7 @@ def test_prompt_and_completion_have_their_own_prices() -> None:
 def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
     schema = {"type": "object", "properties": {"thought_process": {"type": "string"}}}
 
-    assert most_prompt_tokens(request(text, schema=schema)) >= count_tokens(text) + count_tokens(
+    assert max_prompt_tokens(request(text, schema=schema)) >= count_tokens(text) + count_tokens(
         json.dumps(schema)
     )
 
@@ -78,7 +78,7 @@ def test_a_cap_can_be_met_but_not_passed() -> None:
         budget.reserve(request(params={"max_tokens": 1}))
     assert str(reached.value) == (
         "--budget 4.0: 0.0000 spent, 4.0000 reserved, and the next request may cost 1.0100; "
-        "what was answered is kept, start the same command with a larger --budget to go on"
+        "all answers so far are saved, run the same command with a larger --budget to continue"
     )
     assert reached.value.exit_code == 4
     assert budget.reserved_usd == 4.00, "what was refused is not reserved"
@@ -130,8 +130,8 @@ def test_a_cap_without_a_price_to_count_by_is_refused() -> None:
         Budget(prices=prices, cap_usd=5.0)
 
     assert str(refused.value) == (
-        "--budget 5.0: found no price of of its own, another, expected one to count by "
-        "(give it: --price INPUT,OUTPUT in dollars a million tokens)"
+        "--budget 5.0: the price of of its own, another is not known; "
+        "give it with --price INPUT,OUTPUT (dollars per million tokens)"
     )
 
 

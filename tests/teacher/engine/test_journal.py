@@ -146,7 +146,7 @@ def test_a_second_process_is_refused_and_told_which_one_is_first(path: Path) -> 
     with another_process_holds(path) as holder, pytest.raises(JournalInUse) as refused:
         Journal(path)
 
-    assert str(refused.value).startswith(f"{path}: found it in use by process {holder.pid}, since 2")
+    assert str(refused.value).startswith(f"{path}: in use by process {holder.pid}, since 2")
     assert "\n" not in str(refused.value)
 
 
@@ -191,8 +191,7 @@ def test_a_file_that_is_no_journal_is_refused_and_stays_free(path: Path) -> None
         with pytest.raises(DataError) as refused:
             Journal(path)
         assert str(refused.value) == (
-            f"{path}: found no journal (file is not a database), expected an SQLite file "
-            "(move it away to start anew)"
+            f"{path}: not a journal (file is not a database); move the file away to start a new one"
         )
 
 
@@ -366,7 +365,7 @@ def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None
         journal.save_reply("before", REPLY, 0.1)
         with no_file_grows_beyond(400_000):
             with pytest.raises(
-                DiskFull, match=rf"^{path}: cannot be written \(.*\); what was answered so far"
+                DiskFull, match=rf"^{path}: cannot be written \(.*\); all answers so far are saved"
             ):
                 journal.save_reply("too long", long, 0.1)
             journal.save_outcome("t", Outcome(ok=True, correct=None, rows=[{"text": long.text}]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -30,7 +30,8 @@ from nlicot.teacher.engine.budget import Budget
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Price
 from nlicot.teacher.engine.rate_limiter import RateLimiter
-from nlicot.teacher.engine.scheduler import Ask, Interrupted, ProgressListener, Scheduler, Tally, Task
+from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
+from nlicot.teacher.engine.scheduler import Ask, Interrupted, Scheduler, Tally, Task
 from nlicot.teacher.engine.session import Phase, RunSettings, run_phases
 from tests.teacher.engine.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
@@ -147,20 +148,11 @@ def scheduler_for(
     *,
     concurrency: int = 1,
     budget: Budget | None = None,
-    seed: int = 0,
-    listener: ProgressListener | None = None,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    on_progress: Callable[[Tally, Budget], None] = lambda tally, budget: None,
 ) -> Scheduler:
-    budget = budget or Budget(prices={"teacher": None})
-    return Scheduler(
-        backend,
-        journal,
-        RateLimiter(concurrency),
-        budget,
-        stage="generate",
-        concurrency=concurrency,
-        seed=seed,
-        listener=listener,
-    )
+    budget, limiter = budget or Budget(prices={"teacher": None}), RateLimiter(concurrency, policy=policy)
+    return Scheduler(backend, journal, limiter, budget, stage="generate", on_progress=on_progress, seed=0)
 
 
 def run(scheduler: Scheduler, texts: Iterable[str]) -> Tally:
@@ -270,14 +262,11 @@ def test_six_attempts_are_made_and_nobody_waits_after_the_last(journal: Journal)
     )
 
 
-def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nlicot.teacher.engine.scheduler.LONGEST_PAUSE_S", 5.0)
+def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(journal: Journal) -> None:
     texts = [str(number) for number in range(200)]
     pauses: list[list[float]] = [[], [], [], [], []]
     backend = Scripted({text: [busy()] * 5 + [yes()] for text in texts})
-    run(scheduler_for(backend, journal, concurrency=200), texts)
+    run(scheduler_for(backend, journal, concurrency=200, policy=RetryPolicy(max_pause_s=5.0)), texts)
     for text in texts:
         at = [when for asked, when in backend.sent if asked == text]
         for number in range(5):
@@ -482,7 +471,7 @@ def test_a_run_ends_where_the_first_five_stay_without_an_answer(journal: Journal
         run(scheduler_for(backend, journal), "abcdefgh")
 
     assert sorted(set(backend.asked)) == list("abcde")
-    assert str(stopped.value) == (f"memory: the first 5 requests stayed without an answer: {fault.message}")
+    assert str(stopped.value) == (f"memory: none of the first 5 requests was answered: {fault.message}")
     assert stopped.value.exit_code == 7
 
 
@@ -564,15 +553,12 @@ def test_what_a_cancelled_run_had_in_flight_counts_as_paid(tmp_path: Path) -> No
 def test_whoever_watches_is_told_after_each_task(journal: Journal) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Bar:
-        def start(self) -> None: ...
-
-        def update(self, tally: Tally, budget: Budget) -> None:
-            seen.append((tally.num_finished, tally.num_failed))
+    def on_progress(tally: Tally, budget: Budget) -> None:
+        seen.append((tally.num_finished, tally.num_failed))
 
     run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
     backend = Scripted({"b": [rejected()], "c": [yes()]})
-    scheduler = scheduler_for(backend, journal, listener=Bar())
+    scheduler = scheduler_for(backend, journal, on_progress=on_progress)
     run(scheduler, "abc")
 
     assert seen == [(1, 0), (2, 1), (3, 1)]

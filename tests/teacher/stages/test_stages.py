@@ -14,6 +14,7 @@ from nlicot.cli import main
 from nlicot.data.root import read_reflections, read_scores, read_thoughts
 from nlicot.records import Score, Thought
 from nlicot.teacher.api import generate_thoughts, reflect_on, score_texts
+from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.openai import OpenAIBackend
 from nlicot.teacher.stages.base import StageSettings
 from tests.teacher.fake_server import FakeServer
@@ -249,14 +250,20 @@ def test_the_stages_are_plain_functions_too(server: FakeServer, tmp_path: Path) 
     settings = StageSettings(model="teacher")
 
     made = generate_thoughts(
-        pairs, backend=OpenAIBackend(server.url), settings=settings, journal=tmp_path / "g.sqlite"
+        pairs,
+        backend=OpenAIBackend(Connection(server=server.url)),
+        settings=settings,
+        journal=tmp_path / "g.sqlite",
     )
     reflected = reflect_on(
-        made.records, backend=OpenAIBackend(server.url), settings=settings, journal=tmp_path / "r.sqlite"
+        made.records,
+        backend=OpenAIBackend(Connection(server=server.url)),
+        settings=settings,
+        journal=tmp_path / "r.sqlite",
     )
     scored = score_texts(
         made.records[:1],
-        backend=OpenAIBackend(server.url),
+        backend=OpenAIBackend(Connection(server=server.url)),
         settings=settings,
         journal=tmp_path / "s.sqlite",
         regenerate_with=["stronger-teacher"],

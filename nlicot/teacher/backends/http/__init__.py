@@ -1,1 +1,1 @@
-"""Parts that the HTTP backends share: connections, envelopes, structured output."""
+"""Parts that the HTTP backends share: envelopes and structured output."""

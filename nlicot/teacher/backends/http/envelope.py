@@ -1,7 +1,4 @@
-"""Reading what a chat-completion server sends: its envelope, its faults, its wish to wait.
-
-Shared by all backends that speak Mistral's and OpenAI's form.
-"""
+"""Reads the responses of a chat-completion server, in the form that Mistral and OpenAI share."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import datetime
 import email.utils
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nlicot.records import Usage
@@ -23,8 +20,7 @@ from nlicot.teacher.backends.base import (
     Transient,
 )
 
-MOST_SHOWN = 200
-KEPT_HEADERS = b"x-ratelimit"
+MAX_SHOWN = 200
 _CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 _UNKNOWN_MODEL = re.compile(
     r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found|is not)",
@@ -33,63 +29,41 @@ _UNKNOWN_MODEL = re.compile(
 
 
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
-    """The reply in the body of a 200.
+    """Read the body of a 200; of the headers, those about rate limits are kept.
 
     Raises:
-        BrokenEnvelope: there is no text in it, not even one that could be salvaged.
+        BrokenEnvelope: there is no text in it, not even one that can be salvaged.
     """
+    usage, created = None, None
     try:
         content = json.loads(body)
         choice = content["choices"][0]
-        text = _text(choice["message"]["content"])
+        text: str | None = _text(choice["message"]["content"])
         finish_reason = str(choice.get("finish_reason") or "stop")
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        salvaged = salvage(body)
-        if salvaged is None:
-            raise BrokenEnvelope(
-                "broken_envelope",
-                f"found no answer in the body: {_one_line(body)}",
-                possibly_paid=True,
-                raw=body,
-            ) from None
-        return Reply(
-            text=salvaged,
-            finish_reason="stop",
-            usage=None,
-            raw=body,
-            headers=headers,
-            latency_s=latency_s,
-            salvaged=True,
+        usage, created = _usage(content.get("usage")), content.get("created")
+        salvaged = False
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        text, finish_reason, salvaged = salvage(body), "stop", True
+    if text is None:
+        raise BrokenEnvelope(
+            "broken_envelope", f"no answer in the body: {_one_line(body)}", possibly_paid=True, raw=body
         )
     return Reply(
         text=text,
         finish_reason=finish_reason,
-        usage=_usage(content.get("usage")),
-        created=_seconds(content.get("created")),
+        usage=usage,
+        created=created if type(created) in (int, float) else None,
         raw=body,
-        headers=headers,
+        headers={name: value for name, value in headers.items() if name.startswith("x-ratelimit")},
         latency_s=latency_s,
+        salvaged=salvaged,
     )
 
 
-def rate_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """What a server's headers, as they came, say of its limits."""
-    return {
-        name.decode("latin-1").lower(): value.decode("latin-1")
-        for name, value in raw
-        if name.lower().startswith(KEPT_HEADERS)
-    }
-
-
 def _text(content: Any) -> str:
-    """A message's text; some servers send it in parts."""
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type", "text") == "text")
-
-
-def _seconds(found: Any) -> float | None:
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _usage(found: Any) -> Usage | None:
@@ -102,7 +76,7 @@ def _usage(found: Any) -> Usage | None:
 
 
 def salvage(body: str) -> str | None:
-    """The text of an answer inside a body that is no envelope: its content string, if that is whole."""
+    """Return the answer's text in a body that is not a valid envelope, if its content string is complete."""
     for found in _CONTENT.finditer(body):
         try:
             text = json.loads(found[1], strict=False)
@@ -114,12 +88,12 @@ def salvage(body: str) -> str | None:
 
 
 def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
-    """What an answer that is no 200 means, and what may be done about it."""
+    """Classify a response that is not a 200."""
     kind, message = f"http_{status}", message_of(body) or f"status {status}"
     if status == 429:
         return RateLimited(kind, message, retry_after_s=retry_after_s(headers), raw=body)
     if status >= 500 and "response_format" in body:
-        # llama.cpp's Python server answers so to a form that it does not know; no pause mends that.
+        # llama.cpp's Python server reports an unsupported format like this; retrying does not help.
         return Rejected("response_format", message, raw=body)
     if status in (408, 409, 425) or status >= 500:
         return Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
@@ -131,7 +105,7 @@ def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
 
 
 def message_of(body: str) -> str:
-    """What an error's body says, in one short line."""
+    """Return the message of an error's body, in one short line."""
     try:
         found = json.loads(body)
     except ValueError:
@@ -143,14 +117,12 @@ def message_of(body: str) -> str:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}\u2026"
+    return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 1]}\u2026"
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, from a number or an HTTP date (RFC 9110, section 10.2.3)."""
+    """Read Retry-After, a number of seconds or an HTTP date (RFC 9110, section 10.2.3)."""
     value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
     try:
         return max(0.0, float(value))
     except ValueError:

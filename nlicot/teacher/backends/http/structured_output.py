@@ -1,68 +1,59 @@
-"""How an answer's form is asked for: by schema, by JSON mode, or by the prompt alone, as a server can.
+"""Asks for JSON in the strongest form that a server supports: by schema, by JSON mode, or only by the prompt.
 
-The strongest form is tried first, and the first request that passes settles it for a model. Until then
-requests go one by one, so that a server which refuses a form is not asked a hundred times.
+The first request that succeeds decides for its model. Until then requests go one by one, so that a server
+that rejects a form is not asked a hundred times.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from enum import IntEnum
 from typing import Any
 
 from nlicot.teacher.backends.base import Rejected, Reply, Request
 
-
-class Strength(IntEnum):
-    """The ways to ask for a form, the strongest first."""
-
-    SCHEMA = 0
-    JSON_WITH_SCHEMA = 1
-    JSON = 2
-    PROMPT = 3
+Send = Callable[[dict[str, Any]], Awaitable[Reply]]
 
 
-def response_format(request: Request, strength: Strength) -> dict[str, Any] | None:
-    """What to send as `response_format`."""
-    if strength is Strength.SCHEMA:
-        schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
-        return {"type": "json_schema", "json_schema": schema}
-    if strength is Strength.JSON_WITH_SCHEMA:  # the form of llama.cpp's Python server
-        return {"type": "json_object", "schema": request.schema.schema}
-    return {"type": "json_object"} if strength is Strength.JSON else None
+def response_formats(request: Request) -> list[dict[str, Any]]:
+    """Return the fields that ask for JSON in a request's body, the strongest form first."""
+    schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
+    formats: list[dict[str, Any]] = [
+        {"type": "json_schema", "json_schema": schema},
+        {"type": "json_object", "schema": request.schema.schema},  # llama.cpp's Python server
+        {"type": "json_object"},
+    ]
+    return [*({"response_format": form} for form in formats), {}]
 
 
 class StructuredOutput:
-    """Remembers, for each model, the strongest form that its server took."""
+    """Remembers the strongest form that the server accepts, for each model."""
 
     def __init__(self) -> None:
-        self._settled: dict[str, Strength] = {}
+        self._accepted: dict[str, int] = {}
         self._probing = asyncio.Lock()
 
-    async def ask(self, request: Request, send: Callable[[dict[str, Any] | None], Awaitable[Reply]]) -> Reply:
-        """Send the request in the strongest form that the server takes.
+    async def ask(self, request: Request, send: Send) -> Reply:
+        """Send the request in the strongest form that the server accepts.
 
         Raises:
-            Rejected: every form was rejected, so that the form is not what is wrong.
+            Rejected: the server rejected every form, so the form is not the cause.
         """
-        if request.model not in self._settled:
+        if request.model not in self._accepted:
             async with self._probing:
-                if request.model not in self._settled:
+                if request.model not in self._accepted:
                     return await self._probe(request, send)
-        return await send(response_format(request, self._settled[request.model]))
+        return await send(response_formats(request)[self._accepted[request.model]])
 
-    async def _probe(
-        self, request: Request, send: Callable[[dict[str, Any] | None], Awaitable[Reply]]
-    ) -> Reply:
+    async def _probe(self, request: Request, send: Send) -> Reply:
         first: Rejected | None = None
-        for strength in Strength:
+        for index, form in enumerate(response_formats(request)):
             try:
-                reply = await send(response_format(request, strength))
+                reply = await send(form)
             except Rejected as fault:
                 first = first or fault
-                continue
-            self._settled[request.model] = strength
-            return reply
+            else:
+                self._accepted[request.model] = index
+                return reply
         assert first is not None
         raise first
