@@ -44,17 +44,18 @@ def encode(root: Path, num_examples: int, out: Path) -> None:
     from dataclasses import replace
 
     from nlicot.builders import find_builder
-    from nlicot.data import root as storage
-    from nlicot.data.streaming import TextFiles, read_joined
+    from nlicot.data.pairs import read_examples
+    from nlicot.data.root import DataRoot
+    from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model import base_model as base
     from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import StudentPrompts
 
-    files = storage.DataRoot(root)
-    pairs = list(storage.read_examples(files.pairs("train")))[:40_000]
+    files = DataRoot(root)
+    pairs = list(read_examples(files.pairs("train")))[:40_000]
     found = read_joined(
-        storage.read_examples(files.pairs("train")),
+        read_examples(files.pairs("train")),
         TextFiles.found(files.thoughts("train"), files.reflections("train"), root / "none", needed=set()),
     )
     built = find_builder("unmodified").build(pairs, found.thoughts, [], prompts=StudentPrompts())

@@ -117,17 +117,19 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     import datasets
 
     from nlicot.builders import find_builder
-    from nlicot.data import root as storage
-    from nlicot.data.streaming import TextFiles, read_joined
+    from nlicot.data.pairs import read_examples
+    from nlicot.data.root import DataRoot
+    from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model.base_model import cache_folder
     from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
+    from nlicot.shipped import SAMPLE
 
     datasets.disable_progress_bars()
     real = os.environ.get("NLICOT_REAL_DATA")
-    root = Path(real) / "comp34812" if real else storage.SAMPLE_ROOT
-    files = storage.DataRoot(root) if not real else None
+    root = Path(real) / "comp34812" if real else SAMPLE
+    files = DataRoot(root) if not real else None
     prompts = StudentPrompts(
         definitions=LabelDefinitions(
             entailment="it follows from the premise or fits it as a plausible reading",
@@ -138,7 +140,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     prompt_format = load_prompt_format(folder, "chat")  # the tokenizer that comes with the bundled model
 
     def built(split: str) -> Any:
-        pairs = storage.read_examples(files.pairs(split) if files else root / f"{split}.csv")
+        pairs = read_examples(files.pairs(split) if files else root / f"{split}.csv")
         thoughts = files.thoughts(split) if files else root / f"thoughts_defined_{split}.jsonl"
         reflections = files.reflections(split) if files else root / f"reflections_defined_{split}.jsonl"
         found = read_joined(pairs, TextFiles.found(thoughts, reflections, root / "no scores", needed=set()))

@@ -13,6 +13,7 @@ import argparse
 import difflib
 import json
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
-from nlicot.data.pairs import parse_label_map
+from nlicot.data.pairs import LABEL_MAP_EXAMPLE
+from nlicot.data.rows import binary_label
 from nlicot.errors import ConfigError
+from nlicot.prompts import LabelDefinitions, read_definitions
 from nlicot.shipped import find_config
 from nlicot.yaml_files import read_yaml
 
@@ -30,6 +33,8 @@ OLD_NAMES = {
     "data.root": "root",
     "data.label_map": "label_map",
     "data.definitions": "definitions",
+    "entailment": "definitions.entailment",
+    "no_entailment": "definitions.no_entailment",
     "votes": "model.decoding.votes",
     "think": "model.decoding.think",
 }
@@ -87,6 +92,29 @@ class LabelMap(Mapping[str, int]):
         return cls(parse_label_map(value))
 
 
+def parse_label_map(text: str) -> dict[str, int]:
+    """Read the labels of a `--label_map`.
+
+    >>> parse_label_map("entailment=1, neutral=0")
+    {'entailment': 1, 'neutral': 0}
+
+    Raises:
+        ConfigError: a part is not NAME=0 or NAME=1, or a name is given twice.
+    """
+    labels: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, digit = (piece.strip() for piece in part.rpartition("="))
+        label = binary_label(digit)
+        if not name or label is None:
+            raise ConfigError(
+                f"--label_map: found {part.strip()!r}, expected NAME=0 or NAME=1 ({LABEL_MAP_EXAMPLE})"
+            )
+        if name in labels:
+            raise ConfigError(f"--label_map: found {name!r} twice, expected each name once")
+        labels[name] = label
+    return labels
+
+
 register_type(Names, list, Names.parse)
 register_type(LabelMap, str, LabelMap.parse)
 
@@ -126,12 +154,15 @@ class CommandParser(ArgumentParser):
         Raises:
             ConfigError: an unknown setting, with the nearest name, or a value of the wrong type.
         """
-        flags, config_paths = self._split(self._normalised(args))
+        flags, files = self._split(self._normalised(args))
         merged: dict[str, Any] = {}
         if settings:
             merge(merged, self._checked(renamed(settings), "settings"))
-        for path in config_paths:
-            merge(merged, self._checked(renamed(read_settings(path)), f"--config {path}"))
+        for name, path in files:
+            if name == "definitions":
+                merge(merged, {"definitions": read_definitions(path)})
+            else:
+                merge(merged, self._checked(renamed(read_settings(path)), f"--config {path}"))
         try:
             found = self.parse_args([f"--config={json.dumps(merged)}", *flags] if merged else flags)
         except (argparse.ArgumentError, TypeError, KeyError) as error:
@@ -142,6 +173,10 @@ class CommandParser(ArgumentParser):
             print(self.dump(found, skip_none=False), end="")
             raise SystemExit(0)
         return found
+
+    def add_definitions(self) -> None:
+        """Add `--definitions FILE`, `--definitions.entailment` and `--definitions.no_entailment`."""
+        self.add_class_arguments(LabelDefinitions, "definitions")
 
     def _names(self) -> dict[str, Any]:
         """Each setting's dotted name with its action."""
@@ -170,40 +205,47 @@ class CommandParser(ArgumentParser):
         return ConfigError(f"{where}: unknown setting; {hint}")
 
     def _normalised(self, args: Sequence[str]) -> Iterator[str]:
-        """Flags under their own names with underscores; a boolean flag without a value means true."""
+        """Yield flags under their own names with underscores, and with a value if one is implied.
+
+        A boolean flag without a value means true; NAME=VALUE after a mapping's flag is one of its items.
+        """
         names = self._names()
+        mapping = ""
         for index, arg in enumerate(args):
             if not arg.startswith("--") or arg == "--":
-                yield arg
+                yield _item(mapping, arg) if mapping else arg
                 continue
             typed, equals, value = arg[2:].partition("=")
             name = current_name(typed.replace("-", "_"))
             if name not in ("help", "config") and not self._is_known(name.removesuffix("+")):
                 raise self._unknown(name, arg.partition("=")[0])
+            mapping = name if not equals and _is_mapping(names.get(name)) else ""
             following = args[index + 1] if index + 1 < len(args) else "--"
             if not equals and _is_boolean(names.get(name)) and following not in ("true", "false"):
                 yield f"--{name}=true"
-            else:
+            elif not mapping:
                 yield f"--{name}{equals}{value}"
 
-    def _split(self, args: Iterable[str]) -> tuple[list[str], list[Path]]:
-        """Flags without `--config`, and the files that it names."""
+    def _split(self, args: Iterable[str]) -> tuple[list[str], list[tuple[str, Path]]]:
+        """Split off the flags that name a file of settings, `--config` and `--definitions`."""
+        named = {"--config", "--definitions"} if "definitions.entailment" in self._names() else {"--config"}
         flags: list[str] = []
-        paths: list[Path] = []
+        files: list[tuple[str, Path]] = []
         remaining = iter(args)
         for arg in remaining:
-            if arg == "--config":
-                name = next(remaining, None)
-                if name is None:
-                    raise ConfigError("--config needs a file name")
-                paths.append(Path(name))
-            elif arg.startswith("--config="):
-                paths.append(Path(arg.partition("=")[2]))
-            else:
+            name, equals, value = arg.partition("=")
+            if name not in named:
                 flags.append(arg)
-        return flags, paths
+                continue
+            path = value if equals else next(remaining, None)
+            if path is None:
+                raise ConfigError(f"{name} needs a file name")
+            files.append((name[2:], Path(path)))
+        return flags, files
 
     def _checked(self, settings: dict[str, Any], where: str) -> dict[str, Any]:
+        if isinstance(settings.get("definitions"), str) and "definitions.entailment" in self._names():
+            settings["definitions"] = read_definitions(Path(settings["definitions"]))
         for name in leaf_names(settings):
             if not self._is_known(name):
                 raise self._unknown(name, f"{where}: {name}")
@@ -226,7 +268,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected keys with values, such as `root: data`")
-    return content
+    return _with_nulls(content)
+
+
+def _with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
+    """Turn the text `null` into None, which no type could tell from a name."""
+    return {
+        key: _with_nulls(value) if isinstance(value, dict) else None if value == "null" else value
+        for key, value in settings.items()
+    }
 
 
 def current_name(name: str) -> str:
@@ -307,6 +357,7 @@ def worded(error: Exception) -> str:
             else flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
         )
     classes = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
+    classes = [re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", kind) for kind in classes]
     expected = " or ".join("null" if kind == "NoneType" else TYPE_NAMES.get(kind, kind) for kind in classes)
     found = value[1].strip("'\"")
     return f"{flag}found {found!r}, expected {expected}"
@@ -314,6 +365,19 @@ def worded(error: Exception) -> str:
 
 def _is_boolean(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool
+
+
+def _is_mapping(action: Any) -> bool:
+    return typing.get_origin(getattr(action, "_typehint", None)) is dict
+
+
+def _item(mapping: str, text: str) -> str:
+    if text.startswith("{"):
+        return f"--{mapping}={text}"
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--{mapping}: found {text!r}, expected NAME=VALUE")
+    return f"--{mapping}.{name}={value}"
 
 
 def _is_open(action: Any) -> bool:

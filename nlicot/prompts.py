@@ -1,11 +1,11 @@
-"""The student's prompts and the label definitions: the only place that words them.
+"""The student's prompts and the label definitions.
 
-A prompt is a template with the places `{premise}`, `{hypothesis}`, `{entailment}` and
-`{no_entailment}`; the last two are filled with the label definitions, which belong to the data and
-not to the program. Wrapping a prompt in a model's own markers is `model.prompt_format`'s work.
+A prompt is a template with the placeholders `{premise}`, `{hypothesis}`, `{entailment}` and
+`{no_entailment}`; the last two are filled with the label definitions, which depend on the data.
+`model.prompt_format` adds a model's own markers.
 
-The instruction stands before the pair: what all prompts begin with alike goes through the model once for a
-whole micro-batch, in training and in prediction.
+The instruction comes before the pair: the prefix that all prompts share goes through the model once per
+micro-batch, in training and in prediction.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
+from nlicot.yaml_files import hint, read_yaml
 
 THINKING_TEMPLATE = """\
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
@@ -42,16 +44,27 @@ Answer first, then explain in short steps, in JSON: \
 Premise: {premise}
 Hypothesis: {hypothesis}"""
 
-PLACES = ("premise", "hypothesis", "entailment", "no_entailment")
-_PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
+PLACEHOLDERS = ("premise", "hypothesis", "entailment", "no_entailment")
+_PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+
+
+_EXPECTED = {
+    "entailment": "text that completes 'Answer 1 if ...'",
+    "no_entailment": "text that completes 'Answer 0 if ...'",
+}
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class LabelDefinitions:
-    """What the labels mean on this data, worded to complete "answer 1 if ..., 0 if ..."."""
+    """The meaning of the labels on this data; each text completes "answer 1 if ..., 0 if ..."."""
 
     entailment: str = "it follows from the premise for a careful reader with common sense"
     no_entailment: str = "it does not"
+
+    def __post_init__(self) -> None:
+        for name, text in asdict(self).items():
+            if _is_blank(text):
+                raise ConfigError(f"definitions.{name}: found {text!r}, expected {_EXPECTED[name]}")
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -59,13 +72,13 @@ class StudentPrompts:
     """The templates and the definitions that fill them.
 
     Args:
-        thinking: asks for a thought and a label.
-        label_only: asks for the label alone.
+        thinking: asks for a thought, then the label.
+        label_only: asks for the label only.
         label_first: asks for the label, then a thought.
-        definitions: what the labels mean on this data.
+        definitions: the meaning of the labels on this data.
 
     Raises:
-        ConfigError: a template lacks its `{premise}` or `{hypothesis}` or has one twice.
+        ConfigError: a template does not contain `{premise}` and `{hypothesis}` exactly once.
     """
 
     thinking: str = THINKING_TEMPLATE
@@ -75,21 +88,22 @@ class StudentPrompts:
 
     def __post_init__(self) -> None:
         for name in ("thinking", "label_only", "label_first"):
-            found = _PLACE.findall(getattr(self, name))
-            for place in ("premise", "hypothesis"):
-                if found.count(place) != 1:
+            found = _PLACEHOLDER.findall(getattr(self, name))
+            for placeholder in ("premise", "hypothesis"):
+                if found.count(placeholder) != 1:
+                    num = found.count(placeholder)
                     raise ConfigError(
-                        f"data.prompts.{name}: found {{{place}}} {found.count(place)} times, expected once"
+                        f"data.prompts.{name}: found {{{placeholder}}} {num} times, expected once"
                     )
 
     def render(self, premise: str, hypothesis: str, *, form: Form = Form.THOUGHT_FIRST) -> str:
-        """The prompt of one pair; braces in the texts stay what they are.
+        """Render the prompt of one pair; braces in the texts are kept.
 
         >>> prompts = StudentPrompts(label_only="{premise} => {hypothesis}?")
         >>> prompts.render("{hypothesis}", "b", form=Form.LABEL_ONLY)
         '{hypothesis} => b?'
         """
-        filling = {
+        values = {
             "premise": premise,
             "hypothesis": hypothesis,
             "entailment": self.definitions.entailment,
@@ -100,18 +114,46 @@ class StudentPrompts:
             Form.LABEL_ONLY: self.label_only,
             Form.LABEL_FIRST: self.label_first,
         }[form]
-        return _PLACE.sub(lambda match: filling[match.group(1)], template)
+        return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that words a prompt, as it is kept in a checkpoint."""
+        """Return templates and definitions, as a checkpoint stores them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> StudentPrompts:
-        """The inverse of `to_dict`."""
+        """Load the result of `to_dict`."""
         return cls(**{**stored, "definitions": LabelDefinitions(**stored["definitions"])})
 
     @property
     def sha256(self) -> str:
-        """The hash that tells two sets of prompts apart."""
+        """A hash of templates and definitions."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def read_definitions(path: Path) -> dict[str, str]:
+    """Read label definitions from a YAML file with `entailment` and `no_entailment`.
+
+    Each text is folded to one line without a full stop, because it becomes part of a sentence. The teacher's
+    `relation_map` may be in the same file.
+
+    Raises:
+        ConfigError: the file cannot be read, has no text for one of them, or has an unknown key.
+    """
+    label = f"--definitions {path}"
+    content = read_yaml(path, label=label)
+    names = tuple(asdict(LabelDefinitions()))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{label}: expected the keys {' and '.join(names)}")
+    known = (*names, "relation_map")
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{label}: unknown key {key!r}; {hint(str(key), known)}")
+    for name in names:
+        if _is_blank(content.get(name)):
+            raise ConfigError(f"{label}: found no text for {name}, expected {_EXPECTED[name]}")
+    return {name: " ".join(content[name].split()).rstrip(".") for name in names}
+
+
+def _is_blank(text: object) -> bool:
+    return not isinstance(text, str) or not text.strip(" .\n\t")

@@ -13,12 +13,15 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from nlicot import completion
-from nlicot.builders import Reflected
-from nlicot.data import root as storage
+from nlicot.builders.reflected import Reflected
+from nlicot.data.pairs import read_examples
+from nlicot.data.root import DataRoot
+from nlicot.data.thoughts import join_reflections, join_thoughts, read_reflections, read_thoughts
 from nlicot.records import Example, Reflection, Thought
+from nlicot.shipped import SAMPLE
 
-ROOT = storage.DataRoot(storage.SAMPLE_ROOT)
-PAIRS = {split: storage.read_examples(ROOT.pairs(split)) for split in ("train", "dev", "test")}
+ROOT = DataRoot(SAMPLE)
+PAIRS = {split: read_examples(ROOT.pairs(split)) for split in ("train", "dev", "test")}
 PHENOMENA = {
     "coreference",
     "dates",
@@ -37,13 +40,13 @@ taught_splits = pytest.mark.parametrize("split", ["train", "dev"])
 
 def thoughts_of(split: str) -> Sequence[Thought]:
     path = ROOT.thoughts(split)
-    return storage.join_thoughts(PAIRS[split], storage.read_thoughts(path), path=path)
+    return join_thoughts(PAIRS[split], read_thoughts(path), path=path)
 
 
 def reflections_of(split: str) -> Sequence[Reflection]:
     path = ROOT.reflections(split)
-    read = storage.read_reflections(path)
-    return storage.join_reflections(PAIRS[split], thoughts_of(split), read, path=path).reflections
+    read = read_reflections(path)
+    return join_reflections(PAIRS[split], thoughts_of(split), read, path=path).reflections
 
 
 @pytest.mark.parametrize(("split", "least"), [("train", 160), ("dev", 40), ("test", 40)])
@@ -95,7 +98,7 @@ def test_about_a_quarter_of_the_thoughts_is_wrong_in_both_directions(split: str)
 def test_every_wrong_thought_and_no_other_has_a_reflection_with_the_true_label(split: str) -> None:
     wrong = {thought.id: thought for thought in thoughts_of(split) if not thought.correct}
     # As read: joining would skip those that miss the true label.
-    reflections = storage.read_reflections(ROOT.reflections(split))
+    reflections = read_reflections(ROOT.reflections(split))
     assert sorted(reflection.id for reflection in reflections) == sorted(wrong)
     for reflection in reflections:
         thought = wrong[reflection.id]

@@ -13,8 +13,9 @@ from nlicot.audit.inputs import KINDS, SPLITS, read_prompts, read_root
 from nlicot.builders import BUILDERS, find_builder
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_text
-from nlicot.data.root import SAMPLE_ROOT, DataRoot
+from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError
+from nlicot.shipped import SAMPLE
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def main(args: Sequence[str]) -> int:
             "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
         )
     data = read_root(
-        DataRoot((settings.root or SAMPLE_ROOT).expanduser()),
+        DataRoot((settings.root or SAMPLE).expanduser()),
         find_builder(settings.builder, flag="--builder"),
         single=single,
         single_only=settings.root is None and bool(single),

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlicot import completion
-from nlicot.builders import Builder
+from nlicot.builders.base import Builder
+from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
-from nlicot.data.streaming import PairsFile, TextFiles, read_joined
+from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Thought
@@ -99,7 +100,7 @@ def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
 def _read_split(
     name: str, paths: Mapping[str, Path], builder: Builder, label_map: Mapping[str, int] | None
 ) -> SplitData:
-    examples = PairsFile(paths["pairs"], label_map=label_map).read()
+    examples = read_examples(paths["pairs"], label_map=label_map)
     if not {"thoughts", "reflections"} & set(paths):
         return SplitData(name=name, examples=examples, files={"pairs": str(paths["pairs"])})
     files = TextFiles(

@@ -1,7 +1,6 @@
-"""What every builder shares: one target per pair, the same selection, the same report.
+"""The base class of all builders: at most one target per pair, the same selection, the same report.
 
-A builder stands between the teacher's records and the encoded examples. A subclass says one thing,
-`target`: which thought and label, if any, a pair's completion carries.
+A subclass defines `target`: which thought and label, if any, a pair's completion contains.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -22,24 +20,30 @@ from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 
 Text = TypeVar("Text", Thought, Reflection)
+CountTokens: TypeAlias = Callable[[str], int]
 _Sample: TypeAlias = tuple[list[Thought], list[Reflection]]
-"""The texts of one sample of a pair, all rounds of them."""
-_Marks: TypeAlias = dict[tuple[str, str, int, int], int]
+"""The texts of one sample of a pair, in all rounds."""
+_Scores: TypeAlias = dict[tuple[str, str, int, int], int]
 """Scores by target, pair, sample and round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a completion shall say; `thought_process` is None for a label alone."""
+    """The content of a completion; `thought_process` is None for a label only."""
 
     thought_process: str | None
     label: int
     source: str
 
+    @classmethod
+    def of_thought(cls, thought: Thought) -> Target:
+        """Return a thought with the label that it arrived at."""
+        return cls(thought_process=thought.thought_process, label=thought.predicted_label, source="thought")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a builder made of its input, as `fit` logs it."""
+    """Counts of a builder's output, and a hash of its content."""
 
     num_pairs: int
     num_examples: int
@@ -61,19 +65,16 @@ class Builder(ABC):
     """Turns pairs, thoughts and reflections into training examples.
 
     Args:
-        balance: leave out examples of the commoner label, by `seed`, until both are equally many.
-        max_thought_words: leave out thoughts longer than this.
-        max_thought_tokens: likewise, in tokens of the student, which `fit` knows.
-        min_score: leave out texts that a judge scored lower (a text without a score stays).
-        prefer: which of several fitting samples of a pair to take: `first` or `shortest`.
-        seed: of the balancing choice.
-
-    Attributes:
-        count_tokens: the student's tokens of a thought in a completion; set by what knows the student.
+        balance: drop examples of the more frequent label at random, until both are equally frequent.
+        max_thought_words: drop thoughts that are longer.
+        min_score: drop texts that a judge scored lower (a text without a score is kept).
+        prefer: which of several suitable samples of a pair to use: `first` or `shortest`.
+        seed: seed for `balance`.
+        max_thought_tokens: drop thoughts with more tokens of the student; only `fit` can count them.
     """
 
     thinks = True
-    """Whether the completions hold a thought; prediction thinks where training did."""
+    """Whether completions contain a thought; prediction thinks if training did."""
 
     def __init__(
         self,
@@ -92,21 +93,19 @@ class Builder(ABC):
         self.prefer = prefer
         self.seed = seed
         self.max_thought_tokens = max_thought_tokens
-        self.count_tokens: Callable[[str], int] | None = None
-
-    def rows(self, target: Target) -> list[tuple[Target, Form]]:
-        """The training examples that a pair's target becomes, each with the form of its completion."""
-        return [(target, Form.LABEL_ONLY if target.thought_process is None else Form.THOUGHT_FIRST)]
 
     @abstractmethod
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """What the completion of `example` says, or None to leave the pair out.
+        """Return the content of the example's completion, or None to leave the pair out.
 
-        Called once for each of the pair's samples and each round of its texts, or once with None where it
-        has no thought.
+        Called for each sample and round of the pair's texts, or once with None if it has no thought.
         """
+
+    def rows(self, target: Target) -> list[tuple[Target, Form]]:
+        """Return the training examples that a pair's target becomes, each with its completion's form."""
+        return [(target, Form.LABEL_ONLY if target.thought_process is None else Form.THOUGHT_FIRST)]
 
     def build(
         self,
@@ -116,46 +115,33 @@ class Builder(ABC):
         scores: Iterable[Score] = (),
         *,
         prompts: StudentPrompts | None = None,
+        count_tokens: CountTokens | None = None,
     ) -> list[TrainingExample]:
-        """The training examples of each pair that has a target, in the pairs' order.
+        """Build the training examples of each pair that has a target, in the order of the pairs.
 
         Args:
-            thoughts: those joined to `examples` by `storage`, so that their ids agree; of each sample the
-                first one, and those written anew in later rounds.
-            reflections: likewise.
-            scores: marks for some of them. Of several rounds the best marked one is taken, the earlier of
-                two that are equal or unmarked.
-            prompts: what words the prompts.
-        """
-        built = self.build_all(examples, thoughts, reflections, scores, prompts=prompts)
-        if not self.balance:
-            return built
-        return [built[index] for index in self.balanced([example.label for example in built])]
+            examples: the pairs.
+            thoughts, reflections: joined to `examples`, so that their ids agree; regenerated texts included.
+            scores: of several rounds the one with the highest score is used, the earlier one if scores are
+                equal or missing.
+            prompts: the templates and definitions of the prompts.
+            count_tokens: the number of tokens of a thought in a completion of the student.
 
-    def build_all(
-        self,
-        examples: Sequence[Example],
-        thoughts: Iterable[Thought] = (),
-        reflections: Iterable[Reflection] = (),
-        scores: Iterable[Score] = (),
-        *,
-        prompts: StudentPrompts | None = None,
-    ) -> list[TrainingExample]:
-        """What `build` chooses from: each pair on its own, so that chunks can be built in turn."""
+        Raises:
+            ConfigError: `max_thought_tokens` applies to a thought and there is no `count_tokens`.
+        """
         prompts = prompts or StudentPrompts()
         texts: dict[str, dict[int, _Sample]] = {}
         for thought in thoughts:
             texts.setdefault(thought.id, {}).setdefault(thought.sample, ([], []))[0].append(thought)
         for reflection in reflections:
             texts.setdefault(reflection.id, {}).setdefault(reflection.sample, ([], []))[1].append(reflection)
-        marks: _Marks = {(score.target, score.id, score.sample, score.round): score.score for score in scores}
+        score_of: _Scores = {(each.target, each.id, each.sample, each.round): each.score for each in scores}
 
         built = []
         for example in examples:
-            target = self._choose(example, texts.get(example.id, {}), marks)
-            if target is None:
-                continue
-            for row, form in self.rows(target):
+            target = self._choose(example, texts.get(example.id, {}), score_of, count_tokens)
+            for row, form in self.rows(target) if target else ():
                 built.append(
                     TrainingExample(
                         id=example.id,
@@ -165,50 +151,58 @@ class Builder(ABC):
                         source=row.source,
                     )
                 )
-        return built
+        return self._balanced(built) if self.balance else built
 
-    def balanced(self, labels: Sequence[int]) -> list[int]:
-        """Which of all built examples `balance` keeps, given their labels: positions in order."""
-        by_label: dict[int, array[int]] = {0: array("L"), 1: array("L")}
-        for index, label in enumerate(labels):
-            by_label[label].append(index)
-        size = min(len(indices) for indices in by_label.values())
-        choice = random.Random(self.seed)
-        kept = array("L")
-        for indices in by_label.values():
-            kept.extend(indices[at] for at in choice.sample(range(len(indices)), size))
-        return sorted(kept)
+    def _balanced(self, built: Sequence[TrainingExample]) -> list[TrainingExample]:
+        by_label: dict[int, list[int]] = {0: [], 1: []}
+        for index, example in enumerate(built):
+            by_label[example.label].append(index)
+        size = min(map(len, by_label.values()))
+        rng = random.Random(self.seed)
+        kept = [index for indices in by_label.values() for index in rng.sample(indices, size)]
+        return [built[index] for index in sorted(kept)]
 
-    def _choose(self, example: Example, samples: dict[int, _Sample], marks: _Marks) -> Target | None:
-        """The preferred one of the samples' best targets; a pair without thoughts has one sample, 0."""
-        # A reflection counts where its own sample has a thought, or none of the samples has.
+    def _choose(
+        self,
+        example: Example,
+        samples: dict[int, _Sample],
+        score_of: _Scores,
+        count_tokens: CountTokens | None,
+    ) -> Target | None:
+        """Return the preferred target among the samples' best; without thoughts there is one sample, 0."""
+        # A reflection counts if its own sample has a thought, or if no sample has one.
         numbers = sorted(number for number, (thoughts, _) in samples.items() if thoughts) or [0]
-        found = (self._best_round(example, samples.get(number, ([], [])), marks) for number in numbers)
-        candidates = [target for target in found if target is not None]
+        best = (
+            self._best_round(example, samples.get(number, ([], [])), score_of, count_tokens)
+            for number in numbers
+        )
+        candidates = [target for target in best if target is not None]
         if self.prefer == "shortest":
             candidates.sort(key=lambda target: len(target.thought_process or ""))
         return candidates[0] if candidates else None
 
-    def _best_round(self, example: Example, sample: _Sample, marks: _Marks) -> Target | None:
-        """The target of the round with the highest mark, of those that may be taken."""
+    def _best_round(
+        self, example: Example, sample: _Sample, score_of: _Scores, count_tokens: CountTokens | None
+    ) -> Target | None:
+        """Return the acceptable target with the highest score among the rounds."""
         thoughts, reflections = sample
         rounds = {thought.round for thought in thoughts} | {reflection.round for reflection in reflections}
-        best, best_mark = None, -1
+        best, best_score = None, -1
         for number in sorted(rounds) or [0]:
-            thought, reflection = _as_of(thoughts, number), _as_of(reflections, number)
+            thought, reflection = _in_round(thoughts, number), _in_round(reflections, number)
             target = self.target(example, thought, reflection)
-            if target is None or self._too_long(target):
+            if target is None or self._is_too_long(target, count_tokens):
                 continue
             text = {"thought": thought, "reflection": reflection}.get(target.source)
             key = None if text is None else (target.source, text.id, text.sample, text.round)
-            mark = None if key is None else marks.get(key)
-            if self.min_score is not None and mark is not None and mark < self.min_score:
+            score = None if key is None else score_of.get(key)
+            if self.min_score is not None and score is not None and score < self.min_score:
                 continue
-            if (mark or 0) > best_mark:
-                best, best_mark = target, mark or 0
+            if (score or 0) > best_score:
+                best, best_score = target, score or 0
         return best
 
-    def _too_long(self, target: Target) -> bool:
+    def _is_too_long(self, target: Target, count_tokens: CountTokens | None) -> bool:
         thought = target.thought_process
         if thought is None:
             return False
@@ -216,59 +210,33 @@ class Builder(ABC):
             return True
         if self.max_thought_tokens is None:
             return False
-        if self.count_tokens is None:
+        if count_tokens is None:
             raise ConfigError(
-                f"max_thought_tokens {self.max_thought_tokens}: found no student to count by, "
-                "expected `fit`; elsewhere use max_thought_words"
+                f"max_thought_tokens {self.max_thought_tokens}: cannot count tokens without the student's "
+                "tokenizer, which only `fit` has; use max_thought_words elsewhere"
             )
-        return self.count_tokens(thought) > self.max_thought_tokens
+        return count_tokens(thought) > self.max_thought_tokens
 
 
-def _as_of(texts: Sequence[Text], number: int) -> Text | None:
-    """The text that stood after a round: its own, else the last one before it."""
-    standing: Text | None = None
+def _in_round(texts: Sequence[Text], number: int) -> Text | None:
+    """Return the text that is current in a round: its own, or else the last earlier one."""
+    current: Text | None = None
     for text in texts:
-        if text.round <= number and (standing is None or text.round >= standing.round):
-            standing = text
-    return standing
-
-
-class ReportTally:
-    """Counts built examples one by one, and hashes their content in the order given."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self._sources: Counter[str] = Counter()
-        self._labels: Counter[int] = Counter()
-
-    def watch(self, built: Iterable[TrainingExample]) -> Iterator[TrainingExample]:
-        """The same examples, counted as they pass."""
-        for example in built:
-            content = f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e"
-            self._digest.update(content.encode())
-            self._sources[example.source] += 1
-            self._labels[example.label] += 1
-            yield example
-
-    def report(self, num_pairs: int, num_used: int | None = None) -> BuildReport:
-        """What was counted so far.
-
-        Args:
-            num_used: the different pairs among the examples, where that is not all of them.
-        """
-        num_examples = self._labels.total()
-        return BuildReport(
-            num_pairs=num_pairs,
-            num_examples=num_examples,
-            num_without_target=num_pairs - (num_examples if num_used is None else num_used),
-            by_source=dict(self._sources),
-            by_label={str(label): count for label, count in self._labels.items()},
-            sha256=self._digest.hexdigest(),
-        )
+        if text.round <= number and (current is None or text.round >= current.round):
+            current = text
+    return current
 
 
 def build_report(num_pairs: int, built: Sequence[TrainingExample]) -> BuildReport:
-    """Counts and a content hash of what a builder made of `num_pairs` pairs."""
-    tally = ReportTally()
-    num_used = len({example.id for example in tally.watch(built)})
-    return tally.report(num_pairs, num_used)
+    """Count and hash what a builder made of `num_pairs` pairs."""
+    digest = hashlib.sha256()
+    for example in built:
+        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e".encode())
+    return BuildReport(
+        num_pairs=num_pairs,
+        num_examples=len(built),
+        num_without_target=num_pairs - len({example.id for example in built}),
+        by_source=dict(Counter(example.source for example in built)),
+        by_label={str(label): count for label, count in Counter(example.label for example in built).items()},
+        sha256=digest.hexdigest(),
+    )

@@ -1,18 +1,14 @@
-"""`correct_only`: the thoughts whose label is right."""
+"""`correct_only`: thoughts with the correct label."""
 
 from nlicot.builders.base import Builder, Target
 from nlicot.records import Example, Reflection, Thought
 
 
 class CorrectOnly(Builder):
-    """Keeps the pairs that the teacher got right; the label is the true one, which it found itself."""
+    """Keeps the pairs that the teacher got right."""
 
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """The thought, where its label is right."""
-        if thought is None or not thought.correct:
-            return None
-        return Target(
-            thought_process=thought.thought_process, label=thought.predicted_label, source="thought"
-        )
+        """Return the thought if its label is correct."""
+        return Target.of_thought(thought) if thought is not None and thought.correct else None

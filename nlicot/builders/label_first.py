@@ -6,11 +6,11 @@ from nlicot.completion import Form
 
 
 class LabelFirst(Reflected):
-    """The pairs and texts of `reflected`, the true label first: a thought cannot lead it astray.
+    """The pairs and texts of `reflected` with the label first, so that a thought cannot mislead it.
 
-    Prediction reads the label at once; the thought is written only where it is asked for.
+    Prediction reads the label directly; the thought is generated only on request.
     """
 
     def rows(self, target: Target) -> list[tuple[Target, Form]]:
-        """One row, its label first."""
+        """Return one row with the label first."""
         return [(target, Form.LABEL_FIRST)]

@@ -1,4 +1,4 @@
-"""`label_only`: no thought, every labelled pair; the baseline that says whether thinking pays."""
+"""`label_only`: every labelled pair without a thought; the baseline that shows whether thinking helps."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from nlicot.records import Example, Reflection, Thought
 
 
 class LabelOnly(Builder):
-    """The true label alone; needs no teacher.
+    """Only the true label; needs no teacher.
 
     Args:
-        only_with_thoughts: keep only the pairs that have a thought, to match an ablation's pairs.
-        selection: `balance` and `seed`, as every builder has them.
+        only_with_thoughts: keep only the pairs that have a thought, to match the pairs of an ablation.
+        selection: as for every builder.
     """
 
     thinks = False
@@ -23,7 +23,7 @@ class LabelOnly(Builder):
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """The true label of a labelled pair."""
+        """Return the true label of a labelled pair."""
         if example.label is None or (self.only_with_thoughts and thought is None):
             return None
         return Target(thought_process=None, label=example.label, source="label")

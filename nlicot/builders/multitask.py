@@ -1,4 +1,4 @@
-"""`multitask`: one row asks for the label at once, another for the thought, told apart by the prompt."""
+"""`multitask`: one row asks for the label only, another one for the thought; the prompts differ."""
 
 from dataclasses import replace
 
@@ -9,22 +9,22 @@ from nlicot.records import Example, Reflection, Thought
 
 
 class Multitask(Reflected):
-    """Every labelled pair's true label, and the text of `reflected` where there is one.
+    """The true label of every labelled pair, and the text of `reflected` if there is one.
 
-    After Distilling Step-by-Step (Hsieh et al. 2023, arXiv:2305.02301), so that every labelled pair teaches,
-    with a thought or without. Prediction reads the label at once, or thinks where it is asked to.
+    Based on Distilling Step-by-Step (Hsieh et al. 2023, arXiv:2305.02301): every labelled pair contributes,
+    with or without a thought. Prediction reads the label directly, or thinks on request.
     """
 
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """The target of `reflected`, else the true label alone."""
+        """Return the target of `reflected`, otherwise only the true label."""
         found = super().target(example, thought, reflection)
         if found is not None or example.label is None:
             return found
         return Target(thought_process=None, label=example.label, source="label")
 
     def rows(self, target: Target) -> list[tuple[Target, Form]]:
-        """The label alone, then the thought where there is one."""
-        at_once = (replace(target, thought_process=None, source="label"), Form.LABEL_ONLY)
-        return [at_once] if target.thought_process is None else [at_once, (target, Form.THOUGHT_FIRST)]
+        """Return the label only, then the thought if there is one."""
+        label_only = (replace(target, thought_process=None, source="label"), Form.LABEL_ONLY)
+        return [label_only] if target.thought_process is None else [label_only, (target, Form.THOUGHT_FIRST)]

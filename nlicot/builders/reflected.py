@@ -1,27 +1,22 @@
-"""`reflected`: the right thoughts, and the reflection of every wrong one. The primary recipe."""
+"""`reflected`: correct thoughts, and the reflections on wrong ones. The primary recipe."""
 
 from nlicot.builders.base import Builder, Target
 from nlicot.records import Example, Reflection, Thought
 
 
 class Reflected(Builder):
-    """Every pair that has a right text; the label is always the true one.
-
-    A wrong thought without a reflection leaves its pair out.
-    """
+    """Every pair with a correct text; a wrong thought without a reflection leaves its pair out."""
 
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """The thought where it is right, else the improved thought of its reflection."""
+        """Return the thought if it is correct, otherwise the improved thought of its reflection."""
         if thought is not None and thought.correct:
-            return Target(
-                thought_process=thought.thought_process, label=thought.predicted_label, source="thought"
-            )
-        if reflection is not None:
-            return Target(
-                thought_process=reflection.improved_thought_process,
-                label=reflection.reflected_label,
-                source="reflection",
-            )
-        return None
+            return Target.of_thought(thought)
+        if reflection is None:
+            return None
+        return Target(
+            thought_process=reflection.improved_thought_process,
+            label=reflection.reflected_label,
+            source="reflection",
+        )

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and never in place of a person's work.
+"""Write files atomically: each appears complete or not at all, and replaces nothing unless asked to.
 
-The other side of `files`: text, JSON, JSON lines and CSV, written under another name first and then renamed.
+Text, JSON, JSON lines and CSV are written to a temporary file, which is then renamed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nlicot.errors import ConfigError
 
 
 def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
-    """Check, before any work is done, that finished outputs would not be lost.
+    """Check, before any work is done, that no finished output would be lost.
 
     Raises:
-        ConfigError: one of `paths` exists and `overwrite` is false, or is a folder.
+        ConfigError: one of `paths` exists and `overwrite` is false, or it is a folder.
     """
     for path in paths:
         if path.is_dir():
@@ -32,23 +32,23 @@ def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write `text` as UTF-8, whole or not at all.
+    """Write `text` as UTF-8, completely or not at all.
 
     Raises:
-        ConfigError: the file exists and `overwrite` is false, or its folder cannot be written to.
+        ConfigError: the file exists and `overwrite` is false, or its folder is not writable.
     """
-    with _appearing_whole(path, overwrite) as file:
+    with _atomic(path, overwrite) as file:
         file.write(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write one JSON document of the program's own, replacing an earlier one."""
+    """Write one of the program's own JSON documents, replacing an earlier one."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool = False) -> None:
-    """Write one JSON object a line, as `rows` yields them, whole or not at all; raises as `write_text`."""
-    with _appearing_whole(path, overwrite) as file:
+    """Write one JSON object per line as `rows` yields them; raises as `write_text`."""
+    with _atomic(path, overwrite) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -56,21 +56,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool =
 def write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], *, overwrite: bool = False
 ) -> None:
-    """Write a CSV whose lines end in "\\n", whole or not at all; None is an empty cell.
-
-    Raises as `write_text`.
-    """
-    with _appearing_whole(path, overwrite) as file:
+    """Write a CSV with lines that end in "\\n"; None becomes an empty cell. Raises as `write_text`."""
+    with _atomic(path, overwrite) as file:
         writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
 class _UnixLines:
-    """Ends a CSV writer's rows in "\\n".
+    """Replaces the line ending of a CSV writer's rows by "\\n".
 
-    Asked for "\\n" itself, the csv module of Python 3.11 and 3.12 leaves a lone "\\r" in a text unquoted,
-    and the row comes back as two.
+    With "\\n" as its own line terminator, the csv module of Python 3.11 and 3.12 leaves a single "\\r" in a
+    text unquoted, and the row is read back as two.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -81,7 +78,7 @@ class _UnixLines:
 
 
 @contextlib.contextmanager
-def _appearing_whole(path: Path, overwrite: bool) -> Iterator[TextIO]:
+def _atomic(path: Path, overwrite: bool) -> Iterator[TextIO]:
     refuse_overwriting(path, overwrite=overwrite)
     target = path.resolve()  # so that a link stays a link
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")

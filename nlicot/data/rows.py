@@ -1,8 +1,7 @@
-"""Rows of CSV and JSON lines, each with the line where it stands.
+"""Read rows of CSV and JSON lines together with their line numbers.
 
-`storage` and `joining` stand on this module: it knows file formats and line numbers, and leaves to them
-what a row means. Every complaint about a file's content is a `DataError` with path and line. Files are
-written by `writing`.
+This module knows file formats; `pairs` and `thoughts` know what a row means. Any error in a file's content
+is a `DataError` with path and line.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from nlicot.errors import DataError
 
 T = TypeVar("T")
 
-# The csv module stops at 128 KiB a field; a whole document as a premise is unusual, but no mistake.
+# The csv module's default limit is 128 KiB per field; a whole document as a premise is unusual but valid.
 csv.field_size_limit(16 * 2**20)
 
 
 class RecordList(list[T]):
-    """The records of one file, with the 1-based line where each starts; in all else a plain list."""
+    """The records of one file, with the 1-based line on which each starts."""
 
     def __init__(self, records: Iterable[T] = (), lines: Sequence[int] = ()) -> None:
         super().__init__(records)
@@ -33,16 +32,16 @@ class RecordList(list[T]):
 
 
 def line_of(records: Sequence[object], index: int) -> int | None:
-    """The line that `records[index]` was read from; None for records that were made in memory."""
+    """Return the line that `records[index]` was read from; None for records made in memory."""
     lines = records.lines if isinstance(records, RecordList) else ()
     return lines[index] if len(lines) == len(records) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One CSV row or JSON object. Its getters raise a `DataError` where a field is not as it must be.
+    """One CSV row or JSON object; its getters raise a `DataError` if a field is invalid.
 
-    `header_line` is where the fields' names stand: the CSV's header, or the JSON object itself.
+    `header_line` is the line of the field names: the CSV's header, or the JSON object itself.
     """
 
     path: Path
@@ -51,14 +50,14 @@ class Row:
     fields: dict[str, Any]
 
     def text(self, name: str) -> str:
-        """The field as it stands, which must be a string with more than blanks in it."""
+        """Return the raw field, which must be a non-blank string."""
         value = self.optional_text(name)
         if value is None:
-            raise self.error(f"an empty {name}" if name in self.fields else self._lacks(name), "text")
+            raise self.error(f"an empty {name}" if name in self.fields else self._missing(name), "text")
         return value
 
     def optional_text(self, name: str) -> str | None:
-        """The field as it stands; None where it is missing, null or blank."""
+        """Return the raw field; None if it is missing, null or blank."""
         value = self.fields.get(name)
         if value is None:
             return None
@@ -71,7 +70,7 @@ class Row:
         return value
 
     def identifier(self, name: str = "id") -> str | None:
-        """The id as a string (whole numbers are taken too); None where there is none."""
+        """Return the id as a string (an integer is accepted too); None if there is none."""
         value = self.fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -79,14 +78,14 @@ class Row:
         return None if text is None else text.strip()
 
     def label(self, name: str) -> int:
-        """The label 0 or 1, as a number or as a digit in a string."""
+        """Return the label 0 or 1, given as a number or as a digit in a string."""
         label = self.optional_label(name)
         if label is None:
-            raise self.error(f"an empty {name}" if name in self.fields else self._lacks(name), "0 or 1")
+            raise self.error(f"an empty {name}" if name in self.fields else self._missing(name), "0 or 1")
         return label
 
     def optional_label(self, name: str) -> int | None:
-        """Like `label`; None where it is missing, null or blank."""
+        """Like `label`; None if it is missing, null or blank."""
         value = self.fields.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
@@ -96,7 +95,7 @@ class Row:
         return label
 
     def whole_number(self, name: str, default: int) -> int:
-        """The field as a whole number, 0 or more; `default` where it is missing, null or blank."""
+        """Return the field as an integer, 0 or more; `default` if it is missing, null or blank."""
         value = self.fields.get(name)
         if value is None or value == "":
             return default
@@ -107,10 +106,10 @@ class Row:
         return value
 
     def error(self, found: str, expected: str = "", *, remedy: str = "") -> DataError:
-        """A `DataError` that names this row's line."""
+        """Build a `DataError` for this row's line."""
         return DataError(found, expected, path=self.path, line=self.line, remedy=remedy)
 
-    def _lacks(self, name: str) -> str:
+    def _missing(self, name: str) -> str:
         return f"no {name} among {', '.join(map(shown, self.fields)) or 'no fields at all'}"
 
     def _refuse_unwritable(self, name: str, value: str) -> None:
@@ -126,7 +125,7 @@ class Row:
 
 
 def binary_label(value: object) -> int | None:
-    """0 or 1 from a number or a digit in a string; None for all else.
+    """Return 0 or 1 from a number or a digit in a string; None for anything else.
 
     >>> [binary_label(value) for value in (1, " 0 ", True, 1.0, "entailment")]
     [1, 0, None, None, None]
@@ -137,7 +136,7 @@ def binary_label(value: object) -> int | None:
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: one line, and short.
+    """Format a value for an error message, on one line and shortened.
 
     >>> shown("two\\nlines"), shown(None)
     ("'two\\\\nlines'", 'null')
@@ -147,10 +146,10 @@ def shown(value: object) -> str:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield a file's rows one by one: CSV with a header, JSON lines, or a `.json` that is one array.
+    """Yield the rows of a CSV with a header, of JSON lines, or of a `.json` file that holds one array.
 
     Raises:
-        DataError: the file is missing, of an unknown kind, not UTF-8, or has a row that cannot be read.
+        DataError: the file is missing, of an unknown format, not UTF-8, or has a row that cannot be read.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
     reader = readers.get(path.suffix.lower())
@@ -181,7 +180,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                         f"{len(names)} as in the header",
                         path=path,
                         line=line,
-                        remedy="put a text that holds a comma in double quotes",
+                        remedy="put a text that contains a comma in double quotes",
                     )
                 fields = dict(zip(names, cells, strict=True))
                 yield Row(path=path, line=line, header_line=header_line, fields=fields)
@@ -190,7 +189,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 f"a CSV row that cannot be read: {error}",
                 path=path,
                 line=next_line,
-                remedy='a double quote inside a quoted text is written twice, ""',
+                remedy='inside a quoted text, write a double quote twice: ""',
             ) from None
 
 
@@ -216,7 +215,7 @@ def _starts_with_bracket(path: Path) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
-    # Lines end at "\n" only: U+2028 and its like may stand inside a JSON string.
+    # Lines end at "\n" only: U+2028 and similar characters may appear inside a JSON string.
     with _open_text(path, newline="\n") as file:
         for line, text in enumerate(file, start=1):
             if text.strip():
@@ -241,33 +240,33 @@ def _parse_json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        found, line = f"no JSON: {error.msg} at column {error.colno}", line + error.lineno - 1
+        found, line = f"invalid JSON: {error.msg} at column {error.colno}", line + error.lineno - 1
     except ValueError as error:
-        found = f"no usable JSON: {error}"
+        found = f"unusable JSON: {error}"
     except RecursionError:
         found = "JSON nested too deeply"
-    raise DataError(found, "one JSON object a line", path=path, line=line)
+    raise DataError(found, "one JSON object per line", path=path, line=line)
 
 
 def _open_text(path: Path, *, newline: str) -> TextIO:
     try:
         return path.open(encoding="utf-8-sig", newline=newline)
     except FileNotFoundError:
-        raise DataError("no such file", path=path, remedy=_what_is_there(path)) from None
+        raise DataError("no such file", path=path, remedy=_similar_names(path)) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def _what_is_there(path: Path) -> str:
+def _similar_names(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"there is no folder {folder} either"
+        return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     near = difflib.get_close_matches(path.name, names, n=3)
     if near:
         return f"did you mean {' or '.join(near)}?"
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{folder} holds {listed or 'no files'}"
+    return f"{folder} contains {listed or 'no files'}"
 
 
 def _not_utf8(path: Path) -> DataError:
@@ -278,4 +277,4 @@ def _not_utf8(path: Path) -> DataError:
             except UnicodeDecodeError as error:
                 found = f"the byte 0x{text[error.start]:02x}"
                 return DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8")
-    return DataError("bytes that are no text", "UTF-8", path=path, remedy="save the file as UTF-8")
+    return DataError("bytes that are not text", "UTF-8", path=path, remedy="save the file as UTF-8")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
-from nlicot.data.root import read_examples, refuse_overwriting, write_csv
+from nlicot.data.atomic_write import refuse_overwriting, write_csv
+from nlicot.data.pairs import read_examples
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
 
@@ -49,7 +50,7 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
         DataError: the pairs have fewer than two different premises.
     """
     if not 0 < dev < 1:
-        raise ConfigError(f"--dev: found {dev}, expected a share between 0 and 1, for example 0.1")
+        raise ConfigError(f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1")
     labels_of: dict[str, Counter[int | None]] = {}
     for example in examples:
         labels_of.setdefault(example.premise, Counter())[example.label] += 1

@@ -1,92 +1,295 @@
-"""Which thought and which reflection belongs to which pair, and whether splits keep apart.
+"""Read the teacher's thoughts, reflections and scores, and join them to their pairs.
 
-Stands between `storage`'s readers and the builders. Thoughts join their pairs by id, else by exact text,
-so that files whose ids only number rows still find their pairs.
+Thoughts and reflections join by id, otherwise by exact text, so that files whose ids are only row numbers
+still find their pairs. Scores join by id.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from nlicot.data.rows import RecordList, line_of, shown
+from nlicot.data.rows import RecordList, Row, line_of, read_rows, shown
 from nlicot.errors import DataError
-from nlicot.records import Example, Provenance, Reflection, Score, Thought
+from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usage, content_id
 
 logger = logging.getLogger(__name__)
 
-Joinable = TypeVar("Joinable", Thought, Reflection)
+SCORES = range(1, 6)
+T = TypeVar("T")
+Text = TypeVar("Text", Thought, Reflection)
+Scored: TypeAlias = Score | Thought | Reflection
+"""The possible rows of a file of scores."""
+
+# ------------------------------------------------------------------------------ reading
+
+
+def read_thoughts(path: Path) -> RecordList[Thought]:
+    """Read a teacher's thoughts, including files of the predecessor; unknown fields are ignored.
+
+    Raises:
+        DataError: with path and line, for anything that cannot be read as it is.
+    """
+    thoughts = _read_all(path, thought_from)
+    if not thoughts:
+        raise DataError("no rows", "a thought on each line", path=path)
+    return thoughts
+
+
+def read_reflections(path: Path) -> RecordList[Reflection]:
+    """Read reflections; an empty file is valid, because there may have been nothing to reflect on.
+
+    Raises:
+        DataError: with path and line, for anything that cannot be read as it is.
+    """
+    return _read_all(path, reflection_from)
+
+
+def _read_all(path: Path, record_from: Callable[[Row], T]) -> RecordList[T]:
+    records, lines = [], []
+    for row in read_rows(path):
+        records.append(record_from(row))
+        lines.append(row.line)
+    return RecordList(records, lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTexts:
+    """A judge's scores, and the texts that were regenerated because of a low one."""
+
+    scores: RecordList[Score]
+    thoughts: RecordList[Thought]
+    reflections: RecordList[Reflection]
+
+
+def read_scores(path: Path) -> ScoredTexts:
+    """Read a file of scores, which also contains the regenerated thoughts and reflections.
+
+    Raises:
+        DataError: with path and line, for anything that cannot be read as it is.
+    """
+    return _by_kind((row.line, scored_from(row)) for row in read_rows(path))
+
+
+def _by_kind(records: Iterable[tuple[int, Scored]]) -> ScoredTexts:
+    found: dict[type, tuple[list[Any], list[int]]] = {kind: ([], []) for kind in (Score, Thought, Reflection)}
+    for line, record in records:
+        of_kind, lines = found[type(record)]
+        of_kind.append(record)
+        lines.append(line)
+    return ScoredTexts(
+        scores=RecordList(*found[Score]),
+        thoughts=RecordList(*found[Thought]),
+        reflections=RecordList(*found[Reflection]),
+    )
+
+
+def thought_from(row: Row) -> Thought:
+    """Parse a row as a thought; raises `DataError`."""
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    return Thought(
+        id=row.identifier() or content_id(premise, hypothesis),
+        sample=row.whole_number("sample", 0),
+        round=row.whole_number("round", 0),
+        premise=premise,
+        hypothesis=hypothesis,
+        thought_process=row.text("thought_process"),
+        predicted_label=row.label("predicted_label"),
+        relation=row.optional_text("relation"),
+        true_label=row.optional_label("true_label"),
+        provenance=_provenance_from(row),
+    )
+
+
+def reflection_from(row: Row) -> Reflection:
+    """Parse a row as a reflection; older files hold the reflected label as `predicted_label`.
+
+    Raises:
+        DataError: a field is missing or invalid.
+    """
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    reflected = row.optional_label("reflected_label")
+    return Reflection(
+        id=row.identifier() or content_id(premise, hypothesis),
+        sample=row.whole_number("sample", 0),
+        round=row.whole_number("round", 0),
+        premise=premise,
+        hypothesis=hypothesis,
+        true_label=row.label("true_label"),
+        thought_process=row.text("thought_process"),
+        error_analysis=row.text("error_analysis"),
+        improved_thought_process=row.text("improved_thought_process"),
+        reflected_label=row.label("predicted_label") if reflected is None else reflected,
+        provenance=_provenance_from(row),
+    )
+
+
+def scored_from(row: Row) -> Scored:
+    """Parse a row of a file of scores: a score or a regenerated text; raises `DataError`."""
+    if "score" in row.fields:
+        return _score_from(row)
+    if not {"thought_process", "improved_thought_process"} & row.fields.keys():
+        raise row.error(
+            f"the fields {', '.join(map(shown, row.fields)) or '(none)'}",
+            "a score, or the thought_process or improved_thought_process of a regenerated text",
+        )
+    text = reflection_from(row) if "improved_thought_process" in row.fields else thought_from(row)
+    if not text.round:
+        raise row.error(
+            "a regenerated text of round 0", "round 1 or later", remedy="round 0 is the first text"
+        )
+    return text
+
+
+def _score_from(row: Row) -> Score:
+    score, target = row.whole_number("score", 0), row.optional_text("target") or "thought"
+    if score not in SCORES:
+        raise row.error(f"score {shown(row.fields['score'])}", f"{SCORES[0]} to {SCORES[-1]}")
+    if target not in ("thought", "reflection"):
+        raise row.error(f"target {shown(target)}", "'thought' or 'reflection'")
+    return Score(
+        id=row.identifier() or row.text("id"),
+        sample=row.whole_number("sample", 0),
+        target="thought" if target == "thought" else "reflection",
+        round=row.whole_number("round", 0),
+        score=score,
+        analysis=row.optional_text("analysis") or "",
+        provenance=_provenance_from(row),
+    )
+
+
+def _provenance_from(row: Row) -> Provenance:
+    value = _object(row, row.fields, "provenance")
+    if not value:
+        return Provenance()
+    inner = dataclasses.replace(row, fields=value)
+    usage = _object(row, value, "usage")
+    tokens = dataclasses.replace(row, fields=usage)
+    return Provenance(
+        backend=inner.optional_text("backend") or "",
+        model=inner.optional_text("model") or "",
+        prompt_sha256=inner.optional_text("prompt_sha256") or "",
+        params=_object(row, value, "params"),
+        usage=Usage(
+            prompt_tokens=tokens.whole_number("prompt_tokens", 0),
+            completion_tokens=tokens.whole_number("completion_tokens", 0),
+        )
+        if usage
+        else None,
+        created_at=inner.optional_text("created_at") or "",
+    )
+
+
+def _object(row: Row, fields: dict[str, object], name: str) -> dict[str, object]:
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise row.error(f"{name} {shown(value)}", "a JSON object")
+    return value
+
+
+# ------------------------------------------------------------------------------ joining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFiles:
+    """The files of a split's texts; None for a file that does not exist or is not wanted."""
+
+    thoughts: Path | None = None
+    reflections: Path | None = None
+    scores: Path | None = None
+
+    @classmethod
+    def found(cls, thoughts: Path, reflections: Path, scores: Path, *, needed: Container[Path]) -> TextFiles:
+        """Select the files that exist; without thoughts nothing else is read either.
+
+        Args:
+            thoughts, reflections, scores: where to look.
+            needed: paths that must exist.
+
+        Raises:
+            DataError: a needed file does not exist.
+        """
+        if not thoughts.exists() and thoughts not in needed:
+            return cls()
+        for path, kind in ((reflections, "reflections"), (scores, "scores")):
+            if path in needed and not path.exists():
+                raise DataError("no such file", f"JSON lines of {kind}", path=path)
+        return cls(
+            thoughts=thoughts,
+            reflections=reflections if reflections.exists() else None,
+            scores=scores if scores.exists() else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedTexts:
+    """Pairs in order with all texts that belong to them, regenerated ones included: a builder's input."""
+
+    examples: Sequence[Example]
+    thoughts: Sequence[Thought]
+    reflections: Sequence[Reflection]
+    scores: Sequence[Score]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedReflections:
-    """The usable reflections, and how many were skipped because they miss the true label."""
+    """The usable reflections, and the number that were skipped because they miss the true label."""
 
     reflections: RecordList[Reflection]
     num_wrong_label: int
 
 
-@dataclass(slots=True, kw_only=True)
-class JoinTally:
-    """What joining a file came to, added up over the file's parts and told once by `log`."""
+def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
+    """Read a split's texts and join them to their pairs.
 
-    path: Path
-    num_repeated: int = 0
-    num_relabelled: int = 0
-    num_wrong_label: int = 0
-    num_without_thought: int = 0
-    has_thoughts: bool = False
-
-    def log(self) -> None:
-        """Say what was counted, where there was any."""
-        if self.num_repeated:
-            logger.info("%s: dropped %d identical repetitions", self.path, self.num_repeated)
-        if self.num_relabelled:
-            logger.warning(
-                "%s: %d true labels differ from their pairs'; took the pairs'", self.path, self.num_relabelled
-            )
-        if self.num_wrong_label:
-            logger.warning(
-                "%s: skipped %d reflections that miss the true label", self.path, self.num_wrong_label
-            )
-        if self.has_thoughts and self.num_without_thought:
-            logger.info(
-                "%s: %d reflections have no thought in the thoughts' file",
-                self.path,
-                self.num_without_thought,
-            )
+    Raises:
+        DataError: as the readers and the joins raise it.
+    """
+    thoughts: Sequence[Thought] = ()
+    reflections: Sequence[Reflection] = ()
+    if files.thoughts:
+        thoughts = join_thoughts(examples, read_thoughts(files.thoughts), path=files.thoughts)
+    if files.reflections:
+        read = read_reflections(files.reflections)
+        reflections = join_reflections(examples, thoughts, read, path=files.reflections).reflections
+    if files.scores is None:
+        return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=())
+    scored = read_scores(files.scores)
+    new_thoughts = join_thoughts(examples, scored.thoughts, path=files.scores)
+    new = join_reflections(examples, thoughts, scored.reflections, path=files.scores)
+    return JoinedTexts(
+        examples=examples,
+        thoughts=[*thoughts, *new_thoughts],
+        reflections=[*reflections, *new.reflections],
+        scores=join_scores(examples, scored.scores, path=files.scores),
+    )
 
 
 def join_thoughts(
-    examples: Sequence[Example],
-    thoughts: Sequence[Thought],
-    *,
-    path: Path,
-    tally: JoinTally | None = None,
+    examples: Sequence[Example], thoughts: Sequence[Thought], *, path: Path
 ) -> RecordList[Thought]:
     """Give each thought its pair's id and label.
 
-    A pair is found by id where the texts agree too, else by premise and hypothesis, letter for letter
-    (the first of several pairs that read the same). Identical repetitions are dropped and counted.
+    A pair is found by id if its texts are the same, otherwise by exact premise and hypothesis (the first of
+    several identical pairs). Identical repetitions are dropped and counted.
 
     Args:
-        path: the file that the thoughts come from, for error messages.
-        tally: where these are a part of the file, what counts its parts; the log is then left to it.
+        examples: the pairs of the split.
+        thoughts: as they were read.
+        path: the file of the thoughts, for messages.
 
     Raises:
-        DataError: a thought belongs to no pair, or a pair has two that differ under one sample number
+        DataError: a thought matches no pair, or a pair has two different ones with the same sample number
             and round.
     """
-    counts = tally or JoinTally(path=path)
-    joined = _joined(examples, thoughts, path, counts)
-    if tally is None:
-        counts.log()
-    return joined
+    return _joined(examples, thoughts, path)
 
 
 def join_reflections(
@@ -95,72 +298,73 @@ def join_reflections(
     reflections: Sequence[Reflection],
     *,
     path: Path,
-    tally: JoinTally | None = None,
 ) -> JoinedReflections:
     """Give each reflection its pair's id and label, and skip those that miss the true label.
 
     Args:
-        thoughts: as `join_thoughts` returns them. Where there are none, nothing is checked against them.
-            A reflection of whatever round is one on the first thought, that of round 0.
-        path: the file that the reflections come from, for error messages.
-        tally: as for `join_thoughts`.
+        examples: the pairs of the split.
+        thoughts: the result of `join_thoughts`; if empty, reflections are not checked against them. A
+            reflection of any round is one on the first thought, that of round 0.
+        reflections: as they were read.
+        path: the file of the reflections, for messages.
 
     Raises:
-        DataError: as `join_thoughts`; or the thought that is reflected on was right.
+        DataError: as `join_thoughts`, or a reflection is on a correct thought.
     """
-    counts = tally or JoinTally(path=path)
-    counts.has_thoughts |= bool(thoughts)
     first_thought = {(thought.id, thought.sample): thought for thought in thoughts if not thought.round}
-    joined = _joined(examples, reflections, path, counts)
-    kept: list[Reflection] = []
+    joined = _joined(examples, reflections, path)
+    usable: list[Reflection] = []
     lines: list[int] = []
+    num_without_thought = 0
     for index, reflection in enumerate(joined):
         thought = first_thought.get((reflection.id, reflection.sample))
         if thought is not None and thought.predicted_label == reflection.true_label:
             raise DataError(
-                f"a reflection of a right thought (pair {shown(reflection.id)})",
-                "reflections of wrong thoughts only",
+                f"a reflection on a correct thought (pair {shown(reflection.id)})",
+                "reflections on wrong thoughts only",
                 path=path,
                 line=line_of(joined, index),
-                remedy="give the thoughts that these reflections were made from",
+                remedy="pass the thoughts that these reflections were generated from",
             )
-        counts.num_without_thought += thought is None
+        num_without_thought += thought is None
         if reflection.reflected_label == reflection.true_label:
-            kept.append(reflection)
+            usable.append(reflection)
             lines.extend(joined.lines[index : index + 1])
-    num_wrong_label = len(joined) - len(kept)
-    counts.num_wrong_label += num_wrong_label
-    if tally is None:
-        counts.log()
-    return JoinedReflections(reflections=RecordList(kept, lines), num_wrong_label=num_wrong_label)
+    num_wrong_label = len(joined) - len(usable)
+    if num_wrong_label:
+        logger.warning("%s: skipped %d reflections that miss the true label", path, num_wrong_label)
+    if thoughts and num_without_thought:
+        logger.info("%s: %d reflections have no thought in the file of thoughts", path, num_without_thought)
+    return JoinedReflections(reflections=RecordList(usable, lines), num_wrong_label=num_wrong_label)
 
 
 def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
-    """The scores, each once; they find their pairs by id alone.
+    """Return each score once, after checking that its pair exists.
 
     Args:
-        path: the file that the scores come from, for error messages.
+        examples: the pairs of the split.
+        scores: as they were read.
+        path: the file of the scores, for messages.
 
     Raises:
-        DataError: a score belongs to no pair, or one text has two that differ.
+        DataError: a score matches no pair, or a text has two different scores.
     """
     ids = {example.id for example in examples}
     first: dict[tuple[str, str, int, int], Score] = {}
     for index, score in enumerate(scores):
         if score.id not in ids:
             raise DataError(
-                f"a score of pair {shown(score.id)}, which is not among the pairs",
-                "an id that stands in the pairs",
+                f"score of pair {shown(score.id)} matches no pair: no pair has that id",
                 path=path,
                 line=line_of(scores, index),
-                remedy="give the pairs that it was made from",
+                remedy="pass the pairs file that these texts were generated from",
             )
-        kept = first.setdefault((score.target, score.id, score.sample, score.round), score)
-        if kept.score != score.score:
+        earlier = first.setdefault((score.target, score.id, score.sample, score.round), score)
+        if earlier.score != score.score:
             raise DataError(
                 f"score {score.score} for the {score.target} of pair {shown(score.id)}, "
-                f"sample {score.sample}, round {score.round}, after {kept.score}",
-                "one score for each text",
+                f"sample {score.sample}, round {score.round}, after score {earlier.score}",
+                "one score per text",
                 path=path,
                 line=line_of(scores, index),
                 remedy="delete one",
@@ -168,38 +372,40 @@ def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: P
     return list(first.values())
 
 
-def _joined(
-    examples: Sequence[Example], records: Sequence[Joinable], path: Path, counts: JoinTally
-) -> RecordList[Joinable]:
-    pairs = _Pairs(examples)
+def _joined(examples: Sequence[Example], records: Sequence[Text], path: Path) -> RecordList[Text]:
+    pairs = _PairIndex(examples)
     position_of: dict[tuple[str, int, int], int] = {}
-    joined: list[Joinable] = []
+    joined: list[Text] = []
     lines: list[int] = []
+    num_repeated = num_relabelled = 0
     for index, record in enumerate(records):
         line = line_of(records, index)
-        example = pairs.find(record, path, line)
-        own = _with_pair(record, example)
-        counts.num_relabelled += record.true_label not in (None, own.true_label)
-        first = position_of.setdefault((own.id, own.sample, own.round), len(joined))
+        matched = _with_pair(record, pairs.find(record, path, line))
+        num_relabelled += record.true_label not in (None, matched.true_label)
+        first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
         if first == len(joined):
-            joined.append(own)
+            joined.append(matched)
             lines.extend([] if line is None else [line])
-        elif _without_provenance(joined[first]) == _without_provenance(own):
-            counts.num_repeated += 1
+        elif _without_provenance(joined[first]) == _without_provenance(matched):
+            num_repeated += 1
         else:
-            before = f" on line {lines[first]}" if line is not None else " before"
-            which = f"sample {own.sample}" + (f", round {own.round}" if own.round else "")
+            number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
+            earlier = f", after that on line {lines[first]}" if line is not None else ""
             raise DataError(
-                f"another {_kind(record)} of pair {shown(own.id)}, {which}, than{before}",
-                "one of each sample number",
+                f"a different {_kind(record)} for pair {shown(matched.id)}, {number}{earlier}",
+                "one per sample number",
                 path=path,
                 line=line,
                 remedy="number several for one pair with the field sample, or delete one",
             )
+    if num_repeated:
+        logger.info("%s: dropped %d identical repetitions", path, num_repeated)
+    if num_relabelled:
+        logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
     return RecordList(joined, lines)
 
 
-class _Pairs:
+class _PairIndex:
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
         self._by_id = {example.id: example for example in examples}
@@ -210,24 +416,23 @@ class _Pairs:
         return {(example.premise, example.hypothesis): example for example in first_wins}
 
     def find(self, record: Thought | Reflection, path: Path, line: int | None) -> Example:
-        """The record's pair, by id and text or else by text alone."""
-        namesake = self._by_id.get(record.id)
-        if namesake and (namesake.premise, namesake.hypothesis) == (record.premise, record.hypothesis):
-            return namesake
+        same_id = self._by_id.get(record.id)
+        if same_id and (same_id.premise, same_id.hypothesis) == (record.premise, record.hypothesis):
+            return same_id
         example = self._by_text.get((record.premise, record.hypothesis))
         if example is not None:
             return example
-        why = "which has another text" if namesake else "which is not among the pairs"
+        reason = "the pair with that id has other texts, and no pair has these"
         raise DataError(
-            f"a {_kind(record)} of pair {shown(record.id)}, {why}, nor has any pair its text",
-            "a premise and hypothesis that stand in the pairs",
+            f"{_kind(record)} of pair {shown(record.id)} matches no pair: "
+            f"{reason if same_id else 'no pair has that id or these texts'}",
             path=path,
             line=line,
-            remedy="give the pairs that it was made from",
+            remedy=f"pass the pairs file that these {_kind(record)}s were generated from",
         )
 
 
-def _with_pair(record: Joinable, example: Example) -> Joinable:
+def _with_pair(record: Text, example: Example) -> Text:
     if (record.id, record.true_label) == (example.id, example.label):
         return record
     if isinstance(record, Reflection):
@@ -236,7 +441,7 @@ def _with_pair(record: Joinable, example: Example) -> Joinable:
     return dataclasses.replace(record, id=example.id, true_label=example.label)
 
 
-def _without_provenance(record: Joinable) -> Joinable:
+def _without_provenance(record: Text) -> Text:
     return dataclasses.replace(record, provenance=Provenance())
 
 
@@ -245,14 +450,14 @@ def _kind(record: Thought | Reflection) -> str:
 
 
 def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allow: bool = False) -> None:
-    """Check that no pair of another split stands in train; shared premises alone are counted in the log.
+    """Check that no pair of another split is also in train; shared premises are only counted in the log.
 
     Args:
         splits: each split's file and pairs by its name; nothing is checked without a `train`.
-        allow: only count shared pairs too.
+        allow: also only count shared pairs.
 
     Raises:
-        DataError: a pair, premise and hypothesis letter for letter, is in train and in another split.
+        DataError: a pair, by exact premise and hypothesis, is in train and in another split.
     """
     _, train = splits.get("train", (None, ()))
     id_in_train = {(example.premise, example.hypothesis): example.id for example in train}
@@ -274,7 +479,7 @@ def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allo
                 "splits that share no pair",
                 path=path,
                 line=line_of(examples, shared[0]),
-                remedy="take it out of one of them, or allow it: --data.allow_overlap true",
+                remedy="remove it from one of them, or allow it: --data.allow_overlap true",
             )
         if shared:
             logger.warning("%s: %d pairs of %s are in train too, as allowed", path, len(shared), split)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlicot.data.root import write_csv, write_jsonl
+from nlicot.data.atomic_write import write_csv, write_jsonl
 from nlicot.records import Example, Prediction, to_json_dict
 
 

@@ -1,13 +1,13 @@
-"""The forms of prepared instruction data: a training example as a row of a file, and back.
+"""Formats of prepared instruction data: a training example as a row of a file, and back.
 
     text               {"text": "[INST] prompt[/INST] completion", "id": ..., "label": ..., "source": ...}
     prompt-completion  {"prompt": "[INST] prompt[/INST]", "completion": " completion", ...}
     messages           {"messages": [{"role": "user", ...}, {"role": "assistant", ...}], ...}
 
-TRL's `SFTTrainer` takes all three. BOS and EOS stand in none of them: a tokenizer puts the one in front and
-TRL the other behind, so written out they would come twice. It takes a prompt that is a string as it stands,
-so that one carries its model's markers; `messages` leaves them to the tokenizer's own chat template. Other
-trainers read markers inside a premise as markers too; `fit` does not.
+TRL's `SFTTrainer` accepts all three. None contains BOS or EOS: the tokenizer prepends the first and TRL
+appends the second, so they would be duplicated. TRL does not template a prompt that is a string, so such a
+prompt includes its model's markers; `messages` relies on the tokenizer's chat template. Other trainers
+interpret markers inside a premise; `fit` does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nlicot.records import TrainingExample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Markers:
-    """What a model's template puts around a prompt, and what stands between it and the completion."""
+    """The markers of a model's template around a prompt, and the gap before the completion."""
 
     opening: str
     closing: str
@@ -40,39 +40,39 @@ MARKERS = {
 _BOS, _EOS = "<s>", ("</s>", "<|im_end|>")
 
 
-def to_row(example: TrainingExample, *, form: str = "text", markers: Markers) -> dict[str, Any]:
-    """A training example in one of `FORMATS`.
+def to_row(example: TrainingExample, row_format: str, markers: Markers) -> dict[str, Any]:
+    """Render a training example in one of `FORMATS`.
 
     >>> example = TrainingExample(id="a", prompt="P", completion="C", label=1, source="thought")
-    >>> to_row(example, markers=MARKERS["mistral"])
+    >>> to_row(example, "text", MARKERS["mistral"])
     {'text': '[INST] P[/INST] C', 'id': 'a', 'label': 1, 'source': 'thought'}
     """
     prompt = f"{markers.opening}{example.prompt}{markers.closing}"
     answer = f"{markers.gap}{example.completion}"
     content: dict[str, Any]
-    if form == "text":
+    if row_format == "text":
         content = {"text": prompt + answer}
-    elif form == "prompt-completion":
+    elif row_format == "prompt-completion":
         content = {"prompt": prompt, "completion": answer}
     else:
-        assert form == "messages", form
+        assert row_format == "messages", row_format
         turns = (("user", example.prompt), ("assistant", example.completion))
         content = {"messages": [{"role": role, "content": text} for role, text in turns]}
     return {**content, "id": example.id, "label": example.label, "source": example.source}
 
 
 def from_row(row: Row, *, default_id: str) -> TrainingExample:
-    """The training example of a row in any of the forms, the predecessor's `text` included.
+    """Parse a row in any of the formats, including the predecessor's `text`.
 
     Raises:
-        DataError: the row is in none of them, or its completion is not one of ours.
+        DataError: the row is in none of them, or its completion is invalid.
     """
     source = row.optional_text("source")
     prompt, answer = _prompt_and_answer(row, is_ours=source is not None)
     parsed = completion.parse(answer)
     if parsed is None:
         raise row.error(
-            "a completion that is not thought_process and predicted_label in JSON", "both, in order"
+            "a completion that is not JSON with thought_process and predicted_label", "both, in order"
         )
     return TrainingExample(
         id=row.identifier() or default_id,
@@ -91,7 +91,7 @@ def _prompt_and_answer(row: Row, *, is_ours: bool) -> tuple[str, str]:
         return _unwrapped(row.text("prompt"), is_ours=is_ours), row.text("completion")
     halves = _halves(text, is_ours=is_ours)
     if halves is None:
-        raise row.error("a text of another form", "[INST] prompt [/INST] completion")
+        raise row.error("a text of another format", "[INST] prompt [/INST] completion")
     return halves
 
 
@@ -100,7 +100,7 @@ def _turns(row: Row) -> tuple[str, str]:
         case [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]:
             turns = dataclasses.replace(row, fields={"prompt": prompt, "completion": answer})
             return turns.text("prompt"), turns.text("completion")
-    raise row.error("messages of another form", "a turn of the user and one of the assistant")
+    raise row.error("messages of another format", "one turn of the user and one of the assistant")
 
 
 def _unwrapped(prompt: str, *, is_ours: bool) -> str:
@@ -111,10 +111,9 @@ def _unwrapped(prompt: str, *, is_ours: bool) -> str:
 
 
 def _halves(text: str, *, is_ours: bool) -> tuple[str, str] | None:
-    """Prompt and completion of a rendered text; None where it is none.
+    """Split a rendered text into prompt and completion; None if that is not possible.
 
-    The texts inside may hold the markers too, so the border is the first one behind which a whole
-    completion stands.
+    The texts may contain markers too, so the cut is at the first marker that a whole completion follows.
     """
     text = text.strip().removeprefix(_BOS)
     for mark in _EOS:
@@ -133,6 +132,6 @@ def _halves(text: str, *, is_ours: bool) -> tuple[str, str] | None:
 
 
 def _inner(prompt: str, markers: Markers, is_ours: bool) -> str:
-    """The prompt behind its opening marker; other people's files have a blank before the closing one."""
+    """Remove the opening marker; files of other tools have a space before the closing one."""
     inner = prompt[len(markers.opening) :]
     return inner if is_ours else inner.removesuffix(" ")

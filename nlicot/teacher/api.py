@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from nlicot.data.root import reflection_from, scored_from, thought_from
 from nlicot.data.rows import Row
+from nlicot.data.thoughts import reflection_from, scored_from, thought_from
 from nlicot.records import Example, Failure, Reflection, Score, Thought
 from nlicot.teacher.backends.base import Backend, Endpoint
 from nlicot.teacher.engine.journal import Journal

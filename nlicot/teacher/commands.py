@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
-from nlicot.data.root import thought_from, working_root
+from nlicot.data.root import working_root
+from nlicot.data.thoughts import thought_from
 from nlicot.errors import ConfigError, TeacherLopsided
 from nlicot.records import Example, to_json_dict
 from nlicot.teacher.backends.registry import BACKENDS, connect

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlicot.data.root import parse_label_map
+from nlicot.command_line import parse_label_map
 from nlicot.errors import ConfigError
 from nlicot.flags import count, names
 from nlicot.teacher.backends.registry import BACKENDS

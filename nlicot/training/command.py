@@ -96,10 +96,11 @@ def fit(args: Sequence[str]) -> int:
     cli = CommandLine("fit", args, RECIPE if resumed is None else run_file(Path(resumed), CONFIG))
     data, module = cli.datamodule, cli.model
     say_which_data(data)
+    count_tokens = None
     if data.builder.max_thought_tokens is not None:
         module.resolve_base(on_sample=data.on_sample)
-        data.builder.count_tokens = module.prompt_format.count_thought_tokens
-    data.read_for_fit()
+        count_tokens = module.prompt_format.count_thought_tokens
+    data.read_for_fit(count_tokens)
     module.resolve_base(on_sample=data.on_sample)
     module.prompts, module.forms = data.prompts, data.forms
     if cli.config["preflight"]:

@@ -16,11 +16,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from nlicot import completion
-from nlicot.builders import Builder, find_builder
-from nlicot.builders.base import build_report
+from nlicot.builders import find_builder
+from nlicot.builders.base import Builder, CountTokens, build_report
+from nlicot.command_line import parse_label_map
 from nlicot.completion import Form
-from nlicot.data import root as storage
-from nlicot.data.streaming import JoinedTexts, TextFiles, read_joined
+from nlicot.data.pairs import read_examples
+from nlicot.data.root import DataRoot
+from nlicot.data.thoughts import JoinedTexts, TextFiles, check_disjoint, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.model.base_model import cache_folder
 from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
@@ -29,6 +31,7 @@ from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
+from nlicot.shipped import SAMPLE
 from nlicot.training.batches import Window
 from nlicot.training.prepared import read_prepared
 from nlicot.training.sampler import WindowDataset, WindowSampler
@@ -86,7 +89,7 @@ class PairsData(LightningDataModule):
 
     def __init__(
         self,
-        root: str = str(storage.SAMPLE_ROOT),
+        root: str = str(SAMPLE),
         train_pairs: str | None = None,
         train_thoughts: str | None = None,
         train_reflections: str | None = None,
@@ -112,7 +115,7 @@ class PairsData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.data_root = storage.DataRoot(Path(root).expanduser())
+        self.data_root = DataRoot(Path(root).expanduser())
         given = (
             train_pairs,
             train_thoughts,
@@ -134,7 +137,7 @@ class PairsData(LightningDataModule):
             label_first=prompts.label_first,
             definitions=definitions or prompts.definitions,
         )
-        self.label_map = storage.parse_label_map(label_map) if label_map else None
+        self.label_map = parse_label_map(label_map) if label_map else None
         self.allow_overlap = allow_overlap
         self.effective_batch = effective_batch
         self.micro_batch_tokens = micro_batch_tokens
@@ -178,8 +181,11 @@ class PairsData(LightningDataModule):
         single = self.paths.get(f"{split}_{kind}")
         return Path(single).expanduser() if single else getattr(self.data_root, kind)(split)
 
-    def read_for_fit(self) -> None:
+    def read_for_fit(self, count_tokens: CountTokens | None = None) -> None:
         """Read and build train and dev.
+
+        Args:
+            count_tokens: counts a thought's tokens of the student, for a builder that limits them.
 
         Raises:
             DataError: something in the files is not as it must be, or the builder leaves nothing.
@@ -188,11 +194,11 @@ class PairsData(LightningDataModule):
             self.read_pairs(split)
         self.check_apart_from_train("dev")
         for split in ("train", "dev"):
-            self.built[split] = self._build(split)
+            self.built[split] = self._build(split, count_tokens)
 
     def read_pairs(self, split: str) -> list[Example]:
         """The pairs of a split, kept for later."""
-        examples = storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
+        examples = read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
         limit = self.limits.get(split)
         self.pairs[split] = list(examples) if limit is None else list(examples)[:limit]
         return self.pairs[split]
@@ -218,18 +224,23 @@ class PairsData(LightningDataModule):
         path = self.path_of("train", "pairs")
         if split == "train" or not path.is_file():
             return
-        train = self.pairs.get("train") or storage.read_examples(path, label_map=self.label_map)
+        train = self.pairs.get("train") or read_examples(path, label_map=self.label_map)
         sources = {"train": (path, train), split: (self.path_of(split, "pairs"), self.pairs[split])}
-        storage.check_disjoint(sources, allow=self.allow_overlap)
+        check_disjoint(sources, allow=self.allow_overlap)
 
-    def _build(self, split: str) -> list[TrainingExample]:
+    def _build(self, split: str, count_tokens: CountTokens | None) -> list[TrainingExample]:
         if split == "train" and self.prepared is not None:
             built = read_prepared(self.prepared)
             report = build_report(len(built), built)
         else:
             texts = self._read_texts(split)
             built = self.builder.build(
-                self.pairs[split], texts.thoughts, texts.reflections, texts.scores, prompts=self.prompts
+                self.pairs[split],
+                texts.thoughts,
+                texts.reflections,
+                texts.scores,
+                prompts=self.prompts,
+                count_tokens=count_tokens,
             )
             report = build_report(len(self.pairs[split]), built)
         self.reports[split] = str(report)
@@ -246,7 +257,7 @@ class PairsData(LightningDataModule):
         """The texts of a split; where a builder needs no thoughts, those that are there."""
         pairs = self.pairs[split]
         if self.limits.get(split) is not None:  # thoughts of pairs beyond the limit belong to no pair here
-            pairs = storage.read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
+            pairs = read_examples(self.path_of(split, "pairs"), label_map=self.label_map)
         if self.paths[f"{split}_pairs"] and not self.paths[f"{split}_thoughts"]:
             # The root's texts belong to the root's own pairs.
             if self.builder.thinks:

@@ -8,21 +8,17 @@ from typing import Any
 import pytest
 
 from nlicot import completion
-from nlicot.builders import (
-    BUILDERS,
-    Builder,
-    BuildReport,
-    CorrectOnly,
-    LabelFirst,
-    LabelOnly,
-    Multitask,
-    Reflected,
-    Unmodified,
-    find_builder,
-)
-from nlicot.builders.base import Target, build_report
+from nlicot.builders import BUILDERS, builder_name, find_builder
+from nlicot.builders.base import Builder, BuildReport, Target, build_report
+from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.label_first import LabelFirst
+from nlicot.builders.label_only import LabelOnly
+from nlicot.builders.multitask import Multitask
+from nlicot.builders.reflected import Reflected
+from nlicot.builders.unmodified import Unmodified
 from nlicot.completion import Form
-from nlicot.data import root as storage
+from nlicot.data.pairs import read_examples
+from nlicot.data.thoughts import join_reflections, join_thoughts, read_reflections, read_thoughts
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
@@ -124,7 +120,7 @@ def test_label_only_can_be_held_to_the_pairs_that_have_a_thought() -> None:
     ]
 
 
-def test_the_prompt_asks_for_a_thought_where_the_completion_holds_one() -> None:
+def test_the_prompt_asks_for_a_thought_if_the_completion_has_one() -> None:
     prompts = StudentPrompts(
         thinking="think {premise} {hypothesis} {entailment}",
         label_only="just {premise} {hypothesis} {no_entailment}",
@@ -140,7 +136,7 @@ def test_examples_come_in_the_pairs_order_whatever_the_thoughts_order() -> None:
     assert [example.id for example in built] == ["right-1", "wrong-1", "wrong-0", "unlabelled"]
 
 
-def test_balancing_leaves_out_examples_of_the_commoner_label_by_its_seed() -> None:
+def test_balancing_drops_examples_of_the_more_frequent_label_by_its_seed() -> None:
     pairs = [Example(id=f"{i}", premise="P", hypothesis=f"H{i}", label=int(i >= 4)) for i in range(24)]
     kept = LabelOnly(balance=True, seed=3).build(pairs)
     assert Counter(example.label for example in kept) == {0: 4, 1: 4}
@@ -157,17 +153,18 @@ def test_a_thought_of_more_words_than_allowed_leaves_its_pair_out() -> None:
 
 def test_a_thought_of_more_tokens_than_allowed_leaves_its_pair_out() -> None:
     thoughts = [thought("right-1", "one two", 1), thought("wrong-1", "one two three", 0)]
-    builder = Unmodified(max_thought_tokens=3)
-    builder.count_tokens = lambda text: 1 + len(text.split())
-    assert [example.id for example in builder.build(PAIRS, thoughts)] == ["right-1"]
+    built = Unmodified(max_thought_tokens=3).build(
+        PAIRS, thoughts, count_tokens=lambda text: 1 + len(text.split())
+    )
+    assert [example.id for example in built] == ["right-1"]
 
 
-def test_a_token_limit_without_a_student_to_count_by_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_thought_tokens 3: found no student to count by"):
+def test_a_token_limit_without_the_students_tokenizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_thought_tokens 3: cannot count tokens without the student"):
         Unmodified(max_thought_tokens=3).build(PAIRS, [thought("right-1", "one", 1)])
 
 
-def test_the_word_limit_does_not_touch_labels_alone() -> None:
+def test_the_word_limit_does_not_affect_labels_without_a_thought() -> None:
     assert len(LabelOnly(max_thought_words=1).build(PAIRS)) == 4
 
 
@@ -199,7 +196,7 @@ def test_of_several_fitting_samples_the_preferred_one_is_taken(prefer: str, expe
 
 
 def later(record: Thought | Reflection, text: str, round: int) -> Any:
-    """The record written anew."""
+    """The record, regenerated in a later round."""
     name = "thought_process" if isinstance(record, Thought) else "improved_thought_process"
     return dataclasses.replace(record, round=round, **{name: text})
 
@@ -216,11 +213,11 @@ ROUNDS = [RIGHT, later(RIGHT, "second", 1), later(RIGHT, "third one", 2)]
         ({0: 4, 1: 5, 2: 5}, None, "second"),  # the earlier of two that are equal
         ({0: 2, 1: 4, 2: 3}, 4, "second"),
         ({0: 2, 1: 3, 2: 3}, 4, None),
-        ({0: 2, 1: 3}, 4, "third one"),  # a text without a score stays
-        ({1: 1}, None, "second"),  # and gives way to one that has one
+        ({0: 2, 1: 3}, 4, "third one"),  # a text without a score is kept
+        ({1: 1}, None, "second"),  # but one with a score is preferred
     ],
 )
-def test_of_several_rounds_the_best_marked_one_is_taken(
+def test_of_several_rounds_the_one_with_the_highest_score_is_used(
     marks: dict[int, int], min_score: int | None, expected: str | None
 ) -> None:
     scores = [Score(id="right-1", round=round, score=mark) for round, mark in marks.items()]
@@ -229,14 +226,14 @@ def test_of_several_rounds_the_best_marked_one_is_taken(
         assert [text for _, text, _, _ in built] == ([] if expected is None else [expected])
 
 
-def test_a_round_that_does_not_fit_gives_way_to_one_that_does() -> None:
+def test_an_unsuitable_round_is_replaced_by_a_suitable_one() -> None:
     scores = [Score(id="right-1", round=round, score=round + 1) for round in range(3)]
     wrong = dataclasses.replace(ROUNDS[2], predicted_label=0)
     assert targets(CorrectOnly().build(PAIRS, [*ROUNDS[:2], wrong], scores=scores))[0][1] == "second"
     assert targets(CorrectOnly(max_thought_words=1).build(PAIRS, ROUNDS, scores=scores))[0][1] == "second"
 
 
-def test_a_reflection_written_anew_stands_beside_the_first_thought() -> None:
+def test_a_regenerated_reflection_belongs_to_the_first_thought() -> None:
     wrong, improved = THOUGHTS[1], REFLECTIONS[0]
     reflections = [improved, later(improved, "improved more", 1)]
     scores = [Score(id="wrong-1", target="reflection", round=round, score=round + 3) for round in (0, 1)]
@@ -246,10 +243,10 @@ def test_a_reflection_written_anew_stands_beside_the_first_thought() -> None:
     assert targets(Reflected().build(PAIRS, [wrong], reflections)) == [
         ("wrong-1", "improved", 1, "reflection")
     ]
-    # The thought's own rounds do not count as the reflection's: a mark is its text's.
-    anew = dataclasses.replace(later(wrong, "right now", 1), predicted_label=1)
+    # The thought's own rounds do not count as the reflection's: a score belongs to its text.
+    regenerated = dataclasses.replace(later(wrong, "right now", 1), predicted_label=1)
     scores.append(Score(id="wrong-1", round=1, score=5))
-    assert targets(Reflected().build(PAIRS, [wrong, anew], reflections, scores)) == [
+    assert targets(Reflected().build(PAIRS, [wrong, regenerated], reflections, scores)) == [
         ("wrong-1", "right now", 1, "thought")
     ]
 
@@ -261,7 +258,7 @@ def test_each_sample_offers_its_best_round() -> None:
     assert targets(CorrectOnly(prefer="shortest").build(PAIRS, thoughts, scores=scores))[0][1] == "short"
 
 
-def test_a_builder_sees_each_round_with_the_texts_that_stood_then() -> None:
+def test_a_builder_sees_each_round_with_the_texts_that_were_current_then() -> None:
     seen = []
 
     class Watching(Unmodified):
@@ -274,23 +271,6 @@ def test_a_builder_sees_each_round_with_the_texts_that_stood_then() -> None:
     wrong, improved = THOUGHTS[1], REFLECTIONS[0]
     Watching().build([PAIRS[1]], [wrong, later(wrong, "x", 2)], [improved, later(improved, "y", 1)])
     assert seen == [(0, 0), (0, 1), (2, 1)]
-
-
-def test_the_parts_of_a_whole_are_built_as_the_whole() -> None:
-    whole = Reflected().build_all(PAIRS, THOUGHTS, REFLECTIONS)
-    parts = [Reflected().build_all(PAIRS[at : at + 2], THOUGHTS, REFLECTIONS) for at in (0, 2, 4)]
-    assert [example for part in parts for example in part] == whole
-
-
-def test_balancing_needs_the_labels_alone() -> None:
-    labels = [0, 1, 1, 1, 0, 1]
-    kept = LabelOnly(balance=True, seed=1).balanced(labels)
-    assert Counter(labels[index] for index in kept) == {0: 2, 1: 2}
-    pairs = [
-        Example(id=f"{i}", premise="P", hypothesis=f"{i}", label=label) for i, label in enumerate(labels)
-    ]
-    built = LabelOnly(balance=True, seed=1).build(pairs)
-    assert [example.id for example in built] == list(map(str, kept))
 
 
 def test_a_reflection_belongs_to_the_sample_it_was_made_from() -> None:
@@ -324,7 +304,7 @@ def test_the_report_counts_labels_sources_and_pairs_left_out() -> None:
     )
 
 
-def test_the_reports_hash_tells_contents_apart() -> None:
+def test_the_reports_hash_distinguishes_contents() -> None:
     built = Unmodified().build(PAIRS, THOUGHTS)
     changed = [*built[:-1], dataclasses.replace(built[-1], completion=completion.render("blind.", 1))]
     assert build_report(5, built).sha256 == build_report(5, list(built)).sha256
@@ -355,7 +335,7 @@ def test_a_builder_is_made_with_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (
             {"blance": True},
@@ -363,16 +343,16 @@ def test_a_builder_is_made_with_arguments() -> None:
             "expected some of only_with_thoughts, balance, max_thought_words, min_score, prefer, seed, "
             "max_thought_tokens",
         ),
-        ({"balance": 1}, "balance: found 1, expected bool"),
-        ({"min_score": True}, "min_score: found True, expected int | None"),
-        ({"prefer": None}, "prefer: found None, expected str"),
+        ({"balance": 1}, "balance: found '1', expected true or false"),
+        ({"min_score": True}, "min_score: found 'True', expected a whole number or null"),
+        ({"prefer": 1}, "prefer: found '1', expected text"),
     ],
 )
-def test_arguments_that_a_builder_does_not_take_are_refused(args: dict[str, Any], told: str) -> None:
+def test_arguments_that_a_builder_does_not_take_are_refused(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         find_builder("label_only", args, flag="--builder")
-    assert str(raised.value).startswith("--builder-args")
-    assert str(raised.value).endswith(told)
+    assert str(raised.value).startswith("--builder_args")
+    assert str(raised.value).endswith(message)
 
 
 def test_a_users_own_builder_is_found_by_its_class_path(
@@ -404,7 +384,7 @@ def test_an_unknown_builder_is_refused_and_the_known_ones_listed(name: str) -> N
     )
 
 
-def test_the_known_builders_think_but_for_the_baseline() -> None:
+def test_all_builders_think_except_the_baseline() -> None:
     assert {name: builder.thinks for name, builder in BUILDERS.items()} == {
         "correct_only": True,
         "reflected": True,
@@ -415,7 +395,7 @@ def test_the_known_builders_think_but_for_the_baseline() -> None:
     }
 
 
-def test_multitask_teaches_every_label_and_the_thoughts_that_there_are() -> None:
+def test_multitask_teaches_every_label_and_every_thought() -> None:
     prompts = StudentPrompts()
     reflected = {example.id: example for example in Reflected().build(PAIRS, THOUGHTS, REFLECTIONS)}
     built = Multitask().build(PAIRS, THOUGHTS, REFLECTIONS)
@@ -428,7 +408,7 @@ def test_multitask_teaches_every_label_and_the_thoughts_that_there_are() -> None
     assert {example.id: example for example in built if example.source != "label"} == reflected
 
 
-def test_label_first_says_what_reflected_says_the_other_way_round() -> None:
+def test_label_first_has_the_content_of_reflected_in_the_other_order() -> None:
     for found, other in zip(
         LabelFirst().build(PAIRS, THOUGHTS, REFLECTIONS),
         Reflected().build(PAIRS, THOUGHTS, REFLECTIONS),
@@ -440,6 +420,18 @@ def test_label_first_says_what_reflected_says_the_other_way_round() -> None:
         assert (first.thought_process, first.label) == (second.thought_process, second.label)
         assert first.form is Form.LABEL_FIRST
         assert found.prompt != other.prompt
+
+
+def test_a_builders_name_is_its_short_name_or_its_classs() -> None:
+    class Own(Unmodified):
+        pass
+
+    assert (builder_name(LabelOnly()), builder_name(Own())) == ("label_only", "Own")
+
+
+def test_text_is_converted_to_an_arguments_type() -> None:
+    builder = find_builder("reflected", {"balance": "true", "min_score": "4", "prefer": "shortest"})
+    assert (builder.balance, builder.min_score, builder.prefer) == (True, 4, "shortest")
 
 
 def test_a_builder_is_one_method() -> None:
@@ -454,11 +446,11 @@ def test_a_builder_is_one_method() -> None:
 
 def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_data: Path) -> None:
     folder = real_data / "comp34812"
-    pairs = storage.read_examples(folder / "train.csv")
+    pairs = read_examples(folder / "train.csv")
     path = folder / "thoughts_defined_train.jsonl"
-    thoughts = storage.join_thoughts(pairs, storage.read_thoughts(path), path=path)
+    thoughts = join_thoughts(pairs, read_thoughts(path), path=path)
     path = folder / "reflections_defined_train.jsonl"
-    joined = storage.join_reflections(pairs, thoughts, storage.read_reflections(path), path=path)
+    joined = join_reflections(pairs, thoughts, read_reflections(path), path=path)
     by_source = {
         name: dict(
             Counter(example.source for example in builder().build(pairs, thoughts, joined.reflections))

@@ -15,7 +15,7 @@ from nlicot.errors import ConfigError
 from tests.data.test_rows import written
 
 
-def test_what_write_csv_writes_reads_back_unchanged(tmp_path: Path) -> None:
+def test_write_csv_output_reads_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.csv"
     texts = ["plain", "a, b", 'a "quoted" word', "two\nlines", "a lone \r return", "\r\n", " é ", "#"]
     write_csv(path, ["text", "label"], [[text, None] for text in texts])
@@ -27,18 +27,18 @@ def test_csv_lines_end_in_a_newline_and_quotes_are_few(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_bytes() == 'a,b\n"x, y",1\né,\n'.encode()
 
 
-def test_jsonl_holds_one_object_a_line_in_plain_letters(tmp_path: Path) -> None:
+def test_jsonl_has_one_object_per_line_without_escapes(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", iter([{"a": "é\n"}, {"b": [1, None]}]))
     assert (tmp_path / "a.jsonl").read_bytes() == '{"a": "é\\n"}\n{"b": [1, null]}\n'.encode()
 
 
-def test_jsonl_refuses_what_is_no_json(tmp_path: Path) -> None:
+def test_jsonl_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float values"):
         write_jsonl(tmp_path / "a.jsonl", [{"a": float("nan")}])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_is_replaced_only_when_told(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = written(tmp_path, "a.txt", "old")
     with pytest.raises(ConfigError) as raised:
         write_text(path, "new")
@@ -48,7 +48,7 @@ def test_an_existing_file_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_all_outputs_in_the_way_are_named_together(tmp_path: Path) -> None:
+def test_all_existing_outputs_are_listed(tmp_path: Path) -> None:
     first, second = written(tmp_path, "a", ""), written(tmp_path, "b", "")
     with pytest.raises(ConfigError) as raised:
         refuse_overwriting(first, tmp_path / "c", second)
@@ -106,7 +106,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert (link.is_symlink(), target.read_text()) == (True, "new")
 
 
-def test_a_place_that_cannot_be_written_to_is_a_config_error(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
     written(tmp_path, "file", "")
     path = tmp_path / "file" / "a.txt"
     with pytest.raises(ConfigError) as raised:

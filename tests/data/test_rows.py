@@ -34,7 +34,7 @@ def test_csv_reads_the_same_with_any_line_ending_and_byte_order_mark(
     assert rows_of(path) == [(2, {"a": "x, y", "b": "é"}), (4, {"a": "z", "b": ""})]
 
 
-def test_a_csv_row_is_named_by_the_physical_line_where_it_starts(tmp_path: Path) -> None:
+def test_a_csv_rows_line_is_the_physical_line_on_which_it_starts(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", 'a,b\n"one\ntwo\nthree",x\n\nlast,y\n')
     assert rows_of(path) == [(2, {"a": "one\ntwo\nthree", "b": "x"}), (6, {"a": "last", "b": "y"})]
 
@@ -44,7 +44,7 @@ def test_a_ragged_csv_row_is_an_error_with_its_line(tmp_path: Path, cells: str, 
     path = written(tmp_path, "a.csv", f'a,b\n"1\n2",x\n{cells}\n')
     assert complaint(path) == (
         f"4: found {count} fields, expected 2 as in the header "
-        "(put a text that holds a comma in double quotes)"
+        "(put a text that contains a comma in double quotes)"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_csv_row_that_cannot_be_read_is_named_by_its_first_line(
     path = written(tmp_path, "a.csv", "a,b\n1,2\n" + rows)
     assert complaint(path) == (
         f"{line}: a CSV row that cannot be read: {what} "
-        '(a double quote inside a quoted text is written twice, "")'
+        '(inside a quoted text, write a double quote twice: "")'
     )
 
 
@@ -72,7 +72,7 @@ def test_a_csv_field_may_be_longer_than_the_csv_modules_own_limit(tmp_path: Path
     assert rows_of(path) == [(2, {"a": "y" * 200_000})]
 
 
-def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+def test_a_repeated_column_is_an_error(tmp_path: Path) -> None:
     assert complaint(written(tmp_path, "a.csv", "\na, b,a\n1,2,3\n")) == (
         "2: found the column 'a' twice, expected each once"
     )
@@ -99,34 +99,34 @@ def test_a_json_file_may_hold_json_lines_or_one_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"a": 1}\n{"a": \n', "2: found no JSON: Expecting value at column 6, "
-                              "expected one JSON object a line"),
-        ("{'a': 1}\n", "1: found no JSON: Expecting property name enclosed in double quotes at column 2, "
-                       "expected one JSON object a line"),
+        ('{"a": 1}\n{"a": \n', "2: found invalid JSON: Expecting value at column 6, "
+                              "expected one JSON object per line"),
+        ("{'a': 1}\n", "1: found invalid JSON: Expecting property name enclosed in double quotes at "
+                       "column 2, expected one JSON object per line"),
         ('{"a": 1}\n\n[1, 2]\n', "3: found [1, 2], expected a JSON object"),
         ("null\n", "1: found null, expected a JSON object"),
-        ("[" * 100_000, "1: found JSON nested too deeply, expected one JSON object a line"),
+        ("[" * 100_000, "1: found JSON nested too deeply, expected one JSON object per line"),
     ],
     ids=["cut off", "single quotes", "a list", "null", "too deep"],
 )  # fmt: skip
-def test_a_line_that_is_no_json_object_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+def test_a_line_that_is_not_a_json_object_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     assert complaint(written(tmp_path, "a.jsonl", text)) == message
 
 
 def test_a_broken_array_is_an_error_on_the_broken_line(tmp_path: Path) -> None:
     path = written(tmp_path, "a.json", '[\n {"a": 1},\n {"a" 2}\n]')
     assert complaint(path) == (
-        "3: found no JSON: Expecting ':' delimiter at column 7, expected one JSON object a line"
+        "3: found invalid JSON: Expecting ':' delimiter at column 7, expected one JSON object per line"
     )
 
 
-def test_a_missing_file_brings_up_what_is_near(tmp_path: Path) -> None:
+def test_a_missing_file_suggests_similar_names(tmp_path: Path) -> None:
     for name in ("train.csv", "dev.csv"):
         written(tmp_path, name, "")
     assert complaint(tmp_path / "trian.csv") == "no such file (did you mean train.csv?)"
-    assert complaint(tmp_path / "pairs.jsonl") == (f"no such file ({tmp_path} holds dev.csv, train.csv)")
+    assert complaint(tmp_path / "pairs.jsonl") == (f"no such file ({tmp_path} contains dev.csv, train.csv)")
     nowhere = tmp_path / "nowhere"
-    assert complaint(nowhere / "a.csv") == f"no such file (there is no folder {nowhere} either)"
+    assert complaint(nowhere / "a.csv") == f"no such file (the folder {nowhere} does not exist either)"
 
 
 def test_a_folder_and_an_unknown_ending_are_errors(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nlicot.data.root import read_examples
+from nlicot.data.pairs import read_examples
 from nlicot.data.split import split_examples, write_split
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
@@ -41,7 +41,7 @@ def pairs_file(folder: Path, rows: str, header: str = "premise,hypothesis,label"
     return path
 
 
-def test_every_pair_is_in_one_split_in_its_old_order() -> None:
+def test_every_pair_is_in_one_split_in_the_original_order() -> None:
     examples = pairs(30, 3)
     split = split_examples(examples, 0.2, seed=1)
     in_dev = {example.id for example in split.dev}
@@ -57,7 +57,7 @@ def test_no_premise_is_in_both_splits(dev: float) -> None:
 
 @pytest.mark.parametrize("dev", [0.1, 0.25, 0.5, 0.75, 0.9])
 @pytest.mark.parametrize("seed", range(5))
-def test_single_premises_give_each_label_its_exact_share(dev: float, seed: int) -> None:
+def test_single_premises_give_each_label_its_exact_proportion(dev: float, seed: int) -> None:
     # 120 premises, 80 of label 1 and 40 of label 0: all five shares are whole numbers.
     split = split_examples(pairs(120), dev, seed)
     assert label_counts(split.dev) == {1: round(80 * dev), 0: round(40 * dev)}
@@ -65,7 +65,7 @@ def test_single_premises_give_each_label_its_exact_share(dev: float, seed: int) 
 
 @pytest.mark.parametrize("dev", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_label_is_within_one_group_of_its_share(dev: float, seed: int) -> None:
+def test_each_label_is_within_one_group_of_its_proportion(dev: float, seed: int) -> None:
     examples = pairs(100, 4)
     split = split_examples(examples, dev, seed)
     for label, count in label_counts(examples).items():
@@ -127,10 +127,10 @@ def test_neither_split_is_ever_empty(dev: float) -> None:
 
 
 @pytest.mark.parametrize("dev", [0.0, 1.0, -0.1, 20.0, float("nan")])
-def test_a_share_outside_0_and_1_is_a_config_error(dev: float) -> None:
+def test_a_proportion_outside_0_and_1_is_a_config_error(dev: float) -> None:
     with pytest.raises(ConfigError) as raised:
         split_examples(pairs(4), dev, seed=0)
-    assert str(raised.value) == f"--dev: found {dev}, expected a share between 0 and 1, for example 0.1"
+    assert str(raised.value) == f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1"
 
 
 def test_one_premise_cannot_be_split() -> None:
@@ -139,7 +139,7 @@ def test_one_premise_cannot_be_split() -> None:
     assert str(raised.value) == "found 1 different premises, expected 2 or more, to have one in each split"
 
 
-def test_a_written_split_reads_back_as_it_was_made(tmp_path: Path) -> None:
+def test_a_written_split_reads_back_unchanged(tmp_path: Path) -> None:
     rows = "".join(f"P{at},H,{'yes' if at % 2 else 'no'}\n" for at in range(20))
     path = pairs_file(tmp_path, rows)
     written = write_split(path, tmp_path / "new", dev=0.2, seed=5, label_map={"yes": 1, "no": 0})
@@ -156,7 +156,7 @@ def test_a_written_split_reads_back_as_it_was_made(tmp_path: Path) -> None:
     "extra, header", [("", ["id", "premise", "hypothesis", "label"]),
                       ("negation", ["id", "premise", "hypothesis", "label", "phenomenon"])]
 )  # fmt: skip
-def test_a_phenomenon_column_is_written_where_there_is_one(
+def test_a_phenomenon_column_is_written_if_there_is_one(
     tmp_path: Path, extra: str, header: list[str]
 ) -> None:
     path = pairs_file(tmp_path, f"P,H,1,{extra}\nQ,H,1,{extra}\n", "premise,hypothesis,label,phenomenon")
@@ -165,7 +165,7 @@ def test_a_phenomenon_column_is_written_where_there_is_one(
         assert next(csv.reader(file)) == header
 
 
-def test_a_split_goes_to_the_folder_data_unless_told_otherwise(
+def test_a_split_is_written_to_the_folder_data_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -173,7 +173,7 @@ def test_a_split_goes_to_the_folder_data_unless_told_otherwise(
     assert (tmp_path / "data" / "original_data" / "dev.csv").is_file()
 
 
-def test_an_older_split_is_replaced_only_when_told(tmp_path: Path) -> None:
+def test_an_older_split_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = pairs_file(tmp_path, "P,H,1\nQ,H,0\n")
     dev_path = tmp_path / "original_data" / "dev.csv"
     dev_path.parent.mkdir()
@@ -213,7 +213,7 @@ def test_a_file_with_one_premise_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dev", [0.1, 0.3])
-def test_the_shared_tasks_pairs_split_to_the_pair(real_data: Path, dev: float) -> None:
+def test_the_shared_tasks_pairs_are_split_exactly(real_data: Path, dev: float) -> None:
     examples = read_examples(real_data / "comp34812" / "train.csv")
     split = split_examples(examples, dev, seed=0)
     for label, count in label_counts(list(examples)).items():

@@ -1,315 +1,219 @@
+"""Reading the teacher's files: thoughts, reflections, scores."""
+
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Sequence
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nlicot.data import thoughts as joining
-from nlicot.data.root import read_examples, read_reflections, read_thoughts
-from nlicot.data.rows import RecordList
-from nlicot.data.thoughts import JoinTally, check_disjoint, join_reflections, join_scores, join_thoughts
+from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 from nlicot.errors import DataError
-from nlicot.records import Example, Provenance, Reflection, Score, Thought
+from nlicot.records import Provenance, Reflection, Score, Thought, Usage, content_id, to_json_dict
 
-PATH = Path("thoughts.jsonl")
-PAIRS = [
-    Example(id="a", premise="P", hypothesis="H", label=1),
-    Example(id="b", premise="Q", hypothesis="H", label=0),
-]
+THOUGHT = {"id": "a", "premise": "P", "hypothesis": "H", "thought_process": "T", "predicted_label": 0}
+REFLECTION = {
+    **THOUGHT,
+    "true_label": 1,
+    "error_analysis": "E",
+    "improved_thought_process": "I",
+    "reflected_label": 1,
+}
 
 
-def thought(id: str, premise: str = "P", predicted_label: int = 0, **fields: object) -> Thought:
-    record = Thought(
-        id=id, premise=premise, hypothesis="H", thought_process="T", predicted_label=predicted_label
+def jsonl_file(folder: Path, *objects: object) -> Path:
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in objects), encoding="utf-8")
+    return path
+
+
+def test_a_thought_is_read_with_its_provenance(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    provenance = {"backend": "http", "model": "m", "params": {"temperature": 0.3}, "usage": usage}
+    path = jsonl_file(
+        tmp_path,
+        {**THOUGHT, "sample": 2, "true_label": "1", "relation": "neutral", "provenance": provenance},
     )
-    return dataclasses.replace(record, **fields)  # type: ignore[arg-type]
-
-
-def reflection(id: str, premise: str = "P", reflected_label: int = 1, **fields: object) -> Reflection:
-    record = Reflection(
-        id=id,
-        premise=premise,
-        hypothesis="H",
-        true_label=1,
-        thought_process="T",
-        error_analysis="E",
-        improved_thought_process="I",
-        reflected_label=reflected_label,
-    )
-    return dataclasses.replace(record, **fields)  # type: ignore[arg-type]
-
-
-def on_lines(*records: Thought) -> RecordList[Thought]:
-    """The records as if each stood on a line of its own, from line 1 on."""
-    return RecordList(records, range(1, len(records) + 1))
-
-
-def complaint(examples: Sequence[Example], thoughts: Sequence[Thought]) -> str:
-    with pytest.raises(DataError) as raised:
-        join_thoughts(examples, thoughts, path=PATH)
-    return str(raised.value)
-
-
-def test_a_thought_joins_by_id_and_takes_the_pairs_label() -> None:
-    (joined,) = join_thoughts(PAIRS, [thought("b", "Q", true_label=None)], path=PATH)
-    assert (joined.id, joined.true_label, joined.correct) == ("b", 0, True)
-
-
-def test_a_thought_whose_id_is_unknown_joins_by_text() -> None:
-    joined = join_thoughts(PAIRS, on_lines(thought("1", "Q"), thought("0")), path=PATH)
-    assert [(record.id, record.true_label) for record in joined] == [("b", 0), ("a", 1)]
-    assert list(joined.lines) == [1, 2]
-
-
-def test_a_thought_whose_id_belongs_to_another_text_joins_by_text() -> None:
-    (joined,) = join_thoughts(PAIRS, [thought("a", "Q")], path=PATH)
-    assert (joined.id, joined.true_label) == ("b", 0)
-
-
-def test_a_text_that_stands_twice_is_joined_to_its_first_pair() -> None:
-    pairs = [dataclasses.replace(PAIRS[0], id=id) for id in ("pair-x", "pair-x-2")]
-    (by_text,) = join_thoughts(pairs, [thought("17")], path=PATH)
-    (by_id,) = join_thoughts(pairs, [thought("pair-x-2")], path=PATH)
-    assert (by_text.id, by_id.id) == ("pair-x", "pair-x-2")
-
-
-def test_texts_join_letter_for_letter() -> None:
-    assert complaint(PAIRS, on_lines(thought("z", "P "))) == (
-        "thoughts.jsonl:1: found a thought of pair 'z', which is not among the pairs, "
-        "nor has any pair its text, expected a premise and hypothesis that stand in the pairs "
-        "(give the pairs that it was made from)"
-    )
-
-
-def test_a_thought_whose_pair_has_another_text_is_an_error_that_says_so() -> None:
-    assert complaint(PAIRS, on_lines(thought("a"), thought("b", "R"))) == (
-        "thoughts.jsonl:2: found a thought of pair 'b', which has another text, nor has any pair its text, "
-        "expected a premise and hypothesis that stand in the pairs (give the pairs that it was made from)"
-    )
-
-
-def test_two_thoughts_that_differ_under_one_sample_number_are_an_error() -> None:
-    first, second = thought("a"), thought("0", thought_process="other")
-    assert complaint(PAIRS, on_lines(first, thought("b", "Q"), second)) == (
-        "thoughts.jsonl:3: found another thought of pair 'a', sample 0, than on line 1, "
-        "expected one of each sample number "
-        "(number several for one pair with the field sample, or delete one)"
-    )
-    assert complaint(PAIRS, [first, second]).startswith(
-        "thoughts.jsonl: found another thought of pair 'a', sample 0, than before, expected"
-    )
-
-
-def test_several_samples_of_one_pair_are_kept() -> None:
-    thoughts = [thought("a", sample=0), thought("a", sample=1, thought_process="other")]
-    assert [record.sample for record in join_thoughts(PAIRS, thoughts, path=PATH)] == [0, 1]
-
-
-def test_several_rounds_of_one_sample_are_kept() -> None:
-    thoughts = [thought("a"), thought("a", round=1, thought_process="other")]
-    assert [record.round for record in join_thoughts(PAIRS, thoughts, path=PATH)] == [0, 1]
-    twice = [*thoughts, thought("a", round=1, thought_process="yet another")]
-    assert "found another thought of pair 'a', sample 0, round 1, than before" in complaint(PAIRS, twice)
-
-
-def test_a_reflection_of_any_round_is_one_on_the_first_thought() -> None:
-    thoughts = join_thoughts(PAIRS, [thought("a"), thought("a", predicted_label=1, round=1)], path=PATH)
-    records = [reflection("a"), reflection("a", round=1)]
-    assert join_reflections(PAIRS, thoughts, records, path=PATH).reflections == records
-
-
-def test_a_tally_adds_up_parts_and_leaves_the_log_to_its_owner(caplog: pytest.LogCaptureFixture) -> None:
-    tally = JoinTally(path=PATH)
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
-        for pair in PAIRS:
-            records = [thought(pair.id, pair.premise)] * 3
-            join_thoughts([pair], records, path=PATH, tally=tally)
-        assert caplog.messages == []
-        tally.log()
-    assert caplog.messages == ["thoughts.jsonl: dropped 4 identical repetitions"]
-
-
-def test_scores_join_by_id_and_come_once() -> None:
-    scores = [Score(id="b", score=2), Score(id="a", score=3), Score(id="a", round=1, score=4)]
-    assert join_scores(PAIRS, [*scores, scores[0]], path=PATH) == scores
-
-
-def test_a_score_of_no_pair_is_an_error() -> None:
-    scores = RecordList([Score(id="a", score=3), Score(id="z", score=3)], [1, 4])
-    with pytest.raises(DataError) as raised:
-        join_scores(PAIRS, scores, path=PATH)
-    assert str(raised.value) == (
-        "thoughts.jsonl:4: found a score of pair 'z', which is not among the pairs, "
-        "expected an id that stands in the pairs (give the pairs that it was made from)"
-    )
-
-
-def test_two_scores_of_one_text_that_differ_are_an_error() -> None:
-    scores = RecordList([Score(id="a", round=1, score=3), Score(id="a", round=1, score=4)], [1, 2])
-    with pytest.raises(DataError) as raised:
-        join_scores(PAIRS, scores, path=PATH)
-    assert str(raised.value) == (
-        "thoughts.jsonl:2: found score 4 for the thought of pair 'a', sample 0, round 1, after 3, "
-        "expected one score for each text (delete one)"
-    )
-
-
-def test_identical_repetitions_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    later = thought("a", provenance=Provenance(created_at="2025-01-01"))
-    thoughts = on_lines(thought("a"), later, thought("b", "Q"), thought("7"))
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
-        joined = join_thoughts(PAIRS, thoughts, path=PATH)
-    assert ([record.id for record in joined], list(joined.lines)) == (["a", "b"], [1, 3])
-    assert caplog.messages == ["thoughts.jsonl: dropped 2 identical repetitions"]
-
-
-def test_a_true_label_unlike_the_pairs_gives_way_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
-    thoughts = [thought("a", true_label=0), thought("b", "Q", true_label=0)]
-    assert [record.true_label for record in join_thoughts(PAIRS, thoughts, path=PATH)] == [1, 0]
-    assert caplog.messages == ["thoughts.jsonl: 1 true labels differ from their pairs'; took the pairs'"]
-
-
-def test_reflections_join_as_thoughts_do() -> None:
-    thoughts = join_thoughts(PAIRS, [thought("a")], path=PATH)
-    joined = join_reflections(PAIRS, thoughts, [reflection("0")], path=PATH)
-    assert (joined.reflections, joined.num_wrong_label) == ([reflection("a")], 0)
-    with pytest.raises(DataError, match=r"^r\.jsonl: found a reflection of pair 'z', which is not among"):
-        join_reflections(PAIRS, thoughts, [reflection("z", "R")], path=Path("r.jsonl"))
-
-
-def test_a_reflection_that_misses_the_true_label_is_skipped_and_counted(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    records = RecordList([reflection("a", reflected_label=0), reflection("b", "Q", 0, true_label=0)], [1, 2])
-    joined = join_reflections(PAIRS, [], records, path=PATH)
-    assert ([record.id for record in joined.reflections], joined.num_wrong_label) == (["b"], 1)
-    assert joined.reflections.lines == [2]
-    assert caplog.messages == ["thoughts.jsonl: skipped 1 reflections that miss the true label"]
-
-
-def test_the_pairs_label_decides_whether_a_reflection_is_right() -> None:
-    joined = join_reflections(PAIRS, [], [reflection("b", "Q", reflected_label=1)], path=PATH)
-    assert (joined.reflections, joined.num_wrong_label) == ([], 1)
-
-
-def test_a_reflection_of_an_unlabelled_pair_keeps_its_own_label() -> None:
-    unlabelled = [dataclasses.replace(pair, label=None) for pair in PAIRS]
-    joined = join_reflections(unlabelled, [], [reflection("0")], path=PATH)
-    assert joined.reflections == [reflection("a")]
-
-
-def test_a_reflection_of_a_right_thought_is_an_error() -> None:
-    thoughts = join_thoughts(PAIRS, [thought("a", predicted_label=1), thought("b", "Q", 1)], path=PATH)
-    records = RecordList([reflection("b", "Q", 0), reflection("0")], [1, 3])
-    with pytest.raises(DataError) as raised:
-        join_reflections(PAIRS, thoughts, records, path=PATH)
-    assert str(raised.value) == (
-        "thoughts.jsonl:3: found a reflection of a right thought (pair 'a'), "
-        "expected reflections of wrong thoughts only "
-        "(give the thoughts that these reflections were made from)"
-    )
-
-
-def test_a_reflection_belongs_to_the_thought_of_its_own_sample(caplog: pytest.LogCaptureFixture) -> None:
-    thoughts = join_thoughts(
-        PAIRS, [thought("a", sample=0, predicted_label=1), thought("a", sample=1)], path=PATH
-    )
-    records = [reflection("a", sample=1), reflection("a", sample=2)]
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
-        joined = join_reflections(PAIRS, thoughts, records, path=PATH)
-    assert joined.reflections == records
-    assert caplog.messages == ["thoughts.jsonl: 1 reflections have no thought in the thoughts' file"]
-
-
-def test_reflections_without_thoughts_are_not_checked_against_them() -> None:
-    assert join_reflections(PAIRS, [], [reflection("a")], path=PATH).reflections == [reflection("a")]
-
-
-def test_a_pair_in_train_and_in_another_split_is_an_error() -> None:
-    dev = [
-        Example(id="c", premise="P", hypothesis="I"),
-        Example(id="d", premise="Q", hypothesis="H"),
-        Example(id="e", premise="P", hypothesis="H"),
+    thoughts = read_thoughts(path)
+    assert thoughts == [
+        Thought(
+            id="a",
+            sample=2,
+            premise="P",
+            hypothesis="H",
+            thought_process="T",
+            predicted_label=0,
+            relation="neutral",
+            true_label=1,
+            provenance=Provenance(
+                backend="http",
+                model="m",
+                params={"temperature": 0.3},
+                usage=Usage(prompt_tokens=10, completion_tokens=5),
+            ),
+        )
     ]
-    splits = {"train": (Path("train.csv"), PAIRS), "dev": (Path("dev.csv"), RecordList(dev, [2, 3, 4]))}
-    with pytest.raises(DataError) as raised:
-        check_disjoint(splits)
-    assert str(raised.value) == (
-        "dev.csv:3: found pair 'd' of dev in train too (there 'b'), and 1 more, "
-        "expected splits that share no pair "
-        "(take it out of one of them, or allow it: --data.allow_overlap true)"
-    )
+    assert list(thoughts.lines) == [1]
 
 
-def test_shared_pairs_can_be_allowed_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    splits = {"train": (Path("train.csv"), PAIRS), "test": (Path("test.csv"), PAIRS[:1])}
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
-        check_disjoint(splits, allow=True)
-    assert caplog.messages == [
-        "test.csv: 1 pairs of test are in train too, as allowed",
-        "test.csv: 1 pairs of test have a premise of train",
+def test_unknown_fields_of_a_thought_are_ignored(tmp_path: Path) -> None:
+    extra = {"correct": True, "chat_history": [{"role": "user"}], "reprompt_counts": 0, "hard": True}
+    path = jsonl_file(tmp_path, {**THOUGHT, "id": 0, "predicted_label": "1", **extra})
+    assert read_thoughts(path) == [
+        Thought(id="0", premise="P", hypothesis="H", thought_process="T", predicted_label=1)
     ]
 
 
-def test_a_shared_premise_alone_is_only_counted(caplog: pytest.LogCaptureFixture) -> None:
-    dev = [Example(id="c", premise="P", hypothesis="I"), Example(id="d", premise="R", hypothesis="H")]
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
-        check_disjoint({"dev": (Path("dev.csv"), dev), "train": (Path("train.csv"), PAIRS)})
-    assert caplog.messages == ["dev.csv: 1 pairs of dev have a premise of train"]
-
-
-def test_without_train_there_is_nothing_to_keep_apart() -> None:
-    check_disjoint({"dev": (Path("dev.csv"), PAIRS), "test": (Path("test.csv"), PAIRS)})
-
-
-def test_the_predecessors_files_join_by_text(real_data: Path) -> None:
-    folder = real_data / "original"
-    examples = read_examples(folder / "sample.csv")
-    path = folder / "sample_thoughts.json"
-    thoughts = join_thoughts(examples, read_thoughts(path), path=path)
-    assert (len(thoughts), sum(record.correct for record in thoughts)) == (100, 67)
-    assert {record.id for record in thoughts} == {example.id for example in examples}
-    path = folder / "sample_reflections.json"
-    for given in (thoughts, []):
-        joined = join_reflections(examples, given, read_reflections(path), path=path)
-        assert (len(joined.reflections), joined.num_wrong_label) == (32, 1)
+def test_a_thought_without_an_id_is_named_by_its_content(tmp_path: Path) -> None:
+    assert read_thoughts(jsonl_file(tmp_path, {**THOUGHT, "id": None}))[0].id == content_id("P", "H")
 
 
 @pytest.mark.parametrize(
-    "split, kind, num_right, num_reflections",
+    "field, value, found",
     [
-        ("train", "", 1200 - 511, 511),
-        ("dev", "", 150 - 55, 55),
-        ("train", "defined_", 1200 - 73, 73),
-        ("dev", "defined_", 150 - 5, 5),
+        ("predicted_label", 2, "predicted_label 2, expected 0 or 1"),
+        ("predicted_label", float("nan"), "predicted_label nan, expected 0 or 1"),
+        ("predicted_label", None, "an empty predicted_label, expected 0 or 1"),
+        ("true_label", "yes", "true_label 'yes', expected 0 or 1"),
+        ("thought_process", " ", "an empty thought_process, expected text"),
+        ("thought_process", "\udfff", "half a surrogate pair (\\udfff) in thought_process, "
+                                      "expected text that UTF-8 can hold"),
+        ("sample", -1, "sample -1, expected a whole number, 0 or more"),
+        ("sample", float("inf"), "sample inf, expected a whole number, 0 or more"),
+        ("provenance", "me", "provenance 'me', expected a JSON object"),
+        ("provenance", {"usage": {"prompt_tokens": 1.5}},
+         "prompt_tokens 1.5, expected a whole number, 0 or more"),
     ],
+)  # fmt: skip
+def test_a_thought_that_cannot_be_used_is_an_error(
+    tmp_path: Path, field: str, value: object, found: str
+) -> None:
+    path = jsonl_file(tmp_path, THOUGHT, {**THOUGHT, field: value})
+    with pytest.raises(DataError) as raised:
+        read_thoughts(path)
+    assert str(raised.value) == f"{path}:2: found {found}"
+
+
+def test_a_thought_with_a_missing_field_is_an_error(tmp_path: Path) -> None:
+    path = jsonl_file(tmp_path, {"premise": "P", "hypothesis": "H", "thought_process": "T"})
+    with pytest.raises(DataError) as raised:
+        read_thoughts(path)
+    assert str(raised.value) == (
+        f"{path}:1: found no predicted_label among 'premise', 'hypothesis', 'thought_process', "
+        "expected 0 or 1"
+    )
+
+
+def test_a_thoughts_file_without_thoughts_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"found no rows, expected a thought on each line$"):
+        read_thoughts(jsonl_file(tmp_path))
+
+
+def test_a_reflection_is_read(tmp_path: Path) -> None:
+    path = jsonl_file(tmp_path, {**REFLECTION, "hard": True})
+    assert read_reflections(path) == [
+        Reflection(
+            id="a",
+            premise="P",
+            hypothesis="H",
+            true_label=1,
+            thought_process="T",
+            error_analysis="E",
+            improved_thought_process="I",
+            reflected_label=1,
+        )
+    ]
+
+
+def test_an_older_reflections_predicted_label_replaces_a_missing_reflected_one(tmp_path: Path) -> None:
+    older = {name: value for name, value in REFLECTION.items() if name != "reflected_label"}
+    path = jsonl_file(
+        tmp_path, {**REFLECTION, "predicted_label": 0}, {**older, "id": 1, "predicted_label": 1}
+    )
+    assert [reflection.reflected_label for reflection in read_reflections(path)] == [1, 1]
+
+
+def test_a_reflections_file_may_be_empty(tmp_path: Path) -> None:
+    assert read_reflections(jsonl_file(tmp_path)) == []
+
+
+def test_the_round_of_a_text_is_written_if_it_is_not_the_first_and_read_back(tmp_path: Path) -> None:
+    first, later = (
+        Thought(id="a", round=number, premise="P", hypothesis="H", thought_process="T", predicted_label=0)
+        for number in (0, 2)
+    )
+    assert ("round" in to_json_dict(first), to_json_dict(later)["round"]) == (False, 2)
+    assert read_thoughts(jsonl_file(tmp_path, to_json_dict(first), to_json_dict(later))) == [first, later]
+    reflections = read_reflections(jsonl_file(tmp_path, REFLECTION, {**REFLECTION, "round": 1}))
+    assert [reflection.round for reflection in reflections] == [0, 1]
+    assert [to_json_dict(reflection).get("round") for reflection in reflections] == [None, 1]
+
+
+def test_scores_are_read_with_the_regenerated_texts_between_them(tmp_path: Path) -> None:
+    score = {"id": "a", "target": "thought", "score": 2, "analysis": "too short"}
+    path = jsonl_file(
+        tmp_path,
+        score,
+        {**THOUGHT, "round": 1},
+        {**score, "round": 1, "score": 5},
+        {"id": 7, "sample": 2, "score": "3", "target": "reflection"},
+        {**REFLECTION, "round": 2},
+    )
+    found = read_scores(path)
+    assert found.scores == [
+        Score(id="a", score=2, analysis="too short"),
+        Score(id="a", round=1, score=5, analysis="too short"),
+        Score(id="7", sample=2, target="reflection", score=3),
+    ]
+    assert [(thought.id, thought.round) for thought in found.thoughts] == [("a", 1)]
+    assert [(reflection.id, reflection.round) for reflection in found.reflections] == [("a", 2)]
+    assert (found.scores.lines, found.thoughts.lines, found.reflections.lines) == ([1, 3, 4], [2], [5])
+
+
+def test_a_judges_score_is_read_back_unchanged(tmp_path: Path) -> None:
+    provenance = Provenance(backend="mistral", model="m", usage=Usage(prompt_tokens=1, completion_tokens=2))
+    score = Score(
+        id="a", sample=1, target="reflection", round=3, score=1, analysis="A", provenance=provenance
+    )
+    assert read_scores(jsonl_file(tmp_path, to_json_dict(score))).scores == [score]
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({"id": "a", "score": 0}, "score 0, expected 1 to 5"),
+        ({"id": "a", "score": 6}, "score 6, expected 1 to 5"),
+        ({"id": "a", "score": None}, "score null, expected 1 to 5"),
+        ({"id": "a", "score": 3.5}, "score 3.5, expected a whole number, 0 or more"),
+        ({"score": 3}, "no id among 'score', expected text"),
+        ({"id": "a", "score": 3, "target": "pair"}, "target 'pair', expected 'thought' or 'reflection'"),
+        (THOUGHT, "a regenerated text of round 0, expected round 1 or later (round 0 is the first text)"),
+        (REFLECTION, "a regenerated text of round 0, expected round 1 or later (round 0 is the first text)"),
+        ({"id": "a"}, "the fields 'id', expected a score, or the thought_process or improved_thought_process "
+                      "of a regenerated text"),
+    ],
+)  # fmt: skip
+def test_a_score_that_cannot_be_used_is_an_error(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+    path = jsonl_file(tmp_path, {"id": "a", "score": 3}, row)
+    with pytest.raises(DataError) as raised:
+        read_scores(path)
+    assert str(raised.value) == f"{path}:2: found {found}"
+
+
+@pytest.mark.parametrize(
+    "split, num_thoughts, num_reflections",
+    [("train", 1200, 511), ("dev", 150, 55), ("defined_train", 1200, 73), ("defined_dev", 150, 5)],
 )
-def test_the_shared_tasks_reflections_join_their_thoughts(
-    real_data: Path, split: str, kind: str, num_right: int, num_reflections: int
+def test_the_shared_tasks_thoughts_and_reflections_load(
+    real_data: Path, split: str, num_thoughts: int, num_reflections: int
 ) -> None:
     folder = real_data / "comp34812"
-    examples = read_examples(folder / f"{split}.csv")
-    path = folder / f"thoughts_{kind}{split}.jsonl"
-    thoughts = join_thoughts(examples, read_thoughts(path), path=path)
-    assert sum(record.correct for record in thoughts) == num_right
-    path = folder / f"reflections_{kind}{split}.jsonl"
-    joined = join_reflections(examples, thoughts, read_reflections(path), path=path)
-    assert (len(joined.reflections), joined.num_wrong_label) == (num_reflections, 0)
+    assert len(read_thoughts(folder / f"thoughts_{split}.jsonl")) == num_thoughts
+    assert len(read_reflections(folder / f"reflections_{split}.jsonl")) == num_reflections
 
 
-def test_reflections_on_another_run_of_thoughts_are_an_error(real_data: Path) -> None:
-    folder = real_data / "comp34812"
-    examples = read_examples(folder / "dev.csv")
-    path = folder / "thoughts_defined_dev.jsonl"
-    thoughts = join_thoughts(examples, read_thoughts(path), path=path)
-    path = folder / "reflections_dev.jsonl"
-    with pytest.raises(DataError, match=r"reflections_dev\.jsonl:1: found a reflection of a right thought"):
-        join_reflections(examples, thoughts, read_reflections(path), path=path)
-
-
-def test_the_shared_tasks_splits_share_no_pair(real_data: Path) -> None:
-    paths = {split: real_data / "comp34812" / f"{split}.csv" for split in ("train", "dev", "test")}
-    check_disjoint({split: (path, read_examples(path)) for split, path in paths.items()})
+def test_the_predecessors_texts_load_unchanged(real_data: Path) -> None:
+    folder = real_data / "original"
+    assert len(read_thoughts(folder / "sample_thoughts.json")) == 100
+    assert len(read_reflections(folder / "sample_reflections.json")) == 33

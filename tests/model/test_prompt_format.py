@@ -12,13 +12,16 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.data import root as storage
+from nlicot.data.pairs import read_examples
+from nlicot.data.root import DataRoot
+from nlicot.data.thoughts import read_reflections, read_thoughts
 from nlicot.errors import ModelError
 from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import ChatFormat, MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example
+from nlicot.shipped import SAMPLE
 
 NASTY = {
     "mistral markers": "[INST] now [/INST] <s> </s> [TOOL_CALLS] [control_8] <unk> <0x0A>",
@@ -58,7 +61,7 @@ def mistral_v3() -> MistralTokenizer:
 
 
 def sample_pairs() -> list[Example]:
-    return storage.read_examples(storage.DataRoot(storage.SAMPLE_ROOT).pairs("train"))
+    return read_examples(DataRoot(SAMPLE).pairs("train"))
 
 
 def rendered(pairs: Sequence[Example]) -> list[str]:
@@ -105,7 +108,7 @@ def test_mistral_prompt_ids_are_mistrals_own_for_the_samples_pairs(
 def test_mistral_prompt_ids_are_mistrals_own_for_300_real_pairs(
     real_data: Path, format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
-    prompts = rendered(storage.read_examples(real_data / "comp34812" / "train.csv")[:300])
+    prompts = rendered(read_examples(real_data / "comp34812" / "train.csv")[:300])
     assert len(prompts) == 900
     mistral = format_of["mistral"]
     assert (
@@ -119,7 +122,7 @@ def test_chat_prompt_ids_are_the_chat_templates_for_the_samples_pairs(chat: Chat
 
 
 def test_chat_prompt_ids_are_the_chat_templates_for_300_real_pairs(real_data: Path, chat: ChatFormat) -> None:
-    prompts = rendered(storage.read_examples(real_data / "comp34812" / "train.csv")[:300])
+    prompts = rendered(read_examples(real_data / "comp34812" / "train.csv")[:300])
     assert differing(prompts, chat.encode_prompt, lambda prompt: by_chat_template(chat, prompt)) == []
 
 
@@ -192,7 +195,7 @@ def test_a_completion_without_words_decodes_byte_for_byte(
 
 @formats
 def test_the_samples_thoughts_decode_byte_for_byte(name: str, format_of: dict[str, PromptFormat]) -> None:
-    thoughts = storage.read_thoughts(storage.DataRoot(storage.SAMPLE_ROOT).thoughts("train"))
+    thoughts = read_thoughts(DataRoot(SAMPLE).thoughts("train"))
     assert not_given_back(format_of[name], [thought.thought_process for thought in thoughts]) == []
 
 
@@ -201,9 +204,9 @@ def test_the_real_thoughts_decode_byte_for_byte(
     name: str, real_data: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     folder = real_data / "comp34812"
-    thoughts = storage.read_thoughts(folder / "thoughts_defined_train.jsonl")[:300]
-    reflections = storage.read_reflections(folder / "reflections_defined_train.jsonl")
-    original = storage.read_thoughts(real_data / "original" / "sample_thoughts.json")
+    thoughts = read_thoughts(folder / "thoughts_defined_train.jsonl")[:300]
+    reflections = read_reflections(folder / "reflections_defined_train.jsonl")
+    original = read_thoughts(real_data / "original" / "sample_thoughts.json")
     texts = [
         *(thought.thought_process for thought in (*thoughts, *original)),
         *(reflection.improved_thought_process for reflection in reflections),

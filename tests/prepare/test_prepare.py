@@ -1,4 +1,4 @@
-"""`prepare` writes what `fit` trains on, in forms that datasets, TRL and `fit` itself take."""
+"""`prepare` writes what `fit` trains on, in formats that datasets, TRL and `fit` itself read."""
 
 from __future__ import annotations
 
@@ -14,22 +14,16 @@ from typing import Any
 import pytest
 
 from nlicot import cli
-from nlicot.builders import CorrectOnly, LabelOnly, Reflected, Unmodified
-from nlicot.data import root as storage
-from nlicot.data.root import SAMPLE_ROOT, DataRoot
-from nlicot.data.streaming import JoinedTexts, PairsFile, TextFiles, read_joined
+from nlicot.builders.reflected import Reflected
+from nlicot.data import root as root_module
+from nlicot.data.atomic_write import write_jsonl
+from nlicot.data.pairs import read_examples
+from nlicot.data.root import DataRoot
+from nlicot.data.thoughts import TextFiles, read_joined, read_thoughts
 from nlicot.errors import DataError
-from nlicot.prepare import (
-    FORMATS,
-    MARKERS,
-    Selection,
-    from_row,
-    prepare_examples,
-    prepare_file,
-    to_row,
-)
-from nlicot.prompts import StudentPrompts
+from nlicot.prepare.formats import FORMATS, MARKERS, from_row, to_row
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
+from nlicot.shipped import SAMPLE
 from nlicot.training.datamodule import PairsData
 from nlicot.training.prepared import read_prepared
 
@@ -40,7 +34,7 @@ NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s
 def root(tmp_path: Path) -> Path:
     """The sample with a pair whose texts hold every marker, and with scores."""
     folder = tmp_path / "root"
-    shutil.copytree(SAMPLE_ROOT, folder)
+    shutil.copytree(SAMPLE, folder)
     data = DataRoot(folder)
     pairs = data.pairs("train").read_text().splitlines()
     quoted = NASTY.replace('"', '""')
@@ -52,13 +46,13 @@ def root(tmp_path: Path) -> Path:
     )
     with data.thoughts("train").open("a") as file:
         file.write(json.dumps(to_json_dict(nasty)) + "\n")
-    storage.write_jsonl(data.scores("train"), _scores(data))
+    write_jsonl(data.scores("train"), _scores(data))
     return folder
 
 
 def _scores(data: DataRoot) -> list[dict[str, Any]]:
-    """Low marks for the first thoughts; the first two are written anew, one for the better."""
-    first, second, third = storage.read_thoughts(data.thoughts("train"))[:3]
+    """Low scores for the first thoughts; the first two are regenerated, one with a better score."""
+    first, second, third = read_thoughts(data.thoughts("train"))[:3]
     records: list[Any] = []
     for thought, later in ((first, 5), (second, 1)):
         records += [
@@ -68,7 +62,7 @@ def _scores(data: DataRoot) -> list[dict[str, Any]]:
                 round=1,
                 premise=thought.premise,
                 hypothesis=thought.hypothesis,
-                thought_process=f"anew: {thought.id}",
+                thought_process=f"regenerated: {thought.id}",
                 predicted_label=thought.predicted_label,
             ),
             Score(id=thought.id, round=1, score=later),
@@ -77,7 +71,7 @@ def _scores(data: DataRoot) -> list[dict[str, Any]]:
 
 
 def prepared(root: Path, *args: str, builder: str = "reflected", split: str = "train") -> Path:
-    """What a `prepare` of one split wrote."""
+    """The file that `prepare` wrote for one split."""
     assert cli.main(["prepare", "--root", str(root), "--split", split, "--builder", builder, *args]) == 0
     return root / "finetune" / f"{builder.rpartition('.')[2]}-{split}.jsonl"
 
@@ -144,17 +138,17 @@ def test_a_builders_arguments_choose_what_fit_would(root: Path, args: list[str],
     assert 0 < len(built) < 181
 
 
-def test_scores_and_texts_written_anew_are_used(root: Path) -> None:
-    first, second, third = storage.read_thoughts(DataRoot(root).thoughts("train"))[:3]
+def test_scores_and_regenerated_texts_are_used(root: Path) -> None:
+    first, second, third = read_thoughts(DataRoot(root).thoughts("train"))[:3]
     everything = {example.id: example for example in read_prepared(prepared(root, builder="unmodified"))}
-    assert '"thought_process": "anew: ' in everything[first.id].completion
+    assert '"thought_process": "regenerated: ' in everything[first.id].completion
     assert second.thought_process in everything[second.id].completion
     args = ["--overwrite", "--builder-args", "min_score=2"]
     kept = {example.id for example in read_prepared(prepared(root, *args, builder="unmodified"))}
     assert everything.keys() - kept == {third.id}
 
 
-def test_a_persons_own_builder_is_taken_by_its_class_path(
+def test_a_users_own_builder_is_found_by_its_class_path(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "builders_for_prepare.py").write_text(
@@ -197,7 +191,7 @@ def test_definitions_word_the_prompts_as_in_fit(
     ]
 
 
-def test_labels_that_are_words_are_read_through_the_map(
+def test_labels_that_are_words_are_read_by_the_map(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = DataRoot(tmp_path).pairs("train")
@@ -239,65 +233,18 @@ def test_balance_comes_before_shuffling_and_limit(root: Path) -> None:
     assert read_prepared(path) == [balanced[position] for position in order[:6]]
 
 
-# ------------------------------------------------------------ records in memory
-
-
-def joined_sample() -> JoinedTexts:
-    data = DataRoot(SAMPLE_ROOT)
-    files = TextFiles(thoughts=data.thoughts("train"), reflections=data.reflections("train"))
-    return read_joined(storage.read_examples(data.pairs("train")), files)
-
-
-def test_records_are_prepared_without_any_file() -> None:
-    joined = joined_sample()
-    records = (joined.examples, joined.thoughts, joined.reflections)
-    assert prepare_examples(*records) == Reflected().build(*records)
-    assert prepare_examples(*records, builder=CorrectOnly()) == CorrectOnly().build(*records)
-    prompts = StudentPrompts(label_only="{premise} {hypothesis}")
-    built = prepare_examples(joined.examples, builder="label_only", prompts=prompts)
-    assert built == LabelOnly().build(joined.examples, prompts=prompts)
-    chosen = prepare_examples(*records, selection=Selection(shuffle_seed=5, limit=3))
-    order = list(range(180))
-    random.Random(5).shuffle(order)
-    everything = prepare_examples(*records)
-    assert chosen == [everything[position] for position in order[:3]]
-
-
-@pytest.mark.parametrize("chunk_size", [7, 64])
-def test_the_size_of_chunks_makes_no_difference(
-    tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from nlicot.data.streaming import joined_chunks
-    from nlicot.prepare import export as writing
-
-    monkeypatch.setattr(
-        writing, "joined_chunks", lambda pairs, files: joined_chunks(pairs, files, size=chunk_size)
-    )
-    data, path = DataRoot(SAMPLE_ROOT), tmp_path / "out.jsonl"
-    files = TextFiles(thoughts=data.thoughts("train"), reflections=data.reflections("train"))
-    report = prepare_file(
-        PairsFile(data.pairs("train")), files, path, builder=Unmodified(balance=True), form="messages"
-    )
-    joined = joined_sample()
-    built = Unmodified(balance=True).build(joined.examples, joined.thoughts, joined.reflections)
-    assert read_prepared(path) == built
-    assert (report.num_pairs, report.num_examples) == (180, len(built))
-
-
 # ------------------------------------------------------------------------- forms
 
 
 EXAMPLE = TrainingExample(id="a", prompt="P", completion='{"predicted_label": 1}', label=1, source="label")
 
 
-def test_rows_carry_the_markers_of_their_form() -> None:
+def test_rows_contain_the_markers_of_their_format() -> None:
     rest = {"id": "a", "label": 1, "source": "label"}
     answer = EXAMPLE.completion
     chatml = "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
     found = {
-        (form, name): to_row(EXAMPLE, form=form, markers=markers)
-        for form in FORMATS
-        for name, markers in MARKERS.items()
+        (form, name): to_row(EXAMPLE, form, markers) for form in FORMATS for name, markers in MARKERS.items()
     }
     turns = [{"role": "user", "content": "P"}, {"role": "assistant", "content": answer}]
     assert found == {
@@ -315,7 +262,7 @@ def test_rows_carry_the_markers_of_their_form() -> None:
 @pytest.mark.parametrize(
     "prompt", ["P", "P ", "[INST] P[/INST]", f"{NASTY}", " \n[INST] ", "<s>[INST] x</s>"]
 )
-def test_every_form_reads_back_as_it_was(tmp_path: Path, form: str, name: str, prompt: str) -> None:
+def test_every_format_reads_back_unchanged(tmp_path: Path, form: str, name: str, prompt: str) -> None:
     from nlicot import completion
     from nlicot.data.rows import read_rows
 
@@ -323,7 +270,7 @@ def test_every_form_reads_back_as_it_was(tmp_path: Path, form: str, name: str, p
         id="a", prompt=prompt, completion=completion.render(NASTY, 0), label=0, source="thought"
     )
     path = tmp_path / "one.jsonl"
-    storage.write_jsonl(path, [to_row(example, form=form, markers=MARKERS[name])])
+    write_jsonl(path, [to_row(example, form, MARKERS[name])])
     (row,) = read_rows(path)
     assert from_row(row, default_id="") == example
 
@@ -338,18 +285,18 @@ def test_every_form_reads_back_as_it_was(tmp_path: Path, form: str, name: str, p
         [{"role": "user", "content": "P"}, {"role": "user", "content": "C"}],
     ],
 )
-def test_messages_of_another_form_are_refused_with_their_line(tmp_path: Path, messages: object) -> None:
+def test_messages_of_another_format_are_refused_with_their_line(tmp_path: Path, messages: object) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n")
     with pytest.raises(DataError) as raised:
         read_prepared(path)
     assert str(raised.value) == (
-        f"{path}:1: found messages of another form, expected a turn of the user and one of the assistant"
+        f"{path}:1: found messages of another format, expected one turn of the user and one of the assistant"
     )
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_datasets_loads_each_form(root: Path, tmp_path: Path, form: str) -> None:
+def test_datasets_loads_each_format(root: Path, tmp_path: Path, form: str) -> None:
     import datasets
 
     path = prepared(root, "--format", form)
@@ -375,9 +322,11 @@ def test_mistrals_tokenizer_puts_one_bos_in_front_and_reads_the_prompt_as_fit_do
     special = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["[INST]", "[/INST]"]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**special, "add_bos_token": True}))
     tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
-    ours, joined = MistralFormat(), joined_sample()
-    for example in prepare_examples(joined.examples[:20], joined.thoughts, joined.reflections):
-        row = to_row(example, form=form, markers=MARKERS["mistral"])
+    ours, data = MistralFormat(), DataRoot(SAMPLE)
+    files = TextFiles(thoughts=data.thoughts("train"), reflections=data.reflections("train"))
+    joined = read_joined(read_examples(data.pairs("train")), files)
+    for example in Reflected().build(joined.examples[:20], joined.thoughts, joined.reflections):
+        row = to_row(example, form, MARKERS["mistral"])
         text = row.get("text") or row["prompt"] + row["completion"]
         ids = tokenizer(text + tokenizer.eos_token)["input_ids"]  # as TRL does
         prompt = ours.encode_prompt(example.prompt)
@@ -392,7 +341,7 @@ def test_mistrals_tokenizer_puts_one_bos_in_front_and_reads_the_prompt_as_fit_do
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("markers", MARKERS)
-def test_trl_takes_each_form_and_supervises_eos(root: Path, tmp_path: Path, form: str, markers: str) -> None:
+def test_trl_reads_each_format_and_trains_on_eos(root: Path, tmp_path: Path, form: str, markers: str) -> None:
     import datasets
     from small_model import write_small_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -425,8 +374,8 @@ def test_trl_takes_each_form_and_supervises_eos(root: Path, tmp_path: Path, form
         ids = encoded["input_ids"]
         labels = encoded.get("labels", ids)
         ends = [at for at, label in enumerate(labels) if label == tokenizer.eos_token_id]
-        assert ends, "EOS is not learnt"
-        # Behind the last EOS the tokenizer's own template may put a line break, and nothing else.
+        assert ends, "EOS is not supervised"
+        # After the last EOS the tokenizer's own template may add a line break, and nothing else.
         assert tokenizer.decode(ids[ends[-1] + 1 :]).strip() == ""
         assert tokenizer.decode(ids[: ends[-1]]).endswith(row_answer(row))
         if form == "prompt-completion":
@@ -448,7 +397,7 @@ def test_without_a_root_the_sample_is_prepared_in_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "try"
-    monkeypatch.setattr(storage, "TRY_ROOT", copy)
+    monkeypatch.setattr(root_module, "TRY_ROOT", copy)
     assert cli.main(["prepare"]) == 0
     printed = capsys.readouterr().out
     for split, num in (("train", 180), ("dev", 40)):
@@ -456,11 +405,11 @@ def test_without_a_root_the_sample_is_prepared_in_a_copy(
         assert len(rows(path)) == num
         assert f"{split}: reflected: {num} examples from {num} pairs (" in printed
         assert f"\n{split}: wrote {path}\n" in printed
-    assert not (SAMPLE_ROOT / "finetune").exists()
+    assert not (SAMPLE / "finetune").exists()
     assert f"next: python -m nlicot fit --config configs/reflected.yaml --root {copy} " in printed
 
 
-def test_a_split_that_lacks_thoughts_is_left_out_unless_it_is_named(
+def test_a_split_without_thoughts_is_skipped_unless_it_is_named(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     DataRoot(root).thoughts("dev").unlink()
@@ -472,7 +421,7 @@ def test_a_split_that_lacks_thoughts_is_left_out_unless_it_is_named(
     assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 40
 
 
-def test_a_finished_file_is_replaced_only_when_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_file_is_replaced_only_on_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = prepared(root)
     before = path.read_text()
     args = ["prepare", "--root", str(root), "--limit", "1"]
@@ -503,39 +452,72 @@ def test_nothing_to_write_is_an_error_and_leaves_no_file(
         f"{DataRoot(root).pairs('train')}: found nothing that the builder Reflected can use"
         in capsys.readouterr().err
     )
-    assert list((root / "finetune").iterdir()) == []
+    assert not (root / "finetune").exists()
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--builder", "refleted"], "--builder: found 'refleted', expected one of correct_only, reflected,"),
-        (["--builder-args", "balance"], "--builder-args: found 'balance', expected NAME=VALUE"),
-        (["--builder-args", "blance=true"], "--builder-args: found 'blance', expected some of balance,"),
-        (["--builder-args", "balance=yes"], "--builder-args balance: found 'yes', expected bool"),
-        (["--builder-args", "min_score=true"], "--builder-args min_score: found True, expected int | None"),
+        (["--builder-args", "balance"], "--builder_args: found 'balance', expected NAME=VALUE"),
+        (["--builder_args", "blance=true"], "--builder_args: found 'blance', expected some of balance,"),
+        (["--builder-args", "balance=so"], "--builder_args balance: found 'so', expected true or false"),
+        (
+            ["--builder_args", "min_score=true"],
+            "--builder_args min_score: found 'True', expected a whole number or null",
+        ),
         (
             ["--builder-args", "prefer=last"],
             "--builder: prefer: found 'last', expected 'first' or",
         ),
-        (["--definitions", "nowhere.yaml"], "--definitions nowhere.yaml: cannot be read ("),
+        (["--definitions", "nowhere.yaml"], "--definitions nowhere.yaml: cannot be read: No such file"),
+        (["--definitions"], "--definitions needs a file name"),
+        (["--definitions.entailment", " "], "definitions.entailment: found ' ', expected text that"),
+        (["--no-entailment", ""], "definitions.no_entailment: found '', expected text that completes"),
+        (["--limit", "0"], "--limit: found 0, expected a whole number, 1 or more"),
+        (["--format", "tex"], "--format: found 'tex', expected one of 'text', 'prompt-completion', "),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
-    root: Path, args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_reported_in_one_line(
+    root: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["prepare", "--root", str(root), *args]) == 2
-    assert f"nlicot: {told}" in capsys.readouterr().err
+    assert f"nlicot: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "- a", "entailment: x", "entailment: x\nno_entailment: 3"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected the keys entailment and no_entailment"),
+        ("- a", "expected the keys entailment and no_entailment"),
+        ("entailment: x", "found no text for no_entailment"),
+        ("entailment: x\nno_entailment: 3", "found no text for no_entailment"),
+        ("entailment: ' . '\nno_entailment: y", "found no text for entailment"),
+        ("entailment: x\nnoentailment: y", "unknown key 'noentailment'; did you mean no_entailment?"),
+    ],
+)
 def test_definitions_without_both_texts_are_refused(
-    root: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "definitions.yaml"
     file.write_text(content)
     assert cli.main(["prepare", "--root", str(root), "--definitions", str(file)]) == 2
-    assert f"--definitions {file}: found no text for " in capsys.readouterr().err
+    assert f"--definitions {file}: {message}" in capsys.readouterr().err
+
+
+def test_settings_come_from_a_yaml_file_too(root: Path, tmp_path: Path) -> None:
+    words, config = tmp_path / "words.yaml", tmp_path / "prepare.yaml"
+    words.write_text("entailment: it fits\nno_entailment: it clashes\n")
+    config.write_text(
+        f"root: {root}\nsplit: [train]\nformat: messages\nshuffle_seed: null\ndefinitions: {words}\n"
+        "builder_args:\n  balance: true\n  min_score: 2\n"
+    )
+    assert cli.main(["prepare", "--config", str(config), "--definitions.no_entailment", "it is out"]) == 0
+    found = rows(root / "finetune" / "reflected-train.jsonl")
+    assert "Answer 1 if it fits, 0 if it is out. " in found[0]["messages"][0]["content"]
+    assert [row["id"] for row in found] == [
+        example.id for example in built_by_fit(root, builder=Reflected(balance=True, min_score=2))
+    ]
 
 
 def test_prepare_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.cli import main
-from nlicot.data.root import read_thoughts
+from nlicot.data.thoughts import read_thoughts
 from nlicot.teacher import commands
 from nlicot.teacher.engine.retry_policy import RetryPolicy
 from nlicot.teacher.engine.session import RunSettings

@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.teacher.backends.base import Fault, Reply, Request, writable
+
+T = TypeVar("T")
 
 # NORMAL: a commit survives the death of the process; a power failure may lose the last moments. The log is
 # merged into the file every 64 MB: that waits for the disk, and every request waits with it.
@@ -274,3 +277,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise DataError(
             f"not a journal ({error}); move the file away to start a new one", path=path
         ) from None
+
+
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    remaining = iter(items)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield chunk

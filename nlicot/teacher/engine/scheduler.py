@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from nlicot.data.streaming import in_chunks
 from nlicot.errors import NoAnswers, TeacherRefused, TeacherStopped
 from nlicot.records import Failure
 from nlicot.teacher.backends.base import (
@@ -30,7 +29,7 @@ from nlicot.teacher.backends.base import (
     writable,
 )
 from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.journal import Journal, Outcome
+from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.rate_limiter import RateLimiter
 
 TASKS_PER_LOOKUP = 512

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlicot.data.rows import Row
-from nlicot.data.streaming import in_chunks
 from nlicot.errors import TeacherRefused
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.backends.base import Backend, Fault
 from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.journal import Journal, Outcome
+from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Price
 from nlicot.teacher.engine.rate_limiter import RateLimiter
 from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy

@@ -1,41 +1,28 @@
-"""What a stage works on: pairs, their thoughts, or texts to score; read anew each time they are walked."""
+"""The input of a stage: pairs, their thoughts, or the texts to score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nlicot.data.pairs import PairsFile
+from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
-from nlicot.data.streaming import JoinedTexts, TextFiles, joined_chunks
+from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example, Reflection, Thought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """A split's pairs, the first `limit` of them, or those with `ids`; calling it walks them.
+    """A split's pairs; calling it iterates over the chosen ones."""
 
-    Each walk reads the file again, so that memory does not grow with the number of pairs.
-    """
-
-    file: PairsFile
-    limit: int | None = None
-    ids: Collection[str] | None = None
+    examples: Sequence[Example]
+    chosen: Sequence[Example]
 
     def __call__(self) -> Iterator[Example]:
-        """Walk the chosen pairs."""
-        return self.among(self.file)
-
-    def among(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Those of the file's pairs, from its beginning, that are wanted."""
-        num = 0
-        for example in examples:
-            if self.limit is not None and num == self.limit:
-                return
-            if self.ids is None or example.id in self.ids:
-                num += 1
-                yield example
+        """Iterate over the chosen pairs."""
+        return iter(self.chosen)
 
 
 def pairs_of(
@@ -46,57 +33,60 @@ def pairs_of(
     limit: int | None,
     ids: Sequence[str] | None,
 ) -> Pairs:
-    """What a command's flags choose of a split; the file is checked at once.
+    """Read a split's pairs and choose the first `limit` of those with `ids`.
 
     Raises:
         DataError: the file cannot be read as it is.
-        ConfigError: one of `ids` is no pair of the split.
+        ConfigError: one of `ids` is not a pair of the split.
     """
     path = root.pairs(split)
-    file = PairsFile(path, label_map=label_map)
-    if ids is not None:
-        unknown = set(ids) - {example.id for example in Pairs(file=file, ids=set(ids))()}
-        if unknown:
-            raise ConfigError(f"--ids: found {', '.join(sorted(unknown))}, expected ids of pairs in {path}")
-    return Pairs(file=file, limit=limit, ids=None if ids is None else set(ids))
+    examples = read_examples(path, label_map=label_map)
+    wanted = {example.id for example in examples} if ids is None else set(ids)
+    unknown = wanted - {example.id for example in examples}
+    if unknown:
+        raise ConfigError(f"--ids: found {', '.join(sorted(unknown))}, expected ids of pairs in {path}")
+    chosen = itertools.islice((example for example in examples if example.id in wanted), limit)
+    return Pairs(examples=examples, chosen=list(chosen))
 
 
 def thoughts_of(root: DataRoot, split: str, pairs: Pairs) -> Callable[[], Iterator[Thought]]:
-    """These pairs' thoughts, in the pairs' order.
+    """Return a function that iterates over these pairs' thoughts, in the order of their file.
 
     Raises:
-        DataError: there are none yet.
+        DataError: there are no thoughts yet.
     """
-    files = _texts(root, split, with_reflections=False)
+    files = _text_files(root, split, with_reflections=False)
 
     def thoughts() -> Iterator[Thought]:
-        for chunk, ids in _chosen(pairs, files):
-            yield from (thought for thought in chunk.thoughts if thought.id in ids)
+        joined, ids = _joined(pairs, files)
+        return (thought for thought in joined.thoughts if thought.id in ids)
 
     return thoughts
 
 
 def texts_of(root: DataRoot, split: str, pairs: Pairs) -> Callable[[], Iterator[Thought | Reflection]]:
-    """What there is to score: each pair's thoughts and reflections.
+    """Return a function that iterates over the texts to score: each pair's thoughts and reflections.
 
-    A wrong thought that was reflected on is left out: the reflection stands in for it.
+    A reflection replaces the wrong thought that it is on.
 
     Raises:
         DataError: there are no thoughts yet.
     """
-    files = _texts(root, split, with_reflections=True)
+    files = _text_files(root, split, with_reflections=True)
 
     def texts() -> Iterator[Thought | Reflection]:
-        for chunk, ids in _chosen(pairs, files):
-            reflected = {(reflection.id, reflection.sample): reflection for reflection in chunk.reflections}
-            for thought in chunk.thoughts:
-                if thought.id in ids:
-                    yield reflected.get((thought.id, thought.sample), thought)
+        joined, ids = _joined(pairs, files)
+        reflected = {(reflection.id, reflection.sample): reflection for reflection in joined.reflections}
+        return (
+            reflected.get((thought.id, thought.sample), thought)
+            for thought in joined.thoughts
+            if thought.id in ids
+        )
 
     return texts
 
 
-def _texts(root: DataRoot, split: str, *, with_reflections: bool) -> TextFiles:
+def _text_files(root: DataRoot, split: str, *, with_reflections: bool) -> TextFiles:
     thoughts, reflections = root.thoughts(split), root.reflections(split)
     if not thoughts.exists():
         raise DataError("no such file", path=thoughts, remedy="write it first: python -m nlicot generate")
@@ -104,14 +94,5 @@ def _texts(root: DataRoot, split: str, *, with_reflections: bool) -> TextFiles:
     return TextFiles(thoughts=thoughts, reflections=reflections if wanted else None)
 
 
-def _chosen(pairs: Pairs, files: TextFiles) -> Iterator[tuple[JoinedTexts, set[str]]]:
-    """The split's texts, chunk by chunk, with the ids of the pairs that are wanted of each."""
-    limit = pairs.limit
-    for chunk in joined_chunks(pairs.file, files):
-        wanted = Pairs(file=pairs.file, limit=limit, ids=pairs.ids)
-        ids = {example.id for example in wanted.among(chunk.examples)}
-        yield chunk, ids
-        if limit is not None:
-            limit -= len(ids)
-            if limit == 0:
-                return
+def _joined(pairs: Pairs, files: TextFiles) -> tuple[JoinedTexts, set[str]]:
+    return read_joined(pairs.examples, files), {example.id for example in pairs.chosen}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.cli import main
-from nlicot.data.root import read_thoughts
+from nlicot.data.thoughts import read_thoughts
 from nlicot.teacher.answers.schema import SCHEMAS, parse_answer
 from nlicot.teacher.backends.base import Connection, Message, Refused, Reply, Request
 from nlicot.teacher.backends.local import LocalBackend

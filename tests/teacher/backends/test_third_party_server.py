@@ -22,7 +22,8 @@ from urllib.request import urlopen
 import pytest
 
 from nlicot.cli import main
-from nlicot.data.root import SAMPLE_ROOT, read_reflections, read_scores, read_thoughts
+from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
+from nlicot.shipped import SAMPLE
 
 NUM_PAIRS = 20
 SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
@@ -63,7 +64,7 @@ def server_url() -> Iterator[str]:
 def root(tmp_path: Path) -> Path:
     """The first pairs of the real set, or of the sample where that is not there."""
     real = os.environ.get("NLICOT_REAL_DATA")
-    folder = Path(real) / "comp34812" if real else SAMPLE_ROOT / "original_data"
+    folder = Path(real) / "comp34812" if real else SAMPLE / "original_data"
     for split, num in (("train", NUM_PAIRS), ("dev", 4)):
         with (folder / f"{split}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[: num + 1]

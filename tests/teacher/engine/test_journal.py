@@ -14,11 +14,10 @@ from typing import IO
 
 import pytest
 
-from nlicot.data.streaming import in_chunks
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
-from nlicot.teacher.engine.journal import InterruptedRequest, Journal, Outcome
+from nlicot.teacher.engine.journal import InterruptedRequest, Journal, Outcome, in_chunks
 
 REPLY = Reply(
     text='{"predicted_label": 1}  „ja“ \u2028 \U0001f600',

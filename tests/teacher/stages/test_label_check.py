@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nlicot.data.root import read_examples, read_thoughts
+from nlicot.data.pairs import read_examples
+from nlicot.data.thoughts import read_thoughts
 from nlicot.records import Example, Thought
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
-from nlicot.data.root import read_reflections, read_scores, read_thoughts
+from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 from nlicot.records import Score, Thought
 from nlicot.teacher.api import generate_thoughts, reflect_on, score_texts
 from nlicot.teacher.backends.base import Connection
