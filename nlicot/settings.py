@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nlicot.builders import Builder, find_builder
+from nlicot.builders import find_builder
+from nlicot.builders.base import Builder
 from nlicot.command_line import LabelMap
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
