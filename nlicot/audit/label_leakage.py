@@ -25,7 +25,7 @@ from nlicot.audit.findings import Finding, Section, full_id
 from nlicot.audit.inputs import AuditData, TargetText
 from nlicot.audit.minhash import normalised
 from nlicot.audit.thoughts import without_last_step
-from nlicot.evaluation.metrics import Interval, wilson_interval
+from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
 

@@ -1,8 +1,6 @@
-"""What predictions are worth: accuracy, F1, calibration and their intervals, as records and as text.
+"""Accuracy, F1, calibration and other metrics of predictions, as records, as a dict and as a table.
 
-Stands after prediction and before the report. It takes plain sequences, so that the trainer, the
-report and a notebook use the same figures; reading predictions and writing files is left to them. The
-arithmetic is `estimation`'s; its intervals and tests are offered here too.
+Inputs are plain sequences, so that training, the report and notebooks share these functions.
 """
 
 from __future__ import annotations
@@ -19,36 +17,18 @@ from nlicot.evaluation.bootstrap import (
     Floats,
     Interval,
     Labels,
-    McNemar,
     Metric,
     bootstrap_metrics,
     label_statistics,
-    mcnemar_exact,
     probability_statistics,
     wilson_interval,
 )
 from nlicot.records import LABEL_NAMES, LABELS
 
-__all__ = [
-    "ClassificationMetrics",
-    "Confusion",
-    "GroupAccuracy",
-    "Interval",
-    "McNemar",
-    "Metric",
-    "accuracy_by",
-    "classification_metrics",
-    "format_table",
-    "length_bins",
-    "mcnemar_exact",
-    "metrics_to_dict",
-    "wilson_interval",
-]
-
 NO_GROUP = "(none)"
 TABLE_WIDTH = 80
 _UNANSWERED = -1
-_SHARES = {
+_PERCENTAGES = {
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
@@ -60,9 +40,9 @@ _SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brie
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Counts of the answered pairs; label 1 (entailment) is the positive class.
+    """Counts of answered pairs, with label 1 (entailment) as the positive class.
 
-    Pairs without a predicted label are in none of the four, so `fn` is not all that recall misses.
+    Pairs without a predicted label are in none of the four, so recall can be lower than tp / (tp + fn).
     """
 
     tp: int
@@ -73,10 +53,10 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationMetrics:
-    """The figures of one set of predictions; those that need probabilities are None without them.
+    """The metrics of one set of predictions; those of probabilities are None without them.
 
-    `support` counts all pairs, `num_positive` those whose true label is 1, `num_unanswered` those
-    without a predicted label. `predicted_positive_share` is a share of all pairs.
+    `support` counts all pairs, `num_positive` those with the true label 1, `num_unanswered` those without a
+    predicted label. `predicted_positive_share` is a proportion of all pairs.
     """
 
     accuracy: Metric
@@ -112,25 +92,21 @@ def classification_metrics(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> ClassificationMetrics:
-    """Measure predictions against true labels, each figure with a 95 % interval.
+    """Compare predictions with true labels; each metric has a 95 % percentile bootstrap interval.
 
-    - Accuracy; precision, recall and F1 of label 1; macro F1, the mean of both labels' F1, a label that
-      does not occur included. A share of nothing is 0.0. A predicted label of None is wrong and never
-      a guess: it counts in accuracy's and recall's denominators, not in precision's.
-    - AUROC: the share of (positive, negative) pairs ranked rightly by `p_entailment`, ties by half,
-      which is the rank sum of Mann & Whitney (Hanley & McNeil 1982, Radiology 143, 29-36). None where
-      there is one class only.
-    - Expected calibration error: the mean gap between confidence max(p, 1 - p) and how often the
-      likelier label is true, over 10 equal-width bins closed above (Guo et al. 2017, eq. 3).
-      At p = 0.5 the likelier label is 0.
+    - Accuracy; precision, recall and F1 of label 1; macro F1, the mean of both labels' F1. 0 / 0 is 0.0. A
+      predicted label of None is wrong: it counts for accuracy and recall, not for precision.
+    - AUROC: the proportion of (positive, negative) pairs ranked correctly by `p_entailment`, ties counting
+      half, which is the rank sum of Mann & Whitney (Hanley & McNeil 1982, Radiology 143, 29-36). None if
+      there is only one class.
+    - Expected calibration error: the mean gap between confidence max(p, 1 - p) and the accuracy of the
+      likelier label, in 10 equal-width bins closed above (Guo et al. 2017, eq. 3). At p = 0.5 the likelier
+      label is 0.
     - Brier: the mean of (p - label)^2, half of the sum over both labels in Brier 1950.
 
-    The last three look at probabilities alone, so a decision threshold does not move them, and are
-    None unless every probability is given.
-
-    All intervals are percentile bootstraps, accuracy's too, so that they compare. Two limits of theirs:
-    where all pairs are right the interval has no width (see `wilson_interval`), and that of the
-    calibration error, which resampling biases upwards, may lie above its value.
+    The last three do not depend on a decision threshold and are None unless every probability is given. If
+    all pairs are correct, a bootstrap interval has no width (see `wilson_interval`); resampling biases the
+    calibration error upwards, so its interval may be above its value.
 
     Raises:
         ValueError: no pairs, unequal lengths, a label that is not 0 or 1, or a probability not in [0, 1].
@@ -148,16 +124,16 @@ def classification_metrics(
         values = label_statistics(weights, true, predicted)
         return values if p is None else values | probability_statistics(weights, true, p)
 
-    figures = bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed)
+    measured = bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed)
     return ClassificationMetrics(
-        accuracy=figures["accuracy"],
-        precision=figures["precision"],
-        recall=figures["recall"],
-        f1=figures["f1"],
-        macro_f1=figures["macro_f1"],
-        auroc=figures.get("auroc"),
-        expected_calibration_error=figures.get("expected_calibration_error"),
-        brier=figures.get("brier"),
+        accuracy=measured["accuracy"],
+        precision=measured["precision"],
+        recall=measured["recall"],
+        f1=measured["f1"],
+        macro_f1=measured["macro_f1"],
+        auroc=measured.get("auroc"),
+        expected_calibration_error=measured.get("expected_calibration_error"),
+        brier=measured.get("brier"),
         confusion=_confusion(true, predicted),
         support=len(true),
         num_positive=int(np.sum(true == 1)),
@@ -197,11 +173,11 @@ def _confusion(true: Labels, predicted: Labels) -> Confusion:
 
 
 def accuracy_by(groups: Sequence[str | None], correct: Sequence[bool]) -> list[GroupAccuracy]:
-    """The accuracy on each group, sorted by name with numbers by size, pairs without a group last.
+    """Return the accuracy on each group, in natural order of the names, pairs without a group last.
 
     Args:
         groups: each pair's phenomenon or length bin; None is reported as "(none)".
-        correct: whether the pair's predicted label is the true one.
+        correct: True for each pair with the correct predicted label.
 
     Raises:
         ValueError: unequal lengths.
@@ -226,16 +202,16 @@ def accuracy_by(groups: Sequence[str | None], correct: Sequence[bool]) -> list[G
 
 
 def _natural_order(name: str | None) -> tuple[bool, list[str | int]]:
-    # Splitting by a captured group alternates text and digits, so that like meets like.
+    # Splitting by a captured group alternates text and digits, so only like types are compared.
     parts = re.split(r"([0-9]+)", name or "")
-    return name is None, [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    return name is None, [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def length_bins(num_words: Sequence[int]) -> list[str]:
-    """Each length's bin, the bins being cut at the quartiles; equal lengths share one.
+    """Return the name of each length's bin; bins are cut at the quartiles.
 
-    A quartile is the smallest length that at least that share does not exceed (Hyndman & Fan 1996,
-    definition 1), so no bin is empty, and many equal lengths make fewer than four.
+    Quartiles follow Hyndman & Fan 1996, definition 1, so equal lengths share a bin, no bin is empty, and many
+    equal lengths result in fewer than four.
 
     >>> length_bins([12, 34, 34, 60])
     ['12 words', '13-34 words', '13-34 words', '35-60 words']
@@ -249,17 +225,56 @@ def length_bins(num_words: Sequence[int]) -> list[str]:
         f"{low}-{high} words" if low < high else f"{high} word{'s' if high != 1 else ''}"
         for low, high in zip(first, map(int, last), strict=True)
     ]
-    return [names[place] for place in np.searchsorted(last, lengths, side="left")]
+    return [names[index] for index in np.searchsorted(last, lengths, side="left")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McNemar:
+    """The number of items that only one of two models got right, and the p-value of the difference."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNemar:
+    """Test whether two models that answered the same items differ in accuracy.
+
+    The exact two-sided binomial test, p = 1/2, on the items that only one of them answered correctly (McNemar
+    1947, Psychometrika 12, 153-157). It sums integers, so it neither approximates nor underflows early.
+
+    Args:
+        correct_a: True for each item that model A answered correctly.
+        correct_b: the same for model B, in the same order.
+
+    Raises:
+        ValueError: no items, or unequal lengths.
+
+    >>> mcnemar_exact([True, True, True, True, False], [False, False, False, True, False])
+    McNemar(only_a=3, only_b=0, p_value=0.25)
+    """
+    if len(correct_a) != len(correct_b) or not len(correct_a):
+        raise ValueError(
+            f"found {len(correct_a)} and {len(correct_b)} answers, expected equally many and at least one"
+        )
+    only_a = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if a and not b)
+    only_b = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if b and not a)
+    num_discordant = only_a + only_b
+    binomial, tail = 1, 1
+    for k in range(min(only_a, only_b)):
+        binomial = binomial * (num_discordant - k) // (k + 1)
+        tail += binomial
+    return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**num_discordant))
 
 
 def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
-    """The figures as JSON writes them; those that are None are left out.
+    """Return the metrics as JSON content, without those that are None.
 
-    A metric is `{"value": ..., "low": ..., "high": ...}`, all else keeps its field's name and shape.
+    A metric becomes `{"value": ..., "low": ..., "high": ...}`; everything else keeps its name and shape.
     """
     flat: dict[str, Any] = {}
     for name, value in asdict(metrics).items():
-        if name in _SHARES | _SCORES:
+        if name in _PERCENTAGES | _SCORES:
             if value is not None:
                 flat[name] = {"value": value["value"], **value["interval"]}
         else:
@@ -268,21 +283,18 @@ def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
 
 
 def format_table(metrics: ClassificationMetrics, title: str) -> str:
-    """The figures as plain text of at most 80 columns: metrics, label shares, confusion matrix.
-
-    Shares are in percent, the others as they are; a metric that is None has no line.
-    """
+    """Format the metrics as text of at most 80 columns, with label proportions and confusion matrix."""
     lines = [textwrap.fill(title, TABLE_WIDTH), "", f"{'metric':<12}{'value':>8}   95 % interval"]
-    for name, heading in (_SHARES | _SCORES).items():
+    for name, heading in (_PERCENTAGES | _SCORES).items():
         metric: Metric | None = getattr(metrics, name)
         if metric is not None:
-            style = "{:.1%}" if name in _SHARES else "{:.3f}"
+            style = "{:.1%}" if name in _PERCENTAGES else "{:.3f}"
             value, low, high = map(style.format, (metric.value, metric.interval.low, metric.interval.high))
             lines.append(f"{heading:<12}{value:>8}   {low:>6} to {high:>6}")
-    true_share = metrics.num_positive / metrics.support
+    positive = metrics.num_positive / metrics.support
     lines += [
         "",
-        f"{metrics.support} pairs: {true_share:.1%} are entailment, "
+        f"{metrics.support} pairs: {positive:.1%} are entailment, "
         f"{metrics.predicted_positive_share:.1%} predicted so, {metrics.num_unanswered} unanswered",
         "",
         *_confusion_lines(metrics),

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from nlicot import completion
 from nlicot.data.atomic_write import write_json
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import ClassificationMetrics, Metric, classification_metrics
+from nlicot.evaluation.bootstrap import Metric
+from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
 from nlicot.records import Prediction
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,8 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import ClassificationMetrics, Metric
+from nlicot.evaluation.bootstrap import Metric
+from nlicot.evaluation.metrics import ClassificationMetrics
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import Comparison, breakdowns

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from nlicot.errors import ConfigError
+from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     GroupAccuracy,
-    Interval,
     accuracy_by,
     classification_metrics,
     length_bins,
     mcnemar_exact,
     metrics_to_dict,
-    wilson_interval,
 )
 from nlicot.report.read_runs import Answer, Run
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from nlicot import __version__
 from nlicot.audit.findings import Audit, Section, objects_in
-from nlicot.evaluation.metrics import ClassificationMetrics, GroupAccuracy, Interval
+from nlicot.evaluation.bootstrap import Interval
+from nlicot.evaluation.metrics import ClassificationMetrics, GroupAccuracy
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Breakdown, Comparison, answers_in_order, breakdowns, calibration

@@ -5,7 +5,7 @@ Runs are numbered, so that only one table has their names and the text stays wit
 
 from __future__ import annotations
 
-from nlicot.evaluation.metrics import Metric
+from nlicot.evaluation.bootstrap import Metric
 from nlicot.report.compare import Comparison, RunFigures, Spread
 from nlicot.text_tables import Table, escaped, piped, printable
 

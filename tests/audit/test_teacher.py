@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from nlicot.audit.checks import run_checks
-from nlicot.evaluation.metrics import GroupAccuracy, Interval
+from nlicot.evaluation.bootstrap import Interval
+from nlicot.evaluation.metrics import GroupAccuracy
 from nlicot.records import Thought
 from nlicot.report.compare import Breakdown
 from nlicot.report.plots import draw_breakdown

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from nlicot.evaluation import bootstrap as estimation
+from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     Confusion,
-    Interval,
     McNemar,
     accuracy_by,
     classification_metrics,
@@ -21,7 +21,6 @@ from nlicot.evaluation.metrics import (
     length_bins,
     mcnemar_exact,
     metrics_to_dict,
-    wilson_interval,
 )
 
 TRUE = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
