@@ -1,13 +1,13 @@
-"""The completion's segments: rendering and strict parsing, one beside the other.
+"""Render and strictly parse completions, segment by segment.
 
 A completion is JSON with a fixed scaffold around a thought and a label:
 
     {"thought_process": "<thought>", "predicted_label": <label>}
-    {"predicted_label": <label>}                                      where no thought is asked for
-    {"predicted_label": <label>, "thought_process": "<thought>"}      where the label comes first
+    {"predicted_label": <label>}                                      without a thought
+    {"predicted_label": <label>, "thought_process": "<thought>"}      with the label first
 
-Training encodes the segments one by one and decoding feeds the scaffold, so both take it from here.
-Rendered, a completion parses back to the very thought and label, whatever the thought holds.
+Training encodes the segments one by one, and decoding feeds the scaffold. A rendered completion parses back
+to exactly its thought and label, whatever characters the thought contains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from enum import Enum
 
 
 class Form(Enum):
-    """What a completion holds, in which order."""
+    """The parts of a completion and their order."""
 
     THOUGHT_FIRST = "thought_first"
     LABEL_ONLY = "label_only"
@@ -28,7 +28,7 @@ class Form(Enum):
 
 
 class SegmentKind(Enum):
-    """What a stretch of a completion is; losses are logged and weighted by it."""
+    """The kind of a segment; losses are logged and weighted by it."""
 
     SCAFFOLD = "scaffold"
     THOUGHT = "thought"
@@ -37,7 +37,7 @@ class SegmentKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A stretch of a completion that is encoded on its own."""
+    """A part of a completion that is encoded separately."""
 
     kind: SegmentKind
     text: str
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A parsed completion; `thought_process` is None where it held a label alone."""
+    """A parsed completion; `thought_process` is None if it contains only a label."""
 
     thought_process: str | None
     label: int
@@ -59,13 +59,13 @@ LABEL_TO_THOUGHT = ', "thought_process": "'
 THOUGHT_END = '"}'
 CLOSING = "}"
 
-# SentencePiece's own sign for a space, which it decodes to one, and halves of a surrogate pair.
+# SentencePiece's symbol for a space, which decodes to one, and single surrogates.
 _UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
 def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
-    """The stretches of a completion in order; without a thought it is the label alone in any form.
+    """Return the segments of a completion in order; without a thought, it has only the label in any form.
 
     >>> [segment.text for segment in segments(None, 1)]
     ['{"predicted_label": ', '1', '}']
@@ -74,17 +74,17 @@ def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_
     def scaffold(text: str) -> Segment:
         return Segment(kind=SegmentKind.SCAFFOLD, text=text)
 
-    said = Segment(kind=SegmentKind.LABEL, text=str(label))
+    answer = Segment(kind=SegmentKind.LABEL, text=str(label))
     if thought_process is None or form is Form.LABEL_ONLY:
-        return scaffold(LABEL_OPENING), said, scaffold(CLOSING)
+        return scaffold(LABEL_OPENING), answer, scaffold(CLOSING)
     thought = Segment(kind=SegmentKind.THOUGHT, text=escape(thought_process))
     if form is Form.LABEL_FIRST:
-        return scaffold(LABEL_OPENING), said, scaffold(LABEL_TO_THOUGHT), thought, scaffold(THOUGHT_END)
-    return scaffold(THOUGHT_OPENING), thought, scaffold(THOUGHT_CLOSING), said, scaffold(CLOSING)
+        return scaffold(LABEL_OPENING), answer, scaffold(LABEL_TO_THOUGHT), thought, scaffold(THOUGHT_END)
+    return scaffold(THOUGHT_OPENING), thought, scaffold(THOUGHT_CLOSING), answer, scaffold(CLOSING)
 
 
 def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> str:
-    r"""The completion's text.
+    r"""Return the completion's text.
 
     >>> render('He said "no".', 0)
     '{"thought_process": "He said \\"no\\".", "predicted_label": 0}'
@@ -93,7 +93,7 @@ def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FI
 
 
 def parse(text: str) -> Completion | None:
-    """The thought and label of a completion, or None where it is not exactly one; never a guess.
+    """Parse a completion; return None if the text is not exactly one.
 
     >>> parse('{"thought_process": "Step 1.", "predicted_label": 1}')
     Completion(thought_process='Step 1.', label=1, form=<Form.THOUGHT_FIRST: 'thought_first'>)
@@ -102,7 +102,7 @@ def parse(text: str) -> Completion | None:
     """
     try:
         found = json.loads(text, object_pairs_hook=tuple)
-    except (ValueError, RecursionError):  # ValueError: no JSON, or a number too long to read
+    except (ValueError, RecursionError):  # ValueError: invalid JSON, or a number that is too long
         return None
     if not isinstance(found, tuple):  # an array of pairs would match below
         return None
@@ -121,7 +121,7 @@ def _is_label(value: int) -> bool:
 
 
 def escape(thought_process: str) -> str:
-    r"""A thought as it stands between the quotes of its JSON string.
+    r"""Escape a thought for the inside of a JSON string.
 
     >>> escape('two\nlines')
     'two\\nlines'
@@ -131,12 +131,12 @@ def escape(thought_process: str) -> str:
 
 
 def unescape(escaped: str) -> str:
-    r"""The inverse of `escape`; text that is not valid JSON inside stays as it is.
+    r"""Invert `escape`; return text that is not valid JSON unchanged.
 
     >>> unescape('say \\"hi\\"')
     'say "hi"'
-    >>> unescape('a lone \\x')
-    'a lone \\x'
+    >>> unescape('an invalid \\x')
+    'an invalid \\x'
     """
     try:
         thought: str = json.loads(f'"{escaped}"', strict=False)
@@ -146,7 +146,7 @@ def unescape(escaped: str) -> str:
 
 
 def sentences(thought_process: str) -> list[str]:
-    """A thought cut behind its sentence ends; joined, the parts are the thought again.
+    """Split a thought after its sentence ends; the parts joined are the thought.
 
     >>> sentences("Step 1: It rains. Step 2: So it is wet.")
     ['Step 1: It rains. ', 'Step 2: So it is wet.']

@@ -1,19 +1,19 @@
-"""The tree of errors that a user can cause and mend.
+"""Errors that the user can cause and fix.
 
     NlicotError                  one line for the user, exit code 2
-    +-- DataError                a file's content: carries path:line, what was found, what was expected
+    +-- DataError                a file's content: path:line, found and expected
     +-- ConfigError              a flag or a key of a config file
     +-- ModelError               a base model, tokenizer or device that cannot be used
-    +-- CheckpointError          a run or checkpoint that does not fit what is asked of it
-    +-- JournalInUse             another process works on the same teacher journal
-    +-- TeacherStopped           a teacher run that stopped early; all answers are kept, each has an exit code
+    +-- CheckpointError          a run or checkpoint that is missing or does not match
+    +-- JournalInUse             another process uses the same teacher journal
+    +-- TeacherStopped           a teacher run that stopped early; answers are kept, each has an exit code
         +-- TeacherRefused       3: key, payment, permission or model
-        +-- BudgetReached        4: the next request could have passed the cap
+        +-- BudgetReached        4: the next request could exceed the cap
         +-- DiskFull             5: the journal cannot be written
-        +-- TeacherLopsided      6: the probe found labels that do not fit the data
-        +-- NoAnswers            7: the first requests all stayed without an answer
+        +-- TeacherLopsided      6: the probe found label definitions that do not fit the data
+        +-- NoAnswers            7: none of the first requests was answered
 
-Whatever is not an NlicotError is a bug of ours and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 class NlicotError(Exception):
-    """A mistake that the user can mend; its text is one line and says how."""
+    """An error the user can fix; the message is one line and says how."""
 
     exit_code = 2
 
@@ -31,10 +31,10 @@ class DataError(NlicotError):
     """A data file that cannot be used as it is.
 
     Args:
-        found: what stands there.
-        expected: what should stand there.
+        found: the value in the file; without `expected`, the whole message.
+        expected: valid values.
         path: the file.
-        line: 1-based line of the file, where one line is to blame.
+        line: 1-based line of the file.
         remedy: what to do next.
     """
 
@@ -64,42 +64,42 @@ class ModelError(NlicotError):
 
 
 class CheckpointError(NlicotError):
-    """A checkpoint or run folder that is missing or does not fit what is asked of it."""
+    """A checkpoint or run folder that is missing or does not match what is needed."""
 
 
 class JournalInUse(NlicotError):
-    """Another process works on the same journal; two would pay twice."""
+    """Another process uses the same journal; two would pay twice."""
 
 
 class TeacherStopped(NlicotError):
-    """A teacher run that ended before its end; what was answered is kept, the same command goes on."""
+    """A teacher run that stopped early. Answers so far are kept; rerunning the command resumes it."""
 
 
 class TeacherRefused(TeacherStopped):
-    """The server takes no request: key, payment, permission or an unknown model."""
+    """The server rejects all requests: key, payment, permission or an unknown model."""
 
     exit_code = 3
 
 
 class BudgetReached(TeacherStopped):
-    """The next request could have cost more than is left of the budget."""
+    """The next request could cost more than the rest of the budget."""
 
     exit_code = 4
 
 
 class DiskFull(TeacherStopped):
-    """The journal cannot be written, so nothing more is asked."""
+    """The journal cannot be written, so no more requests are sent."""
 
     exit_code = 5
 
 
 class TeacherLopsided(TeacherStopped):
-    """The first answers find one label and miss the other: the definitions do not fit the data."""
+    """The first answers get one label right and miss the other: the definitions do not fit the data."""
 
     exit_code = 6
 
 
 class NoAnswers(TeacherStopped):
-    """The first requests were all rejected, or stayed without an answer; the others would too."""
+    """The first requests were all rejected or not answered, as the others would be."""
 
     exit_code = 7

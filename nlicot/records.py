@@ -1,8 +1,4 @@
-"""The typed records that travel between modules, and their JSON form.
-
-Field names are the wire names. Everything here is standard library, so that a notebook or a script
-can import it at no cost. Reading files, and naming the line at fault, is `storage`'s work.
-"""
+"""The typed records that modules exchange, and their JSON form. Field names are the names on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ LABEL_NAMES = {0: "no entailment", 1: "entailment"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that a teacher's answer cost."""
+    """Token counts of a teacher's answer."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -24,7 +20,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where a teacher's text comes from; empty for texts that a person wrote."""
+    """The origin of a teacher's text; empty for texts written by hand."""
 
     backend: str = ""
     model: str = ""
@@ -36,7 +32,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One premise/hypothesis pair; `label` is None where it is not known."""
+    """A premise/hypothesis pair; `label` is None if it is unknown."""
 
     id: str
     premise: str
@@ -47,10 +43,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thought:
-    """A teacher's blind chain of thought and the label it arrived at.
+    """A chain of thought and the label it arrives at, by a teacher that does not know the true label.
 
-    `sample` numbers several thoughts of one pair; `round` is above 0 where one was written anew after a
-    judge's low score.
+    `sample` numbers several thoughts of one pair; `round` is above 0 if the thought was regenerated after a
+    low score.
     """
 
     id: str
@@ -66,16 +62,13 @@ class Thought:
 
     @property
     def correct(self) -> bool:
-        """Whether the teacher found the true label; False where that is not known."""
+        """True if the teacher found the true label; False if that is unknown."""
         return self.true_label is not None and self.predicted_label == self.true_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflection:
-    """A stronger teacher's look at a wrong thought; `thought_process` is the first, wrong one.
-
-    `sample` and `round` as for a `Thought`.
-    """
+    """A stronger teacher's correction of a wrong thought, which is `thought_process`."""
 
     id: str
     sample: int = 0
@@ -92,7 +85,7 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A judge's mark, 1 to 5, for a thought or a reflection."""
+    """A judge's score, 1 to 5, for a thought or a reflection."""
 
     id: str
     sample: int = 0
@@ -105,10 +98,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingExample:
-    """What the student learns from: a prompt and the completion it shall write.
+    """A prompt and the completion that the student should produce.
 
-    `label` is the label inside the completion, which under `unmodified` need not be the true one;
-    `source` says what the completion was made from (`thought`, `reflection` or `label`).
+    `label` is the label inside the completion, which can be wrong under `unmodified`; `source` is `thought`,
+    `reflection` or `label`.
     """
 
     id: str
@@ -120,11 +113,11 @@ class TrainingExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the tuned model said of one pair.
+    """The tuned model's answer for one pair.
 
-    `status` is `closed` (the thought ended by itself), `truncated` (its budget ran out) or
-    `label_only` (no thought was asked for). `p_entailment` is in [0, 1]; of several votes it is the mean,
-    and `agreement` the share of votes for the label.
+    `status` is `closed` (the thought ended by itself), `truncated` (it reached its token budget) or
+    `label_only` (no thought was requested). `p_entailment` is in [0, 1]; with several votes it is their mean,
+    and `agreement` is the proportion of votes for the label.
     """
 
     id: str
@@ -138,7 +131,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A request that stayed without a usable answer."""
+    """A request without a usable answer."""
 
     id: str
     stage: str
@@ -149,7 +142,7 @@ class Failure:
 
 
 def content_id(premise: str, hypothesis: str) -> str:
-    """The id of a pair that came without one: 12 hex digits of its content's SHA-256.
+    """Return the id of a pair without one: 12 hex digits of its content's SHA-256.
 
     >>> content_id("A dog runs.", "An animal moves.")
     'pair-3a39140c0fd4'
@@ -159,12 +152,12 @@ def content_id(premise: str, hypothesis: str) -> str:
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:
-    """A record's fields in order, leaving out those that are None, an empty provenance, and round 0.
+    """Return a record's fields in order, without None, an empty provenance, and round 0.
 
     >>> to_json_dict(Example(id="a", premise="P", hypothesis="H", label=1))
     {'id': 'a', 'premise': 'P', 'hypothesis': 'H', 'label': 1}
     """
-    # Not by dataclasses.asdict, which copies deeply: a teacher's run makes a thousand of these a second.
+    # Not by dataclasses.asdict, which copies deeply: a teacher's run makes a thousand of these per second.
     fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
     provenance = fields.pop("provenance", _NO_PROVENANCE)
     if provenance != _NO_PROVENANCE:

@@ -1,4 +1,4 @@
-"""Tables of text for a terminal and for Markdown; text from data files stays text in both."""
+"""Format tables for a terminal and for Markdown; text from data files is escaped in both."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FIGURE = re.compile(r"-|-?[\d.,]+( %)?( to [\d.]+ %)?")
-# All that Markdown or the HTML in it could take for its own.
+_NUMBER = re.compile(r"-|-?[\d.,]+( %)?( to [\d.]+ %)?")
+# Characters that Markdown or embedded HTML would interpret.
 _MARKUP = re.compile(r"[\\`*_\[\]<>|&~]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A title, a header and rows; the cells are as they came, unescaped."""
+    """A title, a header and rows of unescaped cells."""
 
     title: str = ""
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def columns(self, *names: str) -> Table:
-        """The table of these columns alone."""
-        places = [self.header.index(name) for name in names]
+        """Select columns by name."""
+        indices = [self.header.index(name) for name in names]
         return Table(
-            title=self.title, header=names, rows=[[row[place] for place in places] for row in self.rows]
+            title=self.title, header=names, rows=[[row[index] for index in indices] for row in self.rows]
         )
 
 
 def aligned(table: Table, *, indent: str = "") -> list[str]:
-    """The header and rows as lines with columns below each other, figures to the right.
+    """Format a table as lines with aligned columns, numbers to the right.
 
     >>> aligned(Table(header=("split", "pairs"), rows=(("train", "12"), ("dev", "4"))))
     ['split  pairs', 'train     12', 'dev        4']
@@ -36,7 +36,7 @@ def aligned(table: Table, *, indent: str = "") -> list[str]:
     lines = [[printable(cell) for cell in line] for line in (table.header, *table.rows)]
     columns = list(zip(*lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [all(_FIGURE.fullmatch(cell) for cell in column[1:]) for column in columns]
+    right = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
     return [
         indent
         + "  ".join(
@@ -48,20 +48,17 @@ def aligned(table: Table, *, indent: str = "") -> list[str]:
 
 
 def piped(table: Table) -> list[str]:
-    """The table in Markdown.
+    """Format a table in Markdown.
 
     >>> piped(Table(header=("a|b",), rows=(("<i>",),)))
     ['| a\\\\|b |', '| --- |', '| \\\\<i\\\\> |']
     """
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    escape_all = [
-        [cell if number == 1 else escaped(cell) for cell in line] for number, line in enumerate(lines)
-    ]
-    return [f"| {' | '.join(line)} |" for line in escape_all]
+    header, *rows = [[escaped(cell) for cell in line] for line in (table.header, *table.rows)]
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
 def escaped(text: str) -> str:
-    r"""A text that Markdown shows as it stands.
+    r"""Escape text so that Markdown renders it literally.
 
     >>> escaped("a|b <i> c_d")
     'a\\|b \\<i\\> c\\_d'
@@ -70,7 +67,7 @@ def escaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""One line without control characters, which could move a terminal's cursor.
+    r"""Return one line without control characters, which could move a terminal's cursor.
 
     >>> printable("a\x1b[2Jb\nc")
     'a?[2Jb c'
@@ -79,7 +76,7 @@ def printable(text: str) -> str:
 
 
 def listed(items: Sequence[str], most: int = 5) -> str:
-    """The first items, and how many more there are.
+    """List the first items and the number of the others.
 
     >>> listed(["a", "b", "c"], most=2)
     'a, b and 1 more'
@@ -88,17 +85,17 @@ def listed(items: Sequence[str], most: int = 5) -> str:
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def percent(share: float) -> str:
-    """A share in percent.
+def percent(proportion: float) -> str:
+    """Format a proportion in percent.
 
     >>> percent(0.899)
     '89.9 %'
     """
-    return f"{100 * share:.1f} %"
+    return f"{100 * proportion:.1f} %"
 
 
 def counted(num: int, noun: str) -> str:
-    """A number and its noun.
+    """Format a number with its noun.
 
     >>> counted(1, "pair"), counted(2, "pair")
     ('1 pair', '2 pairs')

@@ -46,7 +46,7 @@ def thoughts_of(split: str) -> Sequence[Thought]:
 def reflections_of(split: str) -> Sequence[Reflection]:
     path = ROOT.reflections(split)
     read = read_reflections(path)
-    return join_reflections(PAIRS[split], thoughts_of(split), read, path=path).reflections
+    return join_reflections(PAIRS[split], thoughts_of(split), read, path=path)
 
 
 @pytest.mark.parametrize(("split", "least"), [("train", 160), ("dev", 40), ("test", 40)])

@@ -7,6 +7,7 @@ is a `DataError` with path and line.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import difflib
 import json
 import re
@@ -104,6 +105,13 @@ class Row:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self.error(f"{name} {shown(value)}", "a whole number, 0 or more")
         return value
+
+    def nested(self, name: str) -> Row:
+        """Return a nested JSON object as a row; without fields if it is missing or null."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(f"{name} {shown(value)}", "a JSON object")
+        return dataclasses.replace(self, fields=value or {})
 
     def error(self, found: str, expected: str = "", *, remedy: str = "") -> DataError:
         """Build a `DataError` for this row's line."""

@@ -1,7 +1,6 @@
-"""One file of labelled pairs into train and dev, so that no premise stands in both.
+"""The `split` command: divide one file of labelled pairs into train and dev such that no premise is in both.
 
-The first step of a person's own project; `write_split` makes the data root that all other commands read.
-A premise in both splits would let a model recognise texts instead of inferring, and flatter the dev figures.
+A premise in both would let a model recognise texts instead of inferring, and inflate the dev metrics.
 """
 
 from __future__ import annotations
@@ -21,29 +20,17 @@ from nlicot.records import Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Pairs for training and for development, each in the order of the file they come from."""
+    """Pairs for training and for development, each in the order of their file."""
 
     train: list[Example]
     dev: list[Example]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenSplit:
-    """A split, and the files it was written to."""
-
-    split: Split
-    train_path: Path
-    dev_path: Path
-
-
 def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
-    """Split by premise, with each label's share in dev as near to `dev` as whole premises allow.
+    """Split by premise, with each label's proportion in dev as close to `dev` as whole premises allow.
 
-    Premises are taken in an order shuffled by `seed`, each one that brings the counts per label nearer to
-    what is asked for. The same pairs, share and seed give the same split on every machine.
-
-    Args:
-        dev: share of the pairs that go to dev, between 0 and 1.
+    Premises are visited in an order shuffled by `seed`; each one that brings the counts per label closer to
+    the target is taken. The same arguments give the same split on every machine.
 
     Raises:
         ConfigError: `dev` is not between 0 and 1.
@@ -56,31 +43,31 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
         labels_of.setdefault(example.premise, Counter())[example.label] += 1
     if len(labels_of) < 2:
         raise DataError(f"{len(labels_of)} different premises", "2 or more, to have one in each split")
-    # The smaller side is filled: the many premises that remain can then even out what the first ones skewed.
+    # The smaller side is filled: the many premises that remain can even out what the first ones skewed.
     chosen = _premises_for(min(dev, 1 - dev), labels_of, seed)
-    in_dev = [(example.premise in chosen) == (dev <= 0.5) for example in examples]
-    return Split(
-        train=[example for example, is_dev in zip(examples, in_dev, strict=True) if not is_dev],
-        dev=[example for example, is_dev in zip(examples, in_dev, strict=True) if is_dev],
-    )
+    split = Split(train=[], dev=[])
+    for example in examples:
+        is_dev = (example.premise in chosen) == (dev <= 0.5)
+        (split.dev if is_dev else split.train).append(example)
+    return split
 
 
-def _premises_for(share: float, labels_of: Mapping[str, Counter[int | None]], seed: int) -> set[str]:
+def _premises_for(proportion: float, labels_of: Mapping[str, Counter[int | None]], seed: int) -> set[str]:
     premises = list(labels_of)
     random.Random(seed).shuffle(premises)
     missing: dict[int | None, float] = {}
     for labels in labels_of.values():
         for label, count in labels.items():
-            missing[label] = missing.get(label, 0.0) + share * count
+            missing[label] = missing.get(label, 0.0) + proportion * count
     chosen = set()
     for premise in premises:
         labels = labels_of[premise]
-        # (m - c)^2 < m^2, summed over the premise's labels: taking it leaves less missing than leaving it.
+        # (m - c)^2 < m^2, summed over the premise's labels: less is missing with the premise than without.
         if sum(count * (count - 2 * missing[label]) for label, count in labels.items()) < 0:
             chosen.add(premise)
             for label, count in labels.items():
                 missing[label] -= count
-    # A share of less than half a pair still gets the smallest premise, so that neither side is empty.
+    # A proportion of less than half a pair still gets the smallest premise, so that no side is empty.
     return chosen or {min(premises, key=lambda premise: labels_of[premise].total())}
 
 
@@ -92,18 +79,21 @@ def write_split(
     seed: int,
     label_map: Mapping[str, int] | None = None,
     overwrite: bool = False,
-) -> WrittenSplit:
+) -> dict[Path, list[Example]]:
     """Split a file of labelled pairs into `<out_root>/original_data/train.csv` and `dev.csv`.
 
+    Returns:
+        The pairs of each file by its path, train first.
+
     Raises:
-        ConfigError: `dev` is no share, an output exists and `overwrite` is false, or is the input itself.
+        ConfigError: `dev` is not between 0 and 1, an output exists and `overwrite` is false, or it is the
+            input file.
         DataError: the pairs cannot be read, have no labels, or have fewer than two premises.
     """
-    folder = out_root / "original_data"
-    train_path, dev_path = folder / "train.csv", folder / "dev.csv"
-    if pairs_path.resolve() in (train_path.resolve(), dev_path.resolve()):
+    paths = [out_root / "original_data" / name for name in ("train.csv", "dev.csv")]
+    if pairs_path.resolve() in [path.resolve() for path in paths]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")
-    refuse_overwriting(train_path, dev_path, overwrite=overwrite)
+    refuse_overwriting(*paths, overwrite=overwrite)
     examples = read_examples(pairs_path, label_map=label_map)
     if examples[0].label is None:
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
@@ -111,17 +101,14 @@ def write_split(
         split = split_examples(examples, dev, seed)
     except DataError as error:
         raise DataError(str(error), path=pairs_path) from None
-    _write_pairs(train_path, split.train, overwrite)
-    _write_pairs(dev_path, split.dev, overwrite)
-    return WrittenSplit(split=split, train_path=train_path, dev_path=dev_path)
-
-
-def _write_pairs(path: Path, examples: list[Example], overwrite: bool) -> None:
-    header = ["id", "premise", "hypothesis", "label"]
-    if any(example.phenomenon for example in examples):
-        header.append("phenomenon")
-    rows = ([getattr(example, name) for name in header] for example in examples)
-    write_csv(path, header, rows, overwrite=overwrite)
+    written = dict(zip(paths, (split.train, split.dev), strict=True))
+    for path, pairs in written.items():
+        header = ["id", "premise", "hypothesis", "label"]
+        if any(pair.phenomenon for pair in pairs):
+            header.append("phenomenon")
+        rows = ([getattr(pair, name) for name in header] for pair in pairs)
+        write_csv(path, header, rows, overwrite=overwrite)
+    return written
 
 
 def main(args: Sequence[str]) -> int:
@@ -147,7 +134,7 @@ def main(args: Sequence[str]) -> int:
         label_map=settings.label_map,
         overwrite=settings.overwrite,
     )
-    for path, examples in ((written.train_path, written.split.train), (written.dev_path, written.split.dev)):
+    for path, examples in written.items():
         num_positive = sum(example.label == 1 for example in examples)
         counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
         print(f"{path}: {len(examples)} pairs, {counts}")

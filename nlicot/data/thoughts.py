@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usag
 logger = logging.getLogger(__name__)
 
 SCORES = range(1, 6)
+NO_PROVENANCE = Provenance()
 T = TypeVar("T")
 Text = TypeVar("Text", Thought, Reflection)
 Scored: TypeAlias = Score | Thought | Reflection
@@ -73,15 +74,12 @@ def read_scores(path: Path) -> ScoredTexts:
     Raises:
         DataError: with path and line, for anything that cannot be read as it is.
     """
-    return _by_kind((row.line, scored_from(row)) for row in read_rows(path))
-
-
-def _by_kind(records: Iterable[tuple[int, Scored]]) -> ScoredTexts:
     found: dict[type, tuple[list[Any], list[int]]] = {kind: ([], []) for kind in (Score, Thought, Reflection)}
-    for line, record in records:
-        of_kind, lines = found[type(record)]
-        of_kind.append(record)
-        lines.append(line)
+    for row in read_rows(path):
+        record = scored_from(row)
+        records, lines = found[type(record)]
+        records.append(record)
+        lines.append(row.line)
     return ScoredTexts(
         scores=RecordList(*found[Score]),
         thoughts=RecordList(*found[Thought]),
@@ -164,34 +162,23 @@ def _score_from(row: Row) -> Score:
 
 
 def _provenance_from(row: Row) -> Provenance:
-    value = _object(row, row.fields, "provenance")
-    if not value:
-        return Provenance()
-    inner = dataclasses.replace(row, fields=value)
-    usage = _object(row, value, "usage")
-    tokens = dataclasses.replace(row, fields=usage)
+    if row.fields.get("provenance") is None:
+        return NO_PROVENANCE
+    inner = row.nested("provenance")
+    usage = inner.nested("usage")
     return Provenance(
         backend=inner.optional_text("backend") or "",
         model=inner.optional_text("model") or "",
         prompt_sha256=inner.optional_text("prompt_sha256") or "",
-        params=_object(row, value, "params"),
+        params=inner.nested("params").fields,
         usage=Usage(
-            prompt_tokens=tokens.whole_number("prompt_tokens", 0),
-            completion_tokens=tokens.whole_number("completion_tokens", 0),
+            prompt_tokens=usage.whole_number("prompt_tokens", 0),
+            completion_tokens=usage.whole_number("completion_tokens", 0),
         )
-        if usage
+        if usage.fields
         else None,
         created_at=inner.optional_text("created_at") or "",
     )
-
-
-def _object(row: Row, fields: dict[str, object], name: str) -> dict[str, object]:
-    value = fields.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise row.error(f"{name} {shown(value)}", "a JSON object")
-    return value
 
 
 # ------------------------------------------------------------------------------ joining
@@ -209,12 +196,8 @@ class TextFiles:
     def found(cls, thoughts: Path, reflections: Path, scores: Path, *, needed: Container[Path]) -> TextFiles:
         """Select the files that exist; without thoughts nothing else is read either.
 
-        Args:
-            thoughts, reflections, scores: where to look.
-            needed: paths that must exist.
-
         Raises:
-            DataError: a needed file does not exist.
+            DataError: a file among `needed` does not exist.
         """
         if not thoughts.exists() and thoughts not in needed:
             return cls()
@@ -238,14 +221,6 @@ class JoinedTexts:
     scores: Sequence[Score]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinedReflections:
-    """The usable reflections, and the number that were skipped because they miss the true label."""
-
-    reflections: RecordList[Reflection]
-    num_wrong_label: int
-
-
 def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
     """Read a split's texts and join them to their pairs.
 
@@ -258,48 +233,66 @@ def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
         thoughts = join_thoughts(examples, read_thoughts(files.thoughts), path=files.thoughts)
     if files.reflections:
         read = read_reflections(files.reflections)
-        reflections = join_reflections(examples, thoughts, read, path=files.reflections).reflections
+        reflections = join_reflections(examples, thoughts, read, path=files.reflections)
     if files.scores is None:
         return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=())
     scored = read_scores(files.scores)
     new_thoughts = join_thoughts(examples, scored.thoughts, path=files.scores)
-    new = join_reflections(examples, thoughts, scored.reflections, path=files.scores)
+    new_reflections = join_reflections(examples, thoughts, scored.reflections, path=files.scores)
     return JoinedTexts(
         examples=examples,
         thoughts=[*thoughts, *new_thoughts],
-        reflections=[*reflections, *new.reflections],
+        reflections=[*reflections, *new_reflections],
         scores=join_scores(examples, scored.scores, path=files.scores),
     )
 
 
-def join_thoughts(
-    examples: Sequence[Example], thoughts: Sequence[Thought], *, path: Path
-) -> RecordList[Thought]:
-    """Give each thought its pair's id and label.
+def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path: Path) -> RecordList[Text]:
+    """Give each thought (or reflection) its pair's id and label.
 
     A pair is found by id if its texts are the same, otherwise by exact premise and hypothesis (the first of
-    several identical pairs). Identical repetitions are dropped and counted.
-
-    Args:
-        examples: the pairs of the split.
-        thoughts: as they were read.
-        path: the file of the thoughts, for messages.
+    several identical pairs). Identical repetitions are dropped and counted. `path` is for messages.
 
     Raises:
         DataError: a thought matches no pair, or a pair has two different ones with the same sample number
             and round.
     """
-    return _joined(examples, thoughts, path)
+    pairs = _PairIndex(examples)
+    position_of: dict[tuple[str, int, int], int] = {}
+    joined: list[Text] = []
+    lines: list[int] = []
+    num_repeated = num_relabelled = 0
+    for index, thought in enumerate(thoughts):
+        line = line_of(thoughts, index)
+        matched = _with_pair(thought, pairs.find(thought, path, line))
+        num_relabelled += thought.true_label not in (None, matched.true_label)
+        first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
+        if first == len(joined):
+            joined.append(matched)
+            lines.extend([] if line is None else [line])
+        elif _without_provenance(joined[first]) == _without_provenance(matched):
+            num_repeated += 1
+        else:
+            number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
+            earlier = f", after that on line {lines[first]}" if line is not None else ""
+            raise DataError(
+                f"a different {_kind(thought)} for pair {shown(matched.id)}, {number}{earlier}",
+                "one per sample number",
+                path=path,
+                line=line,
+                remedy="number several for one pair with the field sample, or delete one",
+            )
+    if num_repeated:
+        logger.info("%s: dropped %d identical repetitions", path, num_repeated)
+    if num_relabelled:
+        logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
+    return RecordList(joined, lines)
 
 
 def join_reflections(
-    examples: Sequence[Example],
-    thoughts: Sequence[Thought],
-    reflections: Sequence[Reflection],
-    *,
-    path: Path,
-) -> JoinedReflections:
-    """Give each reflection its pair's id and label, and skip those that miss the true label.
+    examples: Sequence[Example], thoughts: Sequence[Thought], reflections: Sequence[Reflection], *, path: Path
+) -> RecordList[Reflection]:
+    """Give each reflection its pair's id and label; skip and count those that miss the true label.
 
     Args:
         examples: the pairs of the split.
@@ -312,7 +305,7 @@ def join_reflections(
         DataError: as `join_thoughts`, or a reflection is on a correct thought.
     """
     first_thought = {(thought.id, thought.sample): thought for thought in thoughts if not thought.round}
-    joined = _joined(examples, reflections, path)
+    joined = join_thoughts(examples, reflections, path=path)
     usable: list[Reflection] = []
     lines: list[int] = []
     num_without_thought = 0
@@ -330,21 +323,15 @@ def join_reflections(
         if reflection.reflected_label == reflection.true_label:
             usable.append(reflection)
             lines.extend(joined.lines[index : index + 1])
-    num_wrong_label = len(joined) - len(usable)
-    if num_wrong_label:
-        logger.warning("%s: skipped %d reflections that miss the true label", path, num_wrong_label)
+    if len(usable) < len(joined):
+        logger.warning("%s: skipped %d reflections that miss the true label", path, len(joined) - len(usable))
     if thoughts and num_without_thought:
         logger.info("%s: %d reflections have no thought in the file of thoughts", path, num_without_thought)
-    return JoinedReflections(reflections=RecordList(usable, lines), num_wrong_label=num_wrong_label)
+    return RecordList(usable, lines)
 
 
 def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
-    """Return each score once, after checking that its pair exists.
-
-    Args:
-        examples: the pairs of the split.
-        scores: as they were read.
-        path: the file of the scores, for messages.
+    """Return each score once, after checking that its pair exists; `path` is for messages.
 
     Raises:
         DataError: a score matches no pair, or a text has two different scores.
@@ -370,39 +357,6 @@ def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: P
                 remedy="delete one",
             )
     return list(first.values())
-
-
-def _joined(examples: Sequence[Example], records: Sequence[Text], path: Path) -> RecordList[Text]:
-    pairs = _PairIndex(examples)
-    position_of: dict[tuple[str, int, int], int] = {}
-    joined: list[Text] = []
-    lines: list[int] = []
-    num_repeated = num_relabelled = 0
-    for index, record in enumerate(records):
-        line = line_of(records, index)
-        matched = _with_pair(record, pairs.find(record, path, line))
-        num_relabelled += record.true_label not in (None, matched.true_label)
-        first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
-        if first == len(joined):
-            joined.append(matched)
-            lines.extend([] if line is None else [line])
-        elif _without_provenance(joined[first]) == _without_provenance(matched):
-            num_repeated += 1
-        else:
-            number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
-            earlier = f", after that on line {lines[first]}" if line is not None else ""
-            raise DataError(
-                f"a different {_kind(record)} for pair {shown(matched.id)}, {number}{earlier}",
-                "one per sample number",
-                path=path,
-                line=line,
-                remedy="number several for one pair with the field sample, or delete one",
-            )
-    if num_repeated:
-        logger.info("%s: dropped %d identical repetitions", path, num_repeated)
-    if num_relabelled:
-        logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
-    return RecordList(joined, lines)
 
 
 class _PairIndex:
@@ -442,7 +396,7 @@ def _with_pair(record: Text, example: Example) -> Text:
 
 
 def _without_provenance(record: Text) -> Text:
-    return dataclasses.replace(record, provenance=Provenance())
+    return dataclasses.replace(record, provenance=NO_PROVENANCE)
 
 
 def _kind(record: Thought | Reflection) -> str:

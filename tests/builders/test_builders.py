@@ -452,9 +452,7 @@ def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_d
     path = folder / "reflections_defined_train.jsonl"
     joined = join_reflections(pairs, thoughts, read_reflections(path), path=path)
     by_source = {
-        name: dict(
-            Counter(example.source for example in builder().build(pairs, thoughts, joined.reflections))
-        )
+        name: dict(Counter(example.source for example in builder().build(pairs, thoughts, joined)))
         for name, builder in BUILDERS.items()
     }
     assert by_source == {
@@ -466,5 +464,5 @@ def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_d
         "multitask": {"label": 5237, "thought": 1127, "reflection": 73},
     }
     label_of = {pair.id: pair.label for pair in pairs}
-    built = Reflected().build(pairs, thoughts, joined.reflections)
+    built = Reflected().build(pairs, thoughts, joined)
     assert all(example.label == label_of[example.id] for example in built)

@@ -143,13 +143,14 @@ def test_a_written_split_reads_back_unchanged(tmp_path: Path) -> None:
     rows = "".join(f"P{at},H,{'yes' if at % 2 else 'no'}\n" for at in range(20))
     path = pairs_file(tmp_path, rows)
     written = write_split(path, tmp_path / "new", dev=0.2, seed=5, label_map={"yes": 1, "no": 0})
-    assert written.train_path == tmp_path / "new" / "original_data" / "train.csv"
-    assert written.dev_path == tmp_path / "new" / "original_data" / "dev.csv"
-    assert read_examples(written.train_path) == written.split.train
-    assert read_examples(written.dev_path) == written.split.dev
-    assert label_counts(written.split.dev) == {0: 2, 1: 2}
+    folder = tmp_path / "new" / "original_data"
+    assert list(written) == [folder / "train.csv", folder / "dev.csv"]
+    for written_path, examples in written.items():
+        assert read_examples(written_path) == examples
     everything = read_examples(path, label_map={"yes": 1, "no": 0})
-    assert written.split == split_examples(everything, 0.2, seed=5)
+    split = split_examples(everything, 0.2, seed=5)
+    assert list(written.values()) == [split.train, split.dev]
+    assert label_counts(split.dev) == {0: 2, 1: 2}
 
 
 @pytest.mark.parametrize(
@@ -161,8 +162,9 @@ def test_a_phenomenon_column_is_written_if_there_is_one(
 ) -> None:
     path = pairs_file(tmp_path, f"P,H,1,{extra}\nQ,H,1,{extra}\n", "premise,hypothesis,label,phenomenon")
     written = write_split(path, tmp_path, dev=0.5, seed=0)
-    with written.dev_path.open(newline="") as file:
-        assert next(csv.reader(file)) == header
+    for written_path in written:
+        with written_path.open(newline="") as file:
+            assert next(csv.reader(file)) == header
 
 
 def test_a_split_is_written_to_the_folder_data_by_default(

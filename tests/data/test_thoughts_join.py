@@ -126,7 +126,7 @@ def test_several_rounds_of_one_sample_are_kept() -> None:
 def test_a_reflection_of_any_round_is_one_on_the_first_thought() -> None:
     thoughts = join_thoughts(PAIRS, [thought("a"), thought("a", predicted_label=1, round=1)], path=PATH)
     records = [reflection("a"), reflection("a", round=1)]
-    assert join_reflections(PAIRS, thoughts, records, path=PATH).reflections == records
+    assert join_reflections(PAIRS, thoughts, records, path=PATH) == records
 
 
 def test_scores_join_by_id_and_repetitions_are_dropped() -> None:
@@ -172,7 +172,7 @@ def test_a_true_label_unlike_the_pairs_is_replaced_and_counted(caplog: pytest.Lo
 def test_reflections_join_as_thoughts_do() -> None:
     thoughts = join_thoughts(PAIRS, [thought("a")], path=PATH)
     joined = join_reflections(PAIRS, thoughts, [reflection("0")], path=PATH)
-    assert (joined.reflections, joined.num_wrong_label) == ([reflection("a")], 0)
+    assert joined == [reflection("a")]
     with pytest.raises(
         DataError, match=r"^r\.jsonl: reflection of pair 'z' matches no pair: no pair has that id"
     ):
@@ -184,20 +184,20 @@ def test_a_reflection_that_misses_the_true_label_is_skipped_and_counted(
 ) -> None:
     records = RecordList([reflection("a", reflected_label=0), reflection("b", "Q", 0, true_label=0)], [1, 2])
     joined = join_reflections(PAIRS, [], records, path=PATH)
-    assert ([record.id for record in joined.reflections], joined.num_wrong_label) == (["b"], 1)
-    assert joined.reflections.lines == [2]
+    assert [record.id for record in joined] == ["b"]
+    assert joined.lines == [2]
     assert caplog.messages == ["thoughts.jsonl: skipped 1 reflections that miss the true label"]
 
 
 def test_the_pairs_label_decides_whether_a_reflection_is_right() -> None:
     joined = join_reflections(PAIRS, [], [reflection("b", "Q", reflected_label=1)], path=PATH)
-    assert (joined.reflections, joined.num_wrong_label) == ([], 1)
+    assert joined == []
 
 
 def test_a_reflection_of_an_unlabelled_pair_keeps_its_own_label() -> None:
     unlabelled = [dataclasses.replace(pair, label=None) for pair in PAIRS]
     joined = join_reflections(unlabelled, [], [reflection("0")], path=PATH)
-    assert joined.reflections == [reflection("a")]
+    assert joined == [reflection("a")]
 
 
 def test_a_reflection_on_a_correct_thought_is_an_error() -> None:
@@ -219,12 +219,12 @@ def test_a_reflection_belongs_to_the_thought_of_its_own_sample(caplog: pytest.Lo
     records = [reflection("a", sample=1), reflection("a", sample=2)]
     with caplog.at_level(logging.INFO, logger=joining.__name__):
         joined = join_reflections(PAIRS, thoughts, records, path=PATH)
-    assert joined.reflections == records
+    assert joined == records
     assert caplog.messages == ["thoughts.jsonl: 1 reflections have no thought in the file of thoughts"]
 
 
 def test_reflections_without_thoughts_are_not_checked_against_them() -> None:
-    assert join_reflections(PAIRS, [], [reflection("a")], path=PATH).reflections == [reflection("a")]
+    assert join_reflections(PAIRS, [], [reflection("a")], path=PATH) == [reflection("a")]
 
 
 def test_a_pair_in_train_and_in_another_split_is_an_error() -> None:
@@ -274,7 +274,7 @@ def test_the_predecessors_files_join_by_text(real_data: Path) -> None:
     path = folder / "sample_reflections.json"
     for given in (thoughts, []):
         joined = join_reflections(examples, given, read_reflections(path), path=path)
-        assert (len(joined.reflections), joined.num_wrong_label) == (32, 1)
+        assert len(joined) == 32
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_the_shared_tasks_reflections_join_their_thoughts(
     assert sum(record.correct for record in thoughts) == num_right
     path = folder / f"reflections_{kind}{split}.jsonl"
     joined = join_reflections(examples, thoughts, read_reflections(path), path=path)
-    assert (len(joined.reflections), joined.num_wrong_label) == (num_reflections, 0)
+    assert len(joined) == num_reflections
 
 
 def test_reflections_on_another_run_of_thoughts_are_an_error(real_data: Path) -> None:
