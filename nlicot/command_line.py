@@ -14,8 +14,9 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -27,7 +28,7 @@ from nlicot.data.rows import binary_label
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, read_definitions
 from nlicot.shipped import find_config
-from nlicot.yaml_files import read_yaml
+from nlicot.yaml_files import hint, read_yaml
 
 OLD_NAMES = {
     "data.root": "root",
@@ -40,7 +41,13 @@ OLD_NAMES = {
 }
 """Earlier and shorter names of settings, still read in flags and in the config.yaml of older runs."""
 LABEL_MAP_HELP = "labels of other names, such as entailment=1,neutral=0,contradiction=0"
-TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+TYPE_NAMES = {
+    "int": "a whole number",
+    "PositiveInt": "a whole number, 1 or more",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+}
 
 
 class Names(tuple[str, ...]):
@@ -54,7 +61,12 @@ class Names(tuple[str, ...]):
 
         >>> Names.parse("train, dev,train")
         ('train', 'dev')
+
+        Raises:
+            ValueError: the value is a mapping: `a: b` in a flag, which jsonargparse then passes as it was.
         """
+        if isinstance(value, Mapping):
+            raise ValueError("expected names, not a mapping")
         parts = value.split(",") if isinstance(value, str) else map(str, value)
         return cls(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
@@ -126,9 +138,21 @@ class CommandParser(ArgumentParser):
         command: the command's name.
         description: one or two sentences for `--help`.
         example: a command line that works, for `--help`.
+        sections: commands that may share a settings file, each with a section under its name. A file
+            without any section holds the settings of this command.
+        file_settings: the setting that takes a group's plain value: with
+            `{"definitions": "definitions.file"}`, `--definitions FILE` sets `definitions.file`.
     """
 
-    def __init__(self, command: str, *, description: str, example: str) -> None:
+    def __init__(
+        self,
+        command: str,
+        *,
+        description: str,
+        example: str,
+        sections: Sequence[str] = (),
+        file_settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(
             prog=f"python -m nlicot {command}",
             usage=f"python -m nlicot {command} [options]",
@@ -138,18 +162,25 @@ class CommandParser(ArgumentParser):
             allow_abbrev=False,
             print_config=None,
         )
-        self.command = command
+        self.command, self.sections, self.file_settings = command, sections, file_settings
         self.add_argument("--config", action="config", help="a YAML file of settings; later files win")
         self.add_argument(
             "--print_config", type=bool, default=False, help="print the settings as YAML, and stop"
         )
 
-    def parse(self, args: Sequence[str], *, settings: Mapping[str, Any] | None = None) -> Namespace:
+    def parse(
+        self,
+        args: Sequence[str],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        check: Callable[[Namespace], None] = lambda settings: None,
+    ) -> Namespace:
         """Parse a command line.
 
         Args:
             args: what was typed after the command's name.
             settings: values below those of `--config` files and flags: a recipe, or a run's own settings.
+            check: raises `ConfigError` for settings that do not fit each other, before they are printed, too.
 
         Raises:
             ConfigError: an unknown setting, with the nearest name, or a value of the wrong type.
@@ -157,18 +188,20 @@ class CommandParser(ArgumentParser):
         flags, files = self._split(self._normalised(args))
         merged: dict[str, Any] = {}
         if settings:
-            merge(merged, self._checked(renamed(settings), "settings"))
+            merge(merged, self._checked(settings, "settings"))
         for name, path in files:
             if name == "definitions":
                 merge(merged, {"definitions": read_definitions(path)})
             else:
-                merge(merged, self._checked(renamed(read_settings(path)), f"--config {path}"))
+                merge(merged, self._checked(self._section(read_settings(path), path), f"--config {path}"))
         try:
             found = self.parse_args([f"--config={json.dumps(merged)}", *flags] if merged else flags)
         except (argparse.ArgumentError, TypeError, KeyError) as error:
             raise ConfigError(worded(error)) from None
         found.pop("config", None)
-        if found.pop("print_config"):
+        print_config = found.pop("print_config")
+        check(found)
+        if print_config:
             self.instantiate(found)
             print(self.dump(found, skip_none=False), end="")
             raise SystemExit(0)
@@ -186,7 +219,8 @@ class CommandParser(ArgumentParser):
             if action.option_strings and action.dest not in (argparse.SUPPRESS, "help")
         }
 
-    def _is_known(self, name: str) -> bool:
+    def knows(self, name: str) -> bool:
+        """Return whether a setting, or a group of settings, has this dotted name."""
         names = self._names()
         if name in names or f"{name}.help" in names or any(known.startswith(f"{name}.") for known in names):
             return True
@@ -217,7 +251,8 @@ class CommandParser(ArgumentParser):
                 continue
             typed, equals, value = arg[2:].partition("=")
             name = current_name(typed.replace("-", "_"))
-            if name not in ("help", "config") and not self._is_known(name.removesuffix("+")):
+            name = self.file_settings.get(name, name)
+            if name not in ("help", "config") and not self.knows(name.removesuffix("+")):
                 raise self._unknown(name, arg.partition("=")[0])
             mapping = name if not equals and _is_mapping(names.get(name)) else ""
             following = args[index + 1] if index + 1 < len(args) else "--"
@@ -243,13 +278,31 @@ class CommandParser(ArgumentParser):
             files.append((name[2:], Path(path)))
         return flags, files
 
-    def _checked(self, settings: dict[str, Any], where: str) -> dict[str, Any]:
-        if isinstance(settings.get("definitions"), str) and "definitions.entailment" in self._names():
-            settings["definitions"] = read_definitions(Path(settings["definitions"]))
-        for name in leaf_names(settings):
-            if not self._is_known(name):
+    def _section(self, content: dict[str, Any], path: Path) -> Mapping[str, Any]:
+        """Return this command's settings in a file that other commands may share."""
+        if not any(name in self.sections for name in content):
+            return content
+        for name in content:
+            if name not in self.sections:
+                raise ConfigError(f"--config {path}: {name}: unknown section; {hint(name, self.sections)}")
+        section = content.get(self.command)
+        if section in (None, "", "null"):
+            return {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"--config {path}: {self.command}: expected settings with values under it")
+        return section
+
+    def _checked(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+        current = renamed(settings)
+        for group, name in self.file_settings.items():
+            if group in current and not isinstance(current[group], Mapping):
+                current |= _nested(name, current[group])
+        if isinstance(current.get("definitions"), str) and "definitions.entailment" in self._names():
+            current["definitions"] = read_definitions(Path(current["definitions"]))
+        for name in leaf_names(current):
+            if not self.knows(name):
                 raise self._unknown(name, f"{where}: {name}")
-        return settings
+        return current
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -347,20 +400,34 @@ def worded(error: Exception) -> str:
     """
     message = " ".join(str(error).split())
     name = re.search(r"Parser key \"([\w.]+)\"|argument --([\w.]+)", message)
-    value = re.search(r"(?:Got|Given) value: (.*?)$", message)
-    kinds = re.findall(r"Expected an? (.+?)(?= - |\.? (?:Got|Given) |$)", message)
     flag = f"--{name[1] or name[2]}: " if name else ""
+    # A type of our own words its refusal; among the errors of a union it is the one to show.
+    own = re.search(r"Errors: .*?- (--\w[\w.-]*: .+?) - Expected a <class 'NoneType'>", message)
+    if own:
+        return own[1]
+    value = re.search(
+        r"(?:Got|Given) value: (.*?)$|: (\S+) does not conform|invalid literal .*?: '(.*?)'", message
+    )
+    kinds = re.findall(r"(?:Expected an? |Not of type )(.+?)(?=: | - |\.? (?:Got|Given) |$)", message)
     if not (name and value and kinds):
-        return (
-            message
-            if not name
-            else flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
-        )
-    classes = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
-    classes = [re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", kind) for kind in classes]
-    expected = " or ".join("null" if kind == "NoneType" else TYPE_NAMES.get(kind, kind) for kind in classes)
-    found = value[1].strip("'\"")
-    return f"{flag}found {found!r}, expected {expected}"
+        return flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
+    found = next(filter(None, value.groups())).strip("'\"")
+    expected = dict.fromkeys(map(_kind, kinds))
+    if len(expected) > 1:
+        expected.pop("null", None)
+    return f"{flag}found {found!r}, expected {' or '.join(expected)}"
+
+
+def _kind(name: str) -> str:
+    """Name a type as users do.
+
+    >>> _kind("<class 'int'>"), _kind("typing.Literal['a', 'b']")
+    ('a whole number', 'one of a, b')
+    """
+    if name.startswith("typing.Literal["):
+        return f"one of {name[15:-1].replace(chr(39), '')}"
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name)
+    return "null" if name == "NoneType" else TYPE_NAMES.get(name, name)
 
 
 def _is_boolean(action: Any) -> bool:
