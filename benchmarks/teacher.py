@@ -38,7 +38,7 @@ from nlicot.teacher.backends.registry import connect, endpoint  # noqa: E402
 from nlicot.teacher.engine.journal import Journal  # noqa: E402
 from nlicot.teacher.engine.session import Phase, RunSettings, run_phases  # noqa: E402
 from nlicot.teacher.stages.base import StageSettings  # noqa: E402
-from nlicot.teacher.stages.generate import Generation  # noqa: E402
+from nlicot.teacher.stages.generate import GenerateStage  # noqa: E402
 from nlicot.teacher.stages.prompts import PromptType, load_prompt  # noqa: E402
 
 IN_FLIGHT = 64
@@ -71,13 +71,13 @@ def pairs(num: int) -> Iterator[Example]:
         )
 
 
-def stage_over(num: int, backend: str, url: str) -> Generation:
+def stage_over(num: int, backend: str, url: str) -> GenerateStage:
     """`generate` over so many pairs."""
-    return Generation(
-        examples=lambda: pairs(num),
+    return GenerateStage(
+        examples=list(pairs(num)),
         endpoint=endpoint(backend, url),
         settings=StageSettings(model=MODEL),
-        prompt=load_prompt(PromptType.INITIAL_GENERATION),
+        prompts={PromptType.INITIAL_GENERATION: load_prompt(PromptType.INITIAL_GENERATION)},
     )
 
 
@@ -198,7 +198,7 @@ def resuming(num: int) -> dict[str, float]:
     url = "http://127.0.0.1:9"
     stage = stage_over(num, "openai", url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
-        for request in stage.requests():
+        for _, request in stage.questions():
             journal.save_reply(request.key(), reply, 0.0)
         took = {}
         for name in ("parsing", "resuming"):
@@ -208,7 +208,7 @@ def resuming(num: int) -> dict[str, float]:
         return took
 
 
-async def _run_through(stage: Generation, journal: Journal, num: int) -> None:
+async def _run_through(stage: GenerateStage, journal: Journal, num: int) -> None:
     from nlicot.teacher.engine.budget import Budget
     from nlicot.teacher.engine.rate_limiter import RateLimiter
     from nlicot.teacher.engine.scheduler import Scheduler

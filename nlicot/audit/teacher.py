@@ -42,7 +42,7 @@ def check_teacher(data: AuditData) -> Section | None:
         for true in LABELS
     ]
     rows = tuple(
-        (f"{label} ({LABEL_NAMES[label]})", *map(str, cells[label]), percent(report.recalls[label].share))
+        (f"{label} ({LABEL_NAMES[label]})", *map(str, cells[label]), percent(report.recalls[label].proportion))
         for label in LABELS
         if report.recalls[label].num
     )
@@ -70,9 +70,9 @@ def _spelled(relation_map: dict[str, int]) -> str:
 
 
 def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> Iterator[Finding]:
-    worse, better = sorted(report.recalls, key=lambda recall: recall.share)
+    worse, better = sorted(report.recalls, key=lambda recall: recall.proportion)
     wrong = [(split, thought) for split, thought in blind if not thought.correct]
-    figures = {f"found_of_label_{recall.label}": recall.share for recall in report.recalls}
+    figures = {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
     if report.lopsided:
         bias, advice = "more lenient", "state what rules it out"
         if worse.label == 1:
@@ -84,8 +84,8 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
         yield Finding(
             name="label definitions do not fit",
             severity="error",
-            summary=f"the teacher finds {percent(better.share)} of label {better.label} and "
-            f"{percent(worse.share)} of label {worse.label}: it is {bias} about label 1 than the "
+            summary=f"the teacher finds {percent(better.proportion)} of label {better.label} and "
+            f"{percent(worse.proportion)} of label {worse.label}: it is {bias} about label 1 than the "
             "annotators were",
             advice=f"{advice} (`generate --definitions FILE --probe`){remap}",
             ids=unique(full_id(split, each.id) for split, each in wrong if each.true_label == worse.label),

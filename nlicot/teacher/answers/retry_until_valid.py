@@ -1,44 +1,71 @@
-"""One question until it is answered: what to do with an answer that does not parse.
+"""Ask one question until an answer is valid.
 
-In this order: parse strictly; mend the syntax, flagged; tell the model what was wrong and ask again, twice;
-ask the next model; write down a failure. An answer that ran out of room is asked for once more with more.
+In this order: parse strictly; repair the syntax, flagged; tell the model what was wrong and ask again, twice;
+ask the next model; record a failure. An answer that ran out of tokens is asked for once more with more.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nlicot.records import Failure, Provenance
-from nlicot.teacher.answers.schema import Answer, Unparsable, parse_answer
+from nlicot.teacher.answers.json_repair import Unparsable
+from nlicot.teacher.answers.schema import Answer, parse_answer
 from nlicot.teacher.backends.base import Message, Reply, Request, writable
 from nlicot.teacher.engine.scheduler import Ask
 from nlicot.teacher.stages.prompts import PromptType
 
-MOST_REASKED = 2
-LARGER = 2
-"""How many times the tokens, where an answer was cut."""
+MAX_COMPLAINTS = 2
+TRUNCATION_FACTOR = 2
+"""Growth of the token budget after a truncated answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class ValidAnswer:
     """A parsed answer, the request that brought it, and its reply."""
 
     answer: Answer
     request: Request
     reply: Reply
 
+    def provenance(self, prompt_sha256: str) -> Provenance:
+        """Return where the answer comes from, for its record."""
+        flags = {"repaired": self.answer.repaired, "salvaged": self.reply.salvaged}
+        return Provenance(
+            backend=self.request.backend,
+            model=self.request.model,
+            prompt_sha256=prompt_sha256,
+            params={**self.request.params, **{name: True for name, value in flags.items() if value}},
+            usage=self.reply.usage,
+            created_at=_created_at(self.reply),
+        )
 
-class Unusable(Exception):
-    """No model's answer could be used."""
+
+def _created_at(reply: Reply) -> str:
+    """Format the server's own time of the answer as ISO 8601 in UTC; empty if it gives none.
+
+    Our clock is left out: a run that was killed and resumed must write the same file as one that was not.
+    """
+    if reply.created is None:
+        return ""
+    try:
+        return datetime.datetime.fromtimestamp(reply.created, datetime.UTC).isoformat()
+    except (ValueError, OverflowError, OSError):  # a number that is not a time
+        return ""
+
+
+class NoValidAnswer(Exception):
+    """No model gave a valid answer; `kind` and `message` say what was wrong with the last one."""
 
     def __init__(self, kind: str, message: str, attempts: int, raw: str) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind, self.message, self.attempts, self.raw = kind, message, attempts, raw
 
     def failure(self, *, pair: str, stage: str) -> Failure:
-        """The record of it."""
+        """Return the record of the failure."""
         return Failure(
             id=pair,
             stage=stage,
@@ -49,87 +76,69 @@ class Unusable(Exception):
         )
 
 
-async def ask_until_usable(
+async def ask_until_valid(
     ask: Ask,
     request: Request,
-    answer_type: PromptType,
+    prompt_type: PromptType,
     *,
     next_models: Sequence[str] = (),
     check: Callable[[Answer], None] | None = None,
-) -> Answered:
+) -> ValidAnswer:
     """Ask `request`'s model, then each of `next_models`, until an answer parses and passes `check`.
 
     Args:
-        check: raises `Unparsable` for an answer that parses and still will not do; it is not asked again
-            of the same model, which has said what it thinks.
+        check: raises `Unparsable` for an answer that parses but is not acceptable. The same model is not
+            asked again: it has given its opinion.
 
     Raises:
-        Unusable: no answer could be used.
+        NoValidAnswer: no model gave one.
     """
     num_asked = 0
     for model in (request.model, *next_models):
-        own = dataclasses.replace(request, model=model)
-        current, enlarged = own, False
-        for _ in range(1 + MOST_REASKED + 1):
+        current = dataclasses.replace(request, model=model)
+        num_complaints, is_enlarged = 0, False
+        while True:
             reply = await ask(current)
             num_asked += 1
-            if _ran_out(reply):
+            if reply.finish_reason == "length" or not reply.text.strip():
                 problem = Unparsable("truncated", "the answer ran out of tokens")
-                if enlarged:
+                if is_enlarged:
                     break
-                current, enlarged = _with_more_room(current), True
+                current, is_enlarged = _with_more_tokens(current), True
                 continue
             try:
-                answer = parse_answer(reply.text, answer_type)
+                answer = parse_answer(reply.text, prompt_type)
             except Unparsable as unparsable:
                 problem = unparsable
-                if len(current.messages) - len(own.messages) == 2 * MOST_REASKED:
+                if num_complaints == MAX_COMPLAINTS:
                     break
-                current = _with_complaint(current, reply, unparsable)
+                current = _with_complaint(current, reply, problem)
+                num_complaints += 1
                 continue
             try:
                 if check is not None:
                     check(answer)
-            except Unparsable as unfit:
-                problem = unfit
+            except Unparsable as refused:
+                problem = refused
                 break
-            return Answered(answer=answer, request=current, reply=reply)
-    raise Unusable(problem.kind, problem.message, num_asked, reply.text)
+            return ValidAnswer(answer=answer, request=current, reply=reply)
+    raise NoValidAnswer(problem.kind, problem.message, num_asked, reply.text)
 
 
-def _ran_out(reply: Reply) -> bool:
-    return reply.finish_reason == "length" or not reply.text.strip()
+def _with_more_tokens(request: Request) -> Request:
+    budget = request.params.get("max_tokens")
+    if budget is None:  # nothing to enlarge, so draw another answer
+        changed = {"random_seed": int(request.params.get("random_seed") or 0) + 1}
+    else:
+        changed = {"max_tokens": TRUNCATION_FACTOR * int(budget)}
+    return dataclasses.replace(request, params={**request.params, **changed})
 
 
-def _with_more_room(request: Request) -> Request:
-    most = request.params.get("max_tokens")
-    params = {**request.params, **({} if most is None else {"max_tokens": LARGER * int(most)})}
-    if most is None:  # nothing to enlarge, so another draw
-        params["random_seed"] = int(request.params.get("random_seed") or 0) + 1
-    return dataclasses.replace(request, params=params)
-
-
-def _with_complaint(request: Request, reply: Reply, unparsable: Unparsable) -> Request:
+def _with_complaint(request: Request, reply: Reply, problem: Unparsable) -> Request:
+    # Part of the request, so of its key in the journal: other words would pay for old answers again.
     complaint = (
-        f"That could not be used: {unparsable.message}. "
+        f"That could not be used: {problem.message}. "
         "Answer once more, with nothing but the one JSON object that was asked for."
     )
     turns = (Message(role="assistant", content=writable(reply.text)), Message(role="user", content=complaint))
     return dataclasses.replace(request, messages=request.messages + turns)
-
-
-def provenance(answered: Answered, prompt_sha256: str, created_at: str) -> Provenance:
-    """Where an answer comes from, as it stands in the record."""
-    params = dict(answered.request.params)
-    if answered.answer.repaired:
-        params["repaired"] = True
-    if answered.reply.salvaged:
-        params["salvaged"] = True
-    return Provenance(
-        backend=answered.request.backend,
-        model=answered.request.model,
-        prompt_sha256=prompt_sha256,
-        params=params,
-        usage=answered.reply.usage,
-        created_at=created_at,
-    )

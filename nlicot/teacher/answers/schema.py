@@ -1,9 +1,9 @@
-"""What a teacher must answer, and reading it: strictly first, then with its syntax mended, never guessed at.
+"""The fields that a teacher's answer must have, and its parser: strict first, then with the syntax repaired.
 
-Mending touches syntax alone and is flagged: fences and words around the object, a trailing or missing
-comma, a raw line break or an unescaped quote inside a text, a missing last brace. No content is made up: a
-text that was cut off stays unreadable, two objects are one too many, and what could be read in two ways is
-not read at all. The walk through broken syntax is `mending`'s work; this module says what must come of it.
+Repair touches only syntax and is flagged: fences and words around the object, a trailing or missing comma, a
+raw line break or an unescaped quote inside a text, a missing last brace. No content is invented: a truncated
+answer stays unreadable, two objects are one too many, and text that can be read in two ways is refused.
+`json_repair` does the repair; this module checks the result.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nlicot.data.rows import shown
-from nlicot.teacher.answers.json_repair import Unparsable, mended
+from nlicot.teacher.answers.json_repair import Unparsable, field_twice, repair
 from nlicot.teacher.backends.base import AnswerSchema
 from nlicot.teacher.stages.prompts import RELATIONS, PromptType
-
-__all__ = ["SCHEMAS", "Answer", "Unparsable", "parse_answer"]
 
 
 def _schema(name: str, **fields: dict[str, Any]) -> AnswerSchema:
@@ -34,17 +32,16 @@ def _schema(name: str, **fields: dict[str, Any]) -> AnswerSchema:
     )
 
 
-# The strict modes of Mistral and OpenAI want every property in `required` and none besides, and servers
-# differ in the keywords that they take (minLength, pattern ...): `type` and `enum` pass everywhere, and
-# whatever else an answer must be is checked below.
+# The strict modes of Mistral and OpenAI want exactly the properties in `required`, and servers differ in the
+# keywords that they accept (minLength, pattern ...): `type` and `enum` work everywhere.
 _TEXT = {"type": "string"}
 _LABEL = {"type": "integer", "enum": [0, 1]}
 _THOUGHT = _schema("thought", thought_process=_TEXT, predicted_label=_LABEL)
 _REFLECTION = _schema(
     "reflection", error_analysis=_TEXT, improved_thought_process=_TEXT, reflected_label=_LABEL
 )
-# Thinking comes before the label, and the analysis before the score: a model that must commit itself first
-# only finds reasons afterwards.
+# Thinking comes before the label, and the analysis before the score: a model that commits itself first only
+# rationalises afterwards.
 SCHEMAS: dict[PromptType, AnswerSchema] = {
     PromptType.INITIAL_GENERATION: _THOUGHT,
     PromptType.RELATION: _schema(
@@ -62,14 +59,14 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer's fields, and whether its syntax had to be mended."""
+    """An answer's fields, and whether its syntax had to be repaired."""
 
     fields: dict[str, str | int]
     repaired: bool
 
 
 def parse_answer(text: str, prompt_type: PromptType) -> Answer:
-    """The fields that a prompt of this type asks for; others beside them are passed over.
+    """Return the fields that a prompt of this type asks for; ignore others.
 
     >>> parse_answer('```json\\n{"analysis": "Sound.", "score": 5,}\\n```', PromptType.SCORING)
     Answer(fields={'analysis': 'Sound.', 'score': 5}, repaired=True)
@@ -84,40 +81,33 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
     found = _strict(text, properties)
     repaired = found is None
     if found is None:
-        found = mended(text, properties)
+        found = repair(text, properties)
     fields: dict[str, str | int] = {}
-    for name, expected in properties.items():
+    for name, schema in properties.items():
         if name not in found:
             raise Unparsable("missing_field", f"found no field {name}, expected {', '.join(properties)}")
-        value, changed = _checked(name, found[name], expected)
-        fields[name] = value
-        repaired = repaired or changed
+        value = found[name]
+        if "enum" in schema:
+            fields[name] = _option(name, value, schema["enum"])
+            repaired = repaired or fields[name] != value
+        else:
+            fields[name] = _text(name, value)
     return Answer(fields=fields, repaired=repaired)
 
 
 def _strict(text: str, properties: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The object that the text is; None where it is not exactly one."""
+    """Return the object that the text is; None if it is not exactly one."""
     try:
         pairs = json.loads(text, object_pairs_hook=tuple)
-    except (ValueError, RecursionError):  # ValueError: no JSON, or a number too long to read
+    except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long to read
         return None
     if not isinstance(pairs, tuple):
         return None
     names = [name for name, _ in pairs]
     for name in properties:
         if names.count(name) > 1:
-            raise Unparsable("two_objects", f"found the field {name} twice, expected one object")
+            raise field_twice(name)
     return dict(pairs)
-
-
-def _checked(name: str, value: Any, expected: Mapping[str, Any]) -> tuple[str | int, bool]:
-    """The value as it must be, and whether its type had to be mended."""
-    options = expected.get("enum")
-    if options is None:
-        return _text(name, value), False
-    if expected["type"] == "string":
-        return _name(name, value, options)
-    return _number(name, value, options)
 
 
 def _text(name: str, value: Any) -> str:
@@ -125,27 +115,21 @@ def _text(name: str, value: Any) -> str:
         raise Unparsable("wrong_type", f"found {name} {shown(value)}, expected a text")
     if _UNWRITABLE.search(value):
         raise Unparsable("wrong_type", f"found characters in {name} that no text file can hold")
-    # Dots, dashes and invisible characters alone are no thought either.
+    # Dots, dashes and invisible characters are not a thought either.
     if not any(map(str.isalnum, value)):
         raise Unparsable("empty_text", f"found {name} without a word, expected a text")
     return value.strip()
 
 
-def _number(name: str, value: Any, options: list[int]) -> tuple[int, bool]:
-    changed = isinstance(value, str) and _INTEGER.fullmatch(value.strip()) is not None
-    number = int(value) if changed else value
-    if type(number) is not int:
-        raise Unparsable("wrong_type", f"found {name} {shown(value)}, expected one of {options}")
-    if number not in options:
-        raise Unparsable("label_outside", f"found {name} {shown(value)}, expected one of {options}")
-    return number, changed
-
-
-def _name(name: str, value: Any, options: list[str]) -> tuple[str, bool]:
-    expected = ", ".join(options)
-    if not isinstance(value, str):
+def _option(name: str, value: Any, options: list[Any]) -> str | int:
+    """Return the value as one of the options; numbers in quotes and other spellings of words are accepted."""
+    kind: type = type(options[0])
+    expected = ", ".join(options) if kind is str else str(options)
+    option: Any = value.strip().casefold() if isinstance(value, str) else value
+    if kind is int and isinstance(option, str) and _INTEGER.fullmatch(option):
+        option = int(option)
+    if not isinstance(option, str | int) or type(option) is not kind:
         raise Unparsable("wrong_type", f"found {name} {shown(value)}, expected one of {expected}")
-    spelt = value.strip().casefold()
-    if spelt not in options:
+    if option not in options:
         raise Unparsable("label_outside", f"found {name} {shown(value)}, expected one of {expected}")
-    return spelt, spelt != value
+    return option

@@ -1,1 +1,1 @@
-"""The stages of a teacher: generate, reflect, score, and the check of its labels."""
+"""The teacher's stages: which inputs each one takes, what it asks, and how an answer becomes a record."""

@@ -1,33 +1,33 @@
-"""What the teacher's stages share: settings, building a request, and what a stage hands back."""
+"""What the teacher's stages share: their settings, and the way from an input to a task and its outcome."""
 
 from __future__ import annotations
 
-import datetime
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from nlicot.records import Failure, to_json_dict
+from nlicot.records import Example, Provenance, Reflection, Thought, to_json_dict
+from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer
 from nlicot.teacher.answers.schema import SCHEMAS
-from nlicot.teacher.backends.base import Endpoint, Message, Reply, Request
+from nlicot.teacher.backends.base import Endpoint, Message, Request
 from nlicot.teacher.engine.journal import Outcome
-from nlicot.teacher.engine.scheduler import Task
-from nlicot.teacher.stages.prompts import PromptType
+from nlicot.teacher.engine.scheduler import Ask, Task
+from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Example | Thought | Reflection)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:
-    """Which models a stage asks, and how.
+    """The models that a stage asks, and how.
 
     Args:
-        model: the first one asked.
-        next_models: asked in turn where the one before gave no usable answer.
-        temperature, top_p: of sampling; None leaves it to the server.
-        max_tokens: an answer's budget.
-        seed: sent as the request's seed, the sample's number added; None sends none for the first sample.
+        next_models: asked in turn if the one before gave no valid answer.
+        temperature, top_p: for sampling; None leaves them to the server.
+        max_tokens: token budget of an answer.
+        seed: seed of the requests, to which the sample's number is added; None sends none for sample 0.
     """
 
     model: str
@@ -43,7 +43,7 @@ class StageSettings:
         return list(dict.fromkeys((self.model, *self.next_models)))
 
     def params(self, draw: int = 0) -> dict[str, Any]:
-        """A request's parameters; another `draw` of the same question gets another seed."""
+        """Return a request's parameters; another `draw` of the same question gets another seed."""
         seed = draw or None if self.seed is None else self.seed + draw
         named = {
             "temperature": self.temperature,
@@ -56,11 +56,11 @@ class StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC, Generic[Item]):
-    """A stage over its input, which can be walked again and again, in the output's order.
+    """A stage over its inputs; its questions and tasks are in the output's order.
 
     Args:
-        endpoint: where its requests go.
-        settings: which models are asked, and how.
+        endpoint: where the requests go.
+        prompts: every prompt that the stage may use, by type.
     """
 
     name: ClassVar[str]
@@ -68,39 +68,67 @@ class Stage(ABC, Generic[Item]):
 
     endpoint: Endpoint
     settings: StageSettings
+    prompts: Mapping[PromptType, TeacherPrompt]
 
     @property
     @abstractmethod
-    def prompt_sha256(self) -> str:
-        """Tells the stage's wording from another's."""
+    def first_prompt(self) -> TeacherPrompt:
+        """The prompt of each item's first request."""
 
     @abstractmethod
-    def tasks(self) -> Iterator[Task]:
-        """Every unit of work, in the output's order."""
+    def questions(self) -> Iterator[tuple[Item, Request]]:
+        """Yield each item with its first request; answers may lead to more."""
 
     @abstractmethod
-    def asked(self) -> Iterator[tuple[Item, Request]]:
-        """Each unit's input and its first request."""
+    def key_suffix(self, item: Item, request: Request) -> str:
+        """Return all that the item's outcome depends on, besides the first request."""
+
+    @abstractmethod
+    async def work(self, item: Item, request: Request, ask: Ask) -> Outcome:
+        """Turn an item's answers into records.
+
+        Raises:
+            NoValidAnswer: no model gave one.
+        """
 
     @property
     def models(self) -> list[str]:
         """All models that may be asked, each once."""
         return self.settings.models
 
-    def requests(self) -> Iterator[Request]:
-        """The first request of each unit, for counting what a run would cost; more may follow."""
-        return (request for _, request in self.asked())
+    def tasks(self) -> Iterator[Task]:
+        """Yield one task per item."""
+        for item, request in self.questions():
+            yield Task(
+                key=f"{request.key()}/{self.key_suffix(item, request)}",
+                pair=item.id,
+                sample=request.sample,
+                run=functools.partial(self._outcome, item, request),
+            )
+
+    async def _outcome(self, item: Item, request: Request, ask: Ask) -> Outcome:
+        try:
+            return await self.work(item, request, ask)
+        except NoValidAnswer as error:
+            # Kept in the journal: the answers were paid for, and only `--retry_failures` asks again.
+            failure = error.failure(pair=item.id, stage=self.name)
+            return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
 
     def request(
         self,
-        answer_type: PromptType,
-        messages: tuple[Message, ...],
+        prompt_type: PromptType,
+        texts: Mapping[str, str],
         *,
         draw: int = 0,
         model: str | None = None,
         max_tokens: int | None = None,
     ) -> Request:
-        """A request to the stage's model, or to `model`."""
+        """Build a request, by default to the stage's model.
+
+        Args:
+            texts: for the prompt's placeholders.
+        """
+        messages: tuple[Message, ...] = self.prompts[prompt_type].render(**texts)
         params = self.settings.params(draw)
         if max_tokens is not None:
             params["max_tokens"] = max_tokens
@@ -111,29 +139,15 @@ class Stage(ABC, Generic[Item]):
             model=model or self.settings.model,
             messages=messages,
             params=params,
-            schema=SCHEMAS[answer_type],
+            schema=SCHEMAS[prompt_type],
             sample=draw,
         )
 
+    def provenance(self, valid: ValidAnswer, prompt_type: PromptType) -> Provenance:
+        """Return where an answer comes from, for its record."""
+        return valid.provenance(self.prompts[prompt_type].sha256)
 
-def finished(records: list[Any], *, correct: bool | None) -> Outcome:
-    """A task's usable outcome."""
+
+def finished(records: Iterable[Any], *, correct: bool | None = None) -> Outcome:
+    """Return the outcome of an item whose answers could be used."""
     return Outcome(ok=True, correct=correct, rows=[to_json_dict(record) for record in records])
-
-
-def failed(failure: Failure) -> Outcome:
-    """A task's failure after paid answers; it stays until `--retry-failures`."""
-    return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
-
-
-def created_at(reply: Reply) -> str:
-    """When the server says that it answered, as ISO 8601 in UTC; empty where it does not say.
-
-    Our own clock is left out: a run that was killed and resumed writes the same file as one that was not.
-    """
-    if reply.created is None:
-        return ""
-    try:
-        return datetime.datetime.fromtimestamp(reply.created, datetime.UTC).isoformat()
-    except (ValueError, OverflowError, OSError):  # a number that is no time
-        return ""

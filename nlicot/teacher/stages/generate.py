@@ -1,94 +1,84 @@
-"""The first stage: each pair to a blind thought and a label (`generate`).
+"""The stage `generate`: a blind thought and a label for each pair.
 
-The teacher never sees the true label; it is put beside its answer afterwards. With the prompt `relation`
-it names one of three relations, and a map says which label each means.
+The teacher never sees the true label, which is added to its answer afterwards. With the prompt `relation` it
+names one of three relations, and a map gives the label of each.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nlicot.records import Example, Thought
-from nlicot.teacher.answers.retry_until_valid import Unusable, ask_until_usable, provenance
+from nlicot.teacher.answers.retry_until_valid import ask_until_valid
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
-from nlicot.teacher.engine.scheduler import Ask, Task
-from nlicot.teacher.stages.base import Stage, created_at, failed, finished
+from nlicot.teacher.engine.scheduler import Ask
+from nlicot.teacher.stages.base import Stage, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
 
 RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(Stage[tuple[Example, int]]):
+class GenerateStage(Stage[Example]):
     """`generate` over pairs.
 
     Args:
-        examples: gives the pairs anew each time it is called, in the output's order.
-        prompt: of type `initial_generation` or `relation`.
-        num_samples: thoughts for each pair.
-        relation_map: the label that each relation means, for the prompt `relation`.
+        examples: the pairs, in the output's order.
+        prompts: one, of type `initial_generation` or `relation`.
+        num_samples: thoughts per pair.
+        relation_map: the label of each relation, for the prompt `relation`.
     """
 
     name = "generate"
-    examples: Callable[[], Iterable[Example]]
-    prompt: TeacherPrompt
+    examples: Sequence[Example]
     num_samples: int = 1
     relation_map: Mapping[str, int] | None = None
 
     @property
-    def prompt_sha256(self) -> str:
-        """Tells the stage's wording from another's."""
-        return self.prompt.sha256
-
-    def tasks(self) -> Iterator[Task]:
-        """One task for each pair and sample."""
-        relations = self._relations
-        suffix = json.dumps(relations, sort_keys=True) if relations else ""
-        for (example, sample), request in self.asked():
-            yield Task(
-                key=f"{request.key()}/{example.id}/{example.label}{suffix}",
-                pair=example.id,
-                sample=sample,
-                run=functools.partial(self._generate, example, sample, request),
-            )
+    def first_prompt(self) -> TeacherPrompt:
+        """The one prompt."""
+        return next(iter(self.prompts.values()))
 
     @property
-    def _relations(self) -> Mapping[str, int] | None:
-        if self.prompt.type is not PromptType.RELATION:
+    def _label_of(self) -> Mapping[str, int] | None:
+        if self.first_prompt.type is not PromptType.RELATION:
             return None
         return RELATION_MAP if self.relation_map is None else self.relation_map
 
-    def asked(self) -> Iterator[tuple[tuple[Example, int], Request]]:
-        """Each pair and sample with its question."""
-        for example in self.examples():
-            messages = self.prompt.render(premise=example.premise, hypothesis=example.hypothesis)
+    def questions(self) -> Iterator[tuple[Example, Request]]:
+        """Yield each pair, once per sample, with its question."""
+        for example in self.examples:
+            texts = {"premise": example.premise, "hypothesis": example.hypothesis}
             for sample in range(self.num_samples):
-                yield (example, sample), self.request(self.prompt.type, messages, draw=sample)
+                yield example, self.request(self.first_prompt.type, texts, draw=sample)
 
-    async def _generate(self, example: Example, sample: int, request: Request, ask: Ask) -> Outcome:
-        try:
-            answered = await ask_until_usable(
-                ask, request, self.prompt.type, next_models=self.settings.next_models
-            )
-        except Unusable as unusable:
-            return failed(unusable.failure(pair=example.id, stage=self.name))
-        relations, fields = self._relations, answered.answer.fields
-        relation = None if relations is None else str(fields["relation"])
+    def key_suffix(self, item: Example, request: Request) -> str:
+        """Return the pair and its true label, and the map of relations."""
+        relations = json.dumps(self._label_of, sort_keys=True) if self._label_of else ""
+        return f"{item.id}/{item.label}{relations}"
+
+    async def work(self, item: Example, request: Request, ask: Ask) -> Outcome:
+        """Ask for a thought."""
+        prompt = self.first_prompt
+        valid = await ask_until_valid(ask, request, prompt.type, next_models=self.settings.next_models)
+        fields = valid.answer.fields
+        if self._label_of is None:
+            relation, label = None, int(fields["predicted_label"])
+        else:
+            relation = str(fields["relation"])
+            label = self._label_of[relation]
         thought = Thought(
-            id=example.id,
-            sample=sample,
-            premise=example.premise,
-            hypothesis=example.hypothesis,
+            id=item.id,
+            sample=request.sample,
+            premise=item.premise,
+            hypothesis=item.hypothesis,
             thought_process=str(fields["thought_process"]),
-            predicted_label=int(fields["predicted_label"])
-            if relations is None or relation is None
-            else relations[relation],
+            predicted_label=label,
             relation=relation,
-            true_label=example.label,
-            provenance=provenance(answered, self.prompt.sha256, created_at(answered.reply)),
+            true_label=item.label,
+            provenance=self.provenance(valid, prompt.type),
         )
-        return finished([thought], correct=None if example.label is None else thought.correct)
+        return finished([thought], correct=None if item.label is None else thought.correct)

@@ -1,13 +1,14 @@
-"""The probe: whether the teacher's first answers fit the labels, before the other 39,900 are paid for.
+"""The probe: compare the teacher's first answers with the labels before paying for the other 39,900.
 
-A label is what a data set's authors meant by it, and a teacher that is told something else is wrong in one
-direction: nearly all of one label, hardly any of the other. No model or budget mends that; other words do.
+A label means what the authors of a data set meant by it, and a teacher with another definition errs in one
+direction: it finds nearly all of one label and hardly any of the other. A better model or a bigger budget
+does not fix that; better definitions do.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nlicot.evaluation.bootstrap import Interval, wilson_interval
@@ -15,28 +16,28 @@ from nlicot.records import LABELS, Example, Thought
 from nlicot.teacher.stages.prompts import RELATIONS
 
 NUM_PROBED = 100
-FEWEST_OF_A_LABEL = 10
-LOPSIDED_BY = 0.25
-"""A gap between the labels' recalls that a careless teacher alone does not open."""
-ENOUGH_SHOWN = 3
+MIN_PAIRS_OF_A_LABEL = 10
+MIN_RECALL_GAP = 0.25
+"""Recall gap between the two labels that carelessness alone would not explain."""
+NUM_EXAMPLES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """How many of a label's pairs the teacher found, with Wilson's 95 % interval."""
+    """How many of a label's pairs the teacher got right."""
 
     label: int
     num_right: int
     num: int
 
     @property
-    def share(self) -> float:
-        """Right ones among all; 0 without any."""
+    def proportion(self) -> float:
+        """The recall; 0 without any pair."""
         return self.num_right / self.num if self.num else 0.0
 
     @property
     def interval(self) -> Interval:
-        """Wilson's interval of the share."""
+        """Wilson's 95 % interval of the recall."""
         return wilson_interval(self.num_right, self.num)
 
 
@@ -50,10 +51,10 @@ class MappedRelations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReport:
-    """What the first answers say.
+    """The first answers against the true labels.
 
     `maps` are all maps from relations to labels, the best first; empty unless the teacher named relations.
-    `missed` are some of the wrong thoughts about the label that is found more seldom.
+    `missed` are some of the wrong thoughts about the label with the lower recall.
     """
 
     recalls: tuple[Recall, ...]
@@ -63,22 +64,20 @@ class ProbeReport:
 
     @property
     def lopsided(self) -> bool:
-        """One label is found much more often than the other, and not by chance of few pairs."""
-        if any(recall.num < FEWEST_OF_A_LABEL for recall in self.recalls):
+        """One label's recall is much lower than the other's, and too few pairs do not explain it."""
+        if any(recall.num < MIN_PAIRS_OF_A_LABEL for recall in self.recalls):
             return False
-        worse, better = sorted(self.recalls, key=lambda recall: recall.share)
-        apart = worse.interval.high < better.interval.low
-        return apart and better.share - worse.share >= LOPSIDED_BY
+        worse, better = sorted(self.recalls, key=lambda recall: recall.proportion)
+        gap = better.proportion - worse.proportion
+        return worse.interval.high < better.interval.low and gap >= MIN_RECALL_GAP
 
     def headline(self) -> str:
-        """The finding in one line."""
+        """Return the finding in one line."""
         found = " and ".join(
-            f"{recall.share:.0%} of label {recall.label}" for recall in reversed(self.recalls)
+            f"{100 * recall.proportion:.0f} % of label {recall.label}" for recall in reversed(self.recalls)
         )
-        found = found.replace("%", " %")
-        if not self.lopsided:
-            return f"teacher finds {found}"
-        return f"teacher finds {found}: the label definitions do not fit this data"
+        consequence = ": the label definitions do not fit this data" if self.lopsided else ""
+        return f"teacher finds {found}{consequence}"
 
     def __str__(self) -> str:
         lines = [self.headline()]
@@ -88,11 +87,13 @@ class ProbeReport:
                 f"  label {recall.label}: {recall.num_right} of {recall.num} ({low:.0%} to {high:.0%})"
             )
         if self.maps:
-            lines.append("  which label each relation should mean, by the true labels:")
-            lines += [f"    {_spelt(found.relation_map)}  {found.accuracy:.1%}" for found in self.maps]
+            lines.append("  accuracy of each map from relations to labels:")
+        for mapped in self.maps:
+            labels = ",".join(f"{relation}={label}" for relation, label in mapped.relation_map.items())
+            lines.append(f"    {labels}  {mapped.accuracy:.1%}")
         if self.lopsided and self.missed:
             label = self.missed[0].true_label
-            lines.append(f"  pairs of label {label} that it calls {1 - int(label or 0)}:")
+            lines.append(f"  pairs of label {label} that it labels {1 - int(label or 0)}:")
             for thought in self.missed:
                 lines.append(f"    {thought.id}: {thought.premise!r} / {thought.hypothesis!r}")
                 lines.append(f"      {thought.thought_process}")
@@ -100,7 +101,7 @@ class ProbeReport:
 
 
 def probe(thoughts: Iterable[Thought]) -> ProbeReport:
-    """Compare blind thoughts with their pairs' true labels; those without a true label are passed over."""
+    """Compare blind thoughts with their pairs' true labels; skip those without one."""
     labelled = [thought for thought in thoughts if thought.true_label is not None]
     recalls = tuple(
         Recall(
@@ -110,38 +111,31 @@ def probe(thoughts: Iterable[Thought]) -> ProbeReport:
         )
         for label in LABELS
     )
-    worse = min(recalls, key=lambda recall: recall.share).label
+    worse = min(recalls, key=lambda recall: recall.proportion).label
     wrong = [thought for thought in labelled if thought.true_label == worse and not thought.correct]
     return ProbeReport(
         recalls=recalls,
         accuracy=sum(thought.correct for thought in labelled) / max(1, len(labelled)),
-        maps=tuple(_maps(labelled)),
-        missed=tuple(wrong[:ENOUGH_SHOWN]),
+        maps=tuple(_all_maps([thought for thought in labelled if thought.relation in RELATIONS])),
+        missed=tuple(wrong[:NUM_EXAMPLES_SHOWN]),
     )
 
 
-def _maps(labelled: Sequence[Thought]) -> list[MappedRelations]:
-    related = [thought for thought in labelled if thought.relation in RELATIONS]
-    if not related:
-        return []
-    found = []
+def _all_maps(thoughts: list[Thought]) -> list[MappedRelations]:
+    """Measure each map from relations to labels that uses both labels; the best comes first."""
+    maps = []
     for labels in itertools.product(LABELS, repeat=len(RELATIONS)):
-        if len(set(labels)) == 1:
-            continue
-        relation_map = dict(zip(RELATIONS, labels, strict=True))
-        right = sum(relation_map[str(thought.relation)] == thought.true_label for thought in related)
-        found.append(MappedRelations(relation_map=relation_map, accuracy=right / len(related)))
-    return sorted(found, key=lambda mapped: -mapped.accuracy)
-
-
-def _spelt(relation_map: dict[str, int]) -> str:
-    return ",".join(f"{relation}={label}" for relation, label in relation_map.items())
+        if thoughts and len(set(labels)) > 1:
+            relation_map = dict(zip(RELATIONS, labels, strict=True))
+            num_right = sum(relation_map[str(thought.relation)] == thought.true_label for thought in thoughts)
+            maps.append(MappedRelations(relation_map=relation_map, accuracy=num_right / len(thoughts)))
+    return sorted(maps, key=lambda mapped: -mapped.accuracy)
 
 
 def pairs_to_probe(examples: Iterable[Example], num: int = NUM_PROBED) -> list[Example]:
-    """The first labelled pairs, half of each label as far as there are; in their order.
+    """Choose the first labelled pairs, half of each label if there are enough, in their order.
 
-    Files sorted by label are common, and the first hundred rows of one would say nothing of the other.
+    Files sorted by label are common, and the first hundred rows of one say nothing about the other.
     """
     first: dict[int, list[tuple[int, Example]]] = {label: [] for label in LABELS}
     for position, example in enumerate(examples):

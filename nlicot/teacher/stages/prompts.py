@@ -1,16 +1,15 @@
-"""The teacher's prompts: files that a person may replace, and the label definitions that fill them.
+"""The teacher's prompts: the files that ship or the user's own, filled with the meaning of the labels.
 
-A prompt file has a `system` and a `user` text with places in braces, and may bring its own `definitions`.
-Whatever words a prompt is part of its hash, which stands in every record made with it.
+A prompt file has a `system` and a `user` text with placeholders in braces, and may have `definitions`.
+All that words a prompt is part of its hash, which is stored in every record made with it.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -23,8 +22,9 @@ from nlicot.prompts import LabelDefinitions
 from nlicot.teacher.backends.base import Message
 from nlicot.yaml_files import hint, read_yaml
 
-FOLDER = Path(__file__).parents[1] / "prompts"
+PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 RELATIONS = ("entailment", "neutral", "contradiction")
+DEFINITIONS = ("entailment", "no_entailment")
 
 
 class PromptType(StrEnum):
@@ -40,7 +40,6 @@ class PromptType(StrEnum):
 
 _PAIR = ("premise", "hypothesis")
 _JUDGED = (*_PAIR, "true_label", "predicted_label", "thought_process")
-# What must stand in a prompt, and what else may.
 REQUIRED: dict[PromptType, tuple[str, ...]] = {
     PromptType.INITIAL_GENERATION: _PAIR,
     PromptType.RELATION: _PAIR,
@@ -49,6 +48,7 @@ REQUIRED: dict[PromptType, tuple[str, ...]] = {
     PromptType.REGENERATION: (*_PAIR, "thought_process", "analysis"),
     PromptType.REFLECTION_REGENERATION: (*_PAIR, "true_label", "thought_process", "analysis"),
 }
+"""Placeholders that a prompt must have."""
 ALLOWED: dict[PromptType, tuple[str, ...]] = {
     PromptType.INITIAL_GENERATION: _PAIR,
     PromptType.RELATION: _PAIR,
@@ -57,8 +57,8 @@ ALLOWED: dict[PromptType, tuple[str, ...]] = {
     PromptType.REGENERATION: (*_PAIR, "predicted_label", "thought_process", "score", "analysis"),
     PromptType.REFLECTION_REGENERATION: (*_JUDGED, "score", "analysis"),
 }
-DEFINITIONS = ("entailment", "no_entailment")
-_PLACE = re.compile(r"\{([a-z_]+)\}")
+"""Placeholders that a prompt may have; those of the definitions are allowed in every type."""
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,126 +70,118 @@ class TeacherPrompt:
     user: str
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
 
-    def render(self, **places: str) -> tuple[Message, ...]:
-        """The conversation that asks for one answer; braces inside the texts stay what they are.
+    def render(self, **texts: str) -> tuple[Message, ...]:
+        """Fill the placeholders; braces inside the texts stay as they are.
 
         >>> prompt = TeacherPrompt(type=PromptType.RELATION, system="", user="{premise}|{hypothesis}")
         >>> prompt.render(premise="{hypothesis}", hypothesis="b")[0].content
         '{hypothesis}|b'
 
         Raises:
-            ValueError: a place of this type stands in the prompt and has no text.
+            ValueError: a placeholder in the prompt has no text.
         """
-        filling = {**places, **vars(self.definitions)}
-        for place in self._places:
-            if place not in filling:
-                raise ValueError(f"found no text for {{{place}}}, which stands in the prompt {self.type}")
-        system, user = (_filled(template, filling) for template in (self.system, self.user))
-        asked = Message(role="user", content=user)
-        return (Message(role="system", content=system), asked) if system else (asked,)
+        texts |= vars(self.definitions)
+        for name in self._placeholders:
+            if name not in texts:
+                raise ValueError(f"no text for {{{name}}} in the prompt {self.type}")
+        system, user = (
+            _PLACEHOLDER.sub(lambda match: texts.get(match[1], match[0]), template)
+            for template in (self.system, self.user)
+        )
+        messages = (Message(role="system", content=system), Message(role="user", content=user))
+        return messages if system else messages[1:]
 
     @cached_property
-    def _places(self) -> list[str]:
-        """The places of this type that stand in the prompt; found once, for render fills thousands."""
-        return [place for place in _PLACE.findall(self.system + self.user) if place in ALLOWED[self.type]]
+    def _placeholders(self) -> list[str]:
+        return [name for name in _PLACEHOLDER.findall(self.system + self.user) if name in ALLOWED[self.type]]
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of all that words the prompt."""
+        """Hash of all that words the prompt."""
         content = [self.type.value, self.system, self.user, asdict(self.definitions)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _filled(template: str, filling: Mapping[str, str]) -> str:
-    return _PLACE.sub(lambda match: filling.get(match.group(1), match.group(0)), template)
 
 
 def load_prompt(
     prompt_type: PromptType, path: Path | None = None, definitions: LabelDefinitions | None = None
 ) -> TeacherPrompt:
-    """A prompt from its file, or from the one that ships.
+    """Load a prompt from the user's file, or the one that ships.
 
     Args:
-        path: a file of the user's own.
         definitions: what the labels mean on this data; wins over those in the file.
 
     Raises:
-        ConfigError: the file cannot be read, has an unknown key or place, lacks a place, or would leave
-            definitions without effect.
+        ConfigError: the file cannot be read, has an unknown key or placeholder, lacks a placeholder, or has
+            none for the definitions.
     """
-    where = path or FOLDER / f"{prompt_type.value}.yaml"
-    content = _read(where, ("system", "user", "definitions"))
+    path = path or PROMPTS_FOLDER / f"{prompt_type.value}.yaml"
+    content = _read(path, ("system", "user", "definitions"))
     texts = {}
     for name in ("system", "user"):
         text = content.get(name) or ""
         if not isinstance(text, str):
-            raise ConfigError(f"{_at(where, f'{name}:')}: found {name} {shown(text)}, expected a text")
+            raise ConfigError(f"{_line_of(path, f'{name}:')}: found {name} {shown(text)}, expected text")
         texts[name] = text.strip()
     if not texts["user"]:
-        raise ConfigError(f"{where}: found no user, expected the text that asks for an answer")
-    found = set(_PLACE.findall(f"{texts['system']}\n{texts['user']}"))
-    _check_places(where, prompt_type, found)
-    own = content.get("definitions")
-    if definitions is None and own is not None:
-        definitions = _definitions(where, own)
-    if definitions is not None:
-        _check_effect(where, prompt_type, found)
+        raise ConfigError(f"{path}: the key user is missing: it holds the text that asks for an answer")
+    found = set(_PLACEHOLDER.findall(f"{texts['system']}\n{texts['user']}"))
+    _check_placeholders(path, prompt_type, found)
+    if definitions is None and content.get("definitions") is not None:
+        definitions = check_definitions(path, content["definitions"])
+    unused = [f"{{{name}}}" for name in DEFINITIONS if name not in found]
+    # A prompt for relations may ignore the definitions: relations mean the same on any data.
+    if definitions is not None and unused and prompt_type is not PromptType.RELATION:
+        raise ConfigError(
+            f"{path}: the label definitions would have no effect without {' and '.join(unused)} "
+            "(add the placeholders, or drop the definitions)"
+        )
     return TeacherPrompt(type=prompt_type, definitions=definitions or LabelDefinitions(), **texts)
 
 
-def _check_places(where: Path, prompt_type: PromptType, found: set[str]) -> None:
-    missing = [f"{{{place}}}" for place in REQUIRED[prompt_type] if place not in found]
+def _check_placeholders(path: Path, prompt_type: PromptType, found: set[str]) -> None:
+    missing = [f"{{{name}}}" for name in REQUIRED[prompt_type] if name not in found]
     if missing:
-        raise ConfigError(f"{where}: found no {' and no '.join(missing)}, expected each in system or user")
+        raise ConfigError(f"{path}: {' and '.join(missing)} missing, expected in system or user")
     known = (*ALLOWED[prompt_type], *DEFINITIONS)
-    for place in sorted(found - set(known)):
-        near = difflib.get_close_matches(place, known, n=1)
-        meant = f"did you mean {{{near[0]}}}?" if near else f"there are: {', '.join(known)}"
+    for name in sorted(found - set(known)):
         raise ConfigError(
-            f"{_at(where, f'{{{place}}}')}: found the place {{{place}}}, expected one that "
-            f"{prompt_type.value} has ({meant})"
-        )
-
-
-def _check_effect(where: Path, prompt_type: PromptType, found: set[str]) -> None:
-    """Refuse definitions that the prompt would drop; the relations mean the same on any data."""
-    missing = [f"{{{place}}}" for place in DEFINITIONS if place not in found]
-    if missing and prompt_type is not PromptType.RELATION:
-        raise ConfigError(
-            f"{where}: found label definitions but no {' and no '.join(missing)}, expected the places that "
-            "they fill (add them, or leave the definitions out)"
+            f"{_line_of(path, f'{{{name}}}')}: {prompt_type.value} has no placeholder {{{name}}} "
+            f"({hint(name, known)})"
         )
 
 
 def load_definitions(path: Path) -> LabelDefinitions:
-    """What the labels mean on a person's data: a YAML file with `entailment` and `no_entailment`.
+    """Load what the labels mean on the user's data: a YAML file with `entailment` and `no_entailment`.
 
     Raises:
         ConfigError: the file cannot be read, lacks one of them, or has an unknown key.
     """
     content = _read(path, (*DEFINITIONS, "relation_map"))
-    return _definitions(path, {name: content.get(name) for name in DEFINITIONS})
+    return check_definitions(path, {name: content.get(name) for name in DEFINITIONS})
 
 
-def _definitions(where: Path, content: Any) -> LabelDefinitions:
+def check_definitions(source: Path, content: Any) -> LabelDefinitions:
+    """Check definitions from a file or from flags, and fold each to one line without a full stop.
+
+    Raises:
+        ConfigError: one is missing or unknown, or is not text.
+    """
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{where}: found definitions {shown(content)}, expected {' and '.join(DEFINITIONS)}"
+            f"{source}: found definitions {shown(content)}, expected {' and '.join(DEFINITIONS)}"
         )
-    _check_keys(where, content, DEFINITIONS)
-    for name in DEFINITIONS:
+    _check_keys(source, content, DEFINITIONS)
+    for label, name in ((1, "entailment"), (0, "no_entailment")):
         text = content.get(name)
         if not isinstance(text, str) or not text.strip(" .\n\t"):
-            label = 1 - DEFINITIONS.index(name)
             raise ConfigError(
-                f"{where}: found {name} {shown(text)}, expected words that complete 'answer {label} if ...'"
+                f"{source}: found {name} {shown(text)}, expected words that complete 'answer {label} if ...'"
             )
-    # Folded to one line without a full stop, as it stands in the middle of a sentence.
     return LabelDefinitions(**{name: " ".join(content[name].split()).rstrip(".") for name in DEFINITIONS})
 
 
 def load_relation_map(path: Path) -> dict[str, int] | None:
-    """The label that each relation means on this data, where the definitions' file says so.
+    """Load the label of each relation from a file of definitions; None if it has no `relation_map`.
 
     Raises:
         ConfigError: a relation is missing, unknown, or has no label 0 or 1.
@@ -199,25 +191,25 @@ def load_relation_map(path: Path) -> dict[str, int] | None:
         return None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: found relation_map {shown(found)}, expected a label for each relation")
-    return check_relation_map({str(name): label for name, label in found.items()}, where=str(path))
+    return check_relation_map({str(name): label for name, label in found.items()}, source=str(path))
 
 
-def check_relation_map(relation_map: Mapping[str, Any], *, where: str) -> dict[str, int]:
-    """A complete map from the three relations to labels.
+def check_relation_map(relation_map: Mapping[str, Any], *, source: str) -> dict[str, int]:
+    """Return a map from all three relations to labels.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: a relation is missing, unknown, or has no label 0 or 1.
     """
     complete = set(relation_map) == set(RELATIONS)
     if not complete or not all(type(label) is int and label in (0, 1) for label in relation_map.values()):
         raise ConfigError(
-            f"{where}: found the relation map {dict(relation_map)}, expected 0 or 1 for each of "
+            f"{source}: found the relation map {dict(relation_map)}, expected 0 or 1 for each of "
             f"{', '.join(RELATIONS)}"
         )
     return dict(relation_map)
 
 
-def _read(path: Path, known: tuple[str, ...]) -> dict[str, Any]:
+def _read(path: Path, known: Sequence[str]) -> dict[str, Any]:
     content = read_yaml(path, label=str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found {shown(content)}, expected the keys {', '.join(known)}")
@@ -225,16 +217,14 @@ def _read(path: Path, known: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def _check_keys(where: Path, content: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+def _check_keys(path: Path, content: Mapping[Any, Any], known: Sequence[str]) -> None:
     for key in map(str, content):
         if key not in known:
-            raise ConfigError(
-                f"{_at(where, f'{key}:')}: found the key {key!r}, expected a known one ({hint(key, known)})"
-            )
+            raise ConfigError(f"{_line_of(path, f'{key}:')}: unknown key {key!r} ({hint(key, known)})")
 
 
-def _at(path: Path, words: str) -> str:
-    """`path:line` of the first line, comments left out, that holds these words."""
+def _line_of(path: Path, words: str) -> str:
+    """Return `path:line` of the first line, comments left out, with these words."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if words in line and not line.lstrip().startswith("#"):
             return f"{path}:{number}"

@@ -1,112 +1,99 @@
-"""The second stage: a stronger model reflects on the wrong thoughts (`reflect`).
+"""The stage `reflect`: a stronger model reflects on the wrong thoughts.
 
-It is told the true label. One that still answers another is a failure, never taken silently, and the first
-thought stays what it was.
+It is given the true label. If it still answers the other one, the pair counts as a failure, and the first
+thought stays as it was.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nlicot.records import Reflection, Thought
-from nlicot.teacher.answers.retry_until_valid import Answered, Unusable, ask_until_usable, provenance
-from nlicot.teacher.answers.schema import Answer, Unparsable
+from nlicot.records import Provenance, Reflection, Thought
+from nlicot.teacher.answers.json_repair import Unparsable
+from nlicot.teacher.answers.retry_until_valid import ask_until_valid
+from nlicot.teacher.answers.schema import Answer
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
-from nlicot.teacher.engine.scheduler import Ask, Task
-from nlicot.teacher.stages.base import Stage, created_at, failed, finished
+from nlicot.teacher.engine.scheduler import Ask
+from nlicot.teacher.stages.base import Stage, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reflecting(Stage[Thought]):
-    """`reflect` over thoughts; right ones, and those without a true label, are passed over.
+class ReflectStage(Stage[Thought]):
+    """`reflect` over thoughts; skips correct ones, and those without a true label.
 
     Args:
-        thoughts: gives the thoughts anew each time it is called, in the output's order.
-        prompt: of type `reflection`.
+        thoughts: in the output's order.
+        prompts: one, of type `reflection`.
     """
 
     name = "reflect"
-    thoughts: Callable[[], Iterable[Thought]]
-    prompt: TeacherPrompt
+    thoughts: Sequence[Thought]
 
     @property
-    def prompt_sha256(self) -> str:
-        """Tells the stage's wording from another's."""
-        return self.prompt.sha256
+    def first_prompt(self) -> TeacherPrompt:
+        """The one prompt."""
+        return self.prompts[PromptType.REFLECTION]
 
-    def tasks(self) -> Iterator[Task]:
-        """One task for each wrong thought."""
-        for thought, request in self.asked():
-            yield Task(
-                key=f"{request.key()}/{thought.id}/{thought.sample}",
-                pair=thought.id,
-                sample=thought.sample,
-                run=functools.partial(self._reflect, thought, request),
-            )
-
-    def asked(self) -> Iterator[tuple[Thought, Request]]:
-        """Each wrong thought with the question about it."""
-        for thought in self.thoughts():
+    def questions(self) -> Iterator[tuple[Thought, Request]]:
+        """Yield each wrong thought with the question about it."""
+        for thought in self.thoughts:
             if thought.true_label is None or thought.correct:
                 continue
-            messages = self.prompt.render(
-                premise=thought.premise,
-                hypothesis=thought.hypothesis,
-                true_label=str(thought.true_label),
-                predicted_label=str(thought.predicted_label),
-                thought_process=thought.thought_process,
-            )
-            yield thought, self.request(PromptType.REFLECTION, messages, draw=thought.sample)
+            texts = {
+                "premise": thought.premise,
+                "hypothesis": thought.hypothesis,
+                "true_label": str(thought.true_label),
+                "predicted_label": str(thought.predicted_label),
+                "thought_process": thought.thought_process,
+            }
+            yield thought, self.request(PromptType.REFLECTION, texts, draw=thought.sample)
 
-    async def _reflect(self, thought: Thought, request: Request, ask: Ask) -> Outcome:
-        assert thought.true_label is not None
-        try:
-            answered = await ask_until_usable(
-                ask,
-                request,
-                PromptType.REFLECTION,
-                next_models=self.settings.next_models,
-                check=label_check(thought.true_label),
-            )
-        except Unusable as unusable:
-            return failed(unusable.failure(pair=thought.id, stage=self.name))
-        reflection = reflection_of(thought, answered, self.prompt.sha256)
-        return finished([reflection], correct=None)
+    def key_suffix(self, item: Thought, request: Request) -> str:
+        """Return the pair and the thought's number."""
+        return f"{item.id}/{item.sample}"
+
+    async def work(self, item: Thought, request: Request, ask: Ask) -> Outcome:
+        """Ask for a reflection."""
+        valid = await ask_until_valid(
+            ask,
+            request,
+            PromptType.REFLECTION,
+            next_models=self.settings.next_models,
+            check=require_label(item.true_label),
+        )
+        source = self.provenance(valid, PromptType.REFLECTION)
+        return finished([reflection_from(item, valid.answer, source)])
 
 
-def label_check(true_label: int) -> Callable[[Answer], None]:
-    """Refuses a reflection that misses the true label it was told."""
+def require_label(true_label: int | None) -> Callable[[Answer], None]:
+    """Return a check that refuses a reflection with another label than the true one."""
 
     def check(answer: Answer) -> None:
-        if answer.fields["reflected_label"] != true_label:
-            raise Unparsable(
-                "wrong_label",
-                f"found reflected_label {answer.fields['reflected_label']}, expected {true_label}",
-            )
+        label = answer.fields["reflected_label"]
+        if label != true_label:
+            raise Unparsable("wrong_label", f"found reflected_label {label}, expected {true_label}")
 
     return check
 
 
-def reflection_of(
-    thought: Thought | Reflection, answered: Answered, prompt_sha256: str, *, round_: int = 0
+def reflection_from(
+    text: Thought | Reflection, answer: Answer, source: Provenance, *, round_: int = 0
 ) -> Reflection:
-    """The record of a usable answer; of a later round where it replaces an earlier reflection."""
-    assert thought.true_label is not None
-    fields = answered.answer.fields
+    """Return the record of an answer; of a later round if it replaces an earlier reflection."""
+    assert text.true_label is not None
     return Reflection(
-        id=thought.id,
-        sample=thought.sample,
+        id=text.id,
+        sample=text.sample,
         round=round_,
-        premise=thought.premise,
-        hypothesis=thought.hypothesis,
-        true_label=thought.true_label,
-        thought_process=thought.thought_process,
-        error_analysis=str(fields["error_analysis"]),
-        improved_thought_process=str(fields["improved_thought_process"]),
-        reflected_label=int(fields["reflected_label"]),
-        provenance=provenance(answered, prompt_sha256, created_at(answered.reply)),
+        premise=text.premise,
+        hypothesis=text.hypothesis,
+        true_label=text.true_label,
+        thought_process=text.thought_process,
+        error_analysis=str(answer.fields["error_analysis"]),
+        improved_thought_process=str(answer.fields["improved_thought_process"]),
+        reflected_label=int(answer.fields["reflected_label"]),
+        provenance=source,
     )

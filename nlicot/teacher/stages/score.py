@@ -1,46 +1,45 @@
-"""The third stage: a judge scores thoughts and reflections, and low ones are written anew (`score`).
+"""The stage `score`: a judge scores thoughts and reflections, and those that score low are rewritten.
 
-Every round is kept: the score, and where it was too low, the regenerated text and its own score. Builders
+Every round is kept: the score, and if it was too low, the regenerated text and its own score. Builders
 choose among the rounds; nothing is replaced.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
 
 from nlicot.records import Reflection, Score, Thought
-from nlicot.teacher.answers.retry_until_valid import Unusable, ask_until_usable, provenance
+from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
-from nlicot.teacher.engine.scheduler import Ask, Task
-from nlicot.teacher.stages.base import Stage, created_at, failed, finished
+from nlicot.teacher.engine.scheduler import Ask
+from nlicot.teacher.stages.base import Stage, finished
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
-from nlicot.teacher.stages.reflect import label_check, reflection_of
+from nlicot.teacher.stages.reflect import reflection_from, require_label
 
 REGENERATION_TOKENS = 768
+Text: TypeAlias = Thought | Reflection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Stage[Thought | Reflection]):
+class ScoreStage(Stage[Text]):
     """`score` over thoughts and reflections.
 
     Args:
-        texts: gives the texts anew each time it is called, in the output's order.
-        prompts: those of the types `scoring`, `regeneration` and `reflection_regeneration`.
-        threshold: a text with a lower score is written anew.
-        num_rounds: at most so many times; 0 only scores.
-        regenerate_with: the model of the first round, of the second ...; the last one serves all later ones.
+        texts: in the output's order.
+        prompts: those of `prompt_types`.
+        threshold: a text with a lower score is rewritten.
+        num_rounds: maximum number of rewrites; 0 only scores.
+        regenerate_with: the model of round 1, of round 2 ...; the last one serves all later rounds.
     """
 
     name = "score"
-    texts: Callable[[], Iterable[Thought | Reflection]]
-    prompts: dict[PromptType, TeacherPrompt]
+    texts: Sequence[Text]
     threshold: int = 4
     num_rounds: int = 3
-    regenerate_with: tuple[str, ...] = field(default=())
+    regenerate_with: tuple[str, ...] = ()
     prompt_types: ClassVar = (
         PromptType.SCORING,
         PromptType.REGENERATION,
@@ -48,107 +47,74 @@ class Scoring(Stage[Thought | Reflection]):
     )
 
     @property
+    def first_prompt(self) -> TeacherPrompt:
+        """The judge's prompt."""
+        return self.prompts[PromptType.SCORING]
+
+    @property
     def models(self) -> list[str]:
         """All models that may be asked, the judges first."""
         writers = self.regenerate_with if self.num_rounds else ()
         return list(dict.fromkeys((*self.settings.models, *writers)))
 
-    @property
-    def prompt_sha256(self) -> str:
-        """Tells the stage's wording from another's."""
-        return self.prompts[PromptType.SCORING].sha256
+    def questions(self) -> Iterator[tuple[Text, Request]]:
+        """Yield each text with the question for its score."""
+        return ((text, self._judging(text)) for text in self.texts)
 
-    def tasks(self) -> Iterator[Task]:
-        """One task for each text, all of its rounds in it."""
+    def key_suffix(self, item: Text, request: Request) -> str:
+        """Return the text, the limits of rewriting, its models and its prompts."""
         writers = ",".join(self.regenerate_with)
         prompts = ",".join(self.prompts[kind].sha256[:16] for kind in sorted(self.prompts))
-        for text, request in self.asked():
-            kind = _target(text)
-            settings = f"{self.threshold}/{self.num_rounds}/{writers}/{prompts}"
-            yield Task(
-                key=f"{request.key()}/{kind}/{text.id}/{text.sample}/{settings}",
-                pair=text.id,
-                sample=text.sample,
-                run=functools.partial(self._score, text, request),
-            )
+        limits = f"{self.threshold}/{self.num_rounds}"
+        return f"{_target(item)}/{item.id}/{item.sample}/{limits}/{writers}/{prompts}"
 
-    def asked(self) -> Iterator[tuple[Thought | Reflection, Request]]:
-        """Each text with the question for its score."""
-        return ((text, self._judging(text)) for text in self.texts())
-
-    def _judging(self, text: Thought | Reflection) -> Request:
-        prompt = self.prompts[PromptType.SCORING]
-        messages = prompt.render(
-            premise=text.premise,
-            hypothesis=text.hypothesis,
-            true_label=_told(text.true_label),
-            thought_process=_wording(text),
-            predicted_label=str(_label(text)),
-        )
-        return self.request(PromptType.SCORING, messages, draw=text.sample)
-
-    async def _score(self, text: Thought | Reflection, request: Request, ask: Ask) -> Outcome:
-        records: list[Any] = []
-        current = text
+    async def work(self, item: Text, request: Request, ask: Ask) -> Outcome:
+        """Ask for a score, then for new texts and their scores."""
+        text, score = item, await self._score(item, request, 0, ask)
+        records: list[Score | Text] = [score]
         try:
-            for round_ in range(self.num_rounds + 1):
-                score = await self._judge(
-                    current, request if round_ == 0 else self._judging(current), round_, ask
-                )
-                records.append(score)
-                if score.score >= self.threshold or round_ == self.num_rounds or not self.regenerate_with:
+            for round_ in range(1, self.num_rounds + 1):
+                if score.score >= self.threshold or not self.regenerate_with:
                     break
-                current = await self._regenerate(current, score, round_ + 1, ask)
-                records.append(current)
-        except Unusable as unusable:
-            if not records:
-                return failed(unusable.failure(pair=text.id, stage=self.name))
-            # What came before stands: an earlier round is better than none.
-        return finished(records, correct=None)
+                text = await self._regenerate(text, score, round_, ask)
+                records.append(text)
+                score = await self._score(text, self._judging(text), round_, ask)
+                records.append(score)
+        except NoValidAnswer:
+            pass  # the rounds so far are better than none
+        return finished(records)
 
-    async def _judge(self, text: Thought | Reflection, request: Request, round_: int, ask: Ask) -> Score:
-        answered = await ask_until_usable(
-            ask, request, PromptType.SCORING, next_models=self.settings.next_models
-        )
-        fields = answered.answer.fields
+    def _judging(self, text: Text) -> Request:
+        return self.request(PromptType.SCORING, _texts(text), draw=text.sample)
+
+    async def _score(self, text: Text, request: Request, round_: int, ask: Ask) -> Score:
+        valid = await ask_until_valid(ask, request, PromptType.SCORING, next_models=self.settings.next_models)
         return Score(
             id=text.id,
             sample=text.sample,
             target=_target(text),
             round=round_,
-            score=int(fields["score"]),
-            analysis=str(fields["analysis"]),
-            provenance=provenance(
-                answered, self.prompts[PromptType.SCORING].sha256, created_at(answered.reply)
-            ),
+            score=int(valid.answer.fields["score"]),
+            analysis=str(valid.answer.fields["analysis"]),
+            provenance=self.provenance(valid, PromptType.SCORING),
         )
 
-    async def _regenerate(
-        self, text: Thought | Reflection, score: Score, round_: int, ask: Ask
-    ) -> Thought | Reflection:
-        """The text of the next round, by that round's model."""
+    async def _regenerate(self, text: Text, score: Score, round_: int, ask: Ask) -> Text:
+        """Return the text of the next round, by that round's model."""
         is_thought = isinstance(text, Thought)
         kind = PromptType.REGENERATION if is_thought else PromptType.REFLECTION_REGENERATION
-        prompt = self.prompts[kind]
-        messages = prompt.render(
-            premise=text.premise,
-            hypothesis=text.hypothesis,
-            true_label=_told(text.true_label),
-            thought_process=_wording(text),
-            predicted_label=str(_label(text)),
-            score=str(score.score),
-            analysis=score.analysis,
-        )
-        model = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
         request = self.request(
-            kind, messages, draw=text.sample + round_, model=model, max_tokens=REGENERATION_TOKENS
+            kind,
+            {**_texts(text), "score": str(score.score), "analysis": score.analysis},
+            draw=text.sample + round_,
+            model=self.regenerate_with[min(round_, len(self.regenerate_with)) - 1],
+            max_tokens=REGENERATION_TOKENS,
         )
+        check = None if is_thought else require_label(text.true_label)
+        valid = await ask_until_valid(ask, request, kind, check=check)
+        source, fields = self.provenance(valid, kind), valid.answer.fields
         if isinstance(text, Reflection):
-            check = label_check(text.true_label)
-            answered = await ask_until_usable(ask, request, kind, check=check)
-            return reflection_of(text, answered, prompt.sha256, round_=round_)
-        answered = await ask_until_usable(ask, request, kind)
-        fields = answered.answer.fields
+            return reflection_from(text, valid.answer, source, round_=round_)
         return Thought(
             id=text.id,
             sample=text.sample,
@@ -158,21 +124,24 @@ class Scoring(Stage[Thought | Reflection]):
             thought_process=str(fields["thought_process"]),
             predicted_label=int(fields["predicted_label"]),
             true_label=text.true_label,
-            provenance=provenance(answered, prompt.sha256, created_at(answered.reply)),
+            provenance=source,
         )
 
 
-def _target(text: Thought | Reflection) -> Any:
+def _target(text: Text) -> Literal["thought", "reflection"]:
     return "thought" if isinstance(text, Thought) else "reflection"
 
 
-def _wording(text: Thought | Reflection) -> str:
-    return text.thought_process if isinstance(text, Thought) else text.improved_thought_process
-
-
-def _label(text: Thought | Reflection) -> int:
-    return text.predicted_label if isinstance(text, Thought) else text.reflected_label
-
-
-def _told(true_label: int | None) -> str:
-    return "unknown" if true_label is None else str(true_label)
+def _texts(text: Text) -> dict[str, str]:
+    """Return the texts for a prompt's placeholders."""
+    if isinstance(text, Thought):
+        thought_process, label = text.thought_process, text.predicted_label
+    else:
+        thought_process, label = text.improved_thought_process, text.reflected_label
+    return {
+        "premise": text.premise,
+        "hypothesis": text.hypothesis,
+        "true_label": "unknown" if text.true_label is None else str(text.true_label),
+        "thought_process": thought_process,
+        "predicted_label": str(label),
+    }

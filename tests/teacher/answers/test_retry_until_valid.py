@@ -1,4 +1,4 @@
-"""One question until it is answered: what is asked after an answer that cannot be used, and of whom."""
+"""One question until its answer is valid: the requests that follow an unusable answer, and their models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from nlicot.records import Failure, Provenance, Usage
-from nlicot.teacher.answers.retry_until_valid import Answered, Unusable, ask_until_usable, provenance
-from nlicot.teacher.answers.schema import SCHEMAS, Answer, Unparsable
+from nlicot.teacher.answers.json_repair import Unparsable
+from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer, ask_until_valid
+from nlicot.teacher.answers.schema import SCHEMAS, Answer
 from nlicot.teacher.backends.base import Message, Reply, Request
 from nlicot.teacher.stages.prompts import PromptType
 
@@ -33,9 +34,13 @@ REQUEST = Request(
 )
 
 
-def reply(text: str, finish_reason: str = "stop", *, salvaged: bool = False) -> Reply:
+def reply(
+    text: str, finish_reason: str = "stop", *, salvaged: bool = False, created: int | None = None
+) -> Reply:
     usage = Usage(prompt_tokens=9, completion_tokens=5)
-    return Reply(text=text, finish_reason=finish_reason, usage=usage, raw="", salvaged=salvaged)
+    return Reply(
+        text=text, finish_reason=finish_reason, usage=usage, raw="", salvaged=salvaged, created=created
+    )
 
 
 def cut(text: str = '{"thought_process": "It ra') -> Reply:
@@ -43,7 +48,7 @@ def cut(text: str = '{"thought_process": "It ra') -> Reply:
 
 
 class Teacher:
-    """Answers in turn, remembers what it was asked, and fails where it is asked once too often."""
+    """Gives its answers in turn, records the requests, and fails if it is asked too often."""
 
     def __init__(self, *answers: str | Reply) -> None:
         self.answers = [reply(answer) if isinstance(answer, str) else answer for answer in answers]
@@ -51,11 +56,11 @@ class Teacher:
 
     async def ask(self, request: Request) -> Reply:
         self.asked.append(request)
-        assert len(self.asked) <= len(self.answers), f"asked once too often: {request}"
+        assert len(self.asked) <= len(self.answers), f"asked too often: {request}"
         return self.answers[len(self.asked) - 1]
 
-    def until_usable(self, request: Request = REQUEST, **options: Any) -> Answered:
-        answered = asyncio.run(ask_until_usable(self.ask, request, KIND, **options))
+    def until_valid(self, request: Request = REQUEST, **options: Any) -> ValidAnswer:
+        answered = asyncio.run(ask_until_valid(self.ask, request, KIND, **options))
         assert len(self.asked) == len(self.answers), "not asked often enough"
         return answered
 
@@ -76,13 +81,13 @@ def said(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
-# ------------------------------------------------------------------ usable
+# ------------------------------------------------------------------ valid
 
 
-def test_a_good_answer_is_taken_at_once() -> None:
+def test_a_valid_answer_is_accepted_at_once() -> None:
     teacher = Teacher(GOOD)
 
-    answered = teacher.until_usable()
+    answered = teacher.until_valid()
 
     assert answered.answer == Answer(
         fields={"thought_process": "It rains.", "predicted_label": 1}, repaired=False
@@ -91,8 +96,8 @@ def test_a_good_answer_is_taken_at_once() -> None:
     assert (answered.request, answered.reply) == (REQUEST, teacher.answers[0])
 
 
-def test_mended_syntax_is_taken_and_flagged_without_asking_again() -> None:
-    answered = Teacher(FENCED).until_usable()
+def test_repaired_syntax_is_accepted_and_flagged_without_asking_again() -> None:
+    answered = Teacher(FENCED).until_valid()
 
     assert answered.answer == Answer(
         fields={"thought_process": "It rains.", "predicted_label": 1}, repaired=True
@@ -102,10 +107,10 @@ def test_mended_syntax_is_taken_and_flagged_without_asking_again() -> None:
 # ------------------------------------------------------------------ asked again
 
 
-def test_the_model_is_told_what_was_wrong_each_time_and_sees_what_it_said() -> None:
+def test_each_retry_shows_the_model_its_answer_and_what_was_wrong() -> None:
     teacher = Teacher(NO_LABEL, LABEL_2, GOOD)
 
-    answered = teacher.until_usable()
+    answered = teacher.until_valid()
 
     first = (
         said(NO_LABEL),
@@ -122,13 +127,13 @@ def test_the_model_is_told_what_was_wrong_each_time_and_sees_what_it_said() -> N
     assert answered.reply == teacher.answers[-1]
 
 
-def test_a_model_is_asked_again_twice_and_then_it_is_a_failure() -> None:
+def test_a_model_is_asked_again_twice_before_it_is_a_failure() -> None:
     teacher = Teacher(NO_LABEL, NO_LABEL, LABEL_2)
 
-    with pytest.raises(Unusable) as unusable:
-        teacher.until_usable()
+    with pytest.raises(NoValidAnswer) as error:
+        teacher.until_valid()
 
-    assert unusable.value.failure(pair="pair-1", stage="generate") == Failure(
+    assert error.value.failure(pair="pair-1", stage="generate") == Failure(
         id="pair-1",
         stage="generate",
         kind="label_outside",
@@ -138,22 +143,22 @@ def test_a_model_is_asked_again_twice_and_then_it_is_a_failure() -> None:
     )
 
 
-def test_half_a_surrogate_pair_in_an_answer_can_be_asked_about_and_written_down() -> None:
+def test_half_a_surrogate_pair_in_an_answer_can_be_sent_back_and_written() -> None:
     broken = "It rains \ud83d"
     teacher = Teacher(broken, broken, broken)
 
-    with pytest.raises(Unusable) as unusable:
-        teacher.until_usable()
+    with pytest.raises(NoValidAnswer) as error:
+        teacher.until_valid()
 
     assert teacher.asked[1].messages[2] == said("It rains ?")
-    failure = unusable.value.failure(pair="pair-1", stage="generate")
+    failure = error.value.failure(pair="pair-1", stage="generate")
     assert (failure.kind, failure.raw) == ("no_json", "It rains ?")
 
 
-def test_the_next_model_starts_from_the_question_and_not_from_the_others_answers() -> None:
+def test_the_next_model_gets_the_question_without_the_answers_of_the_first() -> None:
     teacher = Teacher(NO_LABEL, NO_LABEL, NO_LABEL, LABEL_2, GOOD)
 
-    answered = teacher.until_usable(next_models=("stronger", "strongest"))
+    answered = teacher.until_valid(next_models=("stronger", "strongest"))
 
     assert teacher.models == ["teacher"] * 3 + ["stronger"] * 2
     assert teacher.asked[3].messages == REQUEST.messages
@@ -164,14 +169,14 @@ def test_the_next_model_starts_from_the_question_and_not_from_the_others_answers
 def test_every_model_has_its_turn_before_it_is_a_failure() -> None:
     teacher = Teacher(*[NO_LABEL] * 9)
 
-    with pytest.raises(Unusable) as unusable:
-        teacher.until_usable(next_models=("stronger", "strongest"))
+    with pytest.raises(NoValidAnswer) as error:
+        teacher.until_valid(next_models=("stronger", "strongest"))
 
     assert teacher.models == ["teacher"] * 3 + ["stronger"] * 3 + ["strongest"] * 3
-    assert unusable.value.attempts == 9
+    assert error.value.attempts == 9
 
 
-# ------------------------------------------------------------------ room
+# ------------------------------------------------------------------ out of tokens
 
 
 @pytest.mark.parametrize(
@@ -179,26 +184,26 @@ def test_every_model_has_its_turn_before_it_is_a_failure() -> None:
     [cut(), cut(" \n" * 50), reply(" \n\t" * 50), reply("")],
     ids=["cut", "flood", "blanks", "nothing"],
 )
-def test_an_answer_that_ran_out_of_room_gets_twice_as_much_once(short: Reply) -> None:
+def test_a_truncated_answer_gets_twice_the_budget_once(short: Reply) -> None:
     teacher = Teacher(short, GOOD)
 
-    answered = teacher.until_usable()
+    answered = teacher.until_valid()
 
     assert [request.params["max_tokens"] for request in teacher.asked] == [100, 200]
     assert teacher.asked[1].messages == REQUEST.messages, "there is nothing to complain about"
     assert answered.request.params == {"temperature": 0.3, "max_tokens": 200}
 
 
-def test_an_answer_that_runs_out_of_room_twice_goes_to_the_next_model() -> None:
+def test_after_two_truncated_answers_the_next_model_is_asked() -> None:
     teacher = Teacher(cut(), cut(), cut(), cut())
 
-    with pytest.raises(Unusable) as unusable:
-        teacher.until_usable(next_models=("stronger",))
+    with pytest.raises(NoValidAnswer) as error:
+        teacher.until_valid(next_models=("stronger",))
 
     assert teacher.models == ["teacher", "teacher", "stronger", "stronger"]
     assert [request.params["max_tokens"] for request in teacher.asked] == [100, 200, 100, 200]
-    assert (unusable.value.kind, unusable.value.attempts) == ("truncated", 4)
-    assert unusable.value.raw == '{"thought_process": "It ra'
+    assert (error.value.kind, error.value.attempts) == ("truncated", 4)
+    assert error.value.raw == '{"thought_process": "It ra'
 
 
 @pytest.mark.parametrize(
@@ -209,8 +214,8 @@ def test_an_answer_that_runs_out_of_room_twice_goes_to_the_next_model() -> None:
         (NO_LABEL, NO_LABEL, cut(), GOOD),
     ],
 )
-def test_running_out_of_room_takes_no_turn_from_asking_again(answers: Sequence[str | Reply]) -> None:
-    answered = Teacher(*answers).until_usable()
+def test_a_truncated_answer_does_not_count_as_a_retry(answers: Sequence[str | Reply]) -> None:
+    answered = Teacher(*answers).until_valid()
 
     assert answered.answer.fields["predicted_label"] == 1
     assert answered.request.params["max_tokens"] == 200, "the larger budget stays"
@@ -222,7 +227,7 @@ def test_running_out_of_room_takes_no_turn_from_asking_again(answers: Sequence[s
     [({}, {"random_seed": 1}), ({"random_seed": 7}, {"random_seed": 8})],
     ids=["no seed", "a seed"],
 )
-def test_where_no_budget_was_set_another_draw_is_asked_for(
+def test_without_a_budget_a_truncated_answer_is_drawn_again(
     params: dict[str, Any], again: dict[str, Any]
 ) -> None:
     teacher = Teacher(cut(), GOOD)
@@ -236,7 +241,7 @@ def test_where_no_budget_was_set_another_draw_is_asked_for(
         schema=SCHEMAS[KIND],
     )
 
-    teacher.until_usable(request)
+    teacher.until_valid(request)
 
     assert [dict(asked.params) for asked in teacher.asked] == [params, again]
     assert teacher.asked[0].key() != teacher.asked[1].key(), "else the journal would answer it"
@@ -250,23 +255,23 @@ def wants_label_0(answer: Answer) -> None:
         raise Unparsable("wrong_label", "found label 1, expected 0")
 
 
-def test_an_answer_that_fails_the_check_goes_to_the_next_model_at_once() -> None:
+def test_after_a_failed_check_the_next_model_is_asked_at_once() -> None:
     teacher = Teacher(GOOD, OTHER)
 
-    answered = teacher.until_usable(next_models=("stronger",), check=wants_label_0)
+    answered = teacher.until_valid(next_models=("stronger",), check=wants_label_0)
 
     assert teacher.models == ["teacher", "stronger"]
     assert teacher.asked[1].messages == REQUEST.messages
     assert answered.answer.fields["thought_process"] == "It snows."
 
 
-def test_an_answer_that_fails_the_check_of_the_last_model_is_a_failure() -> None:
+def test_a_failed_check_of_the_last_model_is_a_failure() -> None:
     teacher = Teacher(GOOD)
 
-    with pytest.raises(Unusable) as unusable:
-        teacher.until_usable(check=wants_label_0)
+    with pytest.raises(NoValidAnswer) as error:
+        teacher.until_valid(check=wants_label_0)
 
-    failure = unusable.value.failure(pair="pair-1", stage="reflect")
+    failure = error.value.failure(pair="pair-1", stage="reflect")
     assert (failure.kind, failure.message) == ("wrong_label", "found label 1, expected 0")
     assert (failure.attempts, failure.raw) == (1, GOOD)
 
@@ -274,10 +279,10 @@ def test_an_answer_that_fails_the_check_of_the_last_model_is_a_failure() -> None
 # ------------------------------------------------------------------ provenance
 
 
-def test_a_record_says_who_answered_and_what_was_done_to_the_answer() -> None:
-    answered = Teacher(cut(), reply(FENCED, salvaged=True)).until_usable()
+def test_provenance_names_the_model_and_flags_a_repaired_answer() -> None:
+    answered = Teacher(cut(), reply(FENCED, salvaged=True, created=1_767_225_600)).until_valid()
 
-    assert provenance(answered, "abc", "2026-01-01T00:00:00+00:00") == Provenance(
+    assert answered.provenance("abc") == Provenance(
         backend="openai",
         model="teacher",
         prompt_sha256="abc",
@@ -288,6 +293,6 @@ def test_a_record_says_who_answered_and_what_was_done_to_the_answer() -> None:
 
 
 def test_an_untouched_answer_is_not_flagged() -> None:
-    answered = Teacher(json.dumps(json.loads(GOOD))).until_usable()
+    answered = Teacher(json.dumps(json.loads(GOOD))).until_valid()
 
-    assert provenance(answered, "abc", "").params == {"temperature": 0.3, "max_tokens": 100}
+    assert answered.provenance("abc").params == {"temperature": 0.3, "max_tokens": 100}

@@ -1,4 +1,4 @@
-"""What is read of a teacher's answer: strictly, then with its syntax mended, and never by guessing."""
+"""Parsing a teacher's answer: strictly, then with its syntax repaired, and never by guessing."""
 
 import json
 import random
@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from nlicot.teacher.answers.schema import SCHEMAS, Answer, Unparsable, parse_answer
+from nlicot.teacher.answers.json_repair import Unparsable
+from nlicot.teacher.answers.schema import SCHEMAS, Answer, parse_answer
 from nlicot.teacher.stages.prompts import PromptType
 
 THOUGHT = PromptType.INITIAL_GENERATION
@@ -58,19 +59,19 @@ def test_schemas_ask_for_the_text_before_the_label() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_valid_object_is_taken_as_it_is(label: int) -> None:
+def test_valid_object_is_accepted_as_it_is(label: int) -> None:
     assert answer(thought(label=label)) == Answer(
         fields={"thought_process": STEPS, "predicted_label": label}, repaired=False
     )
 
 
-def test_fields_come_in_the_schemas_order_whatever_the_answers() -> None:
+def test_fields_come_in_the_order_of_the_schema() -> None:
     found = answer('{"score": 3, "analysis": "Step 2 is asserted."}', SCORE)
     assert list(found.fields.items()) == [("analysis", "Step 2 is asserted."), ("score", 3)]
     assert not found.repaired
 
 
-def test_blanks_around_the_object_are_no_repair() -> None:
+def test_blanks_around_the_object_are_not_a_repair() -> None:
     assert not answer(f"\n\t {thought()}  \r\n").repaired
     assert not answer(thought().replace('", "', '",\n\n\t"')).repaired
 
@@ -79,7 +80,7 @@ def test_blanks_around_a_text_are_dropped() -> None:
     assert answer(thought(f"  {STEPS}\n")).fields["thought_process"] == STEPS
 
 
-def test_fields_that_nobody_asked_for_are_passed_over() -> None:
+def test_extra_fields_are_ignored() -> None:
     text = json.dumps(
         {"confidence": 0.9, "thought_process": STEPS, "predicted_label": 0, "notes": {"a": [1]}}
     )
@@ -98,7 +99,7 @@ def test_fields_that_nobody_asked_for_are_passed_over() -> None:
         "\u2028x",
     ],
 )
-def test_what_a_text_holds_comes_back_as_it_was(text: str) -> None:
+def test_the_content_of_a_text_is_returned_unchanged(text: str) -> None:
     for ascii_only in (True, False):
         raw = json.dumps({"thought_process": text, "predicted_label": 1}, ensure_ascii=ascii_only)
         assert answer(raw) == Answer(
@@ -166,7 +167,7 @@ def test_score_outside_the_scale_is_refused(score: object) -> None:
 
 
 @pytest.mark.parametrize("score", [4.5, "4/5", "four", None])
-def test_score_that_is_no_whole_number_is_refused(score: object) -> None:
+def test_score_that_is_not_a_whole_number_is_refused(score: object) -> None:
     assert refusal(json.dumps({"analysis": "A.", "score": score}), SCORE) == "wrong_type"
 
 
@@ -193,19 +194,19 @@ def test_text_of_another_type_is_refused(text: object) -> None:
 
 
 @pytest.mark.parametrize("between", ["", "\n", "\nand\n", ", ", "\n```\n```json\n"])
-def test_two_objects_are_refused_even_where_they_are_equal(between: str) -> None:
+def test_two_objects_are_refused_even_if_they_are_equal(between: str) -> None:
     assert refusal(thought() + between + thought()) == "two_objects"
     assert refusal(thought(label=0) + between + thought(label=1)) == "two_objects"
 
 
-def test_object_of_another_kind_beside_the_answer_is_refused() -> None:
+def test_another_object_next_to_the_answer_is_refused() -> None:
     assert refusal(thought() + ' {"note": 1}') == "two_objects"
     assert refusal('{"note": 1} ' + thought()) == "two_objects"
     assert refusal(f"[{thought()}, {thought()}]") == "two_objects"
     assert refusal(f"{thought()} {{}}") == "two_objects"
 
 
-def test_field_that_stands_twice_is_refused() -> None:
+def test_duplicate_field_is_refused() -> None:
     assert refusal('{"thought_process": "A.", "predicted_label": 0, "predicted_label": 1}') == "two_objects"
     assert (
         refusal('```{"thought_process": "A.", "predicted_label": 0, "predicted_label": 1}```')
@@ -213,7 +214,7 @@ def test_field_that_stands_twice_is_refused() -> None:
     )
 
 
-# ------------------------------------------------------------------ mended
+# ------------------------------------------------------------------ repaired
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_field_that_stands_twice_is_refused() -> None:
         thought(label="1").replace('1"}', "1}"),
     ],
 )
-def test_broken_syntax_around_whole_fields_is_mended(text: str) -> None:
+def test_broken_syntax_around_whole_fields_is_repaired(text: str) -> None:
     assert answer(text) == Answer(fields={"thought_process": STEPS, "predicted_label": 1}, repaired=True)
 
 
@@ -266,7 +267,7 @@ def test_broken_syntax_around_whole_fields_is_mended(text: str) -> None:
         ('quoted: \\\\"both\\\\".', 'quoted: \\"both\\".'),
     ],
 )
-def test_broken_syntax_inside_a_text_is_mended(raw: str, meant: str) -> None:
+def test_broken_syntax_inside_a_text_is_repaired(raw: str, meant: str) -> None:
     for text in (
         f'{{"thought_process": "{raw}", "predicted_label": 0}}',
         f'```json\n{{"thought_process": "{raw}",\n"predicted_label": 0,\n}}\n```',
@@ -274,7 +275,7 @@ def test_broken_syntax_inside_a_text_is_mended(raw: str, meant: str) -> None:
         assert answer(text) == Answer(fields={"thought_process": meant, "predicted_label": 0}, repaired=True)
 
 
-def test_unescaped_quotes_are_mended_in_both_texts_of_a_reflection() -> None:
+def test_unescaped_quotes_are_repaired_in_both_texts_of_a_reflection() -> None:
     text = (
         '{"error_analysis": "It read "some" as "all".", '
         '"improved_thought_process": "Step 1: "Some" is less.", "reflected_label": 1}'
@@ -289,34 +290,34 @@ def test_unescaped_quotes_are_mended_in_both_texts_of_a_reflection() -> None:
     )
 
 
-def test_unescaped_quotes_in_a_last_text_are_mended() -> None:
+def test_unescaped_quotes_in_a_last_text_are_repaired() -> None:
     text = '{"score": 2, "analysis": "Step 2 bends "not"."}'
     assert answer(text, SCORE).fields == {"analysis": 'Step 2 bends "not".', "score": 2}
 
 
-def test_extra_fields_are_passed_over_in_mending_too() -> None:
+def test_extra_fields_are_also_ignored_in_repair() -> None:
     text = f'{{"note": "n", "thought_process": "{STEPS}", "sure": [true, {{"a": 1}}], "predicted_label": 1,}}'
     assert answer(text) == Answer(fields={"thought_process": STEPS, "predicted_label": 1}, repaired=True)
 
 
 @pytest.mark.parametrize("spelt", ["Neutral", " neutral ", "NEUTRAL"])
-def test_spelling_of_a_relation_is_mended(spelt: str) -> None:
+def test_spelling_of_a_relation_is_repaired(spelt: str) -> None:
     found = answer(json.dumps({"thought_process": STEPS, "relation": spelt}), RELATION)
     assert found == Answer(fields={"thought_process": STEPS, "relation": "neutral"}, repaired=True)
 
 
-def test_relation_without_its_last_quote_is_mended() -> None:
+def test_relation_without_its_last_quote_is_repaired() -> None:
     text = f'{{"thought_process": "{STEPS}", "relation": "contradiction'
     assert answer(text, RELATION).fields["relation"] == "contradiction"
     assert answer(text + "}", RELATION).repaired
     assert refusal(text[:-3], RELATION) == "no_json"
 
 
-# ------------------------------------------------------------------ not mended
+# ------------------------------------------------------------------ not repaired
 
 
 @pytest.mark.parametrize("length", range(1, len(thought()) - 1))
-def test_answer_that_was_cut_anywhere_before_its_label_is_refused(length: int) -> None:
+def test_answer_truncated_anywhere_before_its_label_is_refused(length: int) -> None:
     cut = thought()[:length]
     assert refusal(cut) == "no_json"
 
@@ -331,17 +332,17 @@ def test_answer_that_was_cut_anywhere_before_its_label_is_refused(length: int) -
         '{"predicted_label": 1, "thought_process": "It rains.\\"}',
     ],
 )
-def test_text_without_its_end_is_never_closed_for_it(text: str) -> None:
+def test_truncated_text_is_never_completed(text: str) -> None:
     assert refusal(text) == "no_json"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        # A lone quote more: one of them may be the text's own end.
+        # One quote too many: any of them may be the end of the text.
         '{"thought_process": "He said "no.", "predicted_label": 1}',
         '{"thought_process": "She is 5\'7" tall.", "predicted_label": 1}',
-        # The text may end behind `a` or behind the last quote.
+        # The text may end after `a` or after the last quote.
         '{"predicted_label": 1, "thought_process": "say "a"} or "b"}',
         '{"predicted_label": 1, "thought_process": "It rains."} I hope that answers "it"',
         # An entry inside: an extra field, or words of the text.
@@ -380,12 +381,12 @@ def test_object_that_starts_again_inside_itself_is_refused() -> None:
         "[" * 9999,
     ],
 )
-def test_label_that_is_no_number_is_not_mended(value: str) -> None:
+def test_label_that_is_not_a_number_is_not_repaired(value: str) -> None:
     text = f'```json\n{{"thought_process": "{STEPS}", "predicted_label": {value}}}\n```'
     assert refusal(text) == "wrong_type"
 
 
-def test_long_answers_are_refused_as_fast_as_they_are_read() -> None:
+def test_long_answers_are_refused_quickly() -> None:
     start = time.perf_counter()
     for text in (
         '{"thought_process": "' + 'say "a" ' * 20_000,
@@ -399,8 +400,8 @@ def test_long_answers_are_refused_as_fast_as_they_are_read() -> None:
     assert time.perf_counter() - start < 2
 
 
-def test_damaged_answers_are_read_rightly_or_refused() -> None:
-    """Characters of a good answer are dropped, doubled or swapped: no other kind of error comes of it."""
+def test_damaged_answers_are_read_correctly_or_refused() -> None:
+    """Characters of a good answer are dropped, doubled or swapped; no other error is raised."""
     choice = random.Random(7)
     good = thought('He said "no", and {it} is 50 % \\ wet.\nSo: it rained.')
     for _ in range(3000):

@@ -12,7 +12,7 @@ from nlicot.records import Example, Thought
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
 
 REAL = os.environ.get("NLICOT_REAL_DATA")
-real_data = pytest.mark.skipif(REAL is None, reason="NLICOT_REAL_DATA names no folder of real pairs")
+real_data = pytest.mark.skipif(REAL is None, reason="NLICOT_REAL_DATA is not set")
 
 
 def thought(number: int, true: int | None, predicted: int, relation: str | None = None) -> Thought:
@@ -28,7 +28,7 @@ def thought(number: int, true: int | None, predicted: int, relation: str | None 
 
 
 def thoughts(zeros: tuple[int, int], ones: tuple[int, int]) -> list[Thought]:
-    """So many right and wrong ones of each label."""
+    """Numbers of right and wrong ones of each label."""
     labels = [(0, 0)] * zeros[0] + [(0, 1)] * zeros[1] + [(1, 1)] * ones[0] + [(1, 0)] * ones[1]
     return [thought(number, true, predicted) for number, (true, predicted) in enumerate(labels)]
 
@@ -75,13 +75,13 @@ def test_every_map_from_relations_is_measured_and_the_best_comes_first() -> None
     assert [mapped.accuracy for mapped in found] == sorted((m.accuracy for m in found), reverse=True)
 
 
-def test_pairs_to_probe_are_half_of_each_label_in_the_files_order() -> None:
+def test_half_of_the_probed_pairs_has_each_label_in_the_order_of_the_file() -> None:
     pairs = [Example(id=str(n), premise="P", hypothesis="H", label=0 if n < 300 else 1) for n in range(600)]
     chosen = pairs_to_probe(pairs)
     assert [pair.id for pair in chosen] == [*map(str, range(50)), *map(str, range(300, 350))]
 
 
-def test_where_one_label_is_rare_the_other_fills_the_probe() -> None:
+def test_if_one_label_is_rare_the_other_fills_the_probe() -> None:
     pairs = [Example(id=str(n), premise="P", hypothesis="H", label=int(n == 7)) for n in range(400)]
     chosen = pairs_to_probe(pairs)
     assert [pair.id for pair in chosen] == [*map(str, range(100))]
@@ -100,7 +100,7 @@ def replayed(name: str, *, only_probed: bool) -> list[Thought]:
 
 @real_data
 @pytest.mark.parametrize("only_probed", [False, True])
-def test_a_strong_teacher_told_the_wrong_definition_is_stopped(only_probed: bool) -> None:
+def test_a_strong_teacher_with_the_wrong_definition_is_stopped(only_probed: bool) -> None:
     report = probe(replayed("thoughts", only_probed=only_probed))
 
     assert report.lopsided
@@ -112,7 +112,7 @@ def test_a_strong_teacher_told_the_wrong_definition_is_stopped(only_probed: bool
 
 @real_data
 @pytest.mark.parametrize("only_probed", [False, True])
-def test_the_same_teacher_told_what_the_labels_mean_is_let_through(only_probed: bool) -> None:
+def test_the_same_teacher_with_the_right_definition_passes(only_probed: bool) -> None:
     report = probe(replayed("thoughts_defined", only_probed=only_probed))
 
     assert not report.lopsided

@@ -1,4 +1,4 @@
-"""The teacher's prompts: what ships, what a person's own file must hold, and how places are filled."""
+"""The teacher's prompts: those that ship, the user's own files, and how placeholders are filled."""
 
 import dataclasses
 import re
@@ -54,7 +54,7 @@ def words(prompt: TeacherPrompt, **places: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PromptType)
-def test_shipped_prompt_leaves_no_place_open(kind: PromptType) -> None:
+def test_shipped_prompt_leaves_no_placeholder_open(kind: PromptType) -> None:
     prompt = load_prompt(kind)
     places = {name: FILLING[name] for name in ALLOWED[kind]}
     system, user = prompt.render(**places)
@@ -82,7 +82,7 @@ def test_shipped_prompt_asks_for_the_fields_of_its_schema_in_order(kind: PromptT
 @pytest.mark.parametrize(
     "kind", [PromptType.INITIAL_GENERATION, PromptType.RELATION, PromptType.REGENERATION]
 )
-def test_teacher_that_must_be_blind_is_not_shown_the_true_label(kind: PromptType) -> None:
+def test_prompt_for_blind_thoughts_does_not_show_the_true_label(kind: PromptType) -> None:
     assert "true_label" not in ALLOWED[kind]
     shown = [words(load_prompt(kind), **{**FILLING, "true_label": label}) for label in ("0", "1")]
     assert shown[0] == shown[1]
@@ -91,7 +91,7 @@ def test_teacher_that_must_be_blind_is_not_shown_the_true_label(kind: PromptType
 # ------------------------------------------------------------------ rendering
 
 
-def test_braces_in_texts_stay_what_they_are() -> None:
+def test_braces_in_texts_stay_as_they_are() -> None:
     prompt = TeacherPrompt(
         type=PromptType.INITIAL_GENERATION, system="", user='{premise} / {hypothesis} / {"a": {b c}}'
     )
@@ -101,12 +101,12 @@ def test_braces_in_texts_stay_what_they_are() -> None:
     assert asked.role == "user"
 
 
-def test_place_without_a_text_is_our_own_mistake() -> None:
-    with pytest.raises(ValueError, match=r"found no text for \{hypothesis\}"):
+def test_placeholder_without_a_text_is_a_bug() -> None:
+    with pytest.raises(ValueError, match=r"no text for \{hypothesis\} in the prompt initial_generation"):
         load_prompt(PromptType.INITIAL_GENERATION).render(premise="A dog runs.")
 
 
-def test_hash_tells_every_change_of_wording() -> None:
+def test_hash_changes_with_any_wording() -> None:
     prompt = load_prompt(PromptType.REFLECTION)
     changed = [
         prompt,
@@ -121,10 +121,10 @@ def test_hash_tells_every_change_of_wording() -> None:
     assert len(prompt.sha256) == 64
 
 
-# ------------------------------------------------------------------ a person's own file
+# ------------------------------------------------------------------ the user's own file
 
 
-def test_own_file_takes_the_shipped_ones_place(tmp_path: Path) -> None:
+def test_own_file_replaces_the_shipped_one(tmp_path: Path) -> None:
     path = own_file(
         tmp_path,
         "system: |\n  Judge.\nuser: |\n  {premise} / {hypothesis}: 1 if {entailment}, 0 if {no_entailment}\n"
@@ -139,7 +139,7 @@ def test_own_file_takes_the_shipped_ones_place(tmp_path: Path) -> None:
     assert load_prompt(PromptType.INITIAL_GENERATION, path, OURS).definitions == OURS
 
 
-def test_own_file_may_do_without_system_and_definitions(tmp_path: Path) -> None:
+def test_own_file_needs_no_system_and_no_definitions(tmp_path: Path) -> None:
     prompt = load_prompt(
         PromptType.INITIAL_GENERATION, own_file(tmp_path, "user: '{premise} {hypothesis}'\n")
     )
@@ -147,7 +147,7 @@ def test_own_file_may_do_without_system_and_definitions(tmp_path: Path) -> None:
     assert prompt.definitions == LabelDefinitions()
 
 
-def test_every_shipped_file_can_be_given_as_ones_own(tmp_path: Path) -> None:
+def test_every_shipped_file_can_be_given_as_own_file(tmp_path: Path) -> None:
     for kind in PromptType:
         shipped = load_prompt(kind)
         path = own_file(tmp_path, yaml.safe_dump({"system": shipped.system, "user": shipped.user}))
@@ -157,33 +157,36 @@ def test_every_shipped_file_can_be_given_as_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("user: {premise\n", ":2: found expected ',' or '}'"),
-        ("system: a\n\tuser: b\n", ":2: found "),
+        ("user: {premise\n", ":2: not valid YAML: expected ',' or '}'"),
+        ("system: a\n\tuser: b\n", ":2: not valid YAML: "),
         ("- a\n- b\n", ": found ['a', 'b'], expected the keys system, user, definitions"),
         ("", ": found null, expected the keys"),
         (
             "system: s\nusre: '{premise} {hypothesis}'\n",
-            ":2: found the key 'usre', expected a known one (did you mean user?)",
+            ":2: unknown key 'usre' (did you mean user?)",
         ),
         (
             "user: u\nmodel: m\n",
-            ":2: found the key 'model', expected a known one (there are: system, user, definitions)",
+            ":2: unknown key 'model' (available: system, user, definitions)",
         ),
-        ("user: [a]\n", ":1: found user ['a'], expected a text"),
-        ("system: '{premise} {hypothesis}'\n", ": found no user, expected the text that asks for an answer"),
-        ("user: '{premise}'\n", ": found no {hypothesis}, expected each in system or user"),
-        ("user: 'Is it so?'\n", ": found no {premise} and no {hypothesis}"),
+        ("user: [a]\n", ":1: found user ['a'], expected text"),
+        (
+            "system: '{premise} {hypothesis}'\n",
+            ": the key user is missing: it holds the text",
+        ),
+        ("user: '{premise}'\n", ": {hypothesis} missing, expected in system or user"),
+        ("user: 'Is it so?'\n", ": {premise} and {hypothesis} missing, expected in system or user"),
         (
             "# {hypotesis}\nuser: |\n  {premise} {hypothesis}\n  {hypotesis}\n",
-            ":4: found the place {hypotesis}, expected one that initial_generation has (did you mean {hypo",
+            ":4: initial_generation has no placeholder {hypotesis} (did you mean hypothesis?)",
         ),
         (
             "user: '{premise} {hypothesis} {true_label}'\n",
-            ":1: found the place {true_label}, expected one that",
+            ":1: initial_generation has no placeholder {true_label} (available: premise, ",
         ),
         (
             "user: '{premise} {hypothesis}'\ndefinitions: {entailment: a, no_entailment: b}\n",
-            ": found label definitions but no {entailment} and no {no_entailment}",
+            ": the label definitions would have no effect without {entailment} and {no_entailment}",
         ),
         (
             "user: '{premise} {hypothesis} {entailment}'\ndefinitions: {entailment: a}\n",
@@ -191,7 +194,7 @@ def test_every_shipped_file_can_be_given_as_ones_own(tmp_path: Path) -> None:
         ),
         (
             "user: '{premise} {hypothesis}'\ndefinitions:\n  entailment: a\n  no_entailmnt: b\n",
-            ":4: found the key 'no_entailmnt', expected a known one (did you mean no_entailment?)",
+            ":4: unknown key 'no_entailmnt' (did you mean no_entailment?)",
         ),
         (
             "user: '{premise} {hypothesis}'\ndefinitions: yes\n",
@@ -199,21 +202,21 @@ def test_every_shipped_file_can_be_given_as_ones_own(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistake_in_an_own_file_is_told_with_its_remedy(tmp_path: Path, text: str, expected: str) -> None:
+def test_mistake_in_an_own_file_is_reported_with_its_remedy(tmp_path: Path, text: str, expected: str) -> None:
     path = own_file(tmp_path, text)
     assert f"{path}{expected}" in complaint(path)
 
 
-def test_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.yaml").endswith("none.yaml: cannot be read: No such file or directory")
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"user: caf\xe9\n")
-    assert complaint(path).endswith("found bytes that are no UTF-8, expected a YAML file")
+    assert complaint(path).endswith("latin.yaml: not valid UTF-8")
 
 
 def test_definitions_that_a_prompt_would_drop_are_refused(tmp_path: Path) -> None:
     path = own_file(tmp_path, "user: '{premise} {hypothesis}'\n")
-    with pytest.raises(ConfigError, match=r"found label definitions but no \{entailment\}"):
+    with pytest.raises(ConfigError, match=r"would have no effect without \{entailment\}"):
         load_prompt(PromptType.INITIAL_GENERATION, path, OURS)
     assert load_prompt(PromptType.RELATION, path, OURS).definitions == OURS
 
@@ -233,7 +236,7 @@ def test_definitions_are_read_from_a_file(tmp_path: Path) -> None:
     assert load_relation_map(path) == {"entailment": 1, "neutral": 1, "contradiction": 0}
 
 
-def test_file_of_definitions_may_do_without_a_map(tmp_path: Path) -> None:
+def test_file_of_definitions_needs_no_map(tmp_path: Path) -> None:
     assert load_relation_map(own_file(tmp_path, "entailment: a\nno_entailment: b\n")) is None
 
 
@@ -248,7 +251,7 @@ def test_file_of_definitions_may_do_without_a_map(tmp_path: Path) -> None:
         ("entailment: 1\nno_entailment: b\n", "found entailment 1, expected words"),
         (
             "entailment: a\nno_entailement: b\n",
-            ":2: found the key 'no_entailement', expected a known one (did you",
+            ":2: unknown key 'no_entailement' (did you mean no_entailment?)",
         ),
     ],
 )
@@ -274,6 +277,6 @@ def test_incomplete_map_of_relations_is_refused(tmp_path: Path, found: str) -> N
         load_relation_map(path)
 
 
-def test_map_of_relations_names_where_it_came_from() -> None:
-    with pytest.raises(ConfigError, match=r"^--relation-map: found the relation map"):
-        check_relation_map({"entailment": 1}, where="--relation-map")
+def test_map_of_relations_names_its_source() -> None:
+    with pytest.raises(ConfigError, match=r"^--relation_map: found the relation map"):
+        check_relation_map({"entailment": 1}, source="--relation_map")

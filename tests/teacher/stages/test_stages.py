@@ -1,4 +1,4 @@
-"""The stages through their commands, against a server on loopback: what is asked, what is written."""
+"""The stages through their commands, against a server on loopback: their requests and their outputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def answer(body: Mapping[str, Any]) -> str:
     number = int(re.findall(r"pair number (\d+)", asked)[0])
     if schema["name"] == "score":
         return json.dumps({"analysis": "So so.", "score": 5 if "A better thought" in asked else 2})
-    told = re.search(r"true label is ([01])", asked)
+    given = re.search(r"true label is ([01])", asked)
     if schema["name"] == "reflection":
-        label = int(told[1]) if told else 0
+        label = int(given[1]) if given else 0
         return json.dumps(
             {
                 "error_analysis": "It misread.",
@@ -65,10 +65,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def run(command: str, root: Path, server: FakeServer, *more: str) -> int:
-    flags = ["--root", str(root), "--split", "train", "--backend", "openai", "--server-url", server.url]
-    flags += ["--model", "teacher", "--next-models=", *(["--yes"] if command == "generate" else [])]
+    flags = ["--root", str(root), "--split", "train", "--backend", "openai", "--server_url", server.url]
+    flags += ["--model", "teacher", "--next_models=", *(["--yes"] if command == "generate" else [])]
     if command == "score":
-        flags += ["--regenerate-with=stronger-teacher"]
+        flags += ["--regenerate_with=stronger-teacher"]
     return main([command, *flags, *more])
 
 
@@ -83,7 +83,7 @@ def test_generate_writes_a_thought_for_each_pair_in_order(root: Path, server: Fa
     assert json.loads(summary.read_text())["teacher"]["accuracy"]["value"] == 0.5
 
 
-def test_several_samples_are_asked_with_a_seed_of_their_own(root: Path, server: FakeServer) -> None:
+def test_each_sample_is_asked_with_its_own_seed(root: Path, server: FakeServer) -> None:
     assert run("generate", root, server, "--samples", "3", "--limit", "2") == 0
 
     thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
@@ -93,7 +93,7 @@ def test_several_samples_are_asked_with_a_seed_of_their_own(root: Path, server: 
     assert len({thought.thought_process for thought in thoughts}) == 6
 
 
-def test_ids_and_limit_choose_pairs_also_where_texts_of_others_are_there(
+def test_ids_and_limit_choose_pairs_even_if_others_have_texts_too(
     root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("generate", root, server) == 0
@@ -143,7 +143,7 @@ def test_score_keeps_every_round_and_escalates(root: Path, server: FakeServer) -
     assert of_p1 == [("reflection", round_, 2) for round_ in range(3)]
 
 
-def test_a_stage_that_is_done_is_not_overwritten_and_asks_nothing_again(
+def test_a_finished_stage_is_not_overwritten_and_asks_nothing_again(
     root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("generate", root, server) == 0
@@ -155,7 +155,7 @@ def test_a_stage_that_is_done_is_not_overwritten_and_asks_nothing_again(
     assert server.num_requests == asked
 
 
-def test_a_changed_prompt_asks_only_what_it_touches(root: Path, server: FakeServer, tmp_path: Path) -> None:
+def test_only_changed_questions_are_asked_again(root: Path, server: FakeServer, tmp_path: Path) -> None:
     assert run("generate", root, server) == 0
     path = root / "original_data" / "train.csv"
     path.write_text(path.read_text().replace("Pair 4 follows.", "Pair number 4 follows at once."))
@@ -172,10 +172,10 @@ def test_a_dry_run_asks_nothing_and_needs_no_key(
     root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
-    assert main(["generate", "--root", str(root), "--split", "train", "--dry-run"]) == 0
+    assert main(["generate", "--root", str(root), "--split", "train", "--dry_run"]) == 0
 
-    told = capsys.readouterr().out
-    assert "12 requests" in told and re.search(r"\$\d+\.\d\d to \$\d+\.\d\d", told)
+    output = capsys.readouterr().out
+    assert "12 requests" in output and re.search(r"\$\d+\.\d\d to \$\d+\.\d\d", output)
     assert not (root / "original_thoughts").exists()
 
 
@@ -188,14 +188,14 @@ def test_the_probe_stops_a_lopsided_teacher_and_keeps_its_answers(
     (root / "original_data" / "train.csv").write_text(
         "id,premise,hypothesis,label\n" + "\n".join(rows) + "\n"
     )
-    flags = ["--root", str(root), "--split", "train", "--backend", "openai", "--server-url", server.url]
-    flags += ["--model", "teacher", "--next-models="]
+    flags = ["--root", str(root), "--split", "train", "--backend", "openai", "--server_url", server.url]
+    flags += ["--model", "teacher", "--next_models="]
 
     assert main(["generate", *flags]) == 6
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
         "teacher finds 0 % of label 1 and 100 % of label 0: the label definitions do not fit this data"
-        in told.err
+        in output.err
     )
     assert server.num_requests == 100
     assert main(["generate", *flags, "--yes"]) == 0
@@ -205,13 +205,13 @@ def test_the_probe_stops_a_lopsided_teacher_and_keeps_its_answers(
 def test_relations_are_mapped_and_the_best_map_is_proposed(
     root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--prompt-type", "relation", "--relation-map", "entailment=0,neutral=1,contradiction=1")
+    flags = ("--prompt_type", "relation", "--relation_map", "entailment=0,neutral=1,contradiction=1")
     assert run("generate", root, server, *flags, "--probe") == 0
 
-    told = capsys.readouterr().out
-    assert "entailment=1,neutral=0,contradiction=0  100.0%" in told
-    assert "entailment=0,neutral=1,contradiction=1  0.0%" in told
-    better = ("--prompt-type", "relation", "--relation-map", "entailment=1,neutral=0,contradiction=0")
+    output = capsys.readouterr().out
+    assert "entailment=1,neutral=0,contradiction=0  100.0%" in output
+    assert "entailment=0,neutral=1,contradiction=1  0.0%" in output
+    better = ("--prompt_type", "relation", "--relation_map", "entailment=1,neutral=0,contradiction=0")
     assert run("generate", root, server, *better) == 0
     thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
     assert all(thought.correct for thought in thoughts)
@@ -222,14 +222,14 @@ def test_relations_are_mapped_and_the_best_map_is_proposed(
 def test_a_relation_map_names_all_three_relations(
     root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", root, server, "--prompt-type", "relation", "--relation-map", "neutral=1") == 2
+    assert run("generate", root, server, "--prompt_type", "relation", "--relation_map", "neutral=1") == 2
     assert "expected 0 or 1 for each of entailment, neutral, contradiction" in capsys.readouterr().err
 
 
 def test_the_journal_is_exported_as_json_lines(root: Path, server: FakeServer, tmp_path: Path) -> None:
     assert run("generate", root, server) == 0
     path = tmp_path / "journal.jsonl"
-    assert run("generate", root, server, "--export-journal", str(path)) == 0
+    assert run("generate", root, server, "--export_journal", str(path)) == 0
 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     tables = [row["table"] for row in rows]
@@ -240,7 +240,7 @@ def test_the_journal_is_exported_as_json_lines(root: Path, server: FakeServer, t
     }
 
 
-def test_the_stages_are_plain_functions_too(server: FakeServer, tmp_path: Path) -> None:
+def test_the_stages_are_also_plain_functions(server: FakeServer, tmp_path: Path) -> None:
     from nlicot.records import Example
 
     pairs = [
