@@ -1,16 +1,24 @@
-"""The stages as plain functions over records: for a notebook, or a program of one's own.
+"""The stages as plain functions over records, for notebooks and other programs.
 
     from nlicot.teacher.api import generate_thoughts
-    made = generate_thoughts(examples, backend=backend, settings=settings, journal="thoughts.sqlite")
-    made.records, made.failures
+    result = generate_thoughts(examples, backend=backend, settings=settings, journal="thoughts.sqlite")
+    result.records, result.failures
 
-They are the commands without files: the same journal, retries and limits, so what was answered once is not
-paid for again, whichever way it is asked.
+They do what the commands do, without files, and with the same journal, retries and limits: a stored answer is
+never paid for again, whichever way it is asked for. All three functions take
+
+- `backend`: for example `nlicot.teacher.backends.registry.connect(...)`;
+- `settings`: the models and how they are asked;
+- `journal`: the file that stores every answer; with the same file, nothing is asked twice;
+- `prompt` or `prompts`: by default those that ship (`nlicot.teacher.stages.prompts.load_prompt`);
+- `run`: concurrency, rate limits, budget and prices.
+
+They raise `TeacherStopped` if the run ends early; all answers so far are in the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,17 +38,17 @@ from nlicot.teacher.engine.session import (
     run_phases,
 )
 from nlicot.teacher.stages.base import Stage, StageSettings
-from nlicot.teacher.stages.generate import Generation
+from nlicot.teacher.stages.generate import GenerateStage
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt, load_prompt
-from nlicot.teacher.stages.reflect import Reflecting
-from nlicot.teacher.stages.score import Scoring
+from nlicot.teacher.stages.reflect import ReflectStage
+from nlicot.teacher.stages.score import ScoreStage
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made(Generic[T]):
-    """What a stage made, in the input's order; the failures of what stayed without; and how it went."""
+class StageResult(Generic[T]):
+    """A stage's records, in the order of its inputs, and its failures."""
 
     records: list[T]
     failures: list[Failure]
@@ -57,26 +65,24 @@ def generate_thoughts(
     num_samples: int = 1,
     relation_map: Mapping[str, int] | None = None,
     run: RunSettings | None = None,
-) -> Made[Thought]:
+) -> StageResult[Thought]:
     """Ask for a blind thought and a label for each pair.
 
     Args:
-        journal: the file that keeps every answer; the same one again asks for nothing twice.
-        prompt: of type `initial_generation` (which ships, and is the default) or `relation`.
-
-    Raises:
-        TeacherStopped: the run ended early; what was answered is in the journal.
+        prompt: of type `initial_generation` or `relation`.
+        num_samples: thoughts per pair.
+        relation_map: the label of each relation, for a prompt of type `relation`.
     """
-    stage = Generation(
-        examples=lambda: examples,
+    prompt = prompt or load_prompt(PromptType.INITIAL_GENERATION)
+    stage = GenerateStage(
+        examples=examples,
         endpoint=_endpoint(backend),
         settings=settings,
-        prompt=prompt or load_prompt(PromptType.INITIAL_GENERATION),
+        prompts={prompt.type: prompt},
         num_samples=num_samples,
         relation_map=relation_map,
     )
-    rows, failures, report = _run(stage, backend, Path(journal), run)
-    return Made(records=[thought_from(row) for row in rows], failures=failures, report=report)
+    return _run(stage, thought_from, backend, journal, run)
 
 
 def reflect_on(
@@ -87,21 +93,15 @@ def reflect_on(
     journal: Path | str,
     prompt: TeacherPrompt | None = None,
     run: RunSettings | None = None,
-) -> Made[Reflection]:
-    """Ask for a reflection on each wrong thought; right ones are passed over.
-
-    Raises:
-        TeacherStopped: the run ended early; what was answered is in the journal.
-    """
-    given = list(thoughts)
-    stage = Reflecting(
-        thoughts=lambda: given,
+) -> StageResult[Reflection]:
+    """Ask for a reflection on each wrong thought; skip correct ones."""
+    stage = ReflectStage(
+        thoughts=list(thoughts),
         endpoint=_endpoint(backend),
         settings=settings,
-        prompt=prompt or load_prompt(PromptType.REFLECTION),
+        prompts={PromptType.REFLECTION: prompt or load_prompt(PromptType.REFLECTION)},
     )
-    rows, failures, report = _run(stage, backend, Path(journal), run)
-    return Made(records=[reflection_from(row) for row in rows], failures=failures, report=report)
+    return _run(stage, reflection_from, backend, journal, run)
 
 
 def score_texts(
@@ -115,26 +115,21 @@ def score_texts(
     num_rounds: int = 3,
     regenerate_with: Sequence[str] = (),
     run: RunSettings | None = None,
-) -> Made[Score | Thought | Reflection]:
-    """Ask a judge for a score of each text, and for a new text where it is below `threshold`.
+) -> StageResult[Score | Thought | Reflection]:
+    """Ask a judge for a score of each text, and rewrite those below `threshold`.
 
     The records hold every round: scores, and the regenerated thoughts and reflections between them.
-
-    Raises:
-        TeacherStopped: the run ended early; what was answered is in the journal.
     """
-    given = list(texts)
-    stage = Scoring(
-        texts=lambda: given,
+    stage = ScoreStage(
+        texts=list(texts),
         endpoint=_endpoint(backend),
         settings=settings,
-        prompts={kind: load_prompt(kind) for kind in Scoring.prompt_types} | dict(prompts or {}),
+        prompts={kind: load_prompt(kind) for kind in ScoreStage.prompt_types} | dict(prompts or {}),
         threshold=threshold,
         num_rounds=num_rounds,
         regenerate_with=tuple(regenerate_with),
     )
-    rows, failures, report = _run(stage, backend, Path(journal), run)
-    return Made(records=[scored_from(row) for row in rows], failures=failures, report=report)
+    return _run(stage, scored_from, backend, journal, run)
 
 
 def _endpoint(backend: Backend) -> Endpoint:
@@ -142,9 +137,13 @@ def _endpoint(backend: Backend) -> Endpoint:
 
 
 def _run(
-    stage: Stage[Any], backend: Backend, journal_path: Path, run: RunSettings | None
-) -> tuple[list[Row], list[Failure], RunReport]:
-    with Journal(journal_path, job=stage.name) as journal:
+    stage: Stage[Any],
+    record_from: Callable[[Row], T],
+    backend: Backend,
+    journal_path: Path | str,
+    run: RunSettings | None,
+) -> StageResult[T]:
+    with Journal(Path(journal_path), job=stage.name) as journal:
         report = run_phases(
             [Phase(tasks=stage.tasks)],
             stage=stage.name,
@@ -153,10 +152,9 @@ def _run(
             journal=journal,
             settings=run or RunSettings(),
         )
-        rows, failures = [], []
-        for final in outcomes(journal, stage.tasks(), report.tally):
-            if final.ok:
-                rows += rows_of(final)
-            else:
-                failures.append(failure_of(final))
-    return rows, failures, report
+        found = list(outcomes(journal, stage.tasks(), report.tally))
+    return StageResult(
+        records=[record_from(row) for outcome in found if outcome.ok for row in rows_of(outcome)],
+        failures=[failure_of(outcome) for outcome in found if not outcome.ok],
+        report=report,
+    )

@@ -1,27 +1,32 @@
-"""What `generate`, `reflect` and `score` do, from their options to a finished file and its summary.
+"""The commands `generate`, `reflect` and `score`: from settings to a finished file and its summary.
 
-Whatever can be refused is refused before the first request: outputs that exist, pairs that cannot be read,
-prompts that lack a place, a missing key, an unknown model.
+Whatever can be refused is refused before the first request: existing outputs, pairs that cannot be read,
+prompts that lack a placeholder, a missing key, an unknown model.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import datetime
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
-from nlicot.data.root import working_root
+from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import thought_from
 from nlicot.errors import ConfigError, TeacherLopsided
-from nlicot.records import Example, to_json_dict
-from nlicot.teacher.backends.registry import BACKENDS, connect
+from nlicot.records import to_json_dict
+from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
 from nlicot.teacher.engine.journal import Journal
-from nlicot.teacher.engine.pricing import estimate, format_estimate, load_prices
+from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.engine.progress import ProgressBar
 from nlicot.teacher.engine.scheduler import run_log
 from nlicot.teacher.engine.session import (
@@ -35,217 +40,290 @@ from nlicot.teacher.engine.session import (
     run_phases,
 )
 from nlicot.teacher.engine.summary import StageStatistics, summarise
-from nlicot.teacher.options import parse
-from nlicot.teacher.planning import Work, job_of, prices_of, works_of
-from nlicot.teacher.stages.generate import Generation
+from nlicot.teacher.options import definitions_name, label_definitions, parse, relation_map
+from nlicot.teacher.stages.base import Stage, StageSettings
+from nlicot.teacher.stages.generate import GenerateStage
+from nlicot.teacher.stages.inputs import read_pairs, read_texts_of, read_thoughts_of
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
+from nlicot.teacher.stages.prompts import PromptType, load_prompt
+from nlicot.teacher.stages.reflect import ReflectStage
+from nlicot.teacher.stages.score import ScoreStage
 
 logger = logging.getLogger(__name__)
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}
-NEXT = {
+NEXT_COMMAND = {
     "generate": "reflect",
-    "reflect": "score (or straight on: prepare, fit)",
-    "score": "prepare --builder reflected --builder-args min_score=4, or fit",
+    "reflect": "score (or continue with: prepare, fit)",
+    "score": "prepare --builder reflected --builder_args min_score=4, or fit",
 }
+MAX_PAIRS_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitWork:
+    """The stage over one split, and its output."""
+
+    split: str
+    stage: Stage[Any]
+    output_path: Path
 
 
 def main(command: str, args: Sequence[str]) -> int:
     """Run one of the three commands; returns its exit code."""
-    options = parse(command, args)
-    root = working_root(options.root)
+    settings = parse(command, args)
+    root = working_root(settings.root)
     journal_path = root.path / "journal" / f"{command}.sqlite"
-    if options.export_journal:
-        return _export(journal_path, options)
-    if not options.model:
-        raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
-    works = works_of(command, options, root)
-    asks_for_all = not (options.dry_run or getattr(options, "probe", False))
-    if asks_for_all:
-        refuse_overwriting(*(work.output_path for work in works), overwrite=options.overwrite)
-    if options.dry_run:
-        return _dry_run(works, options, journal_path)
-    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    log_path = root.path / "logs" / LOG_FOLDER[command] / f"{stamp}.log"
-    with _opened(journal_path, options, job_of(works, options, root)) as journal, log_to(log_path):
-        _say_what_was_lost(journal, options.backend)
-        if options.reparse or options.retry_failures:
-            journal.discard_outcomes(failed_only=not options.reparse)
-        return _Command(command, options, works, journal, log_path).run()
+    if settings.export_journal:
+        return _export_journal(journal_path, settings)
+    works = [_plan(command, split, settings, root) for split in _splits(settings, root)]
+    if settings.dry_run:
+        return _dry_run(works, settings, journal_path)
+    if not settings.get("probe"):
+        refuse_overwriting(*(work.output_path for work in works), overwrite=settings.overwrite)
+    log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
+    with _open_journal(journal_path, settings, _job(works, settings, root)) as journal, log_to(log_path):
+        _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
+        if settings.reparse or settings.retry_failures:
+            journal.discard_outcomes(failed_only=not settings.reparse)
+        report = _run(works, settings, journal)
+        if not settings.get("probe"):
+            for work in works:
+                _write_output(work, settings, report, journal, log_path)
+            print(f"log          {log_path}\nnext         python -m nlicot {NEXT_COMMAND[command]}")
+    return 0
 
 
-class _Command:
-    """One run over all splits, sharing a server, a journal and a log."""
+# ------------------------------------------------------------------ planning
 
-    def __init__(
-        self,
-        name: str,
-        options: argparse.Namespace,
-        works: Sequence[Work],
-        journal: Journal,
-        log_path: Path,
-    ) -> None:
-        self.name, self.options, self.works = name, options, works
-        self.journal, self.log_path = journal, log_path
-        self.models = works[0].stage.models
 
-    def run(self) -> int:
-        """Ask, write, and say what it came to."""
-        options = self.options
-        backend = connect(
-            options.backend,
-            options.server_url,
-            timeout_s=options.timeout,
-            concurrency=options.concurrency,
-            journal_folder=self.journal.path.parent,
+def _splits(settings: Namespace, root: DataRoot) -> Sequence[str]:
+    existing = [split for split in ("train", "dev") if root.pairs(split).exists()]
+    return settings.split or existing or ["train"]  # reading train then reports the missing file
+
+
+def _plan(command: str, split: str, settings: Namespace, root: DataRoot) -> SplitWork:
+    """Read a split's inputs and prompts, and set up the stage over them.
+
+    Raises:
+        ConfigError: a setting, prompt or definition that cannot be used.
+        DataError: pairs that cannot be read, or missing thoughts.
+    """
+    pairs = read_pairs(root, split, label_map=settings.label_map, limit=settings.limit, ids=settings.ids)
+    kinds = {
+        "generate": (PromptType(settings.get("prompt_type", "initial_generation")),),
+        "reflect": (PromptType.REFLECTION,),
+        "score": ScoreStage.prompt_types,
+    }[command]
+    definitions = label_definitions(settings)
+    shared: dict[str, Any] = {
+        "endpoint": endpoint(settings.backend, settings.server_url),
+        "settings": StageSettings(
+            model=settings.model,
+            next_models=settings.next_models,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed,
+        ),
+        # --prompt replaces the prompt of the first question.
+        "prompts": {
+            kind: load_prompt(kind, settings.prompt if kind is kinds[0] else None, definitions)
+            for kind in kinds
+        },
+    }
+    stage: Stage[Any]
+    if command == "generate":
+        stage = GenerateStage(
+            examples=pairs.chosen,
+            num_samples=settings.samples,
+            relation_map=relation_map(settings),
+            **shared,
         )
-        total = sum(1 for work in self.works for _ in work.stage.requests())
-        progress_bar = ProgressBar(total, self.name)
-        run_log.info(
-            "%s: %s of %s, prompt %s, %s",
-            self.name,
-            ", ".join(self.models),
-            self.options.backend,
-            next(iter(self.works)).stage.prompt_sha256[:12],
-            ", ".join(work.split for work in self.works),
+        return SplitWork(split=split, stage=stage, output_path=root.thoughts(split))
+    if command == "reflect":
+        stage = ReflectStage(thoughts=read_thoughts_of(root, split, pairs), **shared)
+        return SplitWork(split=split, stage=stage, output_path=root.reflections(split))
+    stage = ScoreStage(
+        texts=read_texts_of(root, split, pairs),
+        threshold=settings.threshold,
+        num_rounds=settings.rounds,
+        regenerate_with=settings.regenerate_with or (settings.model,),
+        **shared,
+    )
+    return SplitWork(split=split, stage=stage, output_path=root.scores(split))
+
+
+def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | None]:
+    """Return each model's price; None if it is not known."""
+    table = load_prices(settings.prices)
+    return {model: price_of(model, table, settings.price, backend=settings.backend) for model in models}
+
+
+def _job(works: Sequence[SplitWork], settings: Namespace, root: DataRoot) -> str:
+    """Identify a run by what it asks: a budget covers all starts of the same run, and no other run."""
+    first = works[0].stage
+    content = [
+        first.name,
+        settings.backend,
+        settings.server_url,
+        first.models,
+        str(root.path.resolve()),
+        [work.split for work in works],
+        first.settings.params(),
+        definitions_name(settings),
+        str(settings.prompt),
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ running
+
+
+def _run(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> RunReport:
+    """Ask all questions that the journal has no answer to."""
+    stage = works[0].stage
+    backend = connect(
+        settings.backend,
+        settings.server_url,
+        timeout_s=settings.timeout,
+        concurrency=settings.concurrency,
+        journal_folder=journal.path.parent,
+    )
+    run_log.info(
+        "%s: %s of %s, prompt %s, %s",
+        stage.name,
+        ", ".join(stage.models),
+        settings.backend,
+        stage.first_prompt.sha256[:12],
+        ", ".join(work.split for work in works),
+    )
+    progress_bar = ProgressBar(sum(1 for work in works for _ in work.stage.questions()), stage.name)
+    try:
+        return run_phases(
+            _phases(works, settings, journal),
+            stage=stage.name,
+            backend=backend,
+            models=stage.models,
+            journal=journal,
+            settings=RunSettings(
+                concurrency=BACKENDS[settings.backend].in_flight(settings.concurrency),
+                requests_per_minute=settings.requests_per_minute,
+                tokens_per_minute=settings.tokens_per_minute,
+                budget_usd=settings.budget,
+                prices=_prices(settings, stage.models),
+            ),
+            on_progress=progress_bar.update,
         )
-        try:
-            report = run_phases(
-                list(self._phases()),
-                stage=self.name,
-                backend=backend,
-                models=self.models,
-                journal=self.journal,
-                settings=RunSettings(
-                    concurrency=BACKENDS[options.backend].in_flight(options.concurrency),
-                    requests_per_minute=options.requests_per_minute,
-                    tokens_per_minute=options.tokens_per_minute,
-                    budget_usd=options.budget,
-                    prices=prices_of(options, self.models),
-                ),
-                on_progress=progress_bar.update,
+    finally:
+        progress_bar.close()
+
+
+def _phases(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> list[Phase]:
+    phases = [Phase(tasks=work.stage.tasks) for work in works]
+    stage = works[0].stage
+    if not isinstance(stage, GenerateStage):
+        return phases
+    probed = pairs_to_probe(stage.examples)
+    if settings.probe and not probed:
+        raise ConfigError("--probe: found no labels, expected some to compare with")
+    if not probed:
+        return phases
+    # One sample per pair is enough for the probe.
+    small = dataclasses.replace(stage, examples=probed, num_samples=1)
+
+    def judge() -> None:
+        found = journal.outcomes([task.key for task in small.tasks()]).values()
+        report = probe(thought_from(row) for outcome in found if outcome.ok for row in rows_of(outcome))
+        if settings.probe or report.lopsided:
+            print(report)
+        else:
+            logger.info(report.headline())
+        if report.lopsided and not settings.yes:
+            raise TeacherLopsided(
+                f"{report.headline()}; define them with --definitions FILE, then --probe again "
+                "(README, 'What the labels mean'), or continue with --yes"
             )
-        finally:
-            progress_bar.close()
-        if not getattr(options, "probe", False):
-            for work in self.works:
-                self._write(work, report)
-            print(f"log          {self.log_path}\nnext         python -m nlicot {NEXT[self.name]}")
-        return 0
 
-    def _phases(self) -> Iterator[Phase]:
-        first = self.works[0].stage
-        if isinstance(first, Generation):
-            probed = pairs_to_probe(first.examples())
-            if probed:
-                yield self._probe(first, probed)
-            if self.options.probe:
-                if not probed:
-                    raise ConfigError("--probe: found no labels, expected some to compare with")
-                return
-        for work in self.works:
-            yield Phase(tasks=work.stage.tasks)
+    first = Phase(tasks=small.tasks, after=judge)
+    return [first] if settings.probe else [first, *phases]
 
-    def _probe(self, stage: Generation, probed: list[Example]) -> Phase:
-        small = Generation(
-            examples=lambda: probed,
-            endpoint=stage.endpoint,
-            settings=stage.settings,
-            prompt=stage.prompt,
-            relation_map=stage.relation_map,
-        )
 
-        def judge() -> None:
-            finals = self.journal.outcomes([task.key for task in small.tasks()])
-            report = probe(
-                thought_from(row) for final in finals.values() if final.ok for row in rows_of(final)
-            )
-            if self.options.probe or report.lopsided:
-                print(report)
+def _write_output(
+    work: SplitWork, settings: Namespace, report: RunReport, journal: Journal, log_path: Path
+) -> None:
+    """Write the records in the order of the inputs, the failures next to them, and the summary."""
+    statistics, failures = StageStatistics(), []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for outcome in outcomes(journal, work.stage.tasks(), report.tally):
+            statistics.add(outcome)
+            if outcome.ok:
+                yield from outcome.rows
             else:
-                logger.info(report.headline())
-            if report.lopsided and not self.options.yes:
-                raise TeacherLopsided(
-                    f"{report.headline()}; say what they mean by --definitions FILE, then --probe again "
-                    "(README, 'What the labels mean'); --yes to go on"
-                )
+                failures.append(to_json_dict(failure_of(outcome)))
 
-        return Phase(tasks=small.tasks, after=judge)
-
-    def _write(self, work: Work, report: RunReport) -> None:
-        """The finished file in the pairs' order, its failures beside it, and the summary."""
-        figures, failures = StageStatistics(), []
-
-        def rows() -> Iterator[dict[str, Any]]:
-            for final in outcomes(self.journal, work.stage.tasks(), report.tally):
-                figures.add(final)
-                if final.ok:
-                    yield from final.rows
-                else:
-                    failures.append(to_json_dict(failure_of(final)))
-
-        write_jsonl(work.output_path, rows(), overwrite=self.options.overwrite)
-        failures_path = work.output_path.with_suffix(".failures.jsonl")
-        failures_path.unlink(missing_ok=True)
-        if failures:
-            write_jsonl(failures_path, failures, overwrite=True)
-        summary = summarise(self.name, figures, report)
-        stem = self.log_path.with_suffix("")
-        write_json(stem.with_name(f"{stem.name}-{work.split}.summary.json"), summary.content)
-        write_text(
-            stem.with_name(f"{stem.name}-{work.split}.summary.txt"), summary.text + "\n", overwrite=True
-        )
-        run_log.info("%s: %s", work.split, summary.text.splitlines()[0])
-        print(f"{work.split}: {summary.text}\n\n{work.split:<13}{work.output_path}")
-        if failures:
-            print(f"failures     {failures_path} (the others are complete; --retry-failures asks again)")
+    write_jsonl(work.output_path, rows(), overwrite=settings.overwrite)
+    failures_path = work.output_path.with_suffix(".failures.jsonl")
+    failures_path.unlink(missing_ok=True)
+    if failures:
+        write_jsonl(failures_path, failures, overwrite=True)
+    summary = summarise(work.stage.name, statistics, report)
+    stem = f"{log_path.stem}-{work.split}.summary"
+    write_json(log_path.with_name(f"{stem}.json"), summary.content)
+    write_text(log_path.with_name(f"{stem}.txt"), summary.text + "\n", overwrite=True)
+    run_log.info("%s: %s", work.split, summary.text.splitlines()[0])
+    print(f"{work.split}: {summary.text}\n\n{work.split:<13}{work.output_path}")
+    if failures:
+        print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
 
 
-# ------------------------------------------------------------------ besides asking
+# ------------------------------------------------------------------ the journal
 
 
-def _opened(journal_path: Path, options: argparse.Namespace, job: str = "") -> Journal:
-    return Journal(journal_path, job=job, interrupted_are_paid=not BACKENDS[options.backend].runs_jobs)
+def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Journal:
+    return Journal(journal_path, job=job, interrupted_are_paid=not BACKENDS[settings.backend].runs_jobs)
 
 
-def _dry_run(works: Sequence[Work], options: argparse.Namespace, journal_path: Path) -> int:
-    """What a run would cost; nothing is sent, and no key is needed."""
-    as_of = load_prices(options.prices).as_of
-    opened = _opened(journal_path, options) if journal_path.exists() else contextlib.nullcontext()
-    with opened as journal:
+def _dry_run(works: Sequence[SplitWork], settings: Namespace, journal_path: Path) -> int:
+    """Print what a run would cost; nothing is sent, and no key is needed."""
+    as_of = load_prices(settings.prices).as_of
+    exists = journal_path.exists()
+    with _open_journal(journal_path, settings) if exists else contextlib.nullcontext() as journal:
         for work in works:
-            new = (
+            requests = (
                 request
-                for request in work.stage.requests()
+                for _, request in work.stage.questions()
                 if journal is None or journal.reply(request.key()) is None
             )
-            found = estimate(new, prices_of(options, work.stage.models))
-            print(f"{work.split}: {format_estimate(found, as_of=as_of)}")
+            cost = estimate(requests, _prices(settings, work.stage.models))
+            print(f"{work.split}: {format_estimate(cost, as_of=as_of)}")
     return 0
 
 
-def _export(journal_path: Path, options: argparse.Namespace) -> int:
+def _export_journal(journal_path: Path, settings: Namespace) -> int:
     if not journal_path.exists():
         raise ConfigError(
-            f"--export-journal: found no journal {journal_path}, expected one of an earlier run"
+            f"--export_journal: found no journal {journal_path}, expected one of an earlier run"
         )
-    with _opened(journal_path, options) as journal:
-        write_jsonl(options.export_journal, journal.export(), overwrite=options.overwrite)
-    print(f"journal      {options.export_journal}")
+    with _open_journal(journal_path, settings) as journal:
+        write_jsonl(settings.export_journal, journal.export(), overwrite=settings.overwrite)
+    print(f"journal      {settings.export_journal}")
     return 0
 
 
-def _say_what_was_lost(journal: Journal, backend: str) -> None:
-    for intent in journal.interrupted:
+def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:
+    interrupted = journal.interrupted
+    for intent in interrupted:
         run_log.info(
-            "%s: in flight when an earlier run ended, perhaps paid (request %s)", intent.pair, intent.key
+            "%s: in flight when an earlier run ended, possibly billed (request %s)", intent.pair, intent.key
         )
-    if journal.interrupted:
-        pairs = ", ".join(intent.pair for intent in journal.interrupted[:10])
-        more = f" and {len(journal.interrupted) - 10} more" if len(journal.interrupted) > 10 else ""
+    if interrupted:
+        pairs = ", ".join(intent.pair for intent in interrupted[:MAX_PAIRS_LISTED])
+        more = len(interrupted) - MAX_PAIRS_LISTED
         logger.info(
-            "an earlier run ended with %d requests in flight, perhaps paid, now %s: %s%s",
-            len(journal.interrupted),
-            "looked for in its batch jobs" if BACKENDS[backend].runs_jobs else "asked again",
+            "an earlier run ended with %d requests in flight, possibly billed; they are %s: %s%s",
+            len(interrupted),
+            "looked up in its batch jobs" if runs_jobs else "sent again",
             pairs,
-            more,
+            f" and {more} more" if more > 0 else "",
         )

@@ -75,7 +75,7 @@ def generate(root: Path, backend: str, server: FakeServer, *more: str) -> int:
     return main(
         [
             *("generate", "--root", str(root), "--split", "train", "--backend", backend, "--yes"),
-            *("--server-url", server.url, "--model", "teacher", "--timeout", "3", *more),
+            *("--server_url", server.url, "--model", "teacher", "--timeout", "3", *more),
         ]
     )
 
@@ -138,7 +138,7 @@ def test_a_fault_is_overcome(
         pytest.param([LENGTH] * 2, "truncated", 2, id="twice out of tokens"),
     ],
 )
-def test_a_fault_that_stays_fails_its_pair_alone(
+def test_a_permanent_fault_fails_only_its_pair(
     root: Path, backend: str, server: FakeServer, behaviours: Sequence[Behaviour], kind: str, num_asked: int
 ) -> None:
     server.script(MARKED, behaviours)
@@ -151,12 +151,12 @@ def test_a_fault_that_stays_fails_its_pair_alone(
     assert asked_about_marked(server) == num_asked
 
 
-def test_the_next_model_is_asked_where_the_first_stays_unusable(
+def test_the_next_model_is_asked_if_the_first_gives_no_valid_answer(
     root: Path, backend: str, server: FakeServer
 ) -> None:
     server.script(MARKED, [NOT_JSON] * 3)
 
-    assert generate(root, backend, server, "--next-models", "stronger-teacher") == 0
+    assert generate(root, backend, server, "--next_models", "stronger-teacher") == 0
 
     thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
     assert thoughts[3].provenance.model == "stronger-teacher"
@@ -184,8 +184,8 @@ def test_a_refusal_stops_the_run_and_keeps_what_was_answered(
     assert generate(root, backend, server, "--concurrency", "1") == exit_code
 
     assert not (root / "original_thoughts" / "train.jsonl").exists()
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("nlicot: ") and "secret-key" not in told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("nlicot: ") and "secret-key" not in message
     assert generate(root, backend, server, "--concurrency", "1") == 0
     assert max(server.answered.values()) == 1
 
@@ -195,7 +195,8 @@ def test_an_unknown_model_is_refused_with_the_servers_list_before_anything_is_as
 ) -> None:
     assert generate(root, backend, server, "--model", "teecher") == 3
 
-    assert "teecher" in (told := capsys.readouterr().err) and "stronger-teacher, teacher" in told
+    message = capsys.readouterr().err
+    assert "teecher" in message and "stronger-teacher, teacher" in message
     assert server.num_requests == 0
 
 
@@ -210,10 +211,10 @@ def test_a_run_ends_when_the_first_five_are_all_rejected(
     assert not (root / "original_thoughts" / "train.jsonl").exists()
 
 
-def test_a_budget_stops_before_it_is_passed(
+def test_a_run_stops_before_it_exceeds_the_budget(
     root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--concurrency", "1", "--price", "100,100", "--max-tokens", "100")
+    given = ("--concurrency", "1", "--price", "100,100", "--max_tokens", "100")
 
     assert generate(root, backend, server, *given, "--budget", "0.5") == 4
 
@@ -223,7 +224,7 @@ def test_a_budget_stops_before_it_is_passed(
     assert max(server.counts.values()) == 1
 
 
-def test_a_key_goes_to_its_own_server_alone(root: Path, server: FakeServer) -> None:
+def test_a_key_is_only_sent_to_its_own_server(root: Path, server: FakeServer) -> None:
     assert generate(root, "openai", server) == 0
 
     assert all("authorization" not in seen.headers for seen in server.seen)
@@ -231,7 +232,7 @@ def test_a_key_goes_to_its_own_server_alone(root: Path, server: FakeServer) -> N
     assert b"secret-key" not in kept
 
 
-def test_mistrals_key_is_sent_and_kept_nowhere(root: Path, server: FakeServer) -> None:
+def test_mistrals_key_is_sent_and_never_stored(root: Path, server: FakeServer) -> None:
     assert generate(root, "mistral", server) == 0
 
     assert {seen.headers.get("authorization") for seen in server.seen} == {"Bearer secret-key"}
@@ -239,7 +240,7 @@ def test_mistrals_key_is_sent_and_kept_nowhere(root: Path, server: FakeServer) -
     assert b"secret-key" not in kept
 
 
-def test_an_answer_is_asked_for_once_where_pairs_read_the_same(root: Path, server: FakeServer) -> None:
+def test_equal_pairs_are_asked_about_once(root: Path, server: FakeServer) -> None:
     path = root / "original_data" / "train.csv"
     path.write_text("id,premise,hypothesis,label\na,One text.,Another.,1\nb,One text.,Another.,0\n")
 
@@ -251,7 +252,7 @@ def test_an_answer_is_asked_for_once_where_pairs_read_the_same(root: Path, serve
 
 
 @pytest.mark.parametrize("forms", [("json_schema",), ("json_object", "text"), ("text",)])
-def test_the_strongest_form_that_a_server_takes_is_found_once(
+def test_the_strongest_output_format_that_a_server_accepts_is_found_once(
     root: Path, backend: str, forms: tuple[str, ...]
 ) -> None:
     with FakeServer(formats=forms) as server:

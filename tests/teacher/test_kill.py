@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of `generate`: the same file in the end, and nothing answered is asked twice."""
+"""SIGKILL at random moments of `generate`: the same file results, and no answered request is sent twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IN_FLIGHT = 8
 def command(root: Path, server: FakeServer) -> list[str]:
     return [
         *(sys.executable, "-m", "nlicot", "generate", "--root", str(root), "--split", "train", "--yes"),
-        *("--backend", "openai", "--server-url", server.url, "--model", "teacher"),
+        *("--backend", "openai", "--server_url", server.url, "--model", "teacher"),
         *("--concurrency", str(IN_FLIGHT)),
     ]
 
@@ -42,7 +42,7 @@ def output(root: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing_and_cost_at_most_what_was_in_flight(tmp_path: Path) -> None:
+def test_twenty_kills_change_nothing_and_cost_at_most_the_requests_in_flight(tmp_path: Path) -> None:
     whole, killed = make_root(tmp_path / "whole"), make_root(tmp_path / "killed")
     with FakeServer(keep_seen=False) as server:
         subprocess.run(command(whole, server), check=True, capture_output=True)
@@ -56,7 +56,7 @@ def test_twenty_kills_change_nothing_and_cost_at_most_what_was_in_flight(tmp_pat
             with subprocess.Popen(
                 command(killed, server), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             ) as process:
-                # From the first request on, so that the kill falls into the work and not into the imports.
+                # From the first request on, so that the kill hits the work and not the imports.
                 wanted = before + chance.randint(1, 2 * NUM_PAIRS // NUM_KILLS)
                 while server.num_requests < wanted and process.poll() is None:
                     time.sleep(0.001)
@@ -74,12 +74,12 @@ def test_twenty_kills_change_nothing_and_cost_at_most_what_was_in_flight(tmp_pat
         print(f"{num_kills} kills, {server.num_requests} requests, {len(asked_twice)} keys asked twice")
         assert len(server.counts) == NUM_PAIRS
         assert sum(num - 1 for num in asked_twice.values()) <= in_flight_at_kills
-    assert "in flight, perhaps paid" in finished.stderr
+    assert "in flight, possibly billed" in finished.stderr
     assert output(killed) == output(whole)
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_what_is_in_flight_come_in(tmp_path: Path) -> None:
+def test_ctrl_c_waits_for_requests_in_flight(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     with FakeServer(delay_s=0.5) as server:
         with subprocess.Popen(command(root, server), stderr=subprocess.PIPE, text=True) as process:
@@ -87,9 +87,9 @@ def test_ctrl_c_lets_what_is_in_flight_come_in(tmp_path: Path) -> None:
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert "run the same command to continue" in told
+        assert "run the same command to continue" in errors
         # Every request that was sent was also read to its end.
         assert sum(server.answered.values()) == server.num_requests < NUM_PAIRS
 
@@ -111,6 +111,6 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert "at once" in told
+        assert "at once" in errors
