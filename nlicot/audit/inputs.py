@@ -14,7 +14,7 @@ from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Thought
-from nlicot.teacher.stages.prompts import FOLDER
+from nlicot.teacher.stages.prompts import PROMPTS_FOLDER
 
 SPLITS = ("train", "dev", "test")
 KINDS = ("pairs", "thoughts", "reflections", "scores")
@@ -89,9 +89,11 @@ def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
     """
     student = StudentPrompts()
     found = {f"prompt {name}": getattr(student, name) for name in ("thinking", "label_only", "label_first")}
-    for path in (*sorted(FOLDER.glob("*.yaml")), *paths):
+    for path in (*sorted(PROMPTS_FOLDER.glob("*.yaml")), *paths):
         try:
-            found[path.name if path.parent == FOLDER else str(path)] = path.read_text(encoding="utf-8")
+            found[path.name if path.parent == PROMPTS_FOLDER else str(path)] = path.read_text(
+                encoding="utf-8"
+            )
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt {path}: cannot be read ({error}), expected a text file") from None
     return found

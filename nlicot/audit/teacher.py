@@ -42,7 +42,11 @@ def check_teacher(data: AuditData) -> Section | None:
         for true in LABELS
     ]
     rows = tuple(
-        (f"{label} ({LABEL_NAMES[label]})", *map(str, cells[label]), percent(report.recalls[label].proportion))
+        (
+            f"{label} ({LABEL_NAMES[label]})",
+            *map(str, cells[label]),
+            percent(report.recalls[label].proportion),
+        )
         for label in LABELS
         if report.recalls[label].num
     )
