@@ -33,7 +33,7 @@ def test_a_rendered_completion_parses_back_to_its_thought_and_label(thought: str
 
 
 @pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS.keys())
-def test_a_thought_comes_back_from_its_place_between_the_quotes(thought: str) -> None:
+def test_a_thought_is_read_back_from_between_its_quotes(thought: str) -> None:
     assert completion.unescape(completion.escape(thought)) == thought
 
 
@@ -46,14 +46,14 @@ def test_a_label_before_its_thought_parses_back(thought: str) -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_a_label_alone_parses_back_without_a_thought(label: int) -> None:
+def test_a_completion_of_only_a_label_parses_back_without_a_thought(label: int) -> None:
     assert completion.render(None, label) == f'{{"predicted_label": {label}}}'
     assert completion.parse(completion.render(None, label)) == Completion(
         thought_process=None, label=label, form=Form.LABEL_ONLY
     )
 
 
-def test_an_empty_thought_is_not_no_thought() -> None:
+def test_an_empty_thought_differs_from_a_missing_one() -> None:
     assert completion.render("", 1) == '{"thought_process": "", "predicted_label": 1}'
     assert completion.parse('{"thought_process": "", "predicted_label": 1}') == Completion(
         thought_process="", label=1
@@ -109,7 +109,7 @@ def test_characters_that_a_tokenizer_cannot_give_back_are_written_as_escapes() -
         pytest.param("[" * 100_000, id="nested too deeply"),
     ],
 )
-def test_what_is_not_exactly_a_completion_parses_to_none(text: str) -> None:
+def test_text_that_is_not_exactly_a_completion_parses_to_none(text: str) -> None:
     assert completion.parse(text) is None
 
 
@@ -125,10 +125,10 @@ def test_what_is_not_exactly_a_completion_parses_to_none(text: str) -> None:
         ("One.  ", ["One.  "]),
     ],
 )
-def test_sentences_are_cut_behind_their_ends(thought: str, parts: list[str]) -> None:
+def test_sentences_are_cut_after_their_ends(thought: str, parts: list[str]) -> None:
     assert completion.sentences(thought) == parts
 
 
 @pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS.keys())
-def test_sentences_joined_are_the_thought_again(thought: str) -> None:
+def test_joined_sentences_equal_the_thought(thought: str) -> None:
     assert "".join(completion.sentences(thought)) == thought

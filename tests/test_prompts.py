@@ -18,7 +18,7 @@ def test_the_thinking_prompt_asks_for_a_thought_and_a_label() -> None:
     )
 
 
-def test_the_label_only_prompt_asks_for_the_label_alone() -> None:
+def test_the_label_only_prompt_asks_only_for_the_label() -> None:
     assert StudentPrompts().render("It rains.", "It is wet.", form=Form.LABEL_ONLY) == (
         "Does the hypothesis hold, given the premise? Answer 1 if it follows from the premise for a careful "
         'reader with common sense, 0 if it does not. Answer in JSON: {"predicted_label": 0 or 1}\n'
@@ -44,13 +44,13 @@ def test_the_label_only_prompt_asks_for_the_label_alone() -> None:
         "\\1",
     ],
 )
-def test_braces_in_the_texts_stay_what_they_are(text: str) -> None:
+def test_braces_in_the_texts_are_kept(text: str) -> None:
     prompts = StudentPrompts(thinking="P {premise} H {hypothesis} .")
     assert prompts.render(text, "h") == f"P {text} H h ."
     assert prompts.render("p", text) == f"P p H {text} ."
 
 
-def test_definitions_fill_their_places_in_both_templates() -> None:
+def test_definitions_fill_their_placeholders_in_both_templates() -> None:
     prompts = StudentPrompts(
         thinking="{premise}/{hypothesis}: 1 {entailment}, 0 {no_entailment}, again {entailment}",
         label_only="{no_entailment}? {hypothesis} {premise}",
@@ -71,7 +71,7 @@ def test_definitions_fill_their_places_in_both_templates() -> None:
         ("{Premise} {hypothesis}", "{premise} 0 times"),
     ],
 )
-def test_a_template_that_lacks_a_place_or_has_it_twice_is_refused(
+def test_a_template_without_a_placeholder_or_with_a_repeated_one_is_refused(
     template: str, text: str, found: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -92,7 +92,7 @@ def test_the_hash_changes_with_definitions_and_templates_and_with_nothing_else()
     assert StudentPrompts().sha256 == StudentPrompts(definitions=LabelDefinitions()).sha256
 
 
-def test_prompts_come_back_from_what_a_checkpoint_keeps() -> None:
+def test_prompts_are_restored_from_a_checkpoint() -> None:
     prompts = StudentPrompts(
         thinking="{hypothesis} {premise}?",
         definitions=LabelDefinitions(entailment="ja", no_entailment="nein"),

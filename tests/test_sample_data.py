@@ -1,4 +1,4 @@
-"""The sample that ships with the project is what `data/README.md` says of it."""
+"""The bundled sample is as described in `data/README.md`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_split_covers_the_ten_phenomena_with_both_labels(split: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "dev"), ("train", "test"), ("dev", "test")])
-def test_no_pair_and_no_premise_stands_in_two_splits(one: str, other: str) -> None:
+def test_no_pair_and_no_premise_is_in_two_splits(one: str, other: str) -> None:
     assert {premise_key(pair) for pair in PAIRS[one]} & {premise_key(pair) for pair in PAIRS[other]} == set()
 
 
@@ -82,7 +82,7 @@ def test_ids_and_pairs_are_unique() -> None:
 
 
 @taught_splits
-def test_every_pair_to_learn_from_has_one_thought(split: str) -> None:
+def test_every_train_and_dev_pair_has_one_thought(split: str) -> None:
     assert [thought.id for thought in thoughts_of(split)] == [pair.id for pair in PAIRS[split]]
 
 
@@ -112,7 +112,7 @@ def test_every_wrong_thought_and_no_other_has_a_reflection_with_the_true_label(s
 
 
 def cross_validated_accuracy(texts: Sequence[str], labels: Sequence[int], groups: Sequence[int]) -> float:
-    """What a linear model over words and pairs of words tells of the label, as the mean of 5 shuffles."""
+    """Return the accuracy of a linear model over words and word pairs, as the mean of 5 shuffles."""
     scores = []
     for seed in range(5):
         model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
@@ -122,7 +122,7 @@ def cross_validated_accuracy(texts: Sequence[str], labels: Sequence[int], groups
 
 
 def groups_of(pairs: Sequence[Example]) -> list[int]:
-    """A number for each pair; pairs connected by a shared premise or hypothesis have the same."""
+    """Return a group number per pair; pairs that share a premise or hypothesis are in one group."""
     leader: dict[str, str] = {}
 
     def find(text: str) -> str:
@@ -140,13 +140,13 @@ def labelled(pairs: Sequence[Example]) -> list[int]:
     return [pair.label for pair in pairs if pair.label is not None]
 
 
-def test_the_linear_model_finds_a_label_that_is_there_to_be_found() -> None:
+def test_the_linear_model_finds_a_planted_label() -> None:
     pairs = PAIRS["train"]
     texts = [f"{pair.hypothesis} {'surely' if pair.label else 'hardly'}" for pair in pairs]
     assert cross_validated_accuracy(texts, labelled(pairs), groups_of(pairs)) > 0.9
 
 
-def test_the_hypothesis_alone_does_not_give_the_label_away() -> None:
+def test_the_hypothesis_does_not_give_the_label_away() -> None:
     pairs = [pair for split in PAIRS.values() for pair in split]
     accuracy = cross_validated_accuracy(
         [pair.hypothesis for pair in pairs], labelled(pairs), groups_of(pairs)
