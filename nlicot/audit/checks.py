@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 
 from nlicot.audit.counts import check_counts
@@ -13,8 +11,6 @@ from nlicot.audit.inputs import AuditData
 from nlicot.audit.label_leakage import check_hypotheses, check_voice
 from nlicot.audit.teacher import check_lengths, check_teacher
 from nlicot.audit.thoughts import check_reflections, check_thoughts
-
-logger = logging.getLogger(__name__)
 
 CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
     check_counts,
@@ -32,11 +28,5 @@ CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
 
 def run_checks(data: AuditData) -> Audit:
     """Run every check."""
-    sections = []
-    for check in CHECKS:
-        started = time.perf_counter()
-        section = check(data)
-        logger.debug("%s: %.2f s", check.__name__, time.perf_counter() - started)
-        if section is not None:
-            sections.append(section)
-    return Audit(files={split.name: split.files for split in data.splits}, sections=tuple(sections))
+    sections = tuple(section for check in CHECKS if (section := check(data)) is not None)
+    return Audit(files={split.name: split.files for split in data.splits}, sections=sections)

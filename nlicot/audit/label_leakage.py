@@ -285,21 +285,17 @@ def check_voice(data: AuditData) -> Section | None:
     style = _guess(targets, [style_of(target) for target in targets])
     steps = _guess(targets, [without_last_step(target.text) for target in targets])
     whole = _guess(targets, [target.text for target in targets])
+    source_range = _range(wilson_interval(num_right, len(targets)))
+    guesses = {
+        "its style: no last step, the pair's own words blanked": style,
+        "its text without the last step": steps,
+        "its whole text, last step included": whole,
+    }
     accuracies = [
         ("the majority label", percent(majority), "-"),
-        (
-            "its source (thought or reflection)",
-            percent(by_source),
-            _range(wilson_interval(num_right, len(targets))),
-        ),
+        ("its source (thought or reflection)", percent(by_source), source_range),
+        *((what, percent(each.accuracy), _range(each.interval)) for what, each in guesses.items() if each),
     ]
-    for what, guess in (
-        ("its style: no last step, the pair's own words blanked", style),
-        ("its text without the last step", steps),
-        ("its whole text, last step included", whole),
-    ):
-        if guess is not None:
-            accuracies.append((what, percent(guess.accuracy), _range(guess.interval)))
     rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
     return Section(
         name="voice",

@@ -141,7 +141,7 @@ def draw_calibration(by_run: Mapping[int, Sequence[CalibrationBin]]) -> str:
         axes.set_xlim(-3, 103)
         axes.set_ylim(-3, 103)
         axes.set_xlabel("predicted probability of entailment %")
-        axes.set_ylabel("entailments among them %")
+        axes.set_ylabel("entailments %")
         axes.grid()
 
     return _svg(draw, "proportion of entailments by predicted probability", width=4.2, height=3.6)

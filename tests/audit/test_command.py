@@ -40,7 +40,7 @@ def test_the_sample_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing blocks training\n")
 
 
-def test_a_leak_makes_the_exit_code_1_and_the_json_names_it(
+def test_a_leak_makes_the_exit_code_1_and_is_in_the_json(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, markdown = tmp_path / "audit.json", tmp_path / "audit.md"
@@ -57,7 +57,7 @@ def test_a_leak_makes_the_exit_code_1_and_the_json_names_it(
     assert "**error: pair in two splits**" in markdown.read_text()
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(
+def test_an_existing_file_is_replaced_only_with_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine.json"
@@ -68,7 +68,7 @@ def test_a_file_that_is_there_is_not_replaced_unasked(
     assert "found one file for both" in refusal(capsys, "--json", "a", "--markdown", "a")
 
 
-def test_single_files_stand_alone_under_either_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_files_replace_the_root_under_either_name(capsys: pytest.CaptureFixture[str]) -> None:
     pairs, thoughts = SAMPLE / "original_data/dev.csv", SAMPLE / "original_thoughts/dev.jsonl"
     args = ["--train-pairs", str(pairs), "--data.train_thoughts", str(thoughts)]
     assert cli.main(["audit", *args]) in (0, 1)
@@ -77,7 +77,7 @@ def test_single_files_stand_alone_under_either_name(capsys: pytest.CaptureFixtur
     assert "train     40        30       20       20           0        40            0" in printed
 
 
-def test_mistakes_in_files_and_flags_are_told_in_one_line(
+def test_mistakes_in_files_and_flags_are_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "found no pairs, expected one of" in refusal(capsys, "--root", str(tmp_path))
@@ -91,7 +91,7 @@ def test_mistakes_in_files_and_flags_are_told_in_one_line(
     assert f"{broken}:2: found" in refusal(capsys, "--train-pairs", str(broken))
 
 
-def test_a_prompt_of_ones_own_is_looked_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_of_the_user_is_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = tmp_path / "prompt.yaml"
     rows = (SAMPLE / "original_data/dev.csv").read_text().splitlines()
     prompt.write_text(f"user: |\n  For example: {rows[1]}\n")
@@ -155,7 +155,7 @@ def real_args(real_data: Path, which: str) -> list[str]:
     return args
 
 
-def test_the_real_set_has_the_faults_that_it_is_known_for(real_data: Path, tmp_path: Path) -> None:
+def test_the_real_set_has_its_known_faults(real_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit.json"
     assert cli.main([*real_args(real_data, ""), "--json", str(out)]) == 1
     written = json.loads(out.read_text())

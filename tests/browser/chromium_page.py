@@ -1,4 +1,4 @@
-"""Pages for a real headless Chromium: Debian's `chromium`, or the one that NLICOT_CHROMIUM names."""
+"""Pages in a headless Chromium: Debian's `chromium`, or the one that NLICOT_CHROMIUM names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"found none of {', '.join(NAMES)}; install one or name it in NLICOT_CHROMIUM")
     with sync_api.sync_playwright() as playwright:
-        # Without its sandbox: containers and root have none, and the pages are our own.
+        # Containers and root have no sandbox, and the pages are our own.
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
@@ -32,22 +32,22 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page from disk; at the end of the test nothing may have gone wrong in it, or left the file."""
-    pages, troubles = [], []
+    """Open a page from disk; at the end of the test it must have no errors and no requests."""
+    pages, problems = [], []
 
     def open_page(path: Path, hash_: str = "", **settings: Any) -> Any:
         page = browser.new_page(
             **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **settings}
         )
         pages.append(page)
-        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on("console", lambda message: problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on(
             "request",
             lambda request: (
                 None
                 if request.url.partition("#")[0] == path.as_uri() or request.url.startswith("blob:")
-                else troubles.append(f"request: {request.url}")
+                else problems.append(f"request: {request.url}")
             ),
         )
         page.goto(path.as_uri() + hash_)
@@ -56,11 +56,11 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     yield open_page
     for page in pages:
         page.close()
-    assert troubles == []
+    assert problems == []
 
 
 def write_report(folder: Path, runs: Mapping[str, Sequence[Row]], *flags: str) -> Path:
-    """The page of some runs' predictions, made by the command."""
+    """Write the page of some runs' predictions by the command."""
     for name, rows in runs.items():
         path = folder / name / "predictions" / "dev.jsonl"
         path.parent.mkdir(parents=True)

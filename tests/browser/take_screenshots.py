@@ -1,6 +1,6 @@
-"""Takes the README's pictures of a report: `python tests/browser/take_screenshots.py REPORT.html`.
+"""Take the README's screenshots of a report: `python tests/browser/take_screenshots.py REPORT.html`.
 
-They lie in `screenshots/` beside this file and show runs on the sample data, never on anyone's own.
+They go to `screenshots/` next to this file and show runs on the sample data, never on other data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "screenshots"
 
 
 def take_screenshots(browser: Any, report: Path, folder: Path) -> list[Path]:
-    """The explorer of a report in light and in dark; returns the pictures' paths."""
+    """Take the explorer of a report in light and in dark; return the pictures' paths."""
     folder.mkdir(exist_ok=True)
     paths = []
     for scheme in ("light", "dark"):
