@@ -1,12 +1,12 @@
-"""How much of a bare HTTP loop's rate the teacher pipeline keeps, and what resuming costs.
+"""The teacher pipeline's rate compared with bare HTTP loops, and the time that resuming takes.
 
     .venv/bin/python benchmarks/teacher.py [--quick] [--json FILE]
 
-A server on loopback (`tests/teacher/fake_server.py`, a process of its own) answers every request after 50 ms.
-The bare loops send the same bodies with the same client library, 64 at once, and throw the answers away; ours
-journals each request and answer, parses it, counts tokens and price, and keeps a tally. Interleaved repeats,
-medians and ranges. Then: the share of an allowed rate that is used, and the time that a journal of 100,000
-answers takes to go through again.
+A server on loopback (`tests/teacher/fake_server.py`, in its own process) answers every request after 50 ms.
+The bare loops send the same bodies, with `httpx2` or Mistral's SDK, 64 at once, and discard the answers; ours
+journals each request and answer, parses it, counts tokens and cost, and keeps a tally. Interleaved repeats,
+medians and ranges. Then: the proportion of an allowed rate that is used, and the time to process a journal of
+100,000 answers again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ALLOWED_PER_MINUTE = 3000
 
 @contextlib.contextmanager
 def server(*flags: str) -> Iterator[str]:
-    """The address of a server that answers after `DELAY_S`."""
+    """Start a server that answers after `DELAY_S`, and yield its address."""
     command = [sys.executable, "-m", "tests.teacher.fake_server", "--delay", str(DELAY_S), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -61,7 +61,7 @@ def server(*flags: str) -> Iterator[str]:
 
 
 def pairs(num: int) -> Iterator[Example]:
-    """Pairs of about the real ones' length."""
+    """Generate pairs of realistic length."""
     for number in range(num):
         yield Example(
             id=f"pair-{number}",
@@ -72,7 +72,7 @@ def pairs(num: int) -> Iterator[Example]:
 
 
 def stage_over(num: int, backend: str, url: str) -> GenerateStage:
-    """`generate` over so many pairs."""
+    """Return the stage `generate` over `num` pairs."""
     return GenerateStage(
         examples=list(pairs(num)),
         endpoint=endpoint(backend, url),
@@ -82,7 +82,7 @@ def stage_over(num: int, backend: str, url: str) -> GenerateStage:
 
 
 def ours(num: int, backend: str, url: str, **settings: Any) -> float:
-    """Seconds for `num` pairs through the pipeline, journal and all."""
+    """Return the seconds for `num` pairs through the whole pipeline."""
     stage = stage_over(num, backend, url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
         connected = connect(backend, url, timeout_s=60, concurrency=IN_FLIGHT, journal_folder=Path(folder))
@@ -100,7 +100,7 @@ def ours(num: int, backend: str, url: str, **settings: Any) -> float:
 
 
 def bare_http(num: int, url: str) -> float:
-    """Seconds for the same bodies through an `httpx2` loop."""
+    """Return the seconds for the same bodies through an `httpx2` loop."""
     import httpx2
 
     bodies = [_body(request) for request in stage_over(num, "openai", url).requests()]
@@ -119,7 +119,7 @@ def bare_http(num: int, url: str) -> float:
 
 
 def bare_sdk(num: int, url: str) -> float:
-    """Seconds for the same requests through a loop over the `mistralai` SDK."""
+    """Return the seconds for the same requests through a loop over the `mistralai` SDK."""
     from mistralai.client import Mistral
 
     bodies = [_body(request) for request in stage_over(num, "mistral", url).requests()]
@@ -170,13 +170,13 @@ def _body(request: Any) -> dict[str, Any]:
 
 
 def limited(seconds: float) -> dict[str, float]:
-    """The share of an allowed rate that is used, and the 429s that it brought."""
+    """Return the proportion of an allowed rate that is used, and the number of 429s."""
     num = int(ALLOWED_PER_MINUTE / 60 * seconds)
     with server("--requests-per-minute", str(ALLOWED_PER_MINUTE)) as url:
         took = ours(num, "openai", url, requests_per_minute=ALLOWED_PER_MINUTE)
         num_429 = _statistics(url)["num_429"]
     # The last answer comes a delay after the last request was allowed.
-    return {"share": num / (took - DELAY_S) / (ALLOWED_PER_MINUTE / 60), "num_429": num_429}
+    return {"used_rate": num / (took - DELAY_S) / (ALLOWED_PER_MINUTE / 60), "num_429": num_429}
 
 
 def _statistics(url: str) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _statistics(url: str) -> dict[str, Any]:
 
 
 def resuming(num: int) -> dict[str, float]:
-    """Seconds to go through a journal of `num` answers again: as a resumed run does, and parsing all anew."""
+    """Return the seconds to process a journal of `num` answers again: resumed, and parsing all again."""
     content = json.dumps({"thought_process": "Plums are fruit. So it follows.", "predicted_label": 1})
     reply = Reply(
         text=content,
@@ -221,7 +221,7 @@ async def _run_through(stage: GenerateStage, journal: Journal, num: int) -> None
 
 
 def peak_mb(num: int) -> float:
-    """Peak memory of a process of its own that runs `num` pairs against the server."""
+    """Return the peak memory of a new process that runs `num` pairs against the server."""
     with server("--delay", "0") as url:
         code = f"from benchmarks.teacher import *; ours({num}, 'openai', {url!r}); print(own_peak_mb())"
         finished = subprocess.run(
@@ -231,12 +231,12 @@ def peak_mb(num: int) -> float:
 
 
 def own_peak_mb() -> float:
-    """This process's peak resident memory."""
+    """Return this process's peak resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def interleaved(num: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, in turns."""
+    """Return the seconds of each contestant, measured in turn."""
     os.environ["MISTRAL_API_KEY"] = "none"
     seconds: dict[str, list[float]] = {"bare http": [], "openai": [], "bare sdk": [], "mistral": []}
     with server() as url:
@@ -247,7 +247,7 @@ def interleaved(num: int, repeats: int) -> dict[str, list[float]]:
             "mistral": lambda: ours(num, "mistral", url),
         }
         for contestant in contestants.values():
-            contestant()  # imports, connections, the server's own warm-up
+            contestant()  # imports, connections, the server's warm-up
         for _ in range(repeats):
             for name, contestant in contestants.items():
                 seconds[name].append(contestant())
@@ -255,9 +255,9 @@ def interleaved(num: int, repeats: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table, and write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 repeats in place of 7")
+    parser.add_argument("--quick", action="store_true", help="3 repeats instead of 7")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     num, repeats = 2000, 3 if options.quick else 7
@@ -271,11 +271,11 @@ def main() -> None:
         median = statistics.median(found)
         print(f"{name:<12}{median:>10.2f}{f'{min(found):.2f}-{max(found):.2f}':>16}{num / median:>12.0f}")
     result = {
-        "openai_share_of_bare": _share(seconds["bare http"], seconds["openai"]),
-        "mistral_share_of_bare": _share(seconds["bare sdk"], seconds["mistral"]),
+        "openai_rate_of_bare": _relative_rate(seconds["bare http"], seconds["openai"]),
+        "mistral_rate_of_bare": _relative_rate(seconds["bare sdk"], seconds["mistral"]),
     }
     allowed = limited(10 if options.quick else 30)
-    result["limited_share"], result["limited_num_429"] = allowed["share"], allowed["num_429"]
+    result["limited_used_rate"], result["limited_num_429"] = allowed["used_rate"], allowed["num_429"]
     took = resuming(100_000)
     result["resume_100k_s"], result["parse_100k_s"] = took["resuming"], took["parsing"]
     result["peak_mb_2k"], result["peak_mb_20k"] = peak_mb(2_000), peak_mb(20_000)
@@ -285,8 +285,8 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _share(bare: list[float], own: list[float]) -> float:
-    """The median over the rounds of our rate as a share of the bare loop's."""
+def _relative_rate(bare: list[float], own: list[float]) -> float:
+    """Return the median over the rounds of our rate divided by the bare loop's."""
     return statistics.median(b / o for b, o in zip(bare, own, strict=True))
 
 

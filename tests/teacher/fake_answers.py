@@ -1,4 +1,4 @@
-"""What the fake server can answer: behaviours, good ones and broken ones, and the usual answer."""
+"""The answers of the fake servers: valid and broken behaviours, and the default answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 CREATED = 1_767_225_600
 """2026-01-01: the time of every answer, so that none depends on the clock."""
 TEXTS = ("thought_process", "error_analysis", "improved_thought_process", "analysis")
-# The fields of each kind of answer, told apart by the field that only it has; asked for in the prompt.
+# The fields of each kind of answer, by the field that only this kind has; the prompt asks for them.
 KINDS = {
     "improved_thought_process": ("error_analysis", "improved_thought_process", "reflected_label"),
     "score": ("analysis", "score"),
@@ -28,14 +28,14 @@ OPTIONS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the server does with one request.
+    """The server's reaction to one request.
 
     Args:
         how: `answer`, `hang` (never answer), `drop` (close at once), `cut` (close in the middle of the body),
-            `trickle` (a byte at a time, for ever).
-        content: the answer's text, or what becomes of the usual one.
-        body: the whole body, or what becomes of the usual one.
-        delay_s: on top of the server's own.
+            `trickle` (one byte at a time, forever).
+        content: the answer's text, or a function of the default one.
+        body: the whole body, or a function of the default one.
+        delay_s: added to the server's delay.
     """
 
     how: str = "answer"
@@ -48,7 +48,7 @@ class Behaviour:
 
 
 def status(code: int, headers: Mapping[str, str] | None = None, body: str | None = None) -> Behaviour:
-    """An answer that is an error, in Mistral's form unless a body is given."""
+    """Make an error response, in Mistral's form unless a body is given."""
     shape = {
         "object": "error",
         "message": f"scripted {code}",
@@ -60,12 +60,12 @@ def status(code: int, headers: Mapping[str, str] | None = None, body: str | None
 
 
 def content(text: str, finish_reason: str = "stop") -> Behaviour:
-    """A valid envelope around this text."""
+    """Make a valid envelope with this text."""
     return Behaviour(content=text, finish_reason=finish_reason)
 
 
 def _with(**changed: Any) -> Callable[[str], str]:
-    """Change fields of a JSON object; None takes one away."""
+    """Change fields of a JSON object; None removes one."""
 
     def change(text: str) -> str:
         fields = json.loads(text) | changed
@@ -83,7 +83,7 @@ HTML = Behaviour(headers={"Content-Type": "text/html"}, body="<html><body><h1>Ba
 EMPTY = Behaviour(body="")
 NO_USAGE = Behaviour(body=_with(usage=None))
 NO_CHOICES = Behaviour(body=_with(choices=[]))
-# A valid envelope around an answer that will not do.
+# A valid envelope with an unusable answer.
 NOT_JSON = content("The hypothesis follows from the premise, so I would say yes.")
 MISSING_FIELD = Behaviour(content=_with(thought_process=None, improved_thought_process=None, analysis=None))
 LABEL_2 = Behaviour(
@@ -101,13 +101,13 @@ WHITESPACE = content(" \n" * 300, finish_reason="length")
 
 
 def request_key(body: Mapping[str, Any]) -> str:
-    """What makes a request the same one: all of it but the form of structured output."""
+    """Return the identity of a request: all of it except the form of structured output."""
     asked = {name: value for name, value in body.items() if name != "response_format"}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def default_answer(body: Mapping[str, Any]) -> str:
-    """A valid answer in the form that is asked for; texts and labels follow from a hash of what is asked."""
+    """Return a valid answer in the requested form; texts and labels depend on a hash of the request."""
     asked = body["messages"][-1]["content"]
     seed = body.get("seed") or body.get("random_seed") or 0
     digest = hashlib.sha256(f"{body.get('model')}\n{seed}\n{asked}".encode()).digest()
@@ -130,11 +130,15 @@ def _fields(body: Mapping[str, Any]) -> Sequence[str]:
 
 
 def envelope_of(body: Mapping[str, Any], text: str, finish_reason: str) -> str:
-    """A chat completion around this text; usage counts four characters as a token."""
+    """Wrap the text in a chat completion; usage counts four characters as a token."""
     num_asked = sum(len(str(message["content"])) for message in body["messages"]) // 4 + 1
-    num_said = len(text) // 4 + 1
+    num_answered = len(text) // 4 + 1
     message = {"role": "assistant", "content": text, "tool_calls": None}
-    usage = {"prompt_tokens": num_asked, "completion_tokens": num_said, "total_tokens": num_asked + num_said}
+    usage = {
+        "prompt_tokens": num_asked,
+        "completion_tokens": num_answered,
+        "total_tokens": num_asked + num_answered,
+    }
     return json.dumps(
         {
             "id": f"cmpl-{request_key(body)[:12]}",

@@ -1,7 +1,7 @@
-"""Mistral's files and batch jobs on loopback, over real HTTP; all that is uploaded and created is counted.
+"""Mistral's files and batch jobs on loopback, over HTTP; uploads and jobs are counted.
 
-In a test: `with FakeBatchServer() as server: ...`. A job is over after so many looks at it, and its answers
-are those that the chat server would have given.
+In a test: `with FakeBatchServer() as server: ...`. A job is over after `num_polls_until_over`
+polls, and its answers are those of the chat server.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ Fields = dict[str, Any]
 
 
 class FakeBatchServer(FakeServer):
-    """Serves `/v1/files`, `/v1/batch/jobs` and `/v1/models`; there is no completion without a batch.
+    """Serves `/v1/files`, `/v1/batch/jobs` and `/v1/models`; completions exist only in batches.
 
     Args:
-        num_looks: a job is over at this look at it.
-        ending: what a job ends as, and how many of its requests are answered then; None is all.
-        line: what stands in the results for a request's body instead of the usual; None is the usual.
+        num_polls_until_over: a job is over at this poll.
+        ending: the final status of a job, and how many of its requests are answered; None is all.
+        line: the result line for a request's body; None is the default one.
 
     Attributes:
-        files: what was uploaded or made, by id.
-        jobs: those that were created, in order, as the server tells them.
-        asked: how often each `custom_id` stands in a created job.
-        hold_at: `create` (the job is not made, and nothing answered), `created` (made, nothing answered),
-            `dropped` (made, then the connection is closed) or `look` (a look at a job is not answered).
-        held: set once something has been held.
-        loses_files: nothing can be downloaded.
-        num_late: how many listings show no job yet.
-        troubles: what is answered instead, by method and path, as long as there is something.
+        files: uploaded and result files, by id.
+        jobs: the created jobs, in order, as the server reports them.
+        asked: how often each `custom_id` is in a created job.
+        hold_at: `create` (the job is not created, no response), `created` (created, no response), `dropped`
+            (created, then the connection is closed) or `look` (polling a job gets no response).
+        held: set once a request is held.
+        loses_files: no file can be downloaded.
+        num_late: how many listings do not show any job yet.
+        faults: responses to send instead, by method and path.
     """
 
     def __init__(
         self,
         *,
-        num_looks: int = 1,
+        num_polls_until_over: int = 1,
         ending: tuple[str, int | None] = ("SUCCESS", None),
         line: Callable[[Mapping[str, Any]], Fields | str | None] = lambda body: None,
         key: str | None = "the-key",
     ) -> None:
         super().__init__(key=key)
-        self.num_looks, self.ending, self.line = num_looks, ending, line
+        self.num_polls_until_over, self.ending, self.line = num_polls_until_over, ending, line
         self.files: dict[str, bytes] = {}
         self.jobs: list[Fields] = []
         self.asked: Counter[str] = Counter()
@@ -62,10 +62,10 @@ class FakeBatchServer(FakeServer):
         self.held = threading.Event()
         self.loses_files = False
         self.num_late = 0
-        self.troubles: dict[tuple[str, str], deque[Behaviour]] = {}
+        self.faults: dict[tuple[str, str], deque[Behaviour]] = {}
 
     def lines(self, job: Fields) -> list[Fields]:
-        """A job's requests, as they were uploaded."""
+        """Return a job's requests, as uploaded."""
         return [json.loads(line) for line in self.files[job["input_files"][0]].decode().splitlines()]
 
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -76,11 +76,11 @@ class FakeBatchServer(FakeServer):
         content = await self._content(reader, headers)
         path = urlsplit(target).path
         self.seen.append(Seen(target, headers, None))
-        trouble = self.troubles.get((method, path))
+        fault = self.faults.get((method, path))
         if headers.get("authorization") != f"Bearer {self.key}":
             behaviour: Behaviour | None = status(401, body='{"detail":"Unauthorized"}')
-        elif trouble:
-            behaviour = trouble.popleft()
+        elif fault:
+            behaviour = fault.popleft()
         else:
             behaviour = await self._behaviour_of(method, target, headers, content)
         if behaviour is None:
@@ -138,8 +138,13 @@ class FakeBatchServer(FakeServer):
     def _file(self, content: bytes, name: str) -> Fields:
         file_id = f"file-{len(self.files)}"
         self.files[file_id] = content
-        told = {"object": "file", "bytes": len(content), "created_at": CREATED, "filename": name}
-        return {"id": file_id, "purpose": "batch", "sample_type": "batch_request", "source": "upload"} | told
+        fields = {"object": "file", "bytes": len(content), "created_at": CREATED, "filename": name}
+        return {
+            "id": file_id,
+            "purpose": "batch",
+            "sample_type": "batch_request",
+            "source": "upload",
+        } | fields
 
     # ------------------------------------------------------------- jobs
 
@@ -172,7 +177,7 @@ class FakeBatchServer(FakeServer):
         self.num_polls[job_id] += 1
         if job["status"] not in OVER:
             job["status"] = "RUNNING"
-            if self.num_polls[job_id] >= self.num_looks:
+            if self.num_polls[job_id] >= self.num_polls_until_over:
                 self._end(job)
         return _json(job)
 

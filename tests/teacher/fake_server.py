@@ -1,8 +1,8 @@
-"""A chat-completion server on loopback that fails on demand: real HTTP, scripted answers, everything counted.
+"""A chat-completion server on loopback that fails on demand: HTTP, scripted answers, all requests counted.
 
-In a test: `with FakeServer() as server: ...; server.script("plums", [status(503), OK])`, in a thread of its
-own. For a benchmark: `python -m tests.teacher.fake_server --port 0 --delay 0.05`, which prints its port.
-Answers are a function of the request alone, so that two runs can be compared byte for byte.
+In a test: `with FakeServer() as server: ...; server.script("plums", [status(503), OK])`; it runs in a thread.
+For a benchmark: `python -m tests.teacher.fake_server --port 0 --delay 0.05`, which prints its port.
+Answers depend only on the request, so that two runs can be compared byte for byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REASONS = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 404
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came; header names are in lower case, `body` is None for a GET."""
+    """A request as received; header names are in lower case, `body` is None for a GET."""
 
     path: str
     headers: Mapping[str, str]
@@ -47,28 +47,28 @@ class Seen:
 
 @dataclass
 class _Script:
-    fits: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool]
     behaviours: deque[Behaviour]
 
 
 class FakeServer:
-    """Serves `/v1/models`, `/v1/chat/completions` and its own `/statistics` on 127.0.0.1.
+    """Serves `/v1/models`, `/v1/chat/completions` and `/statistics` on 127.0.0.1.
 
     Args:
-        answer: the text that answers a request's body.
-        delay_s: before every completion.
-        models: those served, or None for a server that has no list and takes any name.
-        key: what `Authorization: Bearer` must carry; None takes anything.
-        formats: the kinds of `response_format` that are not rejected; `text` is none at all.
-        requests_per_minute: more than that in `window_s` is a 429, and it is announced in headers.
-        strict: a request that a script fits but has no behaviour left for fails loudly.
-        unknown_model_status: 400 as Mistral answers, 404 as others do.
+        answer: computes the answer's text from a request's body.
+        delay_s: pause before every completion.
+        models: the served models, or None for a server without a list that accepts any name.
+        key: the required `Authorization: Bearer` key; None accepts anything.
+        formats: the accepted kinds of `response_format`; `text` means that there is none.
+        requests_per_minute: more requests within `window_s` get a 429; headers announce the limit.
+        strict: fail loudly if a script matches a request and has no behaviour left.
+        unknown_model_status: 400 like Mistral, 404 like other servers.
         keep_seen: keep every request in `seen`.
 
     Attributes:
-        counts: completions asked for, by `request_key`.
-        answered: those answered in full with a 200.
-        statuses: of all answers to completions.
+        counts: requested completions, by `request_key`.
+        answered: completions answered in full with a 200.
+        statuses: statuses of all completions.
         seen: the requests, in order.
     """
 
@@ -108,24 +108,24 @@ class FakeServer:
     def script(
         self, match: str | Callable[[Mapping[str, Any]], bool] | None, behaviours: Iterable[Behaviour]
     ) -> None:
-        """What the next requests get that have `match` in a user's message, or for which it holds; None: all.
+        """Set the behaviours for requests with `match` in a user message, or for which it is true; None: all.
 
-        Of several scripts that fit, the first that still has something to say is taken.
+        The first matching script that has a behaviour left is used.
         """
         if match is None:
-            fits: Callable[[Mapping[str, Any]], bool] = lambda body: True  # noqa: E731
+            matches: Callable[[Mapping[str, Any]], bool] = lambda body: True  # noqa: E731
         elif isinstance(match, str):
-            fits = lambda body: match in _asked_by_user(body)  # noqa: E731
+            matches = lambda body: match in _user_messages(body)  # noqa: E731
         else:
-            fits = match
-        self._scripts.append(_Script(fits, deque(behaviours)))
+            matches = match
+        self._scripts.append(_Script(matches, deque(behaviours)))
 
     def completions(self) -> list[Mapping[str, Any]]:
-        """The bodies of all completions asked for, in order."""
+        """Return the bodies of all requested completions, in order."""
         return [seen.body for seen in self.seen if seen.body is not None]
 
     def statistics(self) -> dict[str, Any]:
-        """All that is counted, as `/statistics` gives it."""
+        """Return all counts, in the form of `/statistics`."""
         return {
             "num_requests": self.num_requests,
             "num_429": self.statuses[429],
@@ -148,7 +148,7 @@ class FakeServer:
             started.set_result(asyncio.get_running_loop())
             self._stopping = asyncio.Event()
             await self._stopping.wait()
-            server.close()  # what still hangs is cancelled with the loop
+            server.close()  # requests that hang are cancelled with the loop
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         self._thread.start()
@@ -162,7 +162,7 @@ class FakeServer:
     # ------------------------------------------------------------- HTTP
 
     async def listen(self, port: int = 0) -> asyncio.Server:
-        """Take connections on `port`, or on a free one."""
+        """Listen on `port`, or on a free one."""
         server = await asyncio.start_server(self._serve_connection, "127.0.0.1", port, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         return server
@@ -175,7 +175,7 @@ class FakeServer:
         writer.close()
 
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; False closes the connection."""
+        """Answer one request; return False to close the connection."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request_line, *lines = head[:-4].split("\r\n")
         method, path, _ = request_line.split(" ")
@@ -213,33 +213,33 @@ class FakeServer:
                 return False
             text = self._body(body, behaviour)
             self.statuses[behaviour.status] += 1
-            going_on = await _write(writer, behaviour, text)
+            keep_open = await _write(writer, behaviour, text)
             self.answered[key] += behaviour.status == 200 and behaviour.how == "answer"
-            return going_on
+            return keep_open
         finally:
             self.in_flight -= 1
 
-    # ------------------------------------------------------------- what to answer
+    # ------------------------------------------------------------- answers
 
     def _behaviour(self, body: Mapping[str, Any]) -> Behaviour:
         limited = self._limited()
         if limited is not None and limited.status == 429:
             return limited
-        fitting = [script for script in self._scripts if script.fits(body)]
-        for script in fitting:
+        matching = [script for script in self._scripts if script.matches(body)]
+        for script in matching:
             if script.behaviours:
                 return script.behaviours.popleft()
-        if fitting and self.strict:
+        if matching and self.strict:
             return status(NO_MORE_SCRIPT, body='{"message":"the script has run out"}')
         if self.models is not None and body.get("model") not in self.models:
             return self._unknown_model(str(body.get("model")))
-        asked_for = (body.get("response_format") or {"type": "text"})["type"]
-        if asked_for not in self.formats:
-            return status(422, body=json.dumps({"detail": f"response_format {asked_for} is not supported"}))
+        requested = (body.get("response_format") or {"type": "text"})["type"]
+        if requested not in self.formats:
+            return status(422, body=json.dumps({"detail": f"response_format {requested} is not supported"}))
         return limited or OK
 
     def _limited(self) -> Behaviour | None:
-        """A 429, or an answer whose headers announce the limit; None without a limit."""
+        """Return a 429, or an answer whose headers announce the limit; None without a limit."""
         if self.requests_per_minute is None:
             return None
         allowed, now = math.floor(self.requests_per_minute * self.window_s / 60), time.monotonic()
@@ -265,8 +265,8 @@ class FakeServer:
                 "code": "1500",
             }
             return status(400, body=json.dumps(shape))
-        told = {"message": f"The model `{model}` does not exist.", "code": "model_not_found"}
-        return status(self.unknown_model_status, body=json.dumps({"error": told}))
+        error = {"message": f"The model `{model}` does not exist.", "code": "model_not_found"}
+        return status(self.unknown_model_status, body=json.dumps({"error": error}))
 
     def _body(self, body: Mapping[str, Any], behaviour: Behaviour) -> str:
         if isinstance(behaviour.body, str):
@@ -278,12 +278,12 @@ class FakeServer:
         return envelope if behaviour.body is None else behaviour.body(envelope)
 
 
-def _asked_by_user(body: Mapping[str, Any]) -> str:
+def _user_messages(body: Mapping[str, Any]) -> str:
     return "\n".join(str(message["content"]) for message in body["messages"] if message["role"] == "user")
 
 
 async def _write(writer: asyncio.StreamWriter, behaviour: Behaviour, text: str) -> bool:
-    """Send an answer; False where the connection is to be closed."""
+    """Send an answer; return False if the connection must be closed."""
     sent = text.encode()
     headers = {"Content-Type": "application/json", **behaviour.headers, "Content-Length": str(len(sent))}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -303,7 +303,7 @@ async def _write(writer: asyncio.StreamWriter, behaviour: Behaviour, text: str) 
     return True
 
 
-async def _serve_for_ever(server: FakeServer, port: int) -> None:
+async def _serve_forever(server: FakeServer, port: int) -> None:
     listening = await server.listen(port)
     print(server.port, flush=True)
     async with listening:
@@ -311,14 +311,14 @@ async def _serve_for_ever(server: FakeServer, port: int) -> None:
 
 
 def main() -> None:
-    """Serve until killed, having printed the port."""
+    """Print the port, and serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each completion")
     parser.add_argument("--models", default="teacher,stronger-teacher", help="separated by commas")
-    parser.add_argument("--key", help="refuse requests without it")
+    parser.add_argument("--key", help="refuse requests without this key")
     parser.add_argument("--requests-per-minute", type=float)
-    parser.add_argument("--window-s", type=float, default=60.0, help="in which the rate is counted")
+    parser.add_argument("--window-s", type=float, default=60.0, help="window in which requests are counted")
     options = parser.parse_args()
     server = FakeServer(
         delay_s=options.delay,
@@ -329,7 +329,7 @@ def main() -> None:
         keep_seen=False,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_for_ever(server, options.port))
+        asyncio.run(_serve_forever(server, options.port))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An event loop whose clock leaps to the next timer: pauses of minutes take no time, and are exact.
+"""An event loop whose clock jumps to the next timer: pauses of minutes take no time, and are exact.
 
-Where everything waits and no timer is left, a real loop would hang; this one fails.
+If everything waits and no timer is left, a real loop would hang; this one fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Stands in for `time.monotonic`."""
+    """Replaces `time.monotonic`."""
 
     def __init__(self) -> None:
         self.now = START_S
@@ -27,7 +27,7 @@ class Clock:
         return self.now
 
 
-class _Leaping(selectors.SelectSelector):
+class _JumpingSelector(selectors.SelectSelector):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
@@ -35,7 +35,7 @@ class _Leaping(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everything waits, and nothing is left that could wake it"
+            assert timeout is not None, "everything waits, and no timer is left"
             self._clock.now += max(0.0, timeout)
         return ready
 
@@ -45,7 +45,9 @@ def run_virtually(coroutine: Coroutine[Any, Any, T]) -> T:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", clock)
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(_Leaping(clock))) as runner:
+        with asyncio.Runner(
+            loop_factory=lambda: asyncio.SelectorEventLoop(_JumpingSelector(clock))
+        ) as runner:
             return runner.run(coroutine)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nlicot.teacher.backends.openai import OpenAIBackend
 
@@ -13,3 +13,4 @@ class MistralBackend(OpenAIBackend):
 
     name = "mistral"
     parameter_names: ClassVar[Mapping[str, str]] = {}
+    constant_fields: ClassVar[Mapping[str, Any]] = {"stream": False}  # as Mistral's SDK does

@@ -31,6 +31,8 @@ class OpenAIBackend:
     name = "openai"
     parameter_names: ClassVar[Mapping[str, str]] = {"random_seed": "seed"}
     """Parameters that this server calls differently."""
+    constant_fields: ClassVar[Mapping[str, Any]] = {}
+    """Sent with every request."""
 
     def __init__(self, connection: Connection) -> None:
         self.server = bare_address(connection.server)
@@ -49,7 +51,7 @@ class OpenAIBackend:
     async def complete(self, request: Request) -> Reply:
         """Send one request, in the strongest form of structured output that the server accepts."""
         params = {self.parameter_names.get(name, name): value for name, value in request.params.items()}
-        body = {"model": request.model, "messages": request.turns(), **params}
+        body = {"model": request.model, "messages": request.turns(), **params, **self.constant_fields}
 
         async def send(response_format: dict[str, Any]) -> Reply:
             started = time.monotonic()

@@ -23,7 +23,7 @@ def body(content: object, **more: object) -> str:
     return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}], **more})
 
 
-def test_a_whole_envelope_gives_text_usage_and_time() -> None:
+def test_a_valid_envelope_gives_text_usage_and_time() -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     reply = reply_of(body("hello", usage=usage, created=5), {"x-ratelimit-limit": "1"}, 0.5)
 
@@ -32,7 +32,7 @@ def test_a_whole_envelope_gives_text_usage_and_time() -> None:
     assert (reply.created, reply.latency_s) == (5, 0.5)
 
 
-def test_a_text_in_parts_is_joined_and_thinking_is_left_out() -> None:
+def test_text_parts_are_joined_without_thinking_parts() -> None:
     parts = [
         {"type": "thinking", "thinking": []},
         {"type": "text", "text": "a"},
@@ -42,11 +42,11 @@ def test_a_text_in_parts_is_joined_and_thinking_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many"}, 3])
-def test_a_usage_that_says_nothing_is_none(usage: object) -> None:
+def test_an_invalid_usage_is_none(usage: object) -> None:
     assert reply_of(body("x", usage=usage), {}, 0).usage is None
 
 
-def test_a_text_is_salvaged_from_an_envelope_that_was_cut() -> None:
+def test_text_is_salvaged_from_a_truncated_envelope() -> None:
     whole = body('say "a"\n')
     cut = whole[: whole.index("finish_reason")]
     reply = reply_of(cut, {}, 0)
@@ -55,7 +55,7 @@ def test_a_text_is_salvaged_from_an_envelope_that_was_cut() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<html>502</html>", "{}", '{"choices": []}', "[" * 100_000])
-def test_a_body_without_a_text_is_broken_and_perhaps_paid(text: str) -> None:
+def test_a_body_without_text_is_broken_and_possibly_paid(text: str) -> None:
     with pytest.raises(BrokenEnvelope) as raised:
         reply_of(text, {}, 0)
     assert raised.value.possibly_paid
@@ -74,11 +74,11 @@ def test_a_body_without_a_text_is_broken_and_perhaps_paid(text: str) -> None:
         (500, "unexpected value for response_format", Rejected),
     ],
 )
-def test_a_status_says_what_may_be_done(status: int, text: str, kind: type[Fault]) -> None:
+def test_a_status_determines_the_fault(status: int, text: str, kind: type[Fault]) -> None:
     assert type(fault_of(status, {}, text)) is kind
 
 
-def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
+def test_retry_after_is_parsed_as_seconds_and_as_a_date() -> None:
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
     assert retry_after_s({"retry-after": "2.5"}) == 2.5
     assert retry_after_s({"retry-after": "-1"}) == 0.0
@@ -91,7 +91,7 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"message": "No\\nway"}', "No way"),
         ('{"error": {"message": "Inner"}}', "Inner"),
@@ -99,13 +99,13 @@ def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:
         ("<html><h1>Bad</h1> gateway</html>", "Bad gateway"),
     ],
 )
-def test_an_errors_message_is_one_line(text: str, told: str) -> None:
-    assert message_of(text) == told
+def test_an_error_message_is_one_line(text: str, message: str) -> None:
+    assert message_of(text) == message
 
 
-def test_a_long_message_is_cut() -> None:
+def test_a_long_message_is_shortened() -> None:
     assert len(message_of("x" * 1000)) == 200
 
 
-def test_half_a_surrogate_pair_is_made_writable() -> None:
+def test_half_a_surrogate_pair_becomes_writable() -> None:
     assert writable("a\ud800b") == "a?b"

@@ -1,4 +1,4 @@
-"""A teacher in this process: the bundled model fills in what each stage asks for."""
+"""A teacher in this process: the bundled model fills in the fields of each stage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def answers(requests: list[Request]) -> list[Reply]:
     return asyncio.run(ask())
 
 
-def test_every_kind_of_answer_is_whole_json_with_its_fields() -> None:
+def test_every_kind_of_answer_is_valid_json_with_its_fields() -> None:
     texts = ("A dog runs. Does an animal move?", 'She said "no" twice. Did she speak?')
     asked = [request(kind, text) for kind in PromptType for text in texts]
 
@@ -51,12 +51,12 @@ def test_every_kind_of_answer_is_whole_json_with_its_fields() -> None:
         assert reply.usage is not None and reply.usage.completion_tokens > 0
 
 
-def test_a_model_that_cannot_be_loaded_refuses() -> None:
-    with pytest.raises(Refused, match="/nowhere"):  # it is neither there nor could it run here
+def test_a_model_that_cannot_be_loaded_is_refused() -> None:
+    with pytest.raises(Refused, match="/nowhere"):  # it does not exist
         answers([request(PromptType.SCORING, "?", model="/nowhere")])
 
 
-def test_generate_runs_with_no_key_and_no_server(tmp_path: Path) -> None:
+def test_generate_runs_without_key_or_server(tmp_path: Path) -> None:
     folder = tmp_path / "original_data"
     folder.mkdir()
     (folder / "train.csv").write_text(

@@ -1,4 +1,4 @@
-"""The batch backend against a real HTTP server: jobs are found again, and no request is in two of them."""
+"""The batch backend against an HTTP server: jobs are found again, and no request is in two of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def backend_for(
     return MistralBatchBackend(connection, policy)
 
 
-def asking(number: int, *, model: str = "teacher", server: str = "somewhere") -> Request:
+def request(number: int, *, model: str = "teacher", server: str = "somewhere") -> Request:
     return Request(
         stage="generate",
         backend="mistral-batch",
@@ -72,7 +72,7 @@ def asking(number: int, *, model: str = "teacher", server: str = "somewhere") ->
 
 
 def text_for(request: Request) -> str:
-    """What the server answers, worked out from the request alone."""
+    """Compute the server's answer from the request."""
     turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
     schema = {"type": "json_schema", "json_schema": {"schema": request.schema.schema}}
     return default_answer(
@@ -85,7 +85,7 @@ async def outcomes_of(backend: MistralBatchBackend, requests: list[Request]) -> 
 
 
 def answered(backend: MistralBatchBackend, requests: list[Request]) -> list[Reply | BaseException]:
-    """Ask all at once in an event loop of its own, and close."""
+    """Send all requests at once in a new event loop, and close."""
 
     async def run() -> list[Reply | BaseException]:
         try:
@@ -99,7 +99,7 @@ def answered(backend: MistralBatchBackend, requests: list[Request]) -> list[Repl
 def cut_off(
     server: FakeBatchServer, backend: MistralBatchBackend, requests: list[Request], moment: str
 ) -> None:
-    """Ask, and cancel when the server holds at this moment: a second Ctrl-C."""
+    """Send the requests, and cancel when the server holds at `moment`, like a second Ctrl-C."""
 
     async def run() -> None:
         asked = asyncio.gather(*map(backend.complete, requests), return_exceptions=True)
@@ -132,8 +132,8 @@ def within(coroutine: Coroutine[Any, Any, T]) -> T:
 # ------------------------------------------------------------------ one batch
 
 
-def test_requests_that_wait_together_become_one_job(server: FakeBatchServer, tmp_path: Path) -> None:
-    requests = [asking(number) for number in range(5)]
+def test_requests_that_wait_together_share_one_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [request(number) for number in range(5)]
     replies = answered(backend_for(server, tmp_path), requests)
 
     assert texts(replies) == [text_for(request) for request in requests]
@@ -148,14 +148,12 @@ def test_requests_that_wait_together_become_one_job(server: FakeBatchServer, tmp
     assert sorted(server.asked) == keys
 
 
-def test_a_line_holds_what_the_request_says_and_not_the_model(
-    server: FakeBatchServer, tmp_path: Path
-) -> None:
-    answered(backend_for(server, tmp_path), [asking(1)])
+def test_a_line_contains_the_request_without_the_model(server: FakeBatchServer, tmp_path: Path) -> None:
+    answered(backend_for(server, tmp_path), [request(1)])
 
     assert server.lines(server.jobs[0]) == [
         {
-            "custom_id": asking(1).key(),
+            "custom_id": request(1).key(),
             "body": {
                 "messages": [
                     {"role": "system", "content": "Judge."},
@@ -173,8 +171,8 @@ def test_a_line_holds_what_the_request_says_and_not_the_model(
     ]
 
 
-def test_a_reply_carries_usage_finish_reason_and_the_body(server: FakeBatchServer, tmp_path: Path) -> None:
-    (reply,) = answered(backend_for(server, tmp_path), [asking(1)])
+def test_a_reply_has_usage_finish_reason_and_body(server: FakeBatchServer, tmp_path: Path) -> None:
+    (reply,) = answered(backend_for(server, tmp_path), [request(1)])
 
     assert isinstance(reply, Reply)
     assert reply.finish_reason == "stop"
@@ -184,23 +182,23 @@ def test_a_reply_carries_usage_finish_reason_and_the_body(server: FakeBatchServe
     assert reply.latency_s > 0
 
 
-def test_a_job_that_takes_several_looks_is_waited_for(server: FakeBatchServer, tmp_path: Path) -> None:
-    server.num_looks = 4
-    assert texts(answered(backend_for(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+def test_a_job_is_polled_until_it_is_over(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.num_polls_until_over = 4
+    assert texts(answered(backend_for(server, tmp_path), [request(1)])) == [text_for(request(1))]
     assert server.num_polls["job-0"] == 4
 
 
-def test_a_full_batch_does_not_wait_for_quiet(server: FakeBatchServer, tmp_path: Path) -> None:
+def test_a_full_batch_is_submitted_at_once(server: FakeBatchServer, tmp_path: Path) -> None:
     backend = backend_for(server, tmp_path, concurrency=10, policy=replace(FAST, batch_quiet_s=0.2))
-    requests = [asking(number) for number in range(25)]
+    requests = [request(number) for number in range(25)]
 
     assert texts(answered(backend, requests)) == [text_for(request) for request in requests]
     assert sorted(len(server.lines(job)) for job in server.jobs) == [5, 10, 10]
     assert max(server.asked.values()) == 1
 
 
-def test_each_model_has_a_job_of_its_own(server: FakeBatchServer, tmp_path: Path) -> None:
-    requests = [asking(1), asking(1, model="stronger-teacher"), asking(2)]
+def test_each_model_has_its_own_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [request(1), request(1, model="stronger-teacher"), request(2)]
 
     assert texts(answered(backend_for(server, tmp_path), requests)) == [text_for(r) for r in requests]
     assert {job["model"]: len(server.lines(job)) for job in server.jobs} == {
@@ -209,24 +207,24 @@ def test_each_model_has_a_job_of_its_own(server: FakeBatchServer, tmp_path: Path
     }
 
 
-def test_what_is_asked_again_after_an_answer_goes_into_a_new_job(
+def test_a_request_repeated_after_its_answer_goes_into_a_new_job(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    answered(backend_for(server, tmp_path), [asking(1)])
-    answered(backend_for(server, tmp_path), [asking(1)])
+    answered(backend_for(server, tmp_path), [request(1)])
+    answered(backend_for(server, tmp_path), [request(1)])
 
     fingerprints, attempts = zip(*(job["metadata"].values() for job in server.jobs), strict=True)
     assert len(set(fingerprints)) == 1
     assert attempts == ("0", "1")
 
 
-def test_models_are_listed_and_the_key_stands_in_no_file_and_no_log(
+def test_models_are_listed_and_the_key_is_in_no_file_or_log(
     server: FakeBatchServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> list[str] | None:
         backend = backend_for(server, tmp_path)
         try:
-            await backend.complete(asking(1))
+            await backend.complete(request(1))
             return await backend.models()
         finally:
             await backend.close()
@@ -257,11 +255,11 @@ def scripted(body: Any) -> dict[str, Any] | str | None:
     }.get(asked)
 
 
-def test_a_line_that_failed_is_the_fault_that_it_would_be_alone(
+def test_a_failed_line_gives_the_same_fault_as_outside_of_a_batch(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.line = scripted
-    outcomes = answered(backend_for(server, tmp_path), [asking(number) for number in range(9)])
+    outcomes = answered(backend_for(server, tmp_path), [request(number) for number in range(9)])
 
     assert isinstance(outcomes[0], Reply)
     assert isinstance(outcomes[6], Reply)
@@ -273,20 +271,20 @@ def test_a_line_that_failed_is_the_fault_that_it_would_be_alone(
         ("RateLimited", "http_429", False),
         ("Rejected", "http_422", False),
         ("BrokenEnvelope", "broken_envelope", True),
-        # The server counts one answer more than could be read.
+        # The server counts one answer more than could be parsed.
         ("Transient", "batch_success", True),
         ("Refused", "http_401", False),
     ]
 
 
-def test_answers_come_before_faults(server: FakeBatchServer, tmp_path: Path) -> None:
+def test_answers_are_delivered_before_faults(server: FakeBatchServer, tmp_path: Path) -> None:
     """Five failures before the first answer would end a run."""
     server.line = scripted
     order: list[int] = []
 
     async def ask(backend: MistralBatchBackend, number: int) -> None:
         try:
-            await backend.complete(asking(number))
+            await backend.complete(request(number))
         except Fault:
             pass
         finally:
@@ -301,28 +299,28 @@ def test_answers_come_before_faults(server: FakeBatchServer, tmp_path: Path) -> 
     assert sorted(order[:2]) == [9, 10]
 
 
-def test_a_failed_line_is_asked_again_in_a_new_job(server: FakeBatchServer, tmp_path: Path) -> None:
+def test_a_failed_line_is_retried_in_a_new_job(server: FakeBatchServer, tmp_path: Path) -> None:
     server.line = scripted
     backend = backend_for(server, tmp_path)
 
     async def run() -> Reply:
         with pytest.raises(Transient, match="http_503"):
-            await backend.complete(asking(2))
+            await backend.complete(request(2))
         server.line = lambda body: None
         try:
-            return await backend.complete(asking(2))
+            return await backend.complete(request(2))
         finally:
             await backend.close()
 
-    assert within(run()).text == text_for(asking(2))
+    assert within(run()).text == text_for(request(2))
     assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0", "1"]
 
 
-def test_an_expired_job_gives_what_it_has_and_the_rest_may_be_asked_again(
+def test_an_expired_job_gives_its_answers_and_the_rest_can_be_retried(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.ending = ("TIMEOUT_EXCEEDED", 2)
-    requests = [asking(number) for number in range(4)]
+    requests = [request(number) for number in range(4)]
     outcomes = answered(backend_for(server, tmp_path), requests)
 
     in_job = [line["custom_id"] for line in server.lines(server.jobs[0])]
@@ -337,43 +335,43 @@ def test_an_expired_job_gives_what_it_has_and_the_rest_may_be_asked_again(
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("FAILED", "batch_failed"), ("CANCELLED", "batch_cancelled")])
-def test_a_failed_or_cancelled_job_is_not_repeated_by_itself(
+def test_a_failed_or_cancelled_job_is_not_repeated(
     server: FakeBatchServer, tmp_path: Path, ending: str, kind: str
 ) -> None:
     server.ending = (ending, 0)
-    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [request(1)])
 
     assert fault_in(outcome) == (Rejected, kind, False)
     if ending == "FAILED":
         assert "the file could not be read" in str(outcome)
 
 
-def test_answers_that_the_server_counts_and_does_not_give_are_possibly_paid(
+def test_answers_that_are_counted_but_missing_are_possibly_paid(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.loses_files = True
-    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [request(1)])
     assert fault_in(outcome) == (Transient, "batch_success", True)
 
 
-def test_troubles_of_the_server_are_waited_out(server: FakeBatchServer, tmp_path: Path) -> None:
-    server.troubles[("GET", JOBS)] = deque([status(503), status(429)])
-    server.troubles[("POST", "/v1/files")] = deque([status(502)])
-    server.troubles[("POST", JOBS)] = deque([status(429)])
-    server.troubles[("GET", f"{JOBS}/job-0")] = deque([status(500), status(503)])
-    server.troubles[("GET", "/v1/files/file-1/content")] = deque([status(504)])
+def test_transient_server_faults_are_waited_out(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.faults[("GET", JOBS)] = deque([status(503), status(429)])
+    server.faults[("POST", "/v1/files")] = deque([status(502)])
+    server.faults[("POST", JOBS)] = deque([status(429)])
+    server.faults[("GET", f"{JOBS}/job-0")] = deque([status(500), status(503)])
+    server.faults[("GET", "/v1/files/file-1/content")] = deque([status(504)])
 
-    assert texts(answered(backend_for(server, tmp_path), [asking(1)])) == [text_for(asking(1))]
+    assert texts(answered(backend_for(server, tmp_path), [request(1)])) == [text_for(request(1))]
     assert len(server.jobs) == 1
-    assert not any(server.troubles.values())
+    assert not any(server.faults.values())
 
 
 @pytest.mark.parametrize(("code", "kind"), [(422, Rejected), (401, Refused)])
-def test_a_job_that_the_server_does_not_take_leaves_nothing_behind(
+def test_a_rejected_job_leaves_no_record(
     server: FakeBatchServer, tmp_path: Path, code: int, kind: type[Fault]
 ) -> None:
-    server.troubles[("POST", JOBS)] = deque([status(code)])
-    requests = [asking(1), asking(2)]
+    server.faults[("POST", JOBS)] = deque([status(code)])
+    requests = [request(1), request(2)]
     outcomes = answered(backend_for(server, tmp_path), requests)
 
     assert [fault_in(outcome) for outcome in outcomes] == [(kind, f"http_{code}", False)] * 2
@@ -382,11 +380,11 @@ def test_a_job_that_the_server_does_not_take_leaves_nothing_behind(
     assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0"]
 
 
-def test_a_job_whose_creation_broke_off_is_found_by_its_metadata(
+def test_a_job_whose_creation_was_cut_off_is_found_by_its_metadata(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
     server.hold_at = "dropped"
-    requests = [asking(1), asking(2)]
+    requests = [request(1), request(2)]
     backend = backend_for(server, tmp_path)
 
     async def run() -> list[Reply | BaseException]:
@@ -401,73 +399,73 @@ def test_a_job_whose_creation_broke_off_is_found_by_its_metadata(
     assert len(server.jobs) == 1
 
 
-def test_a_job_that_was_not_created_after_all_is_created_once_that_is_sure(
+def test_a_job_is_created_once_it_is_certain_that_there_is_none(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    server.troubles[("POST", JOBS)] = deque([status(503)])
+    server.faults[("POST", JOBS)] = deque([status(503)])
     backend = backend_for(server, tmp_path)
 
     async def run() -> Reply:
         with pytest.raises(Transient, match="http_503"):
-            await backend.complete(asking(1))
+            await backend.complete(request(1))
         try:
-            return await backend.complete(asking(1))
+            return await backend.complete(request(1))
         finally:
             await backend.close()
 
-    assert within(run()).text == text_for(asking(1))
+    assert within(run()).text == text_for(request(1))
     assert [job["metadata"]["nlicot_attempt"] for job in server.jobs] == ["0"]
 
 
-# ------------------------------------------------------------------ going on
+# ------------------------------------------------------------------ continuing
 
 
-def test_a_run_that_was_cut_off_goes_on_with_its_own_job(server: FakeBatchServer, tmp_path: Path) -> None:
-    requests = [asking(number) for number in range(6)]
+def test_an_interrupted_run_continues_with_its_job(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [request(number) for number in range(6)]
     cut_off(server, backend_for(server, tmp_path), requests, "look")
 
     assert texts(answered(backend_for(server, tmp_path), requests)) == [text_for(r) for r in requests]
     assert len(server.jobs) == 1
-    assert server.num_polls["job-0"] == 1  # one look for all who wait
+    assert server.num_polls["job-0"] == 1  # polled once for all requests
 
 
-def test_other_requests_than_before_share_the_old_job_and_the_rest_gets_a_new_one(
+def test_requests_of_an_old_job_stay_in_it_and_the_rest_get_a_new_one(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "look")
+    cut_off(server, backend_for(server, tmp_path), [request(number) for number in range(6)], "look")
 
-    later = [asking(number) for number in range(4, 9)]
+    later = [request(number) for number in range(4, 9)]
     assert texts(answered(backend_for(server, tmp_path), later)) == [text_for(r) for r in later]
     assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
 
-    # What nobody asked for the second time still waits in the first job, which is over.
-    first = [asking(number) for number in range(4)]
+    # Requests that were not repeated still wait in the first job, which is over.
+    first = [request(number) for number in range(4)]
     assert texts(answered(backend_for(server, tmp_path), first)) == [text_for(r) for r in first]
     assert max(server.asked.values()) == 1
 
 
-def test_requests_of_a_job_whose_id_was_never_noted_stay_in_it(
+def test_requests_of_a_job_whose_id_was_never_saved_stay_in_it(
     server: FakeBatchServer, tmp_path: Path
 ) -> None:
-    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "created")
+    cut_off(server, backend_for(server, tmp_path), [request(number) for number in range(6)], "created")
 
-    later = [asking(number) for number in range(4, 9)]
+    later = [request(number) for number in range(4, 9)]
     assert texts(answered(backend_for(server, tmp_path), later)) == [text_for(r) for r in later]
     assert [len(server.lines(job)) for job in server.jobs] == [6, 3]
     assert max(server.asked.values()) == 1
 
 
-def test_a_job_may_be_late_to_show_up_in_the_list(server: FakeBatchServer, tmp_path: Path) -> None:
-    cut_off(server, backend_for(server, tmp_path), [asking(number) for number in range(6)], "created")
+def test_a_job_may_appear_late_in_the_list(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_for(server, tmp_path), [request(number) for number in range(6)], "created")
     server.num_late = 1
 
-    (reply,) = answered(backend_for(server, tmp_path, policy=replace(FAST, batch_settle_s=1.0)), [asking(3)])
-    assert texts([reply]) == [text_for(asking(3))]
+    (reply,) = answered(backend_for(server, tmp_path, policy=replace(FAST, batch_settle_s=1.0)), [request(3)])
+    assert texts([reply]) == [text_for(request(3))]
     assert len(server.jobs) == 1
 
 
-def test_requests_come_late_to_a_job_that_is_over(server: FakeBatchServer, tmp_path: Path) -> None:
-    requests = [asking(1), asking(2)]
+def test_late_requests_are_answered_from_a_job_that_is_over(server: FakeBatchServer, tmp_path: Path) -> None:
+    requests = [request(1), request(2)]
     cut_off(server, backend_for(server, tmp_path), requests, "look")
     backend = backend_for(server, tmp_path)
 
@@ -481,28 +479,26 @@ def test_requests_come_late_to_a_job_that_is_over(server: FakeBatchServer, tmp_p
     assert max(server.asked.values()) == 1
 
 
-def test_a_job_is_found_where_this_sides_record_was_lost(server: FakeBatchServer, tmp_path: Path) -> None:
-    cut_off(server, backend_for(server, tmp_path / "lost"), [asking(1), asking(2)], "look")
+def test_a_job_is_found_if_its_record_was_lost(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_for(server, tmp_path / "lost"), [request(1), request(2)], "look")
     others = [dict(server.jobs[0], id=f"other-{number}", metadata=None) for number in range(250)]
     server.jobs += others  # newer ones, on the list's first pages
 
-    answered(backend_for(server, tmp_path / "new"), [asking(1), asking(2)])
+    answered(backend_for(server, tmp_path / "new"), [request(1), request(2)])
     assert len(server.jobs) == 1 + len(others)
 
 
-def test_a_job_of_another_workspace_is_not_paid_for_anew_unasked(
-    server: FakeBatchServer, tmp_path: Path
-) -> None:
-    cut_off(server, backend_for(server, tmp_path), [asking(1)], "look")
+def test_an_unknown_job_is_refused_and_not_paid_for_again(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_for(server, tmp_path), [request(1)], "look")
     server.jobs.clear()
 
-    (outcome,) = answered(backend_for(server, tmp_path), [asking(1)])
+    (outcome,) = answered(backend_for(server, tmp_path), [request(1)])
     assert fault_in(outcome) == (Refused, "unknown_batch_job", False)
     (path,) = (tmp_path / "batches").iterdir()
     assert f"move {path} away to send its 1 open requests again, and pay" in str(outcome)
 
 
-def test_a_record_that_cannot_be_read_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
+def test_an_unreadable_record_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
     path = tmp_path / "batches" / "broken.json"
     path.parent.mkdir()
     path.write_text("{")
@@ -573,7 +569,7 @@ def killed(server: FakeBatchServer, folder: Path, moment: str) -> None:
     [("create", 0), ("created", 1), ("look", 1)],
     ids=["before the job was created", "before its id was noted", "while it was waited for"],
 )
-def test_a_killed_run_finds_its_own_job_and_asks_nothing_twice(
+def test_a_killed_run_finds_its_job_and_sends_nothing_twice(
     tmp_path: Path, moment: str, num_jobs_at_kill: int
 ) -> None:
     with FakeBatchServer() as whole:
@@ -581,7 +577,7 @@ def test_a_killed_run_finds_its_own_job_and_asks_nothing_twice(
     assert unkilled[0] == "0"
     assert len(unkilled) == 1 + NUM_PAIRS
 
-    with FakeBatchServer(num_looks=2) as server:
+    with FakeBatchServer(num_polls_until_over=2) as server:
         killed(server, tmp_path / "killed", moment)
         assert len(server.jobs) == num_jobs_at_kill
         assert finished(server, tmp_path / "killed") == unkilled
@@ -592,7 +588,7 @@ def test_a_killed_run_finds_its_own_job_and_asks_nothing_twice(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_more_pairs_than_it_had(tmp_path: Path) -> None:
+def test_a_killed_run_continues_with_additional_pairs(tmp_path: Path) -> None:
     with FakeBatchServer() as server:
         killed(server, tmp_path, "look")
         answers = finished(server, tmp_path, NUM_PAIRS + 5)
@@ -602,10 +598,10 @@ def test_a_killed_run_goes_on_with_more_pairs_than_it_had(tmp_path: Path) -> Non
         assert max(server.asked.values()) == 1
 
 
-# ------------------------------------------------------------------ its place in the program
+# ------------------------------------------------------------------ registry and lines
 
 
-def test_a_batch_is_reached_by_its_backends_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_backend_is_in_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
 
@@ -624,7 +620,7 @@ def test_a_batch_is_reached_by_its_backends_name(tmp_path: Path, monkeypatch: py
     assert BACKENDS["mistral"].in_flight(16) == 16
 
 
-def test_a_line_may_hold_what_other_readers_take_for_a_line_end() -> None:
+def test_a_line_may_contain_unicode_line_separators() -> None:
     line = json.dumps(
         {"custom_id": "k", "response": {"status_code": 200, "body": "a\u2028b\x85c"}}, ensure_ascii=False
     )

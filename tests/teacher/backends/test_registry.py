@@ -31,7 +31,7 @@ def key_sent(backend: Backend, server: FakeServer) -> str | None:
     return server.seen[-1].headers.get("authorization")
 
 
-def test_an_address_is_the_same_with_and_without_v1() -> None:
+def test_v1_is_stripped_from_an_address() -> None:
     bare = Endpoint(name="openai", server="http://host:1")
     assert [endpoint("openai", f"http://host:1{end}") for end in ("", "/", "/v1", "/v1/")] == [bare] * 4
     assert endpoint("mistral", None) == Endpoint(name="mistral", server="https://api.mistral.ai")
@@ -42,12 +42,12 @@ def test_openai_needs_an_address() -> None:
         endpoint("openai", None)
 
 
-def test_mistral_needs_a_key_and_other_ways_are_named(tmp_path: Path) -> None:
+def test_mistral_needs_a_key_and_the_message_names_alternatives(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found no MISTRAL_API_KEY .* or --backend local"):
         connected("mistral", None, tmp_path)
 
 
-def test_a_key_is_read_from_the_environment_before_env(
+def test_a_key_comes_from_the_environment_before_dotenv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(".env").write_text("# keys\nexport MISTRAL_API_KEY='from-file'\nOTHER=1\n")

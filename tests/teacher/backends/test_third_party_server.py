@@ -1,7 +1,7 @@
-"""The whole pipeline against a server that is not ours: llama.cpp's, with the bundled model.
+"""The whole pipeline against a third-party server: llama.cpp's, with the bundled model.
 
 Needs `pip install 'llama-cpp-python[server]'`, which compiles llama.cpp, and is therefore in no requirements
-file; without it the test skips. The model is far too small to be a teacher: what is tested is the way.
+file; without it the test skips. The model is far too small to be a teacher; this tests the pipeline.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def server_url() -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         try:
             for _ in range(600):
-                assert process.poll() is None, "the server ended by itself"
+                assert process.poll() is None, "the server exited"
                 try:
                     urlopen(f"{url}/v1/models").read()
                     break
@@ -62,7 +62,7 @@ def server_url() -> Iterator[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The first pairs of the real set, or of the sample where that is not there."""
+    """The first pairs of the real set, or of the sample without it."""
     real = os.environ.get("NLICOT_REAL_DATA")
     folder = Path(real) / "comp34812" if real else SAMPLE / "original_data"
     for split, num in (("train", NUM_PAIRS), ("dev", 4)):

@@ -1,4 +1,4 @@
-"""A cap in dollars: what could be passed is not sent, whatever the answers turn out to cost."""
+"""The spending cap: a request that could exceed it is not sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nlicot.teacher.backends.base import AnswerSchema, Message, Request
 from nlicot.teacher.engine.budget import Budget, max_prompt_tokens
 from nlicot.teacher.engine.pricing import Price, count_tokens
 
-# A request below reserves 100 prompt tokens (34 bytes, a schema of 2, 64 to spare) and all it may answer.
+# A request below reserves 100 prompt tokens (34 bytes, a schema of 2, a margin of 64) and its max_tokens.
 TEXT = "x" * 34
 PRICE = Price(input=10_000, output=10_000)
 """A cent a token, so that the figures below are cents."""
@@ -38,7 +38,7 @@ def usage(prompt: int, completion: int) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion)
 
 
-def test_a_request_reserves_the_most_that_it_could_cost() -> None:
+def test_a_request_reserves_its_maximum_cost() -> None:
     budget = Budget(prices={"teacher": PRICE})
 
     assert budget.reserve(request()) == 2.00
@@ -60,7 +60,7 @@ def test_prompt_and_completion_have_their_own_prices() -> None:
 @pytest.mark.parametrize(
     "text", ["Zwölf Boxkämpfer jagen Viktor.", "日本語の文です。", "🙂🙃", "a b\n\tc", ""]
 )
-def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
+def test_the_reserved_tokens_bound_the_tokens_of_any_prompt(text: str) -> None:
     schema = {"type": "object", "properties": {"thought_process": {"type": "string"}}}
 
     assert max_prompt_tokens(request(text, schema=schema)) >= count_tokens(text) + count_tokens(
@@ -68,7 +68,7 @@ def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
     )
 
 
-def test_a_cap_can_be_met_but_not_passed() -> None:
+def test_a_cap_can_be_reached_but_not_exceeded() -> None:
     budget = Budget(prices={"teacher": PRICE}, cap_usd=4.00)
 
     budget.reserve(request())
@@ -81,7 +81,7 @@ def test_a_cap_can_be_met_but_not_passed() -> None:
         "all answers so far are saved, run the same command with a larger --budget to continue"
     )
     assert reached.value.exit_code == 4
-    assert budget.reserved_usd == 4.00, "what was refused is not reserved"
+    assert budget.reserved_usd == 4.00, "a refused request reserves nothing"
 
 
 def test_a_reply_replaces_its_reservation_by_its_price() -> None:
@@ -96,7 +96,7 @@ def test_a_reply_replaces_its_reservation_by_its_price() -> None:
         budget.reserve(request())
 
 
-def test_a_reply_that_does_not_say_its_tokens_costs_what_was_reserved() -> None:
+def test_a_reply_without_usage_costs_its_reservation() -> None:
     budget = Budget(prices={"teacher": PRICE})
     reserved = budget.reserve(request())
 
@@ -105,7 +105,7 @@ def test_a_reply_that_does_not_say_its_tokens_costs_what_was_reserved() -> None:
     assert (budget.spent_usd, budget.reserved_usd) == (2.00, 0.0)
 
 
-def test_a_failed_request_gives_back_what_it_cannot_have_cost() -> None:
+def test_a_failed_request_releases_its_reservation_unless_possibly_paid() -> None:
     budget = Budget(prices={"teacher": PRICE})
     refused, timed_out = budget.reserve(request()), budget.reserve(request(params={"max_tokens": 200}))
 
@@ -116,14 +116,14 @@ def test_a_failed_request_gives_back_what_it_cannot_have_cost() -> None:
     assert (budget.spent_usd, budget.reserved_usd) == (3.00, 0.0)
 
 
-def test_what_earlier_starts_spent_counts_against_the_cap() -> None:
+def test_spending_of_earlier_starts_counts_against_the_cap() -> None:
     budget = Budget(prices={"teacher": PRICE}, cap_usd=4.00, spent_usd=2.50)
 
     with pytest.raises(BudgetReached, match=r"^--budget 4\.0: 2\.5000 spent, 0\.0000 reserved"):
         budget.reserve(request())
 
 
-def test_a_cap_without_a_price_to_count_by_is_refused() -> None:
+def test_a_cap_is_refused_if_a_price_is_unknown() -> None:
     prices = {"teacher": PRICE, "of its own": None, "another": None}
 
     with pytest.raises(ConfigError) as refused:
@@ -135,7 +135,7 @@ def test_a_cap_without_a_price_to_count_by_is_refused() -> None:
     )
 
 
-def test_without_a_cap_an_unknown_price_is_counted_as_unknown_and_not_as_zero() -> None:
+def test_without_a_cap_the_cost_at_an_unknown_price_is_none() -> None:
     budget = Budget(prices={"teacher": None})
 
     reserved = budget.reserve(request())
@@ -144,13 +144,13 @@ def test_without_a_cap_an_unknown_price_is_counted_as_unknown_and_not_as_zero() 
     assert budget.settle(request(), reserved, usage(20, 5)) is None
 
 
-def test_a_model_that_costs_nothing_passes_any_cap() -> None:
+def test_a_free_model_fits_any_cap() -> None:
     budget = Budget(prices={"teacher": Price(input=0, output=0)}, cap_usd=0.0)
 
     assert budget.settle(request(), budget.reserve(request()), usage(20, 5)) == 0.0
 
 
-def test_nothing_is_left_reserved_when_many_requests_are_over() -> None:
+def test_nothing_stays_reserved_after_many_requests() -> None:
     budget = Budget(prices={"teacher": Price(input=0.1, output=0.3)}, cap_usd=1000.0)
 
     for number in range(10_000):

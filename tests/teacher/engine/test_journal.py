@@ -1,4 +1,4 @@
-"""A stage's memory: what was answered is there after a kill, and one process at a time writes it."""
+"""The journal: replies survive a kill, and only one process at a time writes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def path(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------ replies
 
 
-def test_a_reply_is_read_back_equal_also_by_the_next_process(path: Path) -> None:
+def test_a_reply_is_read_back_unchanged_by_this_process_and_the_next(path: Path) -> None:
     bare = Reply(text="", finish_reason="length", usage=None, raw="")
     with Journal(path) as journal:
         journal.save_reply("k", REPLY, 0.01)
@@ -77,7 +77,7 @@ def test_a_reply_is_read_back_equal_also_by_the_next_process(path: Path) -> None
         assert journal.reply("bare") == bare
 
 
-def test_what_is_sent_and_never_answered_is_listed_once(path: Path) -> None:
+def test_an_unanswered_request_is_listed_once_as_interrupted(path: Path) -> None:
     with Journal(path) as journal:
         for key, pair in (("answered", "a"), ("lost", "b"), ("refused", "c"), ("lost-too", "d")):
             attempt = journal.start_attempt(key, request(), pair, 0.5)
@@ -95,7 +95,7 @@ def test_what_is_sent_and_never_answered_is_listed_once(path: Path) -> None:
         assert journal.interrupted == []
 
 
-def test_a_request_that_was_lost_and_then_answered_is_not_listed_again(path: Path) -> None:
+def test_an_interrupted_request_that_is_answered_later_is_not_listed_again(path: Path) -> None:
     with Journal(path) as journal:
         journal.start_attempt("k", request(), "a", 0.5)
     with Journal(path) as journal:
@@ -122,7 +122,7 @@ time.sleep(600)
 
 @contextmanager
 def another_process_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has answered one request, has another in flight, and goes on until it is killed."""
+    """Start a process with one answered request and one in flight, which runs until it is killed."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdout=subprocess.PIPE,
@@ -141,7 +141,7 @@ def _line_of(stream: IO[bytes] | None) -> bytes:
     return stream.readline()
 
 
-def test_a_second_process_is_refused_and_told_which_one_is_first(path: Path) -> None:
+def test_a_second_process_is_refused_and_the_message_names_the_first(path: Path) -> None:
     with another_process_holds(path) as holder, pytest.raises(JournalInUse) as refused:
         Journal(path)
 
@@ -149,14 +149,14 @@ def test_a_second_process_is_refused_and_told_which_one_is_first(path: Path) -> 
     assert "\n" not in str(refused.value)
 
 
-def test_being_refused_leaves_the_first_ones_name_for_the_third(path: Path) -> None:
+def test_a_refused_process_does_not_change_the_recorded_holder(path: Path) -> None:
     with another_process_holds(path) as holder:
         for _ in range(2):
             with pytest.raises(JournalInUse, match=f"process {holder.pid},"):
                 Journal(path)
 
 
-def test_a_killed_process_frees_the_journal_and_leaves_what_it_kept(path: Path) -> None:
+def test_a_killed_process_unlocks_the_journal_and_its_replies_stay(path: Path) -> None:
     with another_process_holds(path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -166,7 +166,7 @@ def test_a_killed_process_frees_the_journal_and_leaves_what_it_kept(path: Path) 
             assert [intent.key for intent in journal.interrupted] == ["in flight"]
 
 
-def test_the_next_ones_name_replaces_a_longer_one(path: Path) -> None:
+def test_the_next_holder_replaces_a_longer_entry(path: Path) -> None:
     path.parent.mkdir()
     path.with_suffix(".lock").write_text("process 123456789, since long before, with a longer name\n")
 
@@ -177,16 +177,16 @@ def test_the_next_ones_name_replaces_a_longer_one(path: Path) -> None:
     assert "longer" not in str(refused.value)
 
 
-def test_a_closed_journal_can_be_opened_again_by_the_same_process(path: Path) -> None:
+def test_the_same_process_can_reopen_a_closed_journal(path: Path) -> None:
     Journal(path).close()
     Journal(path).close()
 
 
-def test_a_file_that_is_no_journal_is_refused_and_stays_free(path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_refused_and_not_locked(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("pairs, not a journal. " * 100)
 
-    for _ in range(2):  # the lock is let go of
+    for _ in range(2):  # the lock was released
         with pytest.raises(DataError) as refused:
             Journal(path)
         assert str(refused.value) == (
@@ -194,19 +194,19 @@ def test_a_file_that_is_no_journal_is_refused_and_stays_free(path: Path) -> None
         )
 
 
-# ------------------------------------------------------------------ finals
+# ------------------------------------------------------------------ outcomes
 
 
-def test_finals_are_found_by_key_before_and_after_they_are_written(path: Path) -> None:
-    finals = {"right": thought("x"), "wrong": thought("y", correct=False), "?": thought("z", correct=None)}
+def test_outcomes_are_found_by_key_before_and_after_they_are_written(path: Path) -> None:
+    saved = {"right": thought("x"), "wrong": thought("y", correct=False), "?": thought("z", correct=None)}
     with Journal(path) as journal:
-        for key, final in finals.items():
-            journal.save_outcome(key, final)
+        for key, outcome in saved.items():
+            journal.save_outcome(key, outcome)
         journal.save_outcome("failed", failure())
 
-        assert journal.outcomes(["right", "wrong", "?", "unknown"]) == finals
+        assert journal.outcomes(["right", "wrong", "?", "unknown"]) == saved
     with Journal(path) as journal:
-        assert journal.outcomes(["wrong", "failed"]) == {"wrong": finals["wrong"], "failed": failure()}
+        assert journal.outcomes(["wrong", "failed"]) == {"wrong": saved["wrong"], "failed": failure()}
         assert journal.statuses(["right", "wrong", "?", "failed", "unknown"]) == {
             "right": (True, True),
             "wrong": (True, False),
@@ -215,19 +215,19 @@ def test_finals_are_found_by_key_before_and_after_they_are_written(path: Path) -
         }
 
 
-def test_more_keys_than_one_query_takes_are_all_found(path: Path) -> None:
+def test_more_keys_than_fit_one_query_are_all_found(path: Path) -> None:
     keys = [f"k{number}" for number in range(1300)]
     with Journal(path) as journal:
         for key in keys:
             journal.save_outcome(key, thought(key))
 
         assert list(journal.statuses(keys)) != []
-        assert {key: final.rows[0]["thought_process"] for key, final in journal.outcomes(keys).items()} == {
-            key: key for key in keys
-        }
+        assert {
+            key: outcome.rows[0]["thought_process"] for key, outcome in journal.outcomes(keys).items()
+        } == {key: key for key in keys}
 
 
-def test_the_last_final_of_a_key_counts(path: Path) -> None:
+def test_the_last_outcome_of_a_key_counts(path: Path) -> None:
     with Journal(path) as journal:
         journal.save_outcome("k", failure())
         journal.flush()
@@ -236,7 +236,7 @@ def test_the_last_final_of_a_key_counts(path: Path) -> None:
         assert journal.outcomes(["k"]) == {"k": thought("x")}
 
 
-def test_parsing_again_forgets_what_was_made_and_keeps_the_replies(path: Path) -> None:
+def test_discarding_outcomes_keeps_the_replies(path: Path) -> None:
     with Journal(path) as journal:
         journal.save_reply("r", REPLY, 0.1)
         journal.save_outcome("written", failure("r"))
@@ -249,7 +249,7 @@ def test_parsing_again_forgets_what_was_made_and_keeps_the_replies(path: Path) -
         assert journal.reply("r") == REPLY
 
 
-def test_retrying_failures_puts_their_replies_aside_and_nothing_else(path: Path) -> None:
+def test_retrying_failures_sets_only_their_replies_aside(path: Path) -> None:
     with Journal(path, job="train") as journal:
         for key in ("good", "bad", "worse"):
             journal.start_attempt(key, request(key), "a", 0.5)
@@ -263,11 +263,11 @@ def test_retrying_failures_puts_their_replies_aside_and_nothing_else(path: Path)
         assert journal.outcomes(["usable", "failed", "its twin"]) == {"usable": thought("x")}
         assert journal.reply("good") == reply("good")
         assert (journal.reply("bad"), journal.reply("worse")) == (None, None)
-        assert journal.spent_usd() == pytest.approx(0.3), "what was paid stays paid"
+        assert journal.spent_usd() == pytest.approx(0.3), "spending is not reduced"
         texts = [row["content"]["text"] for row in journal.export() if row["table"] == "replies"]
         assert sorted(texts) == ["bad", "good", "worse"]
     with Journal(path, job="train") as journal:
-        assert journal.interrupted == [], "a reply that was put aside had come"
+        assert journal.interrupted == [], "replies set aside were received"
         assert journal.spent_usd() == pytest.approx(0.3)
 
 
@@ -288,7 +288,7 @@ def test_a_retried_failure_can_fail_and_be_retried_again(path: Path) -> None:
 # ------------------------------------------------------------------ dollars
 
 
-def test_a_job_has_spent_its_replies_and_what_was_perhaps_paid(path: Path) -> None:
+def test_spending_includes_replies_and_possibly_paid_attempts(path: Path) -> None:
     with Journal(path, job="train") as journal:
         journal.save_reply("a", REPLY, 0.25)
         journal.save_reply("of unknown price", REPLY, None)
@@ -300,10 +300,10 @@ def test_a_job_has_spent_its_replies_and_what_was_perhaps_paid(path: Path) -> No
 
         assert journal.spent_usd() == 2.25
     with Journal(path, job="train") as journal:
-        assert journal.spent_usd() == 10.25, "what was in flight as the process ended may be paid"
+        assert journal.spent_usd() == 10.25, "a request in flight when the process ended may be paid"
 
 
-def test_what_other_jobs_spent_is_not_counted(path: Path) -> None:
+def test_spending_of_other_jobs_is_not_counted(path: Path) -> None:
     with Journal(path, job="train") as journal:
         journal.save_reply("a", REPLY, 0.25)
         journal.start_attempt("lost", request(), "b", 8.0)
@@ -318,7 +318,7 @@ def test_what_other_jobs_spent_is_not_counted(path: Path) -> None:
 # ------------------------------------------------------------------ export, disk
 
 
-def test_everything_is_exported_as_json_objects(path: Path) -> None:
+def test_the_whole_journal_is_exported_as_json_objects(path: Path) -> None:
     with Journal(path, job="train") as journal:
         attempt = journal.start_attempt("k", request(model="stronger"), "pair-1", 0.5)
         journal.save_fault(attempt, Fault("http_503", "busy", raw="<html>"))
@@ -358,7 +358,7 @@ def no_file_grows_beyond(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None:
+def test_a_full_disk_is_reported_and_saved_replies_stay(path: Path) -> None:
     long = reply("long " * 100_000)
     with Journal(path) as journal:
         journal.save_reply("before", REPLY, 0.1)
@@ -373,17 +373,17 @@ def test_a_full_disk_is_told_and_loses_nothing_that_was_kept(path: Path) -> None
                     journal.flush()
         assert journal.reply("before") == REPLY
         assert journal.reply("too long") is None
-    with Journal(path) as journal:  # there was room again as it was closed
+    with Journal(path) as journal:  # there was room again when it was closed
         assert journal.outcomes(["t"])["t"].rows == [{"text": long.text}]
 
 
-def test_chunks_are_full_but_for_the_last() -> None:
+def test_all_chunks_but_the_last_are_full() -> None:
     assert list(in_chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(in_chunks([], 2)) == []
 
 
 @pytest.mark.parametrize(("interrupted_are_paid", "spent"), [(True, 0.25), (False, 0.0)])
-def test_what_was_in_flight_counts_as_spent_unless_it_is_found_again(
+def test_interrupted_requests_count_as_spent_unless_they_are_in_a_job(
     tmp_path: Path, interrupted_are_paid: bool, spent: float
 ) -> None:
     path = tmp_path / "generate.sqlite"

@@ -1,4 +1,4 @@
-"""What a run would cost: the price table, the tokenizer, and the dry run's interval."""
+"""The cost of a run: the price table, the tokenizer, and the dry run's interval."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def request(
 # ------------------------------------------------------------------ prices
 
 
-def test_shipped_table_says_its_date_and_the_page_to_check() -> None:
+def test_shipped_table_names_its_date_and_source() -> None:
     prices = load_prices()
     assert prices.as_of == "2026-10-20"
     assert prices.source.startswith("https://")
@@ -59,35 +59,35 @@ def test_shipped_table_says_its_date_and_the_page_to_check() -> None:
     assert all(0 < price.input <= price.output for price in prices.models.values())
 
 
-def test_shipped_table_gives_a_model_and_its_other_names_one_price() -> None:
+def test_shipped_table_gives_a_model_and_its_aliases_the_same_price() -> None:
     prices = load_prices()
     for name in ("mistral-small-2603", "mistral-small-latest"):
         assert price_of(name, prices, None, backend="mistral") == Price(input=0.15, output=0.6)
 
 
-def test_batch_api_is_half_the_price() -> None:
+def test_batch_api_costs_half() -> None:
     found = price_of("mistral-large-2512", load_prices(), None, backend="mistral-batch")
     assert found == Price(input=0.25, output=0.75)
 
 
-def test_unknown_model_has_no_price_and_neither_has_another_server() -> None:
+def test_unknown_model_and_other_servers_have_no_price() -> None:
     prices = load_prices()
     assert price_of("mistral-next", prices, None, backend="mistral") is None
     assert price_of("mistral-small-2603", prices, None, backend="openai") is None
 
 
-def test_model_in_this_process_costs_nothing() -> None:
+def test_local_model_is_free() -> None:
     assert price_of("bundled", load_prices(), None, backend="local") == Price(input=0.0, output=0.0)
 
 
 @pytest.mark.parametrize("backend", ["mistral", "mistral-batch", "openai", "local"])
-def test_price_that_is_given_wins_over_all(backend: str) -> None:
+def test_given_price_overrides_the_table(backend: str) -> None:
     given = Price(input=3.0, output=4.0)
     assert price_of("mistral-small-2603", load_prices(), given, backend=backend) == given
 
 
 @pytest.mark.parametrize("stage", ["generate", "reflect", "score"])
-def test_shipped_recipe_names_models_of_the_table_only(stage: str) -> None:
+def test_every_model_of_the_shipped_recipe_is_in_the_table(stage: str) -> None:
     options = parse(stage, [])
     models = {options.model, *options.next_models, *getattr(options, "regenerate_with", ())}
     prices = load_prices()
@@ -96,7 +96,7 @@ def test_shipped_recipe_names_models_of_the_table_only(stage: str) -> None:
     }
 
 
-def test_predecessors_recipe_replaces_every_model() -> None:
+def test_predecessor_recipe_replaces_every_model() -> None:
     path = REPOSITORY / "configs" / "teacher_predecessor.yaml"
     found = {}
     for stage in ("generate", "reflect", "score"):
@@ -109,7 +109,7 @@ def test_predecessors_recipe_replaces_every_model() -> None:
     }
 
 
-def test_own_table_takes_the_shipped_ones_place(tmp_path: Path) -> None:
+def test_user_table_replaces_the_shipped_one(tmp_path: Path) -> None:
     prices = load_prices(table(tmp_path, "as_of: 2027-01-02\nmodels: {a: [1, 2]}\naliases: {b: a}\n"))
     assert (prices.as_of, prices.batch_discount) == ("2027-01-02", 1.0)
     assert price_of("b", prices, None, backend="mistral") == Price(input=1.0, output=2.0)
@@ -140,7 +140,7 @@ def test_own_table_takes_the_shipped_ones_place(tmp_path: Path) -> None:
         ("models: {a: [1, 2]}\nbatch_discount: 50\n", ": found batch_discount 50, expected a number"),
     ],
 )
-def test_mistake_in_an_own_table_is_told(tmp_path: Path, text: str, expected: str) -> None:
+def test_mistake_in_a_user_table_is_reported(tmp_path: Path, text: str, expected: str) -> None:
     path = table(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_prices(path)
@@ -148,7 +148,7 @@ def test_mistake_in_an_own_table_is_told(tmp_path: Path, text: str, expected: st
     assert "\n" not in str(caught.value)
 
 
-def test_table_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_table_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--prices .*none.yaml: cannot be read: No such file"):
         load_prices(tmp_path / "none.yaml")
 
@@ -161,12 +161,12 @@ def test_table_that_is_not_there_is_told(tmp_path: Path) -> None:
         ("0,0", Price(input=0.0, output=0.0)),
     ],
 )
-def test_price_flag_is_read(text: str, price: Price) -> None:
+def test_price_flag_is_parsed(text: str, price: Price) -> None:
     assert parse_price(text) == price
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "1;2", "a,b", "1,", "-1,2", "nan,1", "inf,1", "$1,$2"])
-def test_price_flag_that_is_no_pair_of_amounts_is_refused(text: str) -> None:
+def test_price_flag_refuses_anything_but_two_amounts(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--price: found"):
         parse_price(text)
 
@@ -181,12 +181,12 @@ def test_cost_is_counted_per_million_tokens() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "A dog runs.", "naïve 猫 🐈", "[INST] <s> </s>", "{premise}\n\n\t"])
-def test_tokens_of_any_text_are_counted(text: str) -> None:
+def test_tokens_of_any_text_can_be_counted(text: str) -> None:
     assert (count_tokens(text) == 0) == (text == "")
 
 
 @pytest.mark.parametrize("kind", [PromptType.INITIAL_GENERATION, PromptType.REFLECTION])
-def test_prompt_is_counted_as_mistral_encodes_it_give_or_take_control_tokens(kind: PromptType) -> None:
+def test_prompt_is_counted_as_mistral_encodes_it_up_to_control_tokens(kind: PromptType) -> None:
     from mistral_common.protocol.instruct.messages import SystemMessage, UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -246,7 +246,7 @@ def test_estimate_counts_prompts_answers_and_dollars() -> None:
     )
 
 
-def test_short_answer_of_two_texts_is_twice_as_long() -> None:
+def test_short_answer_with_two_texts_is_twice_as_long() -> None:
     kinds = {kind: estimate([request("x", kind=kind)], {}).completion_tokens[0] for kind in PromptType}
     assert kinds == {
         PromptType.INITIAL_GENERATION: 60,
@@ -258,27 +258,27 @@ def test_short_answer_of_two_texts_is_twice_as_long() -> None:
     }
 
 
-def test_low_end_never_passes_the_answers_budget() -> None:
+def test_low_end_never_exceeds_max_tokens() -> None:
     assert estimate([request("x", max_tokens=20)], {}).completion_tokens == (20, 20)
 
 
-def test_request_without_a_budget_is_counted_with_a_servers_usual_one() -> None:
+def test_request_without_max_tokens_counts_the_usual_server_default() -> None:
     assert estimate([request("x", max_tokens=None)], {}).completion_tokens == (60, 4096)
 
 
-def test_one_unknown_price_makes_the_whole_price_unknown() -> None:
+def test_one_unknown_price_makes_the_total_unknown() -> None:
     prices = {"m": Price(input=1.0, output=1.0), "other": None}
     found = estimate([request("x"), request("x", model="other"), request("x")], prices)
     assert (found.num_requests, found.usd) == (3, None)
 
 
-def test_nothing_to_ask_costs_nothing() -> None:
+def test_no_requests_cost_nothing() -> None:
     assert estimate([], {}) == Estimate(
         num_requests=0, prompt_tokens=0, completion_tokens=(0, 0), usd=(0.0, 0.0)
     )
 
 
-def test_estimate_is_told_in_two_lines() -> None:
+def test_estimate_is_formatted_as_two_lines() -> None:
     found = Estimate(
         num_requests=40_000,
         prompt_tokens=17_400_000,
@@ -291,7 +291,7 @@ def test_estimate_is_told_in_two_lines() -> None:
     )
 
 
-def test_unknown_price_is_label_unknown_with_the_flag_that_gives_it() -> None:
+def test_unknown_price_is_reported_with_the_flag_that_gives_it() -> None:
     found = Estimate(num_requests=1, prompt_tokens=10, completion_tokens=(60, 512), usd=None)
     assert format_estimate(found, as_of="2026-10-20").splitlines()[1] == (
         "  price unknown (--price INPUT,OUTPUT, dollars per million tokens)"

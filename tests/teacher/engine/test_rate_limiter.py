@@ -1,4 +1,4 @@
-"""How fast requests go out: on a schedule, so many at once, and after a 429 later and fewer."""
+"""Pacing and concurrency of requests, before and after a 429."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_requests_are_spaced_by_the_rate() -> None:
 
     found = [pace.claim(1, now=100.0) for _ in range(4)]
 
-    # What is 20 ms late may be made up for, and nothing else is due before.
+    # A request may be up to 20 ms late and still count as on time.
     assert found == pytest.approx([99.98 + number * INTERVAL for number in range(4)])
 
 
-def test_idle_time_is_not_saved_up_for_a_burst() -> None:
+def test_idle_time_does_not_accumulate_for_a_burst() -> None:
     pace = Pace(1000)
     pace.claim(1, now=100.0)
 
@@ -34,14 +34,14 @@ def test_idle_time_is_not_saved_up_for_a_burst() -> None:
     assert pace.claim(1, now=200.0) == pytest.approx(199.98 + INTERVAL)
 
 
-def test_a_request_takes_as_much_of_the_schedule_as_it_has_units() -> None:
+def test_a_request_takes_schedule_time_for_each_of_its_units() -> None:
     pace = Pace(1000)
 
     assert pace.claim(49, now=100.0) == pytest.approx(99.98)
     assert pace.claim(1, now=100.0) == pytest.approx(102.98)
 
 
-def test_what_was_claimed_in_vain_is_given_back() -> None:
+def test_unused_units_are_returned() -> None:
     pace = Pace(1000)
     pace.claim(98, now=100.0)
 
@@ -50,25 +50,25 @@ def test_what_was_claimed_in_vain_is_given_back() -> None:
     assert pace.claim(1, now=100.0) == pytest.approx(102.98)
 
 
-def test_no_limit_is_no_schedule() -> None:
+def test_without_a_limit_nothing_is_scheduled() -> None:
     pace = Pace(None)
     pace.correct(1000)
 
     assert [pace.claim(1000, now=100.0), pace.claim(1, now=100.0)] == [100.0, 100.0]
 
 
-# ------------------------------------------------------------------ how many at once
+# ------------------------------------------------------------------ concurrency
 
 
-class Crowd:
-    """Requests through a limiter, with what they saw: when each was sent, and how many were in flight."""
+class Requests:
+    """Sends requests through a limiter, and records when each was sent and how many were in flight."""
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
         self.sent: list[tuple[str, float]] = []
         self.num_in_flight = self.most_in_flight = 0
 
-    async def ask(self, name: str, *, takes_s: float = 1.0, num_tokens: int = 0) -> None:
+    async def send(self, name: str, *, takes_s: float = 1.0, num_tokens: int = 0) -> None:
         await self.limiter.admit(num_tokens)
         self.sent.append((name, round(elapsed_s(), 6)))
         self.num_in_flight += 1
@@ -80,31 +80,31 @@ class Crowd:
             self.limiter.release()
         self.limiter.succeeded({}, num_tokens, num_tokens)
 
-    async def ask_all(self, names: str, *, takes_s: float = 1.0, num_tokens: int = 0) -> None:
-        await asyncio.gather(*(self.ask(name, takes_s=takes_s, num_tokens=num_tokens) for name in names))
+    async def send_all(self, names: str, *, takes_s: float = 1.0, num_tokens: int = 0) -> None:
+        await asyncio.gather(*(self.send(name, takes_s=takes_s, num_tokens=num_tokens) for name in names))
 
 
-def test_no_more_are_in_flight_than_allowed_and_they_go_in_order() -> None:
-    crowd = Crowd(RateLimiter(2))
+def test_requests_go_in_order_within_the_concurrency() -> None:
+    requests = Requests(RateLimiter(2))
 
-    run_virtually(crowd.ask_all("abcde"))
+    run_virtually(requests.send_all("abcde"))
 
-    assert crowd.sent == [("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 2)]
-    assert crowd.most_in_flight == 2
+    assert requests.sent == [("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 2)]
+    assert requests.most_in_flight == 2
 
 
-def test_requests_and_tokens_a_minute_both_hold() -> None:
-    by_requests = Crowd(RateLimiter(8, requests_per_minute=60 / 0.98))
-    by_tokens = Crowd(RateLimiter(8, requests_per_minute=60 / 0.98, tokens_per_minute=600 / 0.98))
+def test_both_requests_and_tokens_per_minute_are_respected() -> None:
+    by_requests = Requests(RateLimiter(8, requests_per_minute=60 / 0.98))
+    by_tokens = Requests(RateLimiter(8, requests_per_minute=60 / 0.98, tokens_per_minute=600 / 0.98))
 
-    run_virtually(by_requests.ask_all("abc"))
-    run_virtually(by_tokens.ask_all("abc", num_tokens=25))
+    run_virtually(by_requests.send_all("abc"))
+    run_virtually(by_tokens.send_all("abc", num_tokens=25))
 
     assert by_requests.sent == [("a", 0), ("b", 0.98), ("c", 1.98)]
     assert by_tokens.sent == [("a", 0), ("b", 2.48), ("c", 4.98)]
 
 
-def test_tokens_that_a_reply_did_not_use_let_the_next_request_go_earlier() -> None:
+def test_unused_tokens_let_the_next_request_go_earlier() -> None:
     limiter = RateLimiter(1, tokens_per_minute=600 / 0.98)
 
     async def ask() -> float:
@@ -120,37 +120,37 @@ def test_tokens_that_a_reply_did_not_use_let_the_next_request_go_earlier() -> No
 # ------------------------------------------------------------------ 429
 
 
-def test_one_429_lets_all_wait_and_halves_how_many_go_at_once() -> None:
+def test_one_429_pauses_all_requests_and_halves_the_concurrency() -> None:
     limiter = RateLimiter(4)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
         limiter.slow_down(30.0)
-        await crowd.ask_all("abcd")
+        await requests.send_all("abcd")
 
     run_virtually(ask())
 
     assert limiter.limit > 2
     # Two of four at first; their successes make room for a third.
-    assert crowd.sent == [("a", 30), ("b", 30), ("c", 31), ("d", 31)]
+    assert requests.sent == [("a", 30), ("b", 30), ("c", 31), ("d", 31)]
 
 
-def test_a_429_also_holds_back_those_that_wait_for_their_time() -> None:
+def test_a_429_also_pauses_requests_that_wait_for_their_slot() -> None:
     limiter = RateLimiter(4, requests_per_minute=60 / 0.98)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
-        asking = asyncio.create_task(crowd.ask_all("abc"))
+        asking = asyncio.create_task(requests.send_all("abc"))
         await asyncio.sleep(0.5)
         limiter.slow_down(10.0)
         await asking
 
     run_virtually(ask())
 
-    assert crowd.sent == [("a", 0), ("b", 10.5), ("c", 10.5)]
+    assert requests.sent == [("a", 0), ("b", 10.5), ("c", 10.5)]
 
 
-def test_a_burst_of_429s_halves_once_and_a_later_one_again_but_never_below_one() -> None:
+def test_a_burst_of_429s_halves_once_and_never_below_one() -> None:
     limiter = RateLimiter(4)
 
     async def refuse() -> list[float]:
@@ -164,20 +164,20 @@ def test_a_burst_of_429s_halves_once_and_a_later_one_again_but_never_below_one()
     assert run_virtually(refuse()) == [2, 2, 1, 1, 1]
 
 
-def test_a_server_that_asks_for_a_day_is_waited_for_two_minutes() -> None:
+def test_a_retry_after_of_a_day_is_capped_at_two_minutes() -> None:
     limiter = RateLimiter(1)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
         limiter.slow_down(86_400.0)
-        await crowd.ask_all("a")
+        await requests.send_all("a")
 
     run_virtually(ask())
 
-    assert crowd.sent == [("a", 120)]
+    assert requests.sent == [("a", 120)]
 
 
-def test_a_server_that_does_not_say_how_long_is_waited_for_twice_as_long_each_time() -> None:
+def test_pauses_double_without_a_retry_after() -> None:
     limiter = RateLimiter(2)
 
     async def refuse_for_ever() -> list[float]:
@@ -193,7 +193,7 @@ def test_a_server_that_does_not_say_how_long_is_waited_for_twice_as_long_each_ti
     assert run_virtually(refuse_for_ever()) == [0, 1, 3, 7, 15, 31, 63, 123]
 
 
-def test_a_success_makes_the_next_pause_short_again() -> None:
+def test_a_success_resets_the_pause() -> None:
     limiter = RateLimiter(2)
 
     async def ask() -> list[float]:
@@ -211,7 +211,7 @@ def test_a_success_makes_the_next_pause_short_again() -> None:
     assert run_virtually(ask()) == [0, 1, 3, 3, 4]
 
 
-def test_successes_let_as_many_go_again_one_more_for_each_window() -> None:
+def test_the_limit_grows_by_one_per_window_of_successes() -> None:
     limiter = RateLimiter(8)
 
     async def refuse() -> None:
@@ -229,113 +229,117 @@ def test_successes_let_as_many_go_again_one_more_for_each_window() -> None:
     assert limits[-1] == 8
 
 
-def test_what_has_grown_again_is_used() -> None:
+def test_the_regrown_limit_is_used() -> None:
     limiter = RateLimiter(8)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
         limiter.slow_down(0.0)
-        await crowd.ask_all("abcdefghijklmnopqrstuvwxyz" * 2)
+        await requests.send_all("abcdefghijklmnopqrstuvwxyz" * 2)
 
     run_virtually(ask())
 
-    assert crowd.most_in_flight == 8
+    assert requests.most_in_flight == 8
 
 
-# ------------------------------------------------------------------ what servers announce
+# ------------------------------------------------------------------ announced limits
 
 
 @pytest.mark.parametrize("name", ["x-ratelimit-limit-req-minute", "x-ratelimit-limit-requests"])
-def test_the_rate_that_a_server_announces_is_kept(name: str) -> None:
+def test_the_announced_request_rate_is_respected(name: str) -> None:
     limiter = RateLimiter(8)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
     limiter.succeeded({name: "60"}, 0, 0)
 
-    run_virtually(crowd.ask_all("abc"))
+    run_virtually(requests.send_all("abc"))
 
     interval = 60 / (60 * 0.98)
-    assert [at for _, at in crowd.sent] == pytest.approx([0, interval - 0.02, 2 * interval - 0.02], abs=1e-6)
+    assert [at for _, at in requests.sent] == pytest.approx(
+        [0, interval - 0.02, 2 * interval - 0.02], abs=1e-6
+    )
 
 
-def test_the_tokens_that_a_server_announces_are_kept() -> None:
+def test_the_announced_token_rate_is_respected() -> None:
     limiter = RateLimiter(8)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
     limiter.succeeded({"x-ratelimit-limit-tokens-minute": "6000"}, 0, 0)
 
-    run_virtually(crowd.ask_all("ab", num_tokens=980))
+    run_virtually(requests.send_all("ab", num_tokens=980))
 
-    assert [at for _, at in crowd.sent] == pytest.approx([0, 9.98], abs=1e-6)
+    assert [at for _, at in requests.sent] == pytest.approx([0, 9.98], abs=1e-6)
 
 
-def test_a_rate_that_was_set_wins_over_the_servers() -> None:
+def test_a_given_rate_overrides_the_announced_one() -> None:
     limiter = RateLimiter(8, requests_per_minute=60 / 0.98)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
     limiter.succeeded({"x-ratelimit-limit-req-minute": "6000000"}, 0, 0)
 
-    run_virtually(crowd.ask_all("abc"))
+    run_virtually(requests.send_all("abc"))
 
-    assert [at for _, at in crowd.sent] == [0, 0.98, 1.98]
+    assert [at for _, at in requests.sent] == [0, 0.98, 1.98]
 
 
 @pytest.mark.parametrize("announced", ["0", "-5", "lots", "", "1e3", "²"])
-def test_an_announced_rate_that_is_none_is_passed_over(announced: str) -> None:
+def test_an_invalid_announced_rate_is_ignored(announced: str) -> None:
     limiter = RateLimiter(8)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
     limiter.succeeded({"x-ratelimit-limit-requests": announced}, 0, 0)
 
-    run_virtually(crowd.ask_all("abc"))
+    run_virtually(requests.send_all("abc"))
 
-    assert [at for _, at in crowd.sent] == [0, 0, 0]
-
-
-# ------------------------------------------------------------------ those that give up
+    assert [at for _, at in requests.sent] == [0, 0, 0]
 
 
-def test_one_that_gives_up_as_it_is_woken_wakes_the_next_in_its_stead() -> None:
+# ------------------------------------------------------------------ cancelled requests
+
+
+def test_a_request_cancelled_as_it_wakes_passes_its_turn_on() -> None:
     limiter = RateLimiter(1)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
         await limiter.admit(0)
-        gives_up, waits = (asyncio.create_task(crowd.ask(name)) for name in "ab")
+        cancelled, waits = (asyncio.create_task(requests.send(name)) for name in "ab")
         await asyncio.sleep(1)
         limiter.release()
-        gives_up.cancel()
-        await asyncio.wait([gives_up])
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
         await waits
 
     run_virtually(ask())
 
-    assert crowd.sent == [("b", 1)]
+    assert requests.sent == [("b", 1)]
     assert limiter.in_flight == 0
 
 
-def test_one_that_gives_up_while_it_waits_for_its_time_leaves_its_place() -> None:
+def test_a_request_cancelled_while_it_waits_for_its_slot_is_released() -> None:
     limiter = RateLimiter(1, requests_per_minute=1)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> None:
-        await crowd.ask("a")
-        gives_up = asyncio.create_task(crowd.ask("b"))
+        await requests.send("a")
+        cancelled = asyncio.create_task(requests.send("b"))
         await asyncio.sleep(1)
         assert limiter.in_flight == 1
-        gives_up.cancel()
-        await asyncio.wait([gives_up])
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
         assert limiter.in_flight == 0
 
     run_virtually(ask())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_wake_up_is_lost_whoever_gives_up_and_whenever_it_is_slowed_down(seed: int) -> None:
+def test_no_wake_up_is_lost_under_random_cancellations_and_pauses(seed: int) -> None:
     chance = random.Random(seed)
     limiter = RateLimiter(3)
-    crowd = Crowd(limiter)
+    requests = Requests(limiter)
 
     async def ask() -> int:
         asking = []
         for number in range(200):
-            asking.append(asyncio.create_task(crowd.ask(str(number), takes_s=chance.choice((0, 0.1, 0.5)))))
+            asking.append(
+                asyncio.create_task(requests.send(str(number), takes_s=chance.choice((0, 0.1, 0.5))))
+            )
             await asyncio.sleep(chance.choice((0, 0, 0.1)))
             if chance.random() < 0.3:
                 chance.choice(asking).cancel()
@@ -347,5 +351,5 @@ def test_no_wake_up_is_lost_whoever_gives_up_and_whenever_it_is_slowed_down(seed
     num_finished = run_virtually(ask())
 
     assert num_finished > 100
-    assert crowd.most_in_flight <= 3
+    assert requests.most_in_flight <= 3
     assert limiter.in_flight == 0

@@ -1,4 +1,4 @@
-"""Many requests at once: what is asked again, what stops a run, and that nothing is asked or paid twice."""
+"""Concurrent requests: retries, what stops a run, and that nothing is sent or paid twice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.teacher.engine.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 
 PRICE = Price(input=10_000, output=10_000)
-"""A cent a token: a question below reserves 68 cents (1 byte, a schema of 2, 64 to spare, 1 of answer)."""
+"""A cent per token: a question reserves 68 cents (1 byte, a schema of 2, a margin of 64, 1 answer token)."""
 
 
 def yes(text: str = "yes") -> Reply:
@@ -55,7 +55,7 @@ def rejected() -> Rejected:
 
 @dataclass(frozen=True)
 class After:
-    """What comes after so many seconds in flight."""
+    """The outcome after some seconds in flight."""
 
     seconds: float
     outcome: Reply | Exception
@@ -65,7 +65,7 @@ Step: TypeAlias = Reply | Exception | After
 
 
 class Scripted:
-    """A backend in memory that does what its script says of each question, and fails when that runs out."""
+    """A backend in memory that follows a script for each question, and fails when the script runs out."""
 
     name, server = "scripted", "memory"
 
@@ -79,7 +79,7 @@ class Scripted:
         text = request.messages[0].content
         self.sent.append((text, round(elapsed_s(), 6)))
         steps = self.script.get(text)
-        assert steps, f"the script says nothing more of {text!r}"
+        assert steps, f"the script has run out for {text!r}"
         step = steps.pop(0)
         self.num_in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
@@ -122,13 +122,13 @@ def question(text: str) -> Request:
 
 async def _take(request: Request, ask: Ask) -> Outcome:
     reply = await ask(request)
-    if reply.text == "useless":
+    if reply.text == "unusable":
         return Outcome(ok=False, correct=None, rows=[{"kind": "no_json", "message": "no JSON"}])
     return Outcome(ok=True, correct=reply.text == "yes", rows=[{"text": reply.text}])
 
 
 def task(text: str, key: str = "") -> Task:
-    """Asks one question and takes the answer as it is."""
+    """A task with one question, whose answer is its outcome."""
     return Task(key=key or text, pair=f"pair {text}", sample=0, run=functools.partial(_take, question(text)))
 
 
@@ -161,18 +161,18 @@ def run(scheduler: Scheduler, texts: Iterable[str]) -> Tally:
 
 
 def texts_of(journal: Journal, keys: Iterable[str]) -> dict[str, str]:
-    return {key: final.rows[0]["text"] for key, final in journal.outcomes(list(keys)).items()}
+    return {key: outcome.rows[0]["text"] for key, outcome in journal.outcomes(list(keys)).items()}
 
 
 def attempts(journal: Journal) -> list[tuple[str, str | None]]:
-    """The pair and the fault of each attempt on record; no fault is a reply, or none yet."""
+    """The pair and fault of each recorded attempt; None is a reply, or no reply yet."""
     return [(row["pair"], row["fault"]) for row in journal.export() if row["table"] == "attempts"]
 
 
 # ------------------------------------------------------------------ answers
 
 
-def test_every_task_is_asked_and_its_outcome_kept(journal: Journal) -> None:
+def test_every_task_runs_and_its_outcome_is_saved(journal: Journal) -> None:
     backend = Scripted({"a": [yes()], "b": [yes("no")], "c": [yes()]})
 
     tally = run(scheduler_for(backend, journal, concurrency=2), "abc")
@@ -182,7 +182,7 @@ def test_every_task_is_asked_and_its_outcome_kept(journal: Journal) -> None:
     assert (tally.num_requests, tally.prompt_tokens, tally.completion_tokens) == (3, 30, 15)
 
 
-def test_as_many_are_in_flight_as_allowed(journal: Journal) -> None:
+def test_requests_in_flight_equal_the_concurrency(journal: Journal) -> None:
     backend = Scripted({text: [After(1, yes())] for text in "abcdefg"})
 
     run(scheduler_for(backend, journal, concurrency=3), "abcdefg")
@@ -191,7 +191,7 @@ def test_as_many_are_in_flight_as_allowed(journal: Journal) -> None:
     assert backend.most_in_flight == 3
 
 
-def test_tasks_are_taken_as_they_are_needed(journal: Journal) -> None:
+def test_tasks_are_consumed_lazily(journal: Journal) -> None:
     names = [str(number) for number in range(2000)]
     backend = Scripted({name: [yes()] for name in names})
     scheduler = scheduler_for(backend, journal, concurrency=4)
@@ -209,7 +209,7 @@ def test_tasks_are_taken_as_they_are_needed(journal: Journal) -> None:
     assert most_ahead <= 512 + 4
 
 
-def test_equal_requests_are_asked_once_for_all_who_want_the_answer(journal: Journal) -> None:
+def test_equal_requests_are_sent_once(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, yes())]})
     scheduler = scheduler_for(backend, journal, concurrency=3)
 
@@ -224,7 +224,7 @@ def test_equal_requests_are_asked_once_for_all_who_want_the_answer(journal: Jour
     ]
 
 
-def test_whoever_waits_for_an_equal_request_that_fails_asks_in_its_stead(journal: Journal) -> None:
+def test_after_an_equal_request_fails_the_waiting_one_is_sent(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, rejected()), yes()]})
     scheduler = scheduler_for(backend, journal, concurrency=2)
 
@@ -234,10 +234,10 @@ def test_whoever_waits_for_an_equal_request_that_fails_asks_in_its_stead(journal
     assert list(scheduler.tally.unanswered) == ["first"]
 
 
-# ------------------------------------------------------------------ asked again
+# ------------------------------------------------------------------ retries
 
 
-def test_a_passing_fault_is_asked_again_and_every_attempt_is_on_record(journal: Journal) -> None:
+def test_a_transient_fault_is_retried_and_every_attempt_recorded(journal: Journal) -> None:
     backend = Scripted({"a": [busy(), Transient("timeout", "120 s", possibly_paid=True), yes()]})
 
     tally = run(scheduler_for(backend, journal), "a")
@@ -247,7 +247,7 @@ def test_a_passing_fault_is_asked_again_and_every_attempt_is_on_record(journal: 
     assert (tally.num_failed, tally.num_requests) == (0, 1)
 
 
-def test_six_attempts_are_made_and_nobody_waits_after_the_last(journal: Journal) -> None:
+def test_six_attempts_are_made_without_a_pause_after_the_last(journal: Journal) -> None:
     backend = Scripted({"a": [busy(20.0)] * 6})
     scheduler = scheduler_for(backend, journal)
 
@@ -277,7 +277,7 @@ def test_pauses_are_drawn_from_intervals_that_double_up_to_a_cap(journal: Journa
         assert 0.9 * longest < max(found) <= longest
 
 
-def test_a_servers_own_wish_is_waited_for_up_to_a_cap(journal: Journal) -> None:
+def test_a_retry_after_is_respected_up_to_a_cap(journal: Journal) -> None:
     backend = Scripted({"a": [busy(7.0), busy(3600.0), yes()]})
 
     run(scheduler_for(backend, journal), "a")
@@ -285,7 +285,7 @@ def test_a_servers_own_wish_is_waited_for_up_to_a_cap(journal: Journal) -> None:
     assert backend.times == [0, 7, 37]
 
 
-def test_one_429_makes_all_wait(journal: Journal) -> None:
+def test_one_429_pauses_every_request(journal: Journal) -> None:
     backend = Scripted({"a": [RateLimited("http_429", "slow down", retry_after_s=10), yes()], "b": [yes()]})
 
     tally = run(scheduler_for(backend, journal), "ab")
@@ -294,7 +294,7 @@ def test_one_429_makes_all_wait(journal: Journal) -> None:
     assert dict(tally.faults) == {"http_429": 1}
 
 
-def test_a_minutes_quota_that_a_server_does_not_explain_is_waited_out(journal: Journal) -> None:
+def test_a_per_minute_quota_without_retry_after_is_waited_out(journal: Journal) -> None:
     texts = [str(number) for number in range(8)]
     # Refused for the first minute, without a Retry-After.
     runs_out = {text: [RateLimited("http_429", "slow down")] * 6 for text in texts}
@@ -310,7 +310,7 @@ def test_a_minutes_quota_that_a_server_does_not_explain_is_waited_out(journal: J
     assert (tally.num_finished, tally.num_failed) == (8, 0)
 
 
-def test_a_broken_envelope_is_asked_for_twice_more(journal: Journal) -> None:
+def test_a_broken_envelope_is_retried_twice(journal: Journal) -> None:
     broken = BrokenEnvelope("broken_envelope", "HTML", possibly_paid=True, raw="<html>")
     backend = Scripted({"a": [broken, broken, yes()], "b": [broken] * 3})
 
@@ -322,7 +322,7 @@ def test_a_broken_envelope_is_asked_for_twice_more(journal: Journal) -> None:
     )
 
 
-def test_a_rejected_request_is_not_sent_again_and_the_others_go_on(journal: Journal) -> None:
+def test_a_rejected_request_is_not_retried_and_the_others_continue(journal: Journal) -> None:
     backend = Scripted({"a": [yes()], "b": [rejected()], "c": [yes()]})
 
     tally = run(scheduler_for(backend, journal), "abc")
@@ -336,7 +336,7 @@ def test_a_rejected_request_is_not_sent_again_and_the_others_go_on(journal: Jour
 # ------------------------------------------------------------------ the next run
 
 
-def test_the_next_run_asks_nothing_twice(journal: Journal) -> None:
+def test_the_next_run_sends_nothing_twice(journal: Journal) -> None:
     run(scheduler_for(Scripted({text: [yes()] for text in "abc"}), journal), "abc")
     backend = Scripted({"d": [yes()]})
 
@@ -346,7 +346,7 @@ def test_the_next_run_asks_nothing_twice(journal: Journal) -> None:
     assert (tally.num_known, tally.num_finished, tally.num_correct, tally.num_requests) == (3, 4, 4, 1)
 
 
-def test_an_answer_that_was_kept_and_not_yet_read_is_not_asked_again(journal: Journal) -> None:
+def test_a_saved_reply_without_an_outcome_is_not_requested_again(journal: Journal) -> None:
     run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
     journal.discard_outcomes(failed_only=False)
 
@@ -356,7 +356,7 @@ def test_an_answer_that_was_kept_and_not_yet_read_is_not_asked_again(journal: Jo
     assert (tally.num_known, tally.num_requests) == (0, 0)
 
 
-def test_what_stayed_without_an_answer_is_asked_anew_by_the_next_run_alone(journal: Journal) -> None:
+def test_an_unanswered_request_is_retried_only_by_the_next_run(journal: Journal) -> None:
     first = scheduler_for(Scripted({"a": [rejected()], "b": [yes()]}), journal)
     run(first, "ab")
     run(first, "ab")  # another phase of the same run
@@ -367,8 +367,8 @@ def test_what_stayed_without_an_answer_is_asked_anew_by_the_next_run_alone(journ
     assert texts_of(journal, "ab") == {"a": "yes", "b": "yes"}
 
 
-def test_a_useless_answer_stays_a_failure_until_failures_are_retried(journal: Journal) -> None:
-    tally = run(scheduler_for(Scripted({"a": [yes("useless")]}), journal), "a")
+def test_an_unusable_answer_stays_a_failure_until_failures_are_retried(journal: Journal) -> None:
+    tally = run(scheduler_for(Scripted({"a": [yes("unusable")]}), journal), "a")
     assert (tally.num_failed, dict(tally.faults)) == (1, {"no_json": 1})
     again = run(scheduler_for(Scripted({}), journal), "a")
     assert (again.num_known, again.num_failed) == (1, 1)
@@ -383,7 +383,7 @@ def test_a_useless_answer_stays_a_failure_until_failures_are_retried(journal: Jo
 
 
 def stopped_after(scheduler: Scheduler, seconds: float, texts: str) -> tuple[TeacherStopped, float]:
-    """Run until somebody stops it; why it ended, and when."""
+    """Stop a run after some seconds; returns the reason and the time of its end."""
 
     async def go() -> tuple[TeacherStopped, float]:
         asyncio.get_running_loop().call_later(seconds, scheduler.stop, Interrupted("stopped"))
@@ -394,7 +394,7 @@ def stopped_after(scheduler: Scheduler, seconds: float, texts: str) -> tuple[Tea
     return run_virtually(go())
 
 
-def test_stopping_lets_in_what_is_in_flight_and_sends_nothing_more(journal: Journal) -> None:
+def test_stopping_awaits_requests_in_flight_and_sends_no_more(journal: Journal) -> None:
     backend = Scripted({"a": [After(5, yes())], "b": [After(3, yes())]})
 
     reason, ended_at = stopped_after(scheduler_for(backend, journal, concurrency=2), 1, "abcd")
@@ -406,7 +406,7 @@ def test_stopping_lets_in_what_is_in_flight_and_sends_nothing_more(journal: Jour
     assert texts_of(journal, "abcd") == {"a": "yes", "b": "yes"}
 
 
-def test_stopping_waits_for_no_pause_and_no_turn(journal: Journal) -> None:
+def test_stopping_does_not_wait_for_pauses_or_turns(journal: Journal) -> None:
     backend = Scripted({"a": [busy(20.0)], "b": [After(2, yes())]})
     scheduler = scheduler_for(backend, journal, concurrency=2)
 
@@ -417,7 +417,7 @@ def test_stopping_waits_for_no_pause_and_no_turn(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("fault", [busy(20.0), RateLimited("http_429", "slow down", retry_after_s=60)])
-def test_what_fails_after_the_stop_is_not_asked_again(journal: Journal, fault: Fault) -> None:
+def test_a_fault_after_the_stop_is_not_retried(journal: Journal, fault: Fault) -> None:
     backend = Scripted({"a": [After(2, fault)]})
 
     _, ended_at = stopped_after(scheduler_for(backend, journal), 1, "ab")
@@ -426,7 +426,7 @@ def test_what_fails_after_the_stop_is_not_asked_again(journal: Journal, fault: F
     assert attempts(journal) == [("pair a", fault.kind)]
 
 
-def test_a_refusal_stops_the_run_and_keeps_what_was_in_flight(journal: Journal) -> None:
+def test_a_refusal_stops_the_run_and_saves_replies_in_flight(journal: Journal) -> None:
     refused = Refused("http_401", "no such key")
     backend = Scripted({"a": [After(5, yes())], "b": [After(1, refused)]})
 
@@ -437,14 +437,14 @@ def test_a_refusal_stops_the_run_and_keeps_what_was_in_flight(journal: Journal) 
     assert texts_of(journal, "abcd") == {"a": "yes"}
 
 
-def test_the_budget_stops_the_run_and_keeps_what_was_in_flight(journal: Journal) -> None:
+def test_the_budget_stops_the_run_and_saves_replies_in_flight(journal: Journal) -> None:
     backend = Scripted({text: [After(1, yes())] for text in "abc"})
     budget = Budget(prices={"teacher": PRICE}, cap_usd=1.55)
 
     with pytest.raises(BudgetReached) as reached:
         run(scheduler_for(backend, journal, concurrency=2, budget=budget), "abcdef")
 
-    # Each reserves 68 cents and costs 15: beside two answers and one in flight, a fourth has no room.
+    # Each reserves 68 cents and costs 15: with two answers and one in flight, a fourth does not fit.
     assert str(reached.value).startswith("--budget 1.55: 0.3000 spent, 0.6800 reserved, and the next")
     assert backend.sent == [("a", 0), ("b", 0), ("c", 1)]
     assert texts_of(journal, "abcdef") == {"a": "yes", "b": "yes", "c": "yes"}
@@ -464,7 +464,7 @@ def test_a_full_disk_stops_the_run(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("fault", [rejected(), busy(), BrokenEnvelope("broken_envelope", "HTML")])
-def test_a_run_ends_where_the_first_five_stay_without_an_answer(journal: Journal, fault: Fault) -> None:
+def test_a_run_ends_if_the_first_five_requests_are_unanswered(journal: Journal, fault: Fault) -> None:
     backend = Scripted({text: [fault] * 6 for text in "abcdefgh"})
 
     with pytest.raises(NoAnswers) as stopped:
@@ -475,7 +475,7 @@ def test_a_run_ends_where_the_first_five_stay_without_an_answer(journal: Journal
     assert stopped.value.exit_code == 7
 
 
-def test_after_one_answer_failures_are_those_of_their_pairs(journal: Journal) -> None:
+def test_after_one_answer_failures_only_affect_their_pairs(journal: Journal) -> None:
     backend = Scripted({text: [rejected()] for text in "bcdefgh"} | {"a": [yes()]})
 
     tally = run(scheduler_for(backend, journal), "abcdefgh")
@@ -483,7 +483,7 @@ def test_after_one_answer_failures_are_those_of_their_pairs(journal: Journal) ->
     assert (tally.num_finished, tally.num_failed) == (8, 7)
 
 
-def test_a_run_goes_on_where_an_earlier_one_left_many_rejected(journal: Journal) -> None:
+def test_a_run_continues_after_an_earlier_one_with_many_rejections(journal: Journal) -> None:
     script = {text: [rejected()] for text in "bcdefg"}
     run(scheduler_for(Scripted(script | {"a": [yes()]}), journal), "abcdefg")
 
@@ -493,17 +493,17 @@ def test_a_run_goes_on_where_an_earlier_one_left_many_rejected(journal: Journal)
     assert texts_of(journal, "abcdefgh") == {"a": "yes", "h": "yes"}
 
 
-def test_a_server_that_is_down_ends_a_later_run_too(journal: Journal) -> None:
+def test_a_server_that_is_down_also_ends_a_later_run(journal: Journal) -> None:
     run(scheduler_for(Scripted({"a": [yes()]}), journal), "a")
 
     with pytest.raises(NoAnswers):
         run(scheduler_for(Scripted({text: [busy()] * 6 for text in "bcdefgh"}), journal), "abcdefgh")
 
 
-# ------------------------------------------------------------------ ends that are no stop
+# ------------------------------------------------------------------ exceptions and cancellation
 
 
-def test_a_bug_in_a_task_is_raised_and_not_swallowed(journal: Journal) -> None:
+def test_a_bug_in_a_task_is_raised(journal: Journal) -> None:
     async def broken(ask: Ask) -> Outcome:
         await ask(question("b"))
         raise ZeroDivisionError("a bug")
@@ -515,10 +515,10 @@ def test_a_bug_in_a_task_is_raised_and_not_swallowed(journal: Journal) -> None:
         run_virtually(scheduler_for(backend, journal).run(given))
 
     assert texts_of(journal, "abc") == {"a": "yes"}
-    assert journal.reply(question("b").key()) == yes(), "what was paid for is kept"
+    assert journal.reply(question("b").key()) == yes(), "a paid reply is saved"
 
 
-def test_tasks_that_cannot_be_made_end_the_run(journal: Journal) -> None:
+def test_an_exception_while_making_tasks_ends_the_run(journal: Journal) -> None:
     def given() -> Iterator[Task]:
         yield from tasks(str(number) for number in range(512))
         raise ZeroDivisionError("a bug")
@@ -529,7 +529,7 @@ def test_tasks_that_cannot_be_made_end_the_run(journal: Journal) -> None:
         run_virtually(scheduler_for(backend, journal, concurrency=3).run(given()))
 
 
-def test_what_a_cancelled_run_had_in_flight_counts_as_paid(tmp_path: Path) -> None:
+def test_requests_in_flight_when_a_run_is_cancelled_count_as_paid(tmp_path: Path) -> None:
     budget = Budget(prices={"teacher": PRICE})
     path = tmp_path / "generate.sqlite"
 
@@ -550,7 +550,7 @@ def test_what_a_cancelled_run_had_in_flight_counts_as_paid(tmp_path: Path) -> No
         assert journal.spent_usd() == pytest.approx(0.68)
 
 
-def test_whoever_watches_is_told_after_each_task(journal: Journal) -> None:
+def test_progress_is_reported_after_each_task(journal: Journal) -> None:
     seen: list[tuple[int, int]] = []
 
     def on_progress(tally: Tally, budget: Budget) -> None:
@@ -567,11 +567,11 @@ def test_whoever_watches_is_told_after_each_task(journal: Journal) -> None:
 # ------------------------------------------------------------------ a whole run
 
 
-def test_phases_follow_each_other_also_where_a_loop_runs_already(journal: Journal) -> None:
+def test_phases_run_in_turn_inside_a_running_event_loop(journal: Journal) -> None:
     backend = Scripted({text: [yes()] for text in "abc"})
     seen: list[str] = []
 
-    async def in_a_notebook() -> Tally:
+    async def in_event_loop() -> Tally:
         phases = [
             Phase(tasks=lambda: tasks("a"), after=lambda: seen.extend(backend.asked)),
             Phase(tasks=lambda: tasks("abc")),
@@ -587,7 +587,7 @@ def test_phases_follow_each_other_also_where_a_loop_runs_already(journal: Journa
         assert (report.spent_usd, report.cost_known) == (pytest.approx(0.45), True)
         return report.tally
 
-    tally = asyncio.run(in_a_notebook())
+    tally = asyncio.run(in_event_loop())
 
     assert seen == ["a"]
     assert sorted(backend.asked) == ["a", "b", "c"]
@@ -595,13 +595,13 @@ def test_phases_follow_each_other_also_where_a_loop_runs_already(journal: Journa
     assert backend.closed
 
 
-def test_what_a_phase_finds_can_end_the_run(journal: Journal) -> None:
+def test_a_phase_can_end_the_run(journal: Journal) -> None:
     backend = Scripted({"a": [yes()]})
 
     def lopsided() -> None:
-        raise TeacherStopped("enough seen")
+        raise TeacherStopped("lopsided")
 
-    with pytest.raises(TeacherStopped, match="enough seen"):
+    with pytest.raises(TeacherStopped, match="lopsided"):
         run_phases(
             [Phase(tasks=lambda: tasks("a"), after=lopsided), Phase(tasks=lambda: tasks("abc"))],
             stage="generate",
