@@ -1,7 +1,7 @@
 """Measure which files of the package one pair goes through: the call closure of a command.
 
-`python tests/pair_route.py predict --ckpt_path RUN/best.ckpt --root DATA` runs the command in this process and
-prints each file of `nlicot/` with a function that ran, but for functions that ran while a module was imported.
+`python tests/pair_route.py predict --ckpt_path RUN/best.ckpt --root DATA` runs the command in this process
+and prints each file of `nlicot/` with a function that ran (not counting functions that run during imports).
 `docs/architecture.md` lists the files of `predict`; `test_pair_route.py` holds the list to this measurement.
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from nlicot.errors import ConfigError
 from nlicot.inspection.lengths import Lengths, bars, histogram, measure
-from nlicot.inspection.terminal import drawn, legend, visible, wants_color
+from nlicot.inspection.terminal import legend, render, visible, wants_color
 from nlicot.inspection.token_view import Piece, pieces_of
 from nlicot.model.encoding import EncodedExample, TokenKind, encode_example
 from nlicot.model.prompt_format import PromptFormat
@@ -97,7 +97,7 @@ def _example_text(
     heading += f"  {num} of at most {data.max_length} tokens: {num_prompt} prompt, {num - num_prompt} learnt"
     if encoded.was_cut:
         heading += "  CUT at a sentence end"
-    return f"{heading}\n\n{drawn(pieces_of(prompt_format, encoded), color=color)}"
+    return f"{heading}\n\n{render(pieces_of(prompt_format, encoded), color=color)}"
 
 
 def _summary(data: PairsData, split: str, base: str, prompt_format: PromptFormat, lengths: Lengths) -> str:

@@ -1,7 +1,7 @@
-"""How long a split's examples are, against the budget that `fit` holds them to.
+"""Measure the lengths of a split's examples against the token budget of `fit`.
 
-Lengths are those before anything is cut. Whether an example fits, loses sentences or is left out is asked of
-`encode_example` itself, so the counts are those that `fit` logs.
+Lengths are before cutting. `encode_example` itself decides whether an example fits, loses sentences or is
+dropped, so the counts equal those that `fit` logs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens of each example before cutting, and what the budget does to them: ids `cut` and `dropped`."""
+    """Tokens of each example before cutting, and the ids that the budget cuts or drops."""
 
     lengths: tuple[int, ...]
     max_length: int
@@ -43,7 +43,7 @@ def measure(
     max_length: int,
     over_budget: OverBudget,
 ) -> Lengths:
-    """Encode every example as `fit` does, and count."""
+    """Encode every example as `fit` does, and count tokens."""
     lengths, cut, dropped = [], [], []
     num_tokens = num_supervised = 0
     for example in examples:
@@ -72,7 +72,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """How many examples have `low` to `high` tokens; `over` is true where that is above the budget."""
+    """The number of examples with `low` to `high` tokens; `over` if that is above the budget."""
 
     low: int
     high: int
@@ -81,7 +81,7 @@ class Bar:
 
 
 def bars(lengths: Sequence[int], max_length: int) -> list[Bar]:
-    """A histogram of at most about `MOST_BARS` bars, equally wide but where the budget cuts one in two.
+    """Make a histogram of about `MOST_BARS` bars of equal width, except for a bar that the budget divides.
 
     >>> [(bar.low, bar.high, bar.num, bar.over) for bar in bars([1, 2, 2, 3], 2)]
     [(1, 1, 1, False), (2, 2, 2, False), (3, 3, 1, True)]
@@ -102,7 +102,7 @@ def bars(lengths: Sequence[int], max_length: int) -> list[Bar]:
 
 
 def histogram(lengths: Lengths) -> list[str]:
-    """The bars as lines of text; `!` in place of `#` above the budget."""
+    """Draw the bars as lines of text, with `!` instead of `#` above the budget."""
     found = bars(lengths.lengths, lengths.max_length)
     most = max((bar.num for bar in found), default=0)
     names = [f"{bar.low}-{bar.high}" if bar.low < bar.high else str(bar.low) for bar in found]

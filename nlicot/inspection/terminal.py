@@ -1,7 +1,7 @@
-"""An example on the terminal: each token in the colour of what it is, or in labelled lines without colour.
+"""Show an example on the terminal: tokens coloured by kind, or labelled lines without colour.
 
-Text from data files never reaches the terminal as anything but text: whatever could move a cursor or change
-a colour is written out as an escape.
+Text from data files reaches the terminal only as text: anything that could move the cursor or change a colour
+is escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TextIO
 from nlicot.inspection.token_view import KINDS, Piece
 
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
-# Two shades for each kind, taken in turn, so that one sees where a token ends.
+# Two alternating shades for each kind make token boundaries visible.
 _SHADES = {
     "control": ("\x1b[33m", "\x1b[93m"),
     "prompt": ("\x1b[36m", "\x1b[96m"),
@@ -23,9 +23,9 @@ _SHADES = {
     "scaffold": ("\x1b[34m", "\x1b[94m"),
     "label": ("\x1b[1;31m", "\x1b[1;91m"),
 }
-MEANING = {
+MEANINGS = {
     "control": "the model's own markers",
-    "prompt": "what is asked",
+    "prompt": "the question",
     "thought": "the chain of thought",
     "scaffold": "the JSON around it",
     "label": "the answer",
@@ -34,22 +34,22 @@ LINE_WIDTH = 88
 
 
 def wants_color(choice: str, stream: TextIO) -> bool:
-    """Whether to colour: `always`, `never` or `auto`: on a terminal unless NO_COLOR is set (no-color.org)."""
+    """Return whether to use colour; `auto`: on a terminal, unless NO_COLOR is set (no-color.org)."""
     if choice == "auto":
         return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return choice == "always"
 
 
 def legend(*, color: bool) -> str:
-    """What the colours mean, in one line; without colour there is none."""
+    """Explain the colours in one line; empty without colour."""
     if not color:
         return ""
-    kinds = [f"{_SHADES[kind][0]}{kind}{_RESET} {MEANING[kind]}" for kind in KINDS]
-    return f"{', '.join(kinds)}; {_DIM}dimmed{_RESET}: not learnt; two shades: where a token ends"
+    kinds = [f"{_SHADES[kind][0]}{kind}{_RESET} {MEANINGS[kind]}" for kind in KINDS]
+    return f"{', '.join(kinds)}; {_DIM}dimmed{_RESET}: not trained on; two shades: token boundaries"
 
 
-def drawn(pieces: Sequence[Piece], *, color: bool) -> str:
-    """An example's pieces as text for a terminal."""
+def render(pieces: Sequence[Piece], *, color: bool) -> str:
+    """Render an example's pieces for a terminal."""
     return _coloured(pieces) if color else _labelled(pieces)
 
 
@@ -65,7 +65,7 @@ def _coloured(pieces: Sequence[Piece]) -> str:
 
 def _labelled(pieces: Sequence[Piece]) -> str:
     lines = []
-    # The prompt's markers stand inside it, or a chat template would fall into a dozen scraps.
+    # Keep the prompt's markers inside it, or a chat template would fall into a dozen fragments.
     runs = itertools.groupby(
         pieces, key=lambda piece: (piece.kind if piece.supervised else "prompt", piece.supervised)
     )
@@ -74,7 +74,7 @@ def _labelled(pieces: Sequence[Piece]) -> str:
         num = sum(len(piece.ids) for piece in found)
         heading = f"{kind}, {num} token{'s' if num > 1 else ''}"
         if not supervised:
-            heading += f", {sum(piece.kind == 'control' for piece in found)} of them control, not learnt"
+            heading += f", {sum(piece.kind == 'control' for piece in found)} of them control, not trained on"
         lines.append(f"[{heading}]")
         for line in visible("".join(piece.text for piece in found)).split("\n"):
             parts = textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False, replace_whitespace=False)
@@ -83,7 +83,7 @@ def _labelled(pieces: Sequence[Piece]) -> str:
 
 
 def visible(text: str) -> str:
-    r"""The text with all but line breaks and printable characters written out.
+    r"""Escape everything but line breaks and printable characters.
 
     >>> visible("red \x1b[31m, a tab\t and a \u2028")
     'red \\x1b[31m, a tab\\t and a \\u2028'

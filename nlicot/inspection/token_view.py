@@ -1,6 +1,6 @@
-"""An encoded example cut into pieces of text, each with what it is and whether it is learnt.
+"""Cut an encoded example into pieces of text, each with its kind and whether it is trained on.
 
-A piece is one token, or the few tokens that only together spell a character (an emoji, say).
+A piece is one token, or the few tokens that only together encode a character (an emoji, say).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from nlicot.model.encoding import EncodedExample, TokenKind
 from nlicot.model.prompt_format import PromptFormat
 
 KINDS = ("control", "prompt", "thought", "scaffold", "label")
-"""What a token can be; `control` is the model's own markers, BOS and EOS among them."""
-MOST_TOKENS_OF_A_CHARACTER = 8
+"""Kinds of tokens; `control` are the model's own markers, BOS and EOS included."""
+MAX_TOKENS_PER_CHARACTER = 8
 _BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """The text of one or a few tokens; `supervised` says whether the loss counts them."""
+    """The text of one or a few tokens; `supervised` if the loss counts them."""
 
     ids: tuple[int, ...]
     text: str
@@ -28,7 +28,7 @@ class Piece:
 
 
 def pieces_of(prompt_format: PromptFormat, encoded: EncodedExample) -> list[Piece]:
-    """All tokens of an example in order, as pieces."""
+    """Return all tokens of an example in order, as pieces."""
     ids, kinds = encoded.input_ids, encoded.kinds
     control = prompt_format.special_ids | {prompt_format.eos_id}
     found: list[Piece] = []
@@ -44,7 +44,7 @@ def pieces_of(prompt_format: PromptFormat, encoded: EncodedExample) -> list[Piec
         stop = start + 1
         while stop < len(ids) and kinds[stop] == kind and ids[stop] not in control:
             stop += 1
-        stop = start + _num_tokens(prompt_format, ids[start : min(stop, start + MOST_TOKENS_OF_A_CHARACTER)])
+        stop = start + _num_tokens(prompt_format, ids[start : min(stop, start + MAX_TOKENS_PER_CHARACTER)])
         text = prompt_format.decode_inner(ids[start:stop])
         found.append(
             Piece(ids=tuple(ids[start:stop]), text=text, kind=kind.name.lower(), supervised=supervised)
@@ -54,7 +54,7 @@ def pieces_of(prompt_format: PromptFormat, encoded: EncodedExample) -> list[Piec
 
 
 def _num_tokens(prompt_format: PromptFormat, ids: Sequence[int]) -> int:
-    """How many of these tokens it takes until the first one's characters are whole; else one."""
+    """Return how many of these tokens the first one's characters need to be complete, or one."""
     for num in range(1, len(ids) + 1):
         if _BROKEN not in prompt_format.decode_inner(ids[:num]):
             return num

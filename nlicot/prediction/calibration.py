@@ -1,7 +1,7 @@
-"""Threshold and temperature, picked on dev by cross-fitting and kept with the run.
+"""Tune threshold and temperature on dev, measure the gain by cross-fitting, and store them with the run.
 
-The decision is fitted on all but a fold and measured on that fold, so the cross-fitted figure is one that the
-user may believe; the in-sample figure beside it shows how much picking flatters.
+A decision is fitted on all folds but one and measured on that one, so the cross-fitted figure is an honest
+estimate; the in-sample figure next to it shows how optimistic tuning looks.
 """
 
 from __future__ import annotations
@@ -28,38 +28,36 @@ Labels = NDArray[np.int64]
 
 FILE = "decision.json"
 EPSILON = 1e-6
-"""Probabilities are kept this far from 0 and 1 before their logits are taken."""
+"""Probabilities are clipped this far from 0 and 1 before taking logits."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """From p(entailment) to a label: sigmoid(logit(p) / temperature) is compared with the threshold."""
+    """How p(entailment) becomes a label: sigmoid(logit(p) / temperature) >= threshold."""
 
     threshold: float = 0.5
     temperature: float = 1.0
 
     def calibrated(self, p: Floats) -> Floats:
-        """The probabilities at this temperature."""
-        if self.temperature == 1:
-            return p
-        return _sigmoid(_logit(p) / self.temperature)
+        """Return the probabilities at this temperature."""
+        return p if self.temperature == 1 else _sigmoid(_logit(p) / self.temperature)
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with the label and probability of this decision."""
+        """Return the prediction with the label and probability of this decision."""
         if prediction.p_entailment is None:
             return prediction
         p = float(self.calibrated(np.array([prediction.p_entailment]))[0])
         label = int(p >= self.threshold)
         parsed = completion.parse(prediction.completion)
         form = completion.Form.THOUGHT_FIRST if parsed is None else parsed.form
-        said = completion.render(prediction.thought_process, label, form)
-        return replace(prediction, predicted_label=label, p_entailment=p, completion=said)
+        rendered = completion.render(prediction.thought_process, label, form)
+        return replace(prediction, predicted_label=label, p_entailment=p, completion=rendered)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The decision fitted on all pairs, and what deciding so is worth."""
+    """The decision fitted on all pairs, with metrics without it, cross-fitted, and in-sample."""
 
     decision: Decision
     plain: ClassificationMetrics
@@ -69,9 +67,9 @@ class Tuned:
 
 
 def fit_decision(true_labels: Sequence[int], p_entailment: Sequence[float]) -> Decision:
-    """The temperature of the least log-loss (Guo et al. 2017), then the threshold of the best accuracy.
+    """Fit the temperature with the least log-loss (Guo et al. 2017), then the most accurate threshold.
 
-    Where the labels are all one, or the probabilities, there is nothing to pick: the plain decision.
+    If all labels or all probabilities are equal, return the plain decision.
     """
     true, p = np.array(true_labels, dtype=np.int64), np.array(p_entailment, dtype=np.float64)
     if len(set(true.tolist())) < 2 or len(set(p.tolist())) < 2:
@@ -82,7 +80,7 @@ def fit_decision(true_labels: Sequence[int], p_entailment: Sequence[float]) -> D
 
 
 def _best_temperature(true: Labels, p: Floats) -> float:
-    """Golden-section search over the logarithm: the loss has one valley in 1 / temperature."""
+    """Golden-section search over log temperature: the loss is unimodal in 1 / temperature."""
     logits = _logit(p) * np.where(true == 1, 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
@@ -100,7 +98,7 @@ def _best_temperature(true: Labels, p: Floats) -> float:
 
 
 def _best_threshold(true: Labels, p: Floats) -> float:
-    """Midway between neighbours, of the best accuracy; of several the one nearest 0.5."""
+    """Among midpoints between neighbours, the one with the best accuracy; ties go to the nearest to 0.5."""
     values = np.unique(p)
     cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2, [(values[-1] + 1) / 2], [0.5]])
     order = np.argsort(p)
@@ -114,10 +112,10 @@ def _best_threshold(true: Labels, p: Floats) -> float:
 def tune(
     true_labels: Sequence[int], p_entailment: Sequence[float], *, num_folds: int = 5, seed: int = 0
 ) -> Tuned:
-    """Pick a decision, and measure picking by cross-fitting over folds that are balanced by label.
+    """Fit a decision, and measure it by cross-fitting over folds balanced by label.
 
     Raises:
-        ConfigError: fewer pairs of a label than folds.
+        ConfigError: a label has fewer pairs than there are folds.
     """
     true = np.array(true_labels, dtype=np.int64)
     p = np.array(p_entailment, dtype=np.float64)
@@ -143,16 +141,16 @@ def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
     counts = [int(np.sum(true == label)) for label in (0, 1)]
     if min(counts) < num_folds:
         raise ConfigError(
-            f"--tune-threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
+            f"--tune_threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
             f"expected at least {num_folds} of each"
         )
     fold_of = np.zeros_like(true)
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     for label in (0, 1):
         members = np.flatnonzero(true == label).tolist()
-        draw.shuffle(members)
-        for place, index in enumerate(members):
-            fold_of[index] = place % num_folds
+        generator.shuffle(members)
+        for position, index in enumerate(members):
+            fold_of[index] = position % num_folds
     return fold_of
 
 
@@ -163,10 +161,10 @@ def _measured(true: Labels, p: Floats, decision: Decision) -> ClassificationMetr
 
 
 def format_tuned(tuned: Tuned) -> str:
-    """Plain, cross-fitted and in-sample figures as plain text of at most 80 columns."""
+    """Format plain, cross-fitted and in-sample metrics in at most 80 columns."""
     lines = [f"{'threshold':<16}{'accuracy':>8}{'':>18}{'macro F1':>10}{'ECE':>8}{'Brier':>8}"]
     for name, metrics in (
-        ("0.5, as it is", tuned.plain),
+        ("0.5, untuned", tuned.plain),
         ("cross-fitted", tuned.cross_fitted),
         ("in-sample", tuned.in_sample),
     ):
@@ -179,7 +177,7 @@ def format_tuned(tuned: Tuned) -> str:
     decision = tuned.decision
     lines.append(f"threshold {decision.threshold:.3f}, temperature {decision.temperature:.2f}")
     if tuned.cross_fitted.accuracy.value <= tuned.plain.accuracy.value:
-        lines.append("cross-fitted accuracy is not above the plain one: tuning does not pay here")
+        lines.append("cross-fitted accuracy is not above the untuned one: tuning does not help here")
     return "\n".join(lines)
 
 
@@ -188,13 +186,13 @@ def _plain(metric: Metric | None) -> str:
 
 
 def store(folder: Path, tuned: Tuned, *, split: str, num_pairs: int) -> Path:
-    """Keep the decision with its run.
+    """Store the decision in its run's folder.
 
     Raises:
         ConfigError: the split is test.
     """
     if split == "test":
-        raise ConfigError("--tune-threshold: found split test, expected dev: never tuned on test")
+        raise ConfigError("--tune_threshold refuses the test split: tune on dev")
     path = folder / FILE
     write_json(
         path,
@@ -212,10 +210,10 @@ def store(folder: Path, tuned: Tuned, *, split: str, num_pairs: int) -> Path:
 
 
 def load(folder: Path) -> Decision | None:
-    """The decision that is kept there, or None.
+    """Load the decision stored in a run's folder, or return None.
 
     Raises:
-        ConfigError: the file is broken.
+        ConfigError: the file is damaged.
     """
     path = folder / FILE
     if not path.is_file():
@@ -225,13 +223,13 @@ def load(folder: Path) -> Decision | None:
         decision = Decision(threshold=float(found["threshold"]), temperature=float(found["temperature"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: found no threshold and temperature ({error}), expected what "
-            "`validate --tune-threshold` writes; run it again or remove the file"
+            f"{path}: no valid threshold and temperature ({error}); "
+            "run `validate --tune_threshold` again or remove the file"
         ) from error
     if not (0 <= decision.threshold <= 1 and decision.temperature > 0):
         raise ConfigError(
             f"{path}: found threshold {decision.threshold} and temperature {decision.temperature}, expected "
-            "one from 0 to 1 and one above 0; run `validate --tune-threshold` again or remove the file"
+            "one from 0 to 1 and one above 0; run `validate --tune_threshold` again or remove the file"
         )
     return decision
 

@@ -21,7 +21,7 @@ from nlicot.prediction import calibration as threshold
 from nlicot.prediction.faithfulness import Probe, format_probe, probe_thoughts
 from nlicot.prediction.metrics_file import (
     format_groups,
-    label_shares,
+    label_summary,
     measure,
     record_faithfulness,
     record_metrics,
@@ -88,7 +88,7 @@ def evaluate(command: str, args: Sequence[str]) -> int:
         run.partial.remove()
     metrics_path = run_folder / METRICS
     if command == "predict":
-        print(f"{len(examples)} predictions; {label_shares(predictions, metrics_path)}")
+        print(f"{len(examples)} predictions; {label_summary(predictions, metrics_path)}")
     else:
         metrics = measure(examples, predictions)
         entry = record_metrics(metrics_path, split, metrics, examples, predictions)
@@ -160,7 +160,7 @@ class _Run:
         options: dict[str, Any] = (
             {"return_predictions": False} if command == "predict" else {"verbose": False}
         )
-        with self.partial.opened() as keep:
+        with self.partial.writer() as keep:
             self.module.keep = keep
             starts[command](
                 self.module,

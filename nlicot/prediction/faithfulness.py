@@ -1,7 +1,7 @@
-"""Whether the thought carries the decision: labels read again behind other thoughts, or without the premise.
+"""Does the thought drive the decision? Read labels again after changed thoughts, or with the premise blanked.
 
-After the interventions of Lanham et al. 2023 (arXiv:2307.13702): what a thought says matters to the label
-only if the label changes with it.
+Interventions after Lanham et al. 2023 (arXiv:2307.13702): a thought matters to the label only if the label
+changes with it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.prediction.decoding import Decoder
-from nlicot.prediction.decoding import by_length as sorted_by_length
+from nlicot.prediction.decoding import Decoder, by_length
 from nlicot.records import Example, Prediction
 
 BLANK = "(left out)"
-"""Stands where a premise was; an empty one would look like a mistake of the data."""
+"""Replaces a premise; an empty one would look like an error in the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One intervention: how many labels it turned, and how many are right after it (None without labels)."""
+    """One intervention: how many labels it flipped, and how many are right after it (None if unlabelled)."""
 
     name: str
     num: int
@@ -37,13 +36,13 @@ def probe_thoughts(
     *,
     form: Form,
 ) -> list[Probe]:
-    """The labels of `predictions` against those under each intervention.
+    """Compare the labels of `predictions` with those under each intervention.
 
     Args:
-        encode: a premise's and a hypothesis' prompt ids.
+        encode: returns the prompt ids of a premise and a hypothesis.
         examples: the pairs.
         predictions: their predictions, in the same order.
-        form: of the answers. Thoughts are changed only where the label stands behind them.
+        form: the form of the answers; thoughts are changed only if the label follows them.
     """
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
     found = {"as it is": before}
@@ -55,9 +54,9 @@ def probe_thoughts(
             ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
             ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
         ):
-            found[name] = _labels_behind(decoder, prompts, changed)
+            found[name] = _labels_after(decoder, prompts, changed)
     blanked = [encode(BLANK, example.hypothesis) for example in examples]
-    batch = sorted_by_length([str(index) for index in range(len(blanked))], blanked)
+    batch = by_length([str(index) for index in range(len(blanked))], blanked)
     answers = {
         int(one.id): one.predicted_label for one in decoder.decode_all(batch.ids, batch.prompts, form=form)
     }
@@ -70,7 +69,7 @@ def _first_half(thought: str) -> str:
     return " ".join(words[: len(words) // 2])
 
 
-def _labels_behind(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
+def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
     grammar, encode = decoder.grammar, decoder.prompt_format.encode_segment
     rows = [
         [
@@ -81,8 +80,8 @@ def _labels_behind(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Seq
         ]
         for prompt, thought in zip(prompts, thoughts, strict=True)
     ]
-    shares = dict(decoder.label_shares(rows))
-    return [int(shares[index] >= 0.5) for index in range(len(rows))]
+    probabilities = dict(decoder.label_probabilities(rows))
+    return [int(probabilities[index] >= 0.5) for index in range(len(rows))]
 
 
 def _counted(name: str, examples: Sequence[Example], before: Sequence[int], after: Sequence[int]) -> Probe:
@@ -98,10 +97,10 @@ def _counted(name: str, examples: Sequence[Example], before: Sequence[int], afte
 
 
 def format_probe(table: Sequence[Probe]) -> str:
-    """The interventions as plain text, one to a line."""
-    lines = [f"{'does the thought decide?':<28}{'labels turned':>15}{'accuracy':>11}"]
+    """Format the interventions as plain text, one per line."""
+    lines = [f"{'does the thought decide?':<28}{'labels flipped':>15}{'accuracy':>11}"]
     for probe in table:
         right = "" if probe.num_right is None else f"{probe.num_right / probe.num:.1%}"
-        turned = "" if probe.name == "as it is" else f"{probe.num_flipped / probe.num:.1%}"
-        lines.append(f"{probe.name:<28}{turned:>15}{right:>11}")
+        flipped = "" if probe.name == "as it is" else f"{probe.num_flipped / probe.num:.1%}"
+        lines.append(f"{probe.name:<28}{flipped:>15}{right:>11}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which tokens keep a thought one valid JSON string."""
+"""Constrain generation so that a thought stays one valid JSON string."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nlicot.model.prompt_format import PromptFormat
 
 
 class ThoughtGrammar:
-    """Which tokens may come next inside a thought, so that it stays one JSON string.
+    """The tokens that may come next inside a thought.
 
-    A thought ends with the first token of the scaffold behind it, as training taught. No other token
-    with an unescaped quote, a control character or a control token is allowed; behind an odd number of
-    backslashes only what JSON allows there.
+    A thought ends with the first token of the scaffold that follows it, as in training. No other token with
+    an unescaped quote, a control character or a control token is allowed; after an odd number of
+    backslashes, only what JSON allows there.
     """
 
     def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
@@ -25,7 +25,7 @@ class ThoughtGrammar:
         assert len(zero) == len(one) == 1, "a label must be one token"
         self.label_ids = (zero[0], one[0])
         self.special_ids = prompt_format.special_ids
-        # Lists, then tensors: an entry of a tensor takes microseconds to set, and there are 49,152 of each.
+        # Lists first: setting one entry of a tensor takes microseconds, and each has 49,152.
         ends, toggles, keeps, plain, escaped = ([False] * num_logits for _ in range(5))
         for token, text in enumerate(prompt_format.token_texts):
             if token in self.special_ids or not text:
@@ -42,35 +42,35 @@ class ThoughtGrammar:
         self.masks = torch.zeros(2, num_logits).masked_fill_(~torch.tensor([plain, escaped]), float("-inf"))
 
     def to(self, device: torch.device) -> ThoughtGrammar:
-        """Move its tables; returns itself."""
+        """Move the tables to a device; return self."""
         for name in ("masks", "ends_escaping", "toggles_escaping", "keeps_escaping"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def held(self, logits: Tensor, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """`[B, V]`: the logits, at -inf what may not come next.
+    def constrained(self, logits: Tensor, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """Return the logits `[B, V]` with -inf for tokens that may not come next.
 
         Args:
             logits: `[B, V]`.
-            escaping: `[B]`, where a backslash is open.
-            closing: `[B]`, the token that ends each row's text; None is the thought's.
+            escaping: `[B]`, true if a backslash is open.
+            closing: `[B]`, the token that ends each row's text; by default the thought's.
         """
         if closing is None:
             closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
-        held = logits + self.masks[0]
+        constrained = logits + self.masks[0]
         if bool(escaping.any()):
-            held[escaping] = logits[escaping] + self.masks[1]
+            constrained[escaping] = logits[escaping] + self.masks[1]
         ends = torch.where(
-            escaping[:, None], held.gather(1, closing[:, None]), logits.gather(1, closing[:, None])
+            escaping[:, None], constrained.gather(1, closing[:, None]), logits.gather(1, closing[:, None])
         )
-        return held.scatter_(1, closing[:, None], ends)
+        return constrained.scatter_(1, closing[:, None], ends)
 
     def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """`[B, V]` to add to logits: 0 for what may come next, else -inf; arguments as of `held`."""
-        return self.held(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping, closing)
+        """Return `[B, V]` to add to logits: 0 if a token may come next, else -inf; see `constrained`."""
+        return self.constrained(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping, closing)
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
-        """`[B]`: where a backslash is open behind these tokens."""
+        """Return `[B]`: whether a backslash is open after these tokens."""
         return torch.where(
             escaping,
             self.ends_escaping[tokens] | self.keeps_escaping[tokens],
@@ -79,7 +79,7 @@ class ThoughtGrammar:
 
 
 def _stays_in_string(text: str) -> bool:
-    """Whether text leaves a JSON string open and valid, from a state without an open backslash."""
+    """Return whether a JSON string stays open and valid after this text (no backslash open before it)."""
     index = 0
     while index < len(text):
         if text[index] == "\\":

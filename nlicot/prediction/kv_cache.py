@@ -1,4 +1,4 @@
-"""The key/value cache of rows that are decoded together, where rows leave and others take their places."""
+"""The key/value cache of a batch whose rows leave and enter while it is decoded."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROOM = 64
-"""Tokens that there is room for behind the last one, so that a step copies one column and not all."""
+SPARE_COLUMNS = 64
+"""Spare columns after the last token, so that a step writes one column instead of copying the cache."""
 
 
-def roomy_cache() -> Any:
-    """An empty cache of `transformers` whose layers grow by `ROOM` columns at once."""
+def growing_cache() -> Any:
+    """Return an empty cache of transformers whose layers grow by `SPARE_COLUMNS` at a time."""
     from transformers.cache_utils import Cache, DynamicLayer
 
-    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
                 self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-                self.roomy_keys, self.roomy_values = self.keys, self.values
-            self.roomy_keys, self.keys = _appended(self.roomy_keys, self.keys, key_states)
-            self.roomy_values, self.values = _appended(self.roomy_values, self.values, value_states)
+                self.key_buffer, self.value_buffer = self.keys, self.values
+            self.key_buffer, self.keys = _append(self.key_buffer, self.keys, key_states)
+            self.value_buffer, self.values = _append(self.value_buffer, self.values, value_states)
             return self.keys, self.values
 
-    return Cache(layer_class_to_replicate=RoomyLayer)
+    return Cache(layer_class_to_replicate=GrowingLayer)
 
 
-def _appended(roomy: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """`new` behind `kept`: in `roomy`, which `kept` begins, or in a copy with room of its own.
+def _append(buffer: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Append `new` to `kept`, in place if `kept` is the start of `buffer` and fits, else in a larger copy.
 
     Args:
-        roomy: `[B, heads, C, D]`.
-        kept: `[B, heads, T, D]`; not the beginning of `roomy` once rows have left or entered.
+        buffer: `[B, heads, C, D]`.
+        kept: `[B, heads, T, D]`; no longer the start of `buffer` once rows have left or entered.
         new: `[B, heads, t, D]`.
 
     Returns:
-        What has room now, and its first T + t columns.
+        The over-allocated buffer, and a view of its first T + t columns.
     """
     length, width = kept.shape[2], kept.shape[2] + new.shape[2]
-    begins = roomy.shape[0] == kept.shape[0] and roomy.data_ptr() == kept.data_ptr()
-    if not begins or roomy.shape[2] < width or not length:
-        roomy = new.new_empty(*new.shape[:2], width + ROOM, new.shape[3])
-        roomy[:, :, :length] = kept
-    roomy[:, :, length:width] = new
-    return roomy, roomy[:, :, :width]
+    in_place = buffer.shape[0] == kept.shape[0] and buffer.data_ptr() == kept.data_ptr()
+    if not in_place or buffer.shape[2] < width or not length:
+        buffer = new.new_empty(*new.shape[:2], width + SPARE_COLUMNS, new.shape[3])
+        buffer[:, :, :length] = kept
+    buffer[:, :, length:width] = new
+    return buffer, buffer[:, :, :width]
 
 
 @dataclass(slots=True)
 class RowCache:
-    """What a model keeps of B rows of one width; a row's padding stands before or within it, masked.
+    """The cache of B rows of one width; masked padding may precede or interrupt a row.
 
     Attributes:
-        cache: a cache of `transformers`; keys and values are `[B, heads, T, D]`.
-        mask: `[B, T]`, 1 where a row has a token.
+        cache: a cache of transformers; keys and values are `[B, heads, T, D]`.
+        mask: `[B, T]`, 1 for a token, 0 for padding.
     """
 
     cache: Any
@@ -65,26 +65,26 @@ class RowCache:
 
     @property
     def positions(self) -> Tensor:
-        """`[B, 1]`: the position of each row's next token."""
+        """The position `[B, 1]` of each row's next token."""
         return self.mask.sum(1, keepdim=True)
 
     def with_next(self) -> Tensor:
-        """`[B, T + 1]`: the mask once each row has one token more."""
+        """Return the mask `[B, T + 1]` after one more token in each row."""
         return torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
 
-    def select(self, places: Tensor) -> None:
-        """Keep these rows, in this order; a place may stand more than once. Columns that all lack go too."""
-        mask = self.mask[places]
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows in this order, repeats allowed; drop columns that are padding in all of them."""
+        mask = self.mask[rows]
         used = torch.nonzero(mask.any(0)).squeeze(1)
-        every = len(used) == mask.shape[1]  # then there is no second copy
-        self.mask = mask if every else mask[:, used]
+        all_used = len(used) == mask.shape[1]  # avoids a second copy
+        self.mask = mask if all_used else mask[:, used]
         for layer in self.cache.layers:
-            keys, values = layer.keys[places], layer.values[places]
-            layer.keys, layer.values = (keys, values) if every else (keys[:, :, used], values[:, :, used])
+            keys, values = layer.keys[rows], layer.values[rows]
+            layer.keys, layer.values = (keys, values) if all_used else (keys[:, :, used], values[:, :, used])
 
     def repeated(self, num_rows: int) -> RowCache:
-        """A cache of its own for `num_rows` rows that all begin with this one's only row."""
-        cache = roomy_cache()
+        """Return a new cache of `num_rows` rows, each a copy of this one's single row."""
+        cache = growing_cache()
         for number, layer in enumerate(self.cache.layers):
             keys, values = (part.expand(num_rows, -1, -1, -1) for part in (layer.keys, layer.values))
             cache.update(keys, values, number)
@@ -92,20 +92,20 @@ class RowCache:
 
     @classmethod
     def joined(cls, parts: Sequence[RowCache]) -> RowCache:
-        """The rows of all parts in one cache, the first part's first."""
+        """Join the rows of all parts in one cache, in order."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.mask.shape[1] for part in parts)
-        mask = torch.cat([_widened(part.mask, width, dim=1) for part in parts])
+        mask = torch.cat([_left_padded(part.mask, width, dim=1) for part in parts])
         cache = parts[0].cache
         for number, layer in enumerate(cache.layers):
             alike = [part.cache.layers[number] for part in parts]
-            layer.keys = torch.cat([_widened(one.keys, width, dim=2) for one in alike])
-            layer.values = torch.cat([_widened(one.values, width, dim=2) for one in alike])
+            layer.keys = torch.cat([_left_padded(one.keys, width, dim=2) for one in alike])
+            layer.values = torch.cat([_left_padded(one.values, width, dim=2) for one in alike])
         return cls(cache, mask)
 
 
-def _widened(values: Tensor, width: int, *, dim: int) -> Tensor:
-    """Zeros put before `values` along `dim`, up to `width`."""
+def _left_padded(values: Tensor, width: int, *, dim: int) -> Tensor:
+    """Pad with zeros on the left along `dim`, up to `width`."""
     missing = width - values.shape[dim]
     return functional.pad(values, [0, 0] * (values.dim() - 1 - dim) + [missing, 0]) if missing else values

@@ -1,4 +1,4 @@
-"""Measures predictions against true labels, and keeps the figures in a run's `metrics.json`."""
+"""Measure predictions against true labels, and record the metrics in a run's `metrics.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nlicot.records import Example, Prediction
 
 
 def measure(examples: Sequence[Example], predictions: Sequence[Prediction]) -> ClassificationMetrics:
-    """Metrics of predictions, in any order, against the labels of `examples`."""
+    """Compute metrics of predictions (in any order) against the labels of `examples`."""
     found = in_order_of(examples, predictions)
     return classification_metrics(
         [int(example.label or 0) for example in examples],
@@ -41,7 +41,7 @@ def record_metrics(
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
 ) -> dict[str, Any]:
-    """Put a split's figures into `metrics.json`, beside those of other splits; returns them."""
+    """Record a split's metrics in `metrics.json`, next to those of other splits; return them."""
     found = in_order_of(examples, predictions)
     right = [
         prediction.predicted_label == example.label
@@ -59,7 +59,7 @@ def record_metrics(
 
 
 def format_groups(entry: Mapping[str, Any]) -> str:
-    """Accuracy by thought length, and by phenomenon where the pairs name one, as plain text."""
+    """Format accuracy by thought length, and by phenomenon if the pairs have one."""
     lines = []
     for key, title in (("by_thought_length", "by length of the thought"), ("by_phenomenon", "by phenomenon")):
         groups = entry.get(key, [])
@@ -75,7 +75,7 @@ def format_groups(entry: Mapping[str, Any]) -> str:
 
 
 def record_faithfulness(path: Path, split: str, table: Sequence[Probe]) -> None:
-    """Put what the probes found beside the split's figures in `metrics.json`."""
+    """Record the probe's results with the split's metrics in `metrics.json`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     content[split]["faithfulness"] = [asdict(probe) for probe in table]
     write_json(path, content)
@@ -94,10 +94,10 @@ def _groups(accuracies: Sequence[GroupAccuracy]) -> list[dict[str, Any]]:
     ]
 
 
-def label_shares(predictions: Sequence[Prediction], metrics_path: Path) -> str:
-    """The share of label 1, beside dev's where `metrics.json` knows it: a last look before handing in."""
-    share = sum(prediction.predicted_label == 1 for prediction in predictions) / len(predictions)
-    text = f"label 1: {share:.1%}"
+def label_summary(predictions: Sequence[Prediction], metrics_path: Path) -> str:
+    """Summarise the proportion of label 1, next to dev's if `metrics.json` has it."""
+    proportion = sum(prediction.predicted_label == 1 for prediction in predictions) / len(predictions)
+    text = f"label 1: {proportion:.1%}"
     dev = json.loads(metrics_path.read_text(encoding="utf-8")).get("dev") if metrics_path.is_file() else None
     if dev:
         text += (
@@ -105,4 +105,4 @@ def label_shares(predictions: Sequence[Prediction], metrics_path: Path) -> str:
             f"{dev['num_positive'] / dev['support']:.1%} are)"
         )
     truncated = sum(prediction.status == "truncated" for prediction in predictions)
-    return text + (f"; {truncated} thoughts were cut off by their budget" if truncated else "")
+    return text + (f"; {truncated} thoughts were cut off at their token budget" if truncated else "")

@@ -1,4 +1,4 @@
-"""Predictions as they are made, so that a killed process need not make them again."""
+"""Keep predictions as they are made, so that a killed process does not repeat them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nlicot.records import Prediction, to_json_dict
 
 
 class PartialPredictions:
-    """JSON lines beside the final file, one file for each rank; gone once that is written.
+    """JSON lines next to the final file, one file per rank; removed once the final file is written.
 
     Args:
-        folder: where the final files will lie.
-        split: what is predicted.
-        fingerprint: of all that decides a prediction; what was made otherwise is not taken up.
-        rank: of this process.
+        folder: the folder of the final files.
+        split: the split that is predicted.
+        fingerprint: hash of everything that decides a prediction; others are ignored.
+        rank: index of this process.
     """
 
     def __init__(self, folder: Path, split: str, fingerprint: str, rank: int) -> None:
@@ -26,7 +26,7 @@ class PartialPredictions:
         self._path = folder / f"{self._stem}.{rank}.partial"
 
     def read(self) -> list[Prediction]:
-        """What all ranks of an earlier process left, each pair once, but for lines that were cut short."""
+        """Read what all ranks of an earlier process left, each pair once; skip truncated lines."""
         found: dict[str, Prediction] = {}
         for path in sorted(self._folder.glob(f"{self._stem}.*.partial")):
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -36,20 +36,20 @@ class PartialPredictions:
         return list(found.values())
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[Prediction], None]]:
-        """Gives what keeps one prediction, at once."""
+    def writer(self) -> Iterator[Callable[[Prediction], None]]:
+        """Yield a function that appends one prediction and flushes it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             if file.tell():
-                file.write("\n")  # ends a line that was cut short
+                file.write("\n")  # ends a truncated line
 
-            def keep(prediction: Prediction) -> None:
+            def append(prediction: Prediction) -> None:
                 file.write(json.dumps(to_json_dict(prediction), ensure_ascii=False) + "\n")
                 file.flush()
 
-            yield keep
+            yield append
 
     def remove(self) -> None:
-        """The final file is written: what led to it may go."""
+        """Remove the partial files, once the final file is written."""
         for path in self._folder.glob(f"{self._stem}.*.partial"):
             path.unlink(missing_ok=True)

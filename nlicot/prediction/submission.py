@@ -1,4 +1,4 @@
-"""Writes predictions: a CSV to hand in, JSON lines to look at."""
+"""Write predictions: a CSV to hand in, and JSON lines to look at."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def write_predictions(
     """Write `<split>.csv` (one `prediction` column) and `<split>.jsonl`, in the input's order.
 
     Args:
-        folder: where to; an earlier run's predictions of the same split are replaced.
-        examples: the input; every row gets its prediction.
-        predictions: in any order, one for each example.
+        folder: output folder; an earlier run's predictions of the same split are replaced.
+        examples: the input rows.
+        predictions: one for each example, in any order.
 
     Raises:
         KeyError: an example has no prediction; nothing is written then.
@@ -35,7 +35,7 @@ def write_predictions(
 
 
 def in_order_of(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Each example's prediction; a KeyError where one is missing."""
+    """Return each example's prediction; raise KeyError if one is missing."""
     by_id = {prediction.id: prediction for prediction in predictions}
     return [by_id[example.id] for example in examples]
 

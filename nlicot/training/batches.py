@@ -1,4 +1,4 @@
-"""What training reads: micro-batches of token ids, and the window of them that makes one step."""
+"""Micro-batches of token ids, and the window of them that makes one optimizer step."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast.attention.spans import Spans, common_prefix_len
 
-ROW_STEP = 32
-"""Kernels are prepared, and kept, for each number of tokens; so there shall not be many such numbers."""
-FILLED_FROM = 16 * ROW_STEP
-"""A shorter row is left as it is: a filler would be a notable share of it."""
+LENGTH_MULTIPLE = 32
+"""oneDNN keeps kernels for each number of tokens, so keep the number of distinct lengths small."""
+PADDED_FROM = 16 * LENGTH_MULTIPLE
+"""Shorter rows are not padded: padding would be a notable part of them."""
 
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """Examples that go through the model together, in one row without padding (see `attention.spans`).
+    """Examples that go through the model together, packed into one row (see `attention.spans`).
 
     Attributes:
-        input_ids: `[N]`: what all examples begin with, once, then the rest of each, then a filler.
-        position_ids: `[N]`, each token's place in its own example.
-        spans: where the examples lie.
-        positions: `[S]`, where in the row a supervised token is predicted.
+        input_ids: `[N]`: the common prefix once, then each example's suffix, then padding.
+        position_ids: `[N]`, each token's position in its own example.
+        spans: lengths of the prefix, the suffixes and the padding.
+        positions: `[S]`, the position in the row at which a supervised token is predicted.
         targets: `[S]`, that token.
         kinds: `[S]`, its `TokenKind`.
-        rows: `[S]`, which example it belongs to.
+        rows: `[S]`, the index of its example.
     """
 
     input_ids: Tensor
@@ -48,7 +48,7 @@ class MicroBatch:
         return len(self.spans.suffix_lens)
 
     def to(self, device: torch.device | str, **options: Any) -> MicroBatch:
-        """The same on another device."""
+        """Copy to another device."""
         return MicroBatch(
             input_ids=self.input_ids.to(device, **options),
             position_ids=self.position_ids.to(device, **options),
@@ -62,10 +62,10 @@ class MicroBatch:
 
 @dataclass(slots=True, kw_only=True)
 class Window:
-    """The examples of one optimizer step, or of one stretch of an evaluation.
+    """The examples of one optimizer step, or one batch of an evaluation.
 
     Attributes:
-        micro_batches: this rank's share.
+        micro_batches: this rank's part.
         num_by_kind: `[4]`, tokens by `TokenKind` in the whole window, over all ranks.
         ids: the ids of this rank's examples, in the order of the micro-batches' rows.
         labels: their labels.
@@ -77,7 +77,7 @@ class Window:
     labels: list[int]
 
     def to(self, device: torch.device | str, **options: Any) -> Window:
-        """The same on another device; Lightning calls this."""
+        """Copy to another device; Lightning calls this."""
         return Window(
             micro_batches=[batch.to(device, **options) for batch in self.micro_batches],
             num_by_kind=self.num_by_kind,
@@ -86,8 +86,8 @@ class Window:
         )
 
 
-def shared_beginning(rows: Sequence[dict[str, Any]]) -> int:
-    """How many tokens the examples begin with alike, no supervised one among them."""
+def shared_prefix_len(rows: Sequence[dict[str, Any]]) -> int:
+    """Return the length of the examples' common prefix, without supervised tokens."""
     prompts = (_first_supervised(row) for row in rows)
     return common_prefix_len([row["input_ids"] for row in rows], min(prompts)) if len(rows) > 1 else 0
 
@@ -96,30 +96,32 @@ def _first_supervised(row: dict[str, Any]) -> int:
     return next(index for index, kind in enumerate(row["kinds"]) if kind != TokenKind.PROMPT)
 
 
-def _filler(num_tokens: int) -> int:
-    """Tokens that make a long row a multiple of `ROW_STEP`."""
-    return -num_tokens % ROW_STEP if num_tokens >= FILLED_FROM else 0
+def _num_padding(num_tokens: int) -> int:
+    """Number of padding tokens that make a long row a multiple of `LENGTH_MULTIPLE`."""
+    return -num_tokens % LENGTH_MULTIPLE if num_tokens >= PADDED_FROM else 0
 
 
-def collate(rows: Sequence[dict[str, Any]], shared: int) -> MicroBatch:
-    """Encoded examples as one micro-batch, which holds the `shared` tokens that all begin with once."""
-    lengths = tuple(len(row["input_ids"]) - shared for row in rows)
-    spans = Spans(prefix_len=shared, suffix_lens=lengths, padding=_filler(shared + sum(lengths)))
-    parts = [torch.as_tensor(rows[0]["input_ids"][:shared], dtype=torch.long)]
+def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
+    """Pack encoded examples into one micro-batch that holds their common prefix once."""
+    lengths = tuple(len(row["input_ids"]) - prefix_len for row in rows)
+    spans = Spans(prefix_len=prefix_len, suffix_lens=lengths, padding=_num_padding(prefix_len + sum(lengths)))
+    parts = [torch.as_tensor(rows[0]["input_ids"][:prefix_len], dtype=torch.long)]
     positions, targets, kinds, owners = [], [], [], []
-    start = shared
+    start = prefix_len
     for index, row in enumerate(rows):
         ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
         kind = torch.as_tensor(row["kinds"], dtype=torch.long)
-        parts.append(ids[shared:])
+        parts.append(ids[prefix_len:])
         supervised = torch.nonzero(kind != TokenKind.PROMPT).squeeze(1)
-        # The token at t is predicted at t - 1, which may be the last of the shared ones.
+        # The token at t is predicted at t - 1, which may be the prefix's last token.
         predicted_at = supervised - 1
-        positions.append(torch.where(predicted_at < shared, predicted_at, predicted_at - shared + start))
+        positions.append(
+            torch.where(predicted_at < prefix_len, predicted_at, predicted_at - prefix_len + start)
+        )
         targets.append(ids[supervised])
         kinds.append(kind[supervised])
         owners.append(torch.full_like(supervised, index))
-        start += len(ids) - shared
+        start += len(ids) - prefix_len
     parts.append(torch.zeros(spans.padding, dtype=torch.long))
     return MicroBatch(
         input_ids=torch.cat(parts),

@@ -353,7 +353,7 @@ class PairsData(LightningDataModule):
             token_budget=self.micro_batch_tokens,
             rank=rank,
             world_size=world_size,
-            share_beginning=self.share_beginning,
+            share_prefix=self.share_beginning,
         )
 
     def _window_loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:

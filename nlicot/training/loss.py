@@ -1,4 +1,4 @@
-"""The loss of supervised positions, split by what they are.
+"""The loss at supervised positions, split by the kind of token.
 
 Only supervised positions reach the LM head, in chunks, so that no `[B, T, V]` array ever exists.
 """
@@ -28,12 +28,12 @@ def weights_by_kind(weights: SegmentWeights) -> Tensor:
 
 
 def lm_head(model: Any) -> Any:
-    """The matrix from hidden states to logits."""
+    """Return the LM head: the matrix from hidden states to logits."""
     return causal_lm(model).lm_head
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """`[S, H]`: the last hidden state wherever a supervised token is predicted."""
+    """Return the last hidden states `[S, H]` at the positions that predict supervised tokens."""
     output = causal_lm(model).model(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -46,17 +46,17 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
 
 
 def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """`[S]` float32 negative log-likelihoods of the supervised tokens, in nats, and their hidden states."""
+    """Return the supervised tokens' negative log-likelihoods `[S]` in nats, and their hidden states."""
     hidden = hidden_states(model, batch)
     losses: Tensor = _TokenLosses.apply(hidden, lm_head(model).weight, batch.targets)  # type: ignore[no-untyped-call]
     return losses, hidden
 
 
 class _TokenLosses(Function):
-    """Cross-entropy behind a frozen LM head, chunk by chunk.
+    """Cross-entropy after a frozen LM head, in chunks.
 
-    A token's gradient is known up to the factor that comes from above, so it is computed with the loss and no
-    logits are kept. Keeps `[S, H]`.
+    A token's gradient is known up to the upstream factor, so it is computed with the loss and no logits are
+    kept for the backward pass, only `[S, H]`.
     """
 
     @staticmethod
@@ -83,13 +83,13 @@ class _TokenLosses(Function):
 
 
 def num_right_labels(model: Any, batch: MicroBatch, hidden: Tensor, label_ids: tuple[int, int]) -> int:
-    """How many labels of the batch the model prefers over the other one, given the true thought."""
-    where = batch.kinds == TokenKind.LABEL
-    logits = lm_head(model)(hidden[where])[:, list(label_ids)]
-    return int((logits.argmax(-1) == (batch.targets[where] == label_ids[1]).long()).sum())
+    """Count the examples whose label the model prefers to the other one, given the true thought."""
+    is_label = batch.kinds == TokenKind.LABEL
+    logits = lm_head(model)(hidden[is_label])[:, list(label_ids)]
+    return int((logits.argmax(-1) == (batch.targets[is_label] == label_ids[1]).long()).sum())
 
 
 def sum_by_kind(losses: Tensor, kinds: Tensor) -> Tensor:
-    """`[4]`: the losses summed by `TokenKind`."""
+    """Sum the losses by `TokenKind`: `[4]`."""
     sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=losses.device)
     return sums.index_add(0, kinds, losses.detach().double())

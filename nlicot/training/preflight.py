@@ -1,7 +1,7 @@
-"""What a fit will cost, measured before it begins: memory, time, and the micro-batch that would still fit.
+"""Measure the cost of a fit before it starts: memory, time, and the largest micro-batch that fits.
 
-`fit --preflight` runs the longest micro-batches that training can meet, then micro-batches of the first
-windows and of dev for a while, and multiplies. No run's folder is made.
+`fit --preflight` runs the longest micro-batches that training can encounter, times micro-batches of the first
+windows and of dev for a while, and extrapolates. It makes no run folder.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from nlicot.training.module import ThoughtTuner
 from nlicot.training.sampler import WindowDataset
 
 MEASURED_S = 20.0
-"""For so long micro-batches are timed; on a GPU that is many windows, on two CPU cores a part of one."""
+"""How long to time micro-batches: many windows on a GPU, part of one on two CPU cores."""
 NUM_WINDOWS = 20
-"""From so many windows the mean number of tokens is taken."""
+"""Number of windows to average token counts over."""
 USABLE = 0.9
-"""Of the memory that there is; the rest is for fragments, and for examples that pad worse."""
+"""Usable fraction of the memory; the rest is for fragmentation and for examples that need more padding."""
 MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """One micro-batch's tokens, examples and peak memory, what was loaded before included."""
+    """One micro-batch's tokens and examples, and the process's peak memory while it ran."""
 
     num_tokens: int
     num_examples: int
@@ -45,16 +45,16 @@ class Peak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a fit will cost.
+    """The cost of a fit.
 
     Attributes:
         longest: the longest micro-batch of the training split.
-        usable_bytes: of the device.
-        largest_budget: tokens of a micro-batch that would still fit; None where a whole window does.
-        step_s: one optimizer step.
-        dev_s: one measurement of the dev loss.
-        num_steps: optimizer steps of the whole fit; None where nothing ends it.
-        num_dev: measurements of the dev loss in it.
+        usable_bytes: usable memory of the device.
+        largest_budget: maximum tokens of a micro-batch that fits; None if a whole window does.
+        step_s: duration of one optimizer step.
+        dev_s: duration of one evaluation of the dev loss.
+        num_steps: optimizer steps of the whole fit; None if nothing ends it.
+        num_dev: number of evaluations of the dev loss.
         tokens_per_step: tokens through the model in one step.
     """
 
@@ -69,12 +69,12 @@ class Cost:
 
     @property
     def total_s(self) -> float | None:
-        """Of the whole fit, without decoding dev pairs."""
+        """Duration of the whole fit, without decoding dev pairs."""
         return None if self.num_steps is None else self.num_steps * self.step_s + self.num_dev * self.dev_s
 
 
 def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
-    """Load the base, put the adapter on it, and measure."""
+    """Load the base with an adapter, and measure."""
     data.encode(module.prompt_format)
     module.configure_model()
     device = trainer.strategy.root_device
@@ -85,7 +85,7 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
     clear_gradients(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
 
-    def learn(batch: MicroBatch) -> None:
+    def train(batch: MicroBatch) -> None:
         with trainer.precision_plugin.forward_context():
             token_losses(module.model, batch.to(device))[0].sum().backward()  # type: ignore[no-untyped-call]
 
@@ -96,20 +96,20 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
 
     budget = data.micro_batch_tokens
     smaller, longest = (
-        _peak(_longest(data, windows, tokens), learn, optimizer) for tokens in (budget // 2, budget)
+        _peak(_longest(data, windows, tokens), train, optimizer) for tokens in (budget // 2, budget)
     )
     usable = int(USABLE * (memory.resident_bytes() + memory.available_bytes()))
     tokens_per_step = _mean_tokens(windows, order)
     module.model.train()
-    per_token = _seconds_per_token(_micro_batches(windows, order), learn)
+    per_token = _seconds_per_token(_micro_batches(windows, order), train)
     started = time.perf_counter()
     optimizer.step()
     optimizer_s = time.perf_counter() - started
     dev_order = list(data.sampler("dev", shuffle=False))
     module.model.eval()
     dev_per_token = _seconds_per_token(_micro_batches(dev, dev_order), evaluate)
-    steps_an_epoch = len(data.sampler("train", shuffle=True))
-    num_steps = _num_steps(trainer, steps_an_epoch)
+    steps_per_epoch = len(data.sampler("train", shuffle=True))
+    num_steps = _num_steps(trainer, steps_per_epoch)
     return Cost(
         longest=longest,
         usable_bytes=usable,
@@ -117,21 +117,21 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
         step_s=tokens_per_step * per_token + optimizer_s,
         dev_s=_mean_tokens(dev, dev_order[:NUM_WINDOWS]) * len(dev_order) * dev_per_token,
         num_steps=num_steps,
-        num_dev=_num_dev(trainer, num_steps or 0, steps_an_epoch),
+        num_dev=_num_dev(trainer, num_steps or 0, steps_per_epoch),
         tokens_per_step=tokens_per_step,
     )
 
 
 def _longest(data: PairsData, windows: WindowDataset, budget: int) -> MicroBatch:
-    """The most tokens that can meet in a micro-batch of this budget: those of the longest examples."""
+    """The micro-batch with the most tokens at this budget: one of the longest examples."""
     order = sorted(range(len(windows)), key=lambda index: -windows.lengths[index])
-    cut = WindowDataset(windows.encoded, token_budget=budget, share_beginning=data.share_beginning)
+    cut = WindowDataset(windows.encoded, token_budget=budget, share_prefix=data.share_beginning)
     return max(cut[order[: data.effective_batch]].micro_batches, key=lambda batch: len(batch.input_ids))
 
 
-def _peak(batch: MicroBatch, learn: Callable[[MicroBatch], None], optimizer: Any) -> Peak:
+def _peak(batch: MicroBatch, train: Callable[[MicroBatch], None], optimizer: Any) -> Peak:
     memory.reset_peak()
-    learn(batch)
+    train(batch)
     optimizer.step()
     return Peak(num_tokens=len(batch.input_ids), num_examples=len(batch), num_bytes=memory.peak_bytes())
 
@@ -141,14 +141,14 @@ def _micro_batches(windows: WindowDataset, order: Iterable[list[int]]) -> Iterab
 
 
 def _mean_tokens(windows: WindowDataset, order: Iterable[list[int]]) -> float:
-    """Tokens through the model for a window; a beginning that examples share counts once a micro-batch."""
+    """Mean tokens per window through the model; a shared prefix counts once per micro-batch."""
     return statistics.mean(
         sum(len(batch.input_ids) for batch in windows[indices].micro_batches) for indices in order
     )
 
 
 def _seconds_per_token(batches: Iterable[MicroBatch], run: Callable[[MicroBatch], None]) -> float:
-    """Timed until `MEASURED_S` have passed; the first micro-batch counts: its shapes are warm by then."""
+    """Time micro-batches for `MEASURED_S`; the first one counts too: its shapes are warm already."""
     num_tokens, started = 0, time.perf_counter()
     for batch in batches:
         run(batch)
@@ -161,7 +161,7 @@ def _seconds_per_token(batches: Iterable[MicroBatch], run: Callable[[MicroBatch]
 
 
 def _largest_budget(smaller: Peak, longest: Peak, usable: int, *, most: int) -> int | None:
-    """On the line through two peaks, for attention adds to them by example; None from `most` tokens on."""
+    """Extrapolate linearly from two peaks (attention adds per example); None from `most` tokens on."""
     num_tokens = longest.num_tokens - smaller.num_tokens
     bytes_per_token = (longest.num_bytes - smaller.num_bytes) / num_tokens if num_tokens else 0.0
     if bytes_per_token <= 0:
@@ -170,24 +170,24 @@ def _largest_budget(smaller: Peak, longest: Peak, usable: int, *, most: int) -> 
     return fitting if fitting < most else None
 
 
-def _num_steps(trainer: Trainer, steps_an_epoch: int) -> int | None:
+def _num_steps(trainer: Trainer, steps_per_epoch: int) -> int | None:
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        ends.append(trainer.max_epochs * steps_an_epoch)
+        ends.append(trainer.max_epochs * steps_per_epoch)
     return min(ends, default=None)
 
 
-def _num_dev(trainer: Trainer, num_steps: int, steps_an_epoch: int) -> int:
+def _num_dev(trainer: Trainer, num_steps: int, steps_per_epoch: int) -> int:
     interval = trainer.val_check_interval or 1.0
-    every = interval if isinstance(interval, int) else max(1, int(interval * steps_an_epoch))
+    every = interval if isinstance(interval, int) else max(1, int(interval * steps_per_epoch))
     return int(num_steps // every)
 
 
 def format_cost(cost: Cost, data: PairsData, *, num_generated: int) -> str:
-    """As `fit --preflight` prints it.
+    """Format the cost as `fit --preflight` prints it.
 
     Args:
-        num_generated: dev pairs that are decoded after each epoch.
+        num_generated: number of dev pairs decoded after each epoch.
     """
     longest, per_s = cost.longest, cost.tokens_per_step / cost.step_s
     peak, usable = longest.num_bytes / MEGABYTE, cost.usable_bytes / MEGABYTE
@@ -217,7 +217,7 @@ def format_cost(cost: Cost, data: PairsData, *, num_generated: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A duration as a person says it.
+    """Format a duration for humans.
 
     >>> _duration(0.8), _duration(75), _duration(7_500)
     ('0.8 s', '1 min 15 s', '2 h 5 min')

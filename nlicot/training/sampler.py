@@ -1,4 +1,4 @@
-"""Which examples make one optimizer step, and how they are cut into micro-batches.
+"""Choose the examples of each optimizer step and cut them into micro-batches.
 
 An epoch is a seeded permutation cut into windows of the effective batch. A window is sorted by length
 and cut by a token budget; the loss is divided by the window's tokens, so the cut changes nothing but speed
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from nlicot.training.batches import Window, collate, shared_beginning
+from nlicot.training.batches import Window, collate, shared_prefix_len
 
 
 def cut_by_tokens(
-    lengths: Sequence[int], indices: Sequence[int], token_budget: int, *, shared: int = 0
+    lengths: Sequence[int], indices: Sequence[int], token_budget: int, *, prefix_len: int = 0
 ) -> list[list[int]]:
-    """`indices` sorted by length, longest first, in runs whose tokens stay within the budget.
+    """Sort `indices` by length, longest first, and cut them into runs within the token budget.
 
-    An example longer than the budget makes a run of its own.
+    An example longer than the budget gets a run to itself.
 
     Args:
-        shared: tokens that all examples begin with alike, which a run holds once.
+        prefix_len: number of tokens in the examples' common prefix, which a run holds once.
 
     >>> cut_by_tokens([5, 3, 4, 9], [0, 1, 2, 3], token_budget=9)
     [[3], [0, 2], [1]]
@@ -33,10 +33,10 @@ def cut_by_tokens(
     runs: list[list[int]] = []
     left = 0
     for index in ordered:
-        own = lengths[index] - shared
-        if runs and own <= left:
+        suffix_len = lengths[index] - prefix_len
+        if runs and suffix_len <= left:
             runs[-1].append(index)
-            left -= own
+            left -= suffix_len
         else:
             runs.append([index])
             left = token_budget - lengths[index]
@@ -44,12 +44,12 @@ def cut_by_tokens(
 
 
 class WindowSampler(Sampler[list[int]]):
-    """Yields the indices of one window at a time; goes on in mid-epoch after `resume_at`.
+    """Yield the indices of one window at a time; continue mid-epoch after `resume_at`.
 
     Args:
-        num_examples: of the data set.
+        num_examples: size of the data set.
         window_size: the effective batch, over all ranks.
-        seed: of the permutations; every epoch has its own.
+        seed: seed of the permutations; each epoch has its own.
         shuffle: False for evaluations.
     """
 
@@ -65,11 +65,11 @@ class WindowSampler(Sampler[list[int]]):
         return -(-self.num_examples // self.window_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def resume_at(self, epoch: int, window: int) -> None:
-        """Skip the first `window` windows of `epoch`; other epochs are whole."""
+        """Skip the first `window` windows of `epoch` (and of no other)."""
         self._start = (epoch, window)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -83,14 +83,14 @@ class WindowSampler(Sampler[list[int]]):
 
 
 class WindowDataset(Dataset[Window]):
-    """Fetches a whole window of an encoded data set at once, this rank's share of it as tensors.
+    """Fetch a whole window of an encoded data set at once, this rank's part of it as tensors.
 
     Args:
-        encoded: from `model.encoding.encode_dataset`.
-        token_budget: tokens of a micro-batch, at most.
-        rank: of this process.
+        encoded: a data set from `encoded_dataset.encode_dataset`.
+        token_budget: maximum tokens of a micro-batch.
+        rank: index of this process.
         world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
-        share_beginning: whether a micro-batch holds what its examples begin with alike once.
+        share_prefix: whether a micro-batch holds its examples' common prefix once.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class WindowDataset(Dataset[Window]):
         token_budget: int,
         rank: int = 0,
         world_size: int = 1,
-        share_beginning: bool = True,
+        share_prefix: bool = True,
     ) -> None:
         self.encoded = encoded
         self.token_budget = token_budget
         self.rank = rank
         self.world_size = world_size
-        self.share_beginning = share_beginning
+        self.share_prefix = share_prefix
         self.lengths: list[int] = list(encoded["length"])
         # A view, so that counting a window's tokens does not decode them.
         self._counts = encoded.select_columns("num_by_kind")
@@ -115,22 +115,22 @@ class WindowDataset(Dataset[Window]):
         return len(self.lengths)
 
     def __getitem__(self, indices: list[int]) -> Window:
-        """One window; a rank without a share gets no micro-batch."""
+        """Fetch one window; a rank without examples gets no micro-batch."""
         ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
         mine = ordered[self.rank :: self.world_size]
         rows = self._rows(mine)
-        shared = shared_beginning(list(rows.values())) if self.share_beginning else 0
-        runs = cut_by_tokens(self.lengths, mine, self.token_budget, shared=shared)
-        batches = [collate([rows[index] for index in run], shared) for run in runs]
+        prefix_len = shared_prefix_len(list(rows.values())) if self.share_prefix else 0
+        runs = cut_by_tokens(self.lengths, mine, self.token_budget, prefix_len=prefix_len)
+        batches = [collate([rows[index] for index in run], prefix_len) for run in runs]
         ids = [rows[index]["id"] for run in runs for index in run]
         labels = [rows[index]["label"] for run in runs for index in run]
         counts = torch.tensor(self._counts[ordered]["num_by_kind"]).sum(dim=0)
         return Window(micro_batches=batches, num_by_kind=counts, ids=ids, labels=labels)
 
     def _rows(self, indices: list[int]) -> dict[int, dict[str, Any]]:
-        """Encoded examples by their index, fetched at once."""
+        """Fetch encoded examples at once, by index."""
         columns = self.encoded[indices]
         return {
-            index: {name: column[place] for name, column in columns.items()}
-            for place, index in enumerate(indices)
+            index: {name: column[position] for name, column in columns.items()}
+            for position, index in enumerate(indices)
         }

@@ -12,7 +12,7 @@ import pytest
 
 from nlicot import cli, completion
 from nlicot.inspection.lengths import bars, histogram, measure
-from nlicot.inspection.terminal import drawn, visible, wants_color
+from nlicot.inspection.terminal import render, visible, wants_color
 from nlicot.inspection.token_view import KINDS, pieces_of
 from nlicot.model.base_model import resolve
 from nlicot.model.encoded_dataset import encode_dataset
@@ -75,7 +75,7 @@ def test_markers_of_the_template_are_control_and_those_in_a_text_are_not(prompt_
 def test_no_text_moves_the_cursor_or_changes_a_colour(prompt_format: PromptFormat, color: bool) -> None:
     encoded = encode_example(prompt_format, HOSTILE, max_length=4096, over_budget="drop")
     assert encoded is not None
-    text = drawn(pieces_of(prompt_format, encoded), color=color)
+    text = render(pieces_of(prompt_format, encoded), color=color)
     plain = ESCAPE.sub("", text)
     assert all(char == "\n" or char.isprintable() for char in plain)
     assert "\\x1b]0;gone\\x07" in plain
@@ -86,7 +86,7 @@ def test_each_kind_has_its_colour_and_what_is_not_learnt_is_dim(prompt_format: P
     encoded = encode_example(prompt_format, HOSTILE, max_length=4096, over_budget="drop")
     assert encoded is not None
     pieces = pieces_of(prompt_format, encoded)
-    text = drawn(pieces, color=True)
+    text = render(pieces, color=True)
     codes = {"control": "33|93", "prompt": "36|96", "thought": "32|92", "scaffold": "34|94", "label": "31|91"}
     for piece in pieces:
         shown = re.escape(visible(piece.text).split("\n")[0])

@@ -99,6 +99,6 @@ def test_stored_decision_is_read_again_and_broken_ones_are_refused(tmp_path: Pat
         path.write_text(broken, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"decision\.json"):
             threshold.load(tmp_path)
-    with pytest.raises(ConfigError, match="never tuned on test"):
+    with pytest.raises(ConfigError, match="refuses the test split: tune on dev"):
         threshold.store(tmp_path, tuned, split="test", num_pairs=200)
     assert json.loads(path.read_text(encoding="utf-8")) == {"threshold": 0.5}

@@ -223,16 +223,16 @@ def test_votes_are_the_mean_of_rows_that_were_sampled_alone(small: Any, prompt_f
     for prompt, found in zip(prompts, voted, strict=True):
         decoder = Decoder(small, prompt_format, settings)
         opening, script = decoder._student_script(Form.THOUGHT_FIRST)
-        said = [said for _, said in decoder._run([[*prompt, *opening]], script, 3)]
-        shares = [one.shares[0][1] for one in said]
-        assert len({one.texts[0] for one in said}) > 1
-        assert found.p_entailment == pytest.approx(sum(shares) / 3, abs=1e-4)
-        assert found.thought_process in {one.texts[0] for one in said}
-        agreeing = sum((share >= 0.5) == bool(found.predicted_label) for share in shares)
+        answers = [answer for _, answer in decoder._run([[*prompt, *opening]], script, 3)]
+        probabilities = [answer.probabilities[0][1] for answer in answers]
+        assert len({answer.texts[0] for answer in answers}) > 1
+        assert found.p_entailment == pytest.approx(sum(probabilities) / 3, abs=1e-4)
+        assert found.thought_process in {answer.texts[0] for answer in answers}
+        agreeing = sum((p >= 0.5) == bool(found.predicted_label) for p in probabilities)
         assert found.agreement == pytest.approx(agreeing / 3)
 
 
-def test_sampled_rows_do_not_depend_on_their_company(small: Any, prompt_format: PromptFormat) -> None:
+def test_sampled_rows_do_not_depend_on_the_rest_of_the_batch(small: Any, prompt_format: PromptFormat) -> None:
     prompts = _prompts(prompt_format)
     together = _decode(small, prompt_format, prompts, temperature=1.0)
     alone = [_decode(small, prompt_format, [prompt], temperature=1.0)[0] for prompt in prompts]

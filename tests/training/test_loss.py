@@ -92,7 +92,7 @@ def test_gradients_are_the_same_for_1x16_2x8_and_16x1(adapted: Any, encoded: Any
     assert 1 < len(sizes[1]) < 16
     assert sizes[2] == [1] * 16
     assert windows[0].micro_batches[0].spans.prefix_len > 10
-    apart = WindowDataset(encoded, token_budget=700, share_beginning=False)[list(range(NUM_EXAMPLES))]
+    apart = WindowDataset(encoded, token_budget=700, share_prefix=False)[list(range(NUM_EXAMPLES))]
     assert all(batch.spans.prefix_len == 0 for batch in apart.micro_batches)
     whole, *others = (_gradients(adapted, window) for window in [*windows, apart])
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3

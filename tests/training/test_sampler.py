@@ -65,7 +65,7 @@ def test_resumed_epoch_goes_on_behind_its_windows_and_later_epochs_are_whole() -
 def test_runs_stay_within_the_token_budget_unless_one_example_alone_exceeds_it(budget: int) -> None:
     lengths = random.Random(0).choices(range(5, 90), k=50)
     indices = random.Random(1).sample(range(50), 30)
-    runs = cut_by_tokens(lengths, indices, budget, shared=4)
+    runs = cut_by_tokens(lengths, indices, budget, prefix_len=4)
     assert sorted(index for run in runs for index in run) == sorted(indices)
     for run in runs:
         assert len(run) == 1 or 4 + sum(lengths[index] - 4 for index in run) <= budget
@@ -127,9 +127,9 @@ def test_rank_without_a_share_gets_no_micro_batch(encoded: Any) -> None:
     assert int(window.num_by_kind.sum()) == encoded[4]["length"]
 
 
-@pytest.mark.parametrize("share_beginning", [True, False])
-def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any, share_beginning: bool) -> None:
-    windows = WindowDataset(encoded, token_budget=150, share_beginning=share_beginning)
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any, share_prefix: bool) -> None:
+    windows = WindowDataset(encoded, token_budget=150, share_prefix=share_prefix)
     window = windows[[0, 3, 6, 8]]
     by_id = {row["id"]: row for row in encoded}
     rows = [(batch, row) for batch in window.micro_batches for row in range(len(batch))]

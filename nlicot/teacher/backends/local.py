@@ -17,7 +17,7 @@ from nlicot.records import Usage
 from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
 
 if TYPE_CHECKING:
-    from nlicot.prediction.answer_script import Said, Script
+    from nlicot.prediction.answer_script import Answer, Script
     from nlicot.prediction.decoding import Decoder
 
 GATHERING_S = 0.02
@@ -156,9 +156,9 @@ class _Form:
     def _prefix(self, name: str) -> str:
         return f'"{name}": {self._quote(name)}'
 
-    def reply(self, said: Said, num_prompt_tokens: int, latency_s: float) -> Reply:
+    def reply(self, found: Answer, num_prompt_tokens: int, latency_s: float) -> Reply:
         """Build the reply from the texts and the options' probabilities of one row."""
-        texts, probabilities = iter(said.texts), iter(said.shares)
+        texts, probabilities = iter(found.texts), iter(found.probabilities)
         answer: dict[str, Any] = {}
         for name, options in self._options.items():
             if options:

@@ -1,8 +1,8 @@
-"""Writes a run's checkpoints: the best adapter, its PEFT folder, and the last state to resume from.
+"""Write a run's checkpoints: the best adapter, its PEFT folder, and the last state to resume from.
 
-`last` is written when a batch starts, that is after the evaluation that may have followed the step
-before: so early stopping's memory, the best score and the window counter in it always agree, wherever
-the process is killed (Lightning's own mid-epoch state does not: its issues 21938, 19764).
+`last` is written when a batch starts, after the evaluation that may have followed the previous step: so its
+early-stopping state, best score and window counter always agree, whenever the process is killed (Lightning's
+own mid-epoch state does not: its issues 21938, 19764).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ GENERATED_PREFIX = "dev_generated/"
 
 
 class RunCheckpoints(Callback):
-    """Keeps `best.ckpt`, `adapter/` and `last.ckpt` in a run's folder; each appears whole or not at all.
+    """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically.
 
     Args:
-        folder: the run's.
-        monitor: the logged figure that says what is best: one under `dev/`, measured at each evaluation,
-            or under `dev_generated/`, measured once an epoch.
+        folder: the run's folder.
+        monitor: the logged metric that decides: one under `dev/`, measured at each evaluation, or under
+            `dev_generated/`, measured once per epoch.
         mode: `min` or `max`.
-        every_n_steps: how often `last` is written, besides at each evaluation.
+        every_n_steps: how often to write `last`, in addition to each evaluation.
     """
 
     def __init__(
@@ -45,47 +45,47 @@ class RunCheckpoints(Callback):
         self.evaluated = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What is best so far."""
+        """Return the best value so far."""
         return {"best": self.best, "best_step": self.best_step, "last_saved_step": self.last_saved_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with an earlier run's best."""
+        """Restore the best value of an earlier process."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.last_saved_step = state_dict["last_saved_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Undo Lightning's guess at how many batches were logged before a resume; it is one too many."""
+        """Correct Lightning's count of batches logged before a resume, which is one too high."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write `last` behind an evaluation, or where enough steps have gone by."""
+        """Write `last` after an evaluation, or after enough steps."""
         if self.evaluated or trainer.global_step - self.last_saved_step >= self.every_n_steps:
             self.evaluated = False
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether this evaluation is the best so far."""
+        """Save the adapter if this evaluation is the best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.evaluated = True
         if not self.monitor.startswith(GENERATED_PREFIX):
-            self._keep_if_best(trainer, pl_module)
+            self._save_if_best(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether this epoch's generated predictions are the best so far."""
+        """Save the adapter if this epoch's generated predictions are the best so far."""
         self.evaluated = True
         if self.monitor.startswith(GENERATED_PREFIX):
-            self._keep_if_best(trainer, pl_module)
+            self._save_if_best(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last` once more, so that the finished state is there."""
+        """Write `last` with the finished state."""
         # The epoch is over: a resume that adds epochs starts the next one at its first window.
         trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
         self._save_last(trainer)
 
-    def _keep_if_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save_if_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ConfigError(f"--checkpoint.monitor: found {self.monitor!r}, expected one of {known}")

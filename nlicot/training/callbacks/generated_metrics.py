@@ -1,7 +1,7 @@
-"""Measures generated predictions while fitting: once an epoch, on a fixed sample of dev pairs.
+"""Measure generated predictions while fitting: once per epoch, on a fixed sample of dev pairs.
 
-What a model writes freely is what its user gets; argmax under the true thought flatters, and is logged
-by the module under its own name.
+Users get what the model generates; the label's accuracy given the true thought is optimistic, and the module
+logs it under its own name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ METRICS = {
 
 
 class GeneratedMetrics(Callback):
-    """Decodes a sample of dev pairs at the end of an epoch and logs accuracy, precision, recall and F1.
+    """Decode a sample of dev pairs at the end of an epoch; log accuracy, precision, recall and F1.
 
     Args:
         every_n_epochs: 0 for never; the whole dev split is decoded after fitting in any case.
         num_pairs: size of the sample.
-        num_texts: how many generated thoughts go to TensorBoard.
+        num_texts: number of generated thoughts to write to TensorBoard.
     """
 
     def __init__(self, every_n_epochs: int = 1, num_pairs: int = 200, num_texts: int = 5) -> None:
@@ -77,16 +77,16 @@ class GeneratedMetrics(Callback):
 
 
 def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
-    """The predictions of all ranks."""
+    """Gather the predictions of all ranks."""
     if world_size == 1:
         return predictions
-    shares: list[Any] = [None] * world_size
-    dist.all_gather_object(shares, predictions)
-    return [prediction for share in shares for prediction in share]
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, predictions)
+    return [prediction for part in parts for prediction in part]
 
 
 def confusion_image(confusion: torch.Tensor) -> torch.Tensor:
-    """`[3, H, W]` uint8: a drawing of a 2x2 confusion matrix, rows true, columns predicted."""
+    """Draw a 2x2 confusion matrix (rows true, columns predicted) as a uint8 image `[3, H, W]`."""
     import io
 
     import matplotlib as mpl

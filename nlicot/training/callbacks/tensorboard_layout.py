@@ -1,6 +1,6 @@
-"""What TensorBoard's custom-scalars page shows: dev loss and accuracy of all runs, on one page.
+"""The layout of TensorBoard's custom-scalars page: dev loss and accuracy of all runs on one page.
 
-The tags themselves are logged by `module` and `evaluation`; this only says which of them stand together.
+The module and `generated_metrics` log the tags; this only groups them into charts.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ LAYOUT = {
         "loss of the label": [MULTILINE, ["^dev/loss_label$"]],
         "F1": [MULTILINE, ["^dev_generated/f1$"]],
     },
-    "train beside dev": {
+    "train and dev": {
         "loss": [MULTILINE, ["^train/loss$", "^dev/loss$"]],
         "loss of the label": [MULTILINE, ["^train/loss_label$", "^dev/loss_label$"]],
     },
 }
-"""Charts by page section: how they are drawn, and regular expressions of their tags."""
+"""Charts by page section: how each is drawn, and regular expressions for its tags."""
 
 
 class BoardLayout(Callback):
-    """Writes the layout into a new run's event file; a resumed run has it already."""
+    """Write the layout to a new run's event file; a resumed run has it already."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it once, before the first figure."""
+        """Write the layout before the first scalar."""
         board = getattr(trainer.logger, "experiment", None)
         if board is not None and trainer.is_global_zero and not trainer.global_step:
             board.add_custom_scalars(LAYOUT)
