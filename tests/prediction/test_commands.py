@@ -91,7 +91,7 @@ def test_label_first_explains_only_when_asked(root: Path) -> None:
 def test_thinking_run_cannot_leave_the_thought_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--ckpt_path={root / 'thinks' / 'best.ckpt'}", "--split=dev", "--think=false"]
     assert main(["predict", *flags]) == 2
-    assert "trained on (thought_first)" in capsys.readouterr().err
+    assert "trained on thought_first only" in capsys.readouterr().err
 
 
 def test_votes_are_averaged_and_say_how_far_they_agree(
@@ -127,7 +127,7 @@ def test_killed_predict_goes_on_where_it_was(
 ) -> None:
     whole = _run(root, "predict", ["thinks"])
     made: list[str] = []
-    opened = PartialPredictions.opened
+    opened = PartialPredictions.writer
 
     class Killed(BaseException):
         pass
@@ -149,7 +149,7 @@ def test_killed_predict_goes_on_where_it_was(
 
         return wrapped()
 
-    monkeypatch.setattr(PartialPredictions, "opened", lambda self: counted(self, limit=5))
+    monkeypatch.setattr(PartialPredictions, "writer", lambda self: counted(self, limit=5))
     with pytest.raises(BaseException):  # noqa: B017 (Lightning may wrap it)
         _run(root, "predict", ["thinks"])
     first_half = list(made)
@@ -157,7 +157,7 @@ def test_killed_predict_goes_on_where_it_was(
     (left,) = (root / "out").glob(".dev-*.partial")
     with left.open("a", encoding="utf-8") as file:
         file.write('{"id": "cut off in the mid')
-    monkeypatch.setattr(PartialPredictions, "opened", lambda self: counted(self, limit=99))
+    monkeypatch.setattr(PartialPredictions, "writer", lambda self: counted(self, limit=99))
     resumed = _run(root, "predict", ["thinks"])
     assert len(made) == 12
     assert len(set(made)) == 12
