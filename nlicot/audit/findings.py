@@ -169,7 +169,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any], path: Path) -> Audit:
-    """Read what `to_json` wrote, perhaps in another version: missing fields are empty, others are ignored.
+    """Read texts, tables and ids of an audit, perhaps by another version: missing fields are empty.
 
     Args:
         path: the file, for the error message.
@@ -183,8 +183,8 @@ def from_json(content: dict[str, Any], path: Path) -> Audit:
         raise DataError(f"findings {shown(findings)}", "a list", path=path, remedy=remedy)
     return Audit(
         files={},
-        sections=tuple(_section(fields) for fields in objects_in(content.get("sections"))),
-        unassigned=tuple(_finding(fields) for fields in objects_in(findings)),
+        sections=tuple(_section(fields) for fields in _objects_in(content.get("sections"))),
+        unassigned=tuple(_finding(fields) for fields in _objects_in(findings)),
     )
 
 
@@ -210,19 +210,12 @@ def _section(fields: dict[str, Any]) -> Section:
             header=[str(cell) for cell in table["header"]],
             rows=[[str(cell) for cell in row] for row in table["rows"] if isinstance(row, list)],
         )
-        for table in objects_in(fields.get("tables"))
+        for table in _objects_in(fields.get("tables"))
         if isinstance(table.get("header"), list) and isinstance(table.get("rows"), list)
     ]
-    figures = fields.get("figures")
-    return Section(
-        name=name,
-        title=title or name,
-        summary=summary,
-        tables=tuple(tables),
-        figures=figures if isinstance(figures, dict) else {},
-    )
+    return Section(name=name, title=title or name, summary=summary, tables=tuple(tables))
 
 
-def objects_in(value: object) -> list[dict[str, Any]]:
+def _objects_in(value: object) -> list[dict[str, Any]]:
     """Return the JSON objects in a list; an empty list if the value is not a list."""
     return [member for member in value if isinstance(member, dict)] if isinstance(value, list) else []

@@ -16,12 +16,11 @@ from importlib import resources
 from typing import Any
 
 from nlicot import __version__
-from nlicot.audit.findings import Audit, Section, objects_in
-from nlicot.evaluation.bootstrap import Interval
-from nlicot.evaluation.metrics import ClassificationMetrics, GroupAccuracy
+from nlicot.audit.findings import Audit
+from nlicot.evaluation.metrics import ClassificationMetrics
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
-from nlicot.report.compare import Answers, Breakdown, Comparison, answers_in_order, breakdowns, calibration
+from nlicot.report.compare import Answers, Comparison, answers_in_order, breakdowns, calibration
 from nlicot.report.read_runs import CURVES, Run, TeacherSummary, read_curves, section, teacher_summaries
 from nlicot.report.tables import runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
@@ -86,7 +85,6 @@ def as_html(comparison: Comparison, runs: Sequence[Run], audit: Audit | None = N
         ],
         teacher=[_teacher(summary) for summary in teacher_summaries(runs)],
         audit=audit,
-        audit_sections=[(found, _by_length(found)) for found in audit.sections] if audit else [],
         pair_of=_pair_finder([answer.id for answer in runs[0].answers], comparison.split),
         explorer=as_script_content(explorer_content(answers)),
         style=_template("page.css"),
@@ -113,23 +111,6 @@ def _pair_finder(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
         return id_ if id_ in known else bare if bare in known else None
 
     return pair_of
-
-
-def _by_length(audited: Section) -> Figure | None:
-    groups = [
-        GroupAccuracy(
-            name=str(group["name"]),
-            num=int(group["num"]),
-            accuracy=float(group["accuracy"]),
-            interval=Interval(low=float(group["low"]), high=float(group["high"])),
-        )
-        for group in objects_in(audited.figures.get("bins"))
-        if {"name", "num", "accuracy", "low", "high"} <= group.keys()
-    ]
-    if not groups:
-        return None
-    breakdown = Breakdown(title="Teacher, by length of the thought", note="", by_run={"teacher": groups})
-    return Figure(svg=plots.draw_breakdown(breakdown, {"teacher": plots.NUM_SERIES}))
 
 
 def _curves(runs: Sequence[Run]) -> list[Figure]:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from nlicot.audit.checks import run_checks
-from nlicot.evaluation.bootstrap import Interval
-from nlicot.evaluation.metrics import GroupAccuracy
 from nlicot.records import Thought
-from nlicot.report.compare import Breakdown
-from nlicot.report.plots import draw_breakdown
 from tests.audit.planted import changed, clean, lopsided, only, section_of, thought_of
 
 
@@ -49,16 +45,3 @@ def test_longer_thoughts_that_are_wronger_are_reported_with_those_of_the_longest
     assert {id_ for id_ in finding.ids if id_.startswith("train/")} == wrong
     bins = section_of(run_checks(data), "lengths").figures["bins"]
     assert sum(each["num"] for each in bins) == 320
-    groups = [
-        GroupAccuracy(
-            name=each["name"],
-            num=each["num"],
-            accuracy=each["accuracy"],
-            interval=Interval(low=each["low"], high=each["high"]),
-        )
-        for each in bins
-    ]
-    svg = draw_breakdown(Breakdown(title="Teacher", note="", by_run={"teacher": groups}), {"teacher": 1})
-    assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
-    for each in bins:
-        assert each["name"] in svg
