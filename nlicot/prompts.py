@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,18 +135,25 @@ class StudentPrompts:
 def read_definitions(path: Path) -> dict[str, str]:
     """Read label definitions from a YAML file with `entailment` and `no_entailment`.
 
-    Each text is folded to one line without a full stop, because it becomes part of a sentence. The teacher's
-    `relation_map` may be in the same file.
+    The teacher's `relation_map` may be in the same file.
 
     Raises:
         ConfigError: the file cannot be read, has no text for one of them, or has an unknown key.
     """
     label = f"--definitions {path}"
-    content = read_yaml(path, label=label)
-    names = tuple(asdict(LabelDefinitions()))
+    return fold_definitions(read_yaml(path, label=label), label=label, other_keys=("relation_map",))
+
+
+def fold_definitions(content: Any, *, label: str, other_keys: Sequence[str] = ()) -> dict[str, str]:
+    """Check definitions, and fold each to one line without a full stop: it becomes part of a sentence.
+
+    Raises:
+        ConfigError: one has no text, or there is an unknown key.
+    """
+    names = tuple(_EXPECTED)
     if not isinstance(content, dict):
         raise ConfigError(f"{label}: expected the keys {' and '.join(names)}")
-    known = (*names, "relation_map")
+    known = (*names, *other_keys)
     for key in content:
         if key not in known:
             raise ConfigError(f"{label}: unknown key {key!r}; {hint(str(key), known)}")

@@ -45,7 +45,7 @@ from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import GenerateStage
 from nlicot.teacher.stages.inputs import read_pairs, read_texts_of, read_thoughts_of
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
-from nlicot.teacher.stages.prompts import PromptType, load_prompt
+from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt, load_prompt
 from nlicot.teacher.stages.reflect import ReflectStage
 from nlicot.teacher.stages.score import ScoreStage
 
@@ -109,42 +109,34 @@ def _plan(command: str, split: str, settings: Namespace, root: DataRoot) -> Spli
         DataError: pairs that cannot be read, or missing thoughts.
     """
     pairs = read_pairs(root, split, label_map=settings.label_map, limit=settings.limit, ids=settings.ids)
-    kinds = {
-        "generate": (PromptType(settings.get("prompt_type", "initial_generation")),),
-        "reflect": (PromptType.REFLECTION,),
-        "score": ScoreStage.prompt_types,
-    }[command]
     definitions = label_definitions(settings)
+    names = [field.name for field in dataclasses.fields(StageSettings)]
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
-        "settings": StageSettings(
-            model=settings.model,
-            next_models=settings.next_models,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-        ),
-        # --prompt replaces the prompt of the first question.
-        "prompts": {
-            kind: load_prompt(kind, settings.prompt if kind is kinds[0] else None, definitions)
-            for kind in kinds
-        },
+        "settings": StageSettings(**{name: settings[name] for name in names}),
     }
+
+    def prompts(first: PromptType, *others: PromptType) -> dict[PromptType, TeacherPrompt]:
+        loaded = {first: load_prompt(first, settings.prompt, definitions)}
+        return loaded | {kind: load_prompt(kind, definitions=definitions) for kind in others}
+
     stage: Stage[Any]
     if command == "generate":
         stage = GenerateStage(
             examples=pairs.chosen,
+            prompts=prompts(PromptType(settings.prompt_type)),
             num_samples=settings.samples,
             relation_map=relation_map(settings),
             **shared,
         )
         return SplitWork(split=split, stage=stage, output_path=root.thoughts(split))
     if command == "reflect":
-        stage = ReflectStage(thoughts=read_thoughts_of(root, split, pairs), **shared)
+        thoughts = read_thoughts_of(root, split, pairs)
+        stage = ReflectStage(thoughts=thoughts, prompts=prompts(PromptType.REFLECTION), **shared)
         return SplitWork(split=split, stage=stage, output_path=root.reflections(split))
     stage = ScoreStage(
         texts=read_texts_of(root, split, pairs),
+        prompts=prompts(*ScoreStage.prompt_types),
         threshold=settings.threshold,
         num_rounds=settings.rounds,
         regenerate_with=settings.regenerate_with or (settings.model,),
@@ -189,14 +181,9 @@ def _run(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> R
         concurrency=settings.concurrency,
         journal_folder=journal.path.parent,
     )
-    run_log.info(
-        "%s: %s of %s, prompt %s, %s",
-        stage.name,
-        ", ".join(stage.models),
-        settings.backend,
-        stage.first_prompt.sha256[:12],
-        ", ".join(work.split for work in works),
-    )
+    models, splits = ", ".join(stage.models), ", ".join(work.split for work in works)
+    prompt = stage.first_prompt.sha256[:12]
+    run_log.info("%s: %s of %s, prompt %s, %s", stage.name, models, settings.backend, prompt, splits)
     progress_bar = ProgressBar(sum(1 for work in works for _ in work.stage.questions()), stage.name)
     try:
         return run_phases(
@@ -241,7 +228,7 @@ def _phases(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -
         if report.lopsided and not settings.yes:
             raise TeacherLopsided(
                 f"{report.headline()}; define them with --definitions FILE, then --probe again "
-                "(README, 'What the labels mean'), or continue with --yes"
+                "(docs/teacher.md, 'What the labels mean'), or continue with --yes"
             )
 
     first = Phase(tasks=small.tasks, after=judge)
@@ -314,9 +301,7 @@ def _export_journal(journal_path: Path, settings: Namespace) -> int:
 def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:
     interrupted = journal.interrupted
     for intent in interrupted:
-        run_log.info(
-            "%s: in flight when an earlier run ended, possibly billed (request %s)", intent.pair, intent.key
-        )
+        run_log.info("%s: in flight when an earlier run ended (request %s)", intent.pair, intent.key)
     if interrupted:
         pairs = ", ".join(intent.pair for intent in interrupted[:MAX_PAIRS_LISTED])
         more = len(interrupted) - MAX_PAIRS_LISTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +13,12 @@ from jsonargparse.typing import PositiveInt, register_type
 
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap, Names
 from nlicot.errors import ConfigError
-from nlicot.prompts import LabelDefinitions
+from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.shipped import TEACHER_RECIPE
 from nlicot.teacher.backends.registry import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
-from nlicot.teacher.stages.prompts import (
-    DEFINITIONS,
-    check_definitions,
-    check_relation_map,
-    load_definitions,
-    load_relation_map,
-)
+from nlicot.teacher.stages.prompts import DEFINITIONS, RELATIONS
+from nlicot.yaml_files import read_yaml
 
 STAGES = ("generate", "reflect", "score")
 DESCRIPTIONS = {
@@ -52,10 +47,9 @@ def parse(stage: str, args: Sequence[str]) -> Namespace:
         ConfigError: an unknown setting, a value that does not fit, or settings that do not fit each other.
     """
     parser = _parser(stage)
-    typed = {arg.partition("=")[0] for arg in args}
     dropped = []
-    if typed & {"--model", "--backend"}:
-        # The models that a file names next to its own may be unknown to the server of the chosen one.
+    if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
+        # The other models in the recipe or a file may be unknown to the server of the chosen one.
         dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
     return parser.parse([f"--config={TEACHER_RECIPE}", *dropped, *args], check=_check)
 
@@ -81,11 +75,7 @@ def _parser(stage: str) -> CommandParser:
 def _add_inputs(parser: CommandParser) -> None:
     add = parser.add_argument_group("input and output").add_argument
     add("--root", type=Path | None, help="the data root; by default a copy of the sample, data/try")
-    add(
-        "--split",
-        type=Names | None,
-        help="splits, separated by commas; by default train and dev, if they exist",
-    )
+    add("--split", type=Names | None, help="separated by commas; by default train and dev, if they exist")
     add("--limit", type=PositiveInt | None, help="use only the first N pairs of each split")
     add("--ids", type=Names | None, help="use only these pairs, separated by commas")
     add("--label_map", type=LabelMap | None, help=LABEL_MAP_HELP)
@@ -98,16 +88,10 @@ def _add_inputs(parser: CommandParser) -> None:
 
 def _add_teacher(parser: CommandParser) -> None:
     add = parser.add_argument_group("teacher").add_argument
-    add(
-        "--backend",
-        type=Literal.__getitem__(tuple(BACKENDS)),
-        default="mistral",
-        help="how the model is reached",
-    )
+    backends = Literal.__getitem__(tuple(BACKENDS))
+    add("--backend", type=backends, default="mistral", help="how the model is reached")
     add("--server_url", type=str | None, help="an OpenAI-compatible server, such as http://localhost:8000")
-    add(
-        "--model", type=str | None, help="its name on the server; for `local`, a base model or a run's folder"
-    )
+    add("--model", type=str | None, help="name on the server; for `local` a base model or a run's folder")
     add("--next_models", type=Names, default=Names(), help="asked in turn if --model gives no valid answer")
     add("--temperature", type=float | None, help="sampling temperature")
     add("--top_p", type=float | None, help="nucleus sampling")
@@ -134,8 +118,8 @@ def _add_limits(parser: CommandParser) -> None:
 def _add_generate(parser: CommandParser) -> None:
     add = parser.add_argument_group("thoughts").add_argument
     add("--samples", type=PositiveInt, default=1, help="thoughts per pair")
-    types = Literal["initial_generation", "relation"]
-    add("--prompt_type", type=types, default="initial_generation", help="ask for a label or a relation")
+    kinds = Literal["initial_generation", "relation"]
+    add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
     add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
     add("--probe", type=bool, default=False, help="only compare the first 100 answers with the true labels")
     add("--yes", type=bool, default=False, help="go on even if the probe finds a lopsided teacher")
@@ -165,11 +149,11 @@ def _check(settings: Namespace) -> None:
 def label_definitions(settings: Namespace) -> LabelDefinitions | None:
     """Return the definitions that a file or texts give; texts win, and None means the defaults."""
     given = settings.definitions
-    definitions = load_definitions(given.file) if given.file else None
     texts = {name: given[name] for name in DEFINITIONS if given[name] is not None}
-    if not texts:
-        return definitions
-    return check_definitions(Path("--definitions"), asdict(definitions or LabelDefinitions()) | texts)
+    if given.file is None and not texts:
+        return None
+    base = asdict(LabelDefinitions()) if given.file is None else read_definitions(given.file)
+    return LabelDefinitions(**fold_definitions(base | texts, label="--definitions"))
 
 
 def definitions_name(settings: Namespace) -> str:
@@ -180,7 +164,21 @@ def definitions_name(settings: Namespace) -> str:
 
 
 def relation_map(settings: Namespace) -> dict[str, int] | None:
-    """Return the label of each relation: from `--relation_map`, else from the definitions' file."""
-    if settings.relation_map:
-        return check_relation_map(settings.relation_map, source="--relation_map")
-    return load_relation_map(settings.definitions.file) if settings.definitions.file else None
+    """Return the label of each relation: from `--relation_map`, else from the file of the definitions.
+
+    Raises:
+        ConfigError: a relation is missing or unknown, or has no label 0 or 1.
+    """
+    path = settings.definitions.file
+    source, found = "--relation_map", settings.relation_map
+    if not found and path is not None:
+        source = f"--definitions {path}: relation_map"
+        found = read_yaml(path, label=source).get("relation_map")
+    if found is None:
+        return None
+    labels = dict(found) if isinstance(found, Mapping) else {}
+    complete = set(labels) == set(RELATIONS)
+    if not complete or not all(type(label) is int and label in (0, 1) for label in labels.values()):
+        shown_map = labels or found
+        raise ConfigError(f"{source}: found {shown_map}, expected 0 or 1 for each of {', '.join(RELATIONS)}")
+    return labels

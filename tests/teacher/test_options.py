@@ -88,9 +88,12 @@ def test_another_teacher_drops_the_models_next_to_the_recipes_own(
         (["--model="], "--model: found none, expected the teacher's name"),
         (["--price", "1"], "--price: found [1.0], expected two amounts"),
         (["--prices", "nowhere.yaml"], "--prices nowhere.yaml: cannot be read"),
-        (["--relation_map", "neutral=1"], "--relation_map: found the relation map"),
-        (["--definitions", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["--definitions.entailment", " . "], "--definitions: found entailment ' . ', expected words"),
+        (
+            ["--relation_map", "neutral=1"],
+            "--relation_map: found {'neutral': 1}, expected 0 or 1 for",
+        ),
+        (["--definitions", "nowhere.yaml"], "--definitions nowhere.yaml: cannot be read"),
+        (["--definitions.entailment", " . "], "--definitions: found no text for entailment, expected text"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
     ],
 )
@@ -151,3 +154,59 @@ def test_help_is_complete(stage: str, capsys: pytest.CaptureFixture[str]) -> Non
     text = capsys.readouterr().out
     assert f"example: python -m nlicot {stage}" in text
     assert "--max_tokens" in text and ("--threshold" in text) == (stage == "score")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "entailment: a\n",
+            "found no text for no_entailment, expected text that completes 'Answer 0 if ...'",
+        ),
+        (
+            "entailment: ' . '\nno_entailment: b\n",
+            "found no text for entailment, expected text that completes",
+        ),
+        ("entailment: 1\nno_entailment: b\n", "found no text for entailment, expected text that"),
+        ("entailment: a\nno_entailement: b\n", "unknown key 'no_entailement'; did you mean no_entailment?"),
+        ("- a\n", "expected the keys entailment and no_entailment"),
+    ],
+)
+def test_incomplete_definitions_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "definitions.yaml"
+    path.write_text(text)
+    assert refusal("generate", "--definitions", str(path)).startswith(f"--definitions {path}: {expected}")
+
+
+def test_definitions_are_folded_to_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "definitions.yaml"
+    path.write_text("entailment: it follows,\n  or fits.\nno_entailment: it conflicts\n")
+    settings = parse("reflect", ["--definitions", str(path)])
+    assert label_definitions(settings) == LabelDefinitions(
+        entailment="it follows, or fits", no_entailment="it conflicts"
+    )
+
+
+def test_definitions_need_no_map_of_relations(tmp_path: Path) -> None:
+    path = tmp_path / "definitions.yaml"
+    path.write_text("entailment: a\nno_entailment: b\n")
+    assert relation_map(parse("generate", ["--definitions", str(path)])) is None
+    assert relation_map(parse("generate", [])) is None
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "{entailment: 1, neutral: 0}",
+        "{entailment: 1, neutral: 0, contradiction: 2}",
+        "{entailment: true, neutral: false, contradiction: false}",
+        "{entailment: 1, neutral: 0, contradiction: 0, other: 1}",
+        "[1, 0, 0]",
+    ],
+)
+def test_an_incomplete_map_of_relations_is_refused(tmp_path: Path, found: str) -> None:
+    path = tmp_path / "definitions.yaml"
+    path.write_text(f"entailment: a\nno_entailment: b\nrelation_map: {found}\n")
+    message = refusal("generate", "--definitions", str(path))
+    assert message.startswith(f"--definitions {path}: relation_map: found ")
+    assert message.endswith("expected 0 or 1 for each of entailment, neutral, contradiction")

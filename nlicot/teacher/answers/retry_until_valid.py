@@ -6,10 +6,9 @@ ask the next model; record a failure. An answer that ran out of tokens is asked 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlicot.records import Failure, Provenance
 from nlicot.teacher.answers.json_repair import Unparsable
@@ -38,7 +37,7 @@ class ValidAnswer:
             backend=self.request.backend,
             model=self.request.model,
             prompt_sha256=prompt_sha256,
-            params={**self.request.params, **{name: True for name, value in flags.items() if value}},
+            params={**self.request.params, **{name: True for name, is_set in flags.items() if is_set}},
             usage=self.reply.usage,
             created_at=_created_at(self.reply),
         )
@@ -58,22 +57,16 @@ def _created_at(reply: Reply) -> str:
 
 
 class NoValidAnswer(Exception):
-    """No model gave a valid answer; `kind` and `message` say what was wrong with the last one."""
+    """No model gave a valid answer; `problem` and `raw` are those of the last one."""
 
-    def __init__(self, kind: str, message: str, attempts: int, raw: str) -> None:
-        super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.attempts, self.raw = kind, message, attempts, raw
+    def __init__(self, problem: Unparsable, attempts: int, raw: str) -> None:
+        super().__init__(str(problem))
+        self.problem, self.attempts, self.raw = problem, attempts, raw
 
     def failure(self, *, pair: str, stage: str) -> Failure:
         """Return the record of the failure."""
-        return Failure(
-            id=pair,
-            stage=stage,
-            kind=self.kind,
-            message=writable(self.message),
-            attempts=self.attempts,
-            raw=writable(self.raw),
-        )
+        kind, message, raw = self.problem.kind, writable(self.problem.message), writable(self.raw)
+        return Failure(id=pair, stage=stage, kind=kind, message=message, attempts=self.attempts, raw=raw)
 
 
 async def ask_until_valid(
@@ -82,7 +75,7 @@ async def ask_until_valid(
     prompt_type: PromptType,
     *,
     next_models: Sequence[str] = (),
-    check: Callable[[Answer], None] | None = None,
+    check: Callable[[Answer], None] = lambda answer: None,
 ) -> ValidAnswer:
     """Ask `request`'s model, then each of `next_models`, until an answer parses and passes `check`.
 
@@ -95,7 +88,7 @@ async def ask_until_valid(
     """
     num_asked = 0
     for model in (request.model, *next_models):
-        current = dataclasses.replace(request, model=model)
+        current = replace(request, model=model)
         num_complaints, is_enlarged = 0, False
         while True:
             reply = await ask(current)
@@ -116,13 +109,12 @@ async def ask_until_valid(
                 num_complaints += 1
                 continue
             try:
-                if check is not None:
-                    check(answer)
-            except Unparsable as refused:
-                problem = refused
+                check(answer)
+            except Unparsable as unacceptable:
+                problem = unacceptable
                 break
             return ValidAnswer(answer=answer, request=current, reply=reply)
-    raise NoValidAnswer(problem.kind, problem.message, num_asked, reply.text)
+    raise NoValidAnswer(problem, num_asked, reply.text)
 
 
 def _with_more_tokens(request: Request) -> Request:
@@ -131,7 +123,7 @@ def _with_more_tokens(request: Request) -> Request:
         changed = {"random_seed": int(request.params.get("random_seed") or 0) + 1}
     else:
         changed = {"max_tokens": TRUNCATION_FACTOR * int(budget)}
-    return dataclasses.replace(request, params={**request.params, **changed})
+    return replace(request, params={**request.params, **changed})
 
 
 def _with_complaint(request: Request, reply: Reply, problem: Unparsable) -> Request:
@@ -141,4 +133,4 @@ def _with_complaint(request: Request, reply: Reply, problem: Unparsable) -> Requ
         "Answer once more, with nothing but the one JSON object that was asked for."
     )
     turns = (Message(role="assistant", content=writable(reply.text)), Message(role="user", content=complaint))
-    return dataclasses.replace(request, messages=request.messages + turns)
+    return replace(request, messages=request.messages + turns)

@@ -61,7 +61,7 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
 class Answer:
     """An answer's fields, and whether its syntax had to be repaired."""
 
-    fields: dict[str, str | int]
+    fields: dict[str, Any]
     repaired: bool
 
 
@@ -82,7 +82,7 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
     repaired = found is None
     if found is None:
         found = repair(text, properties)
-    fields: dict[str, str | int] = {}
+    fields: dict[str, Any] = {}
     for name, schema in properties.items():
         if name not in found:
             raise Unparsable("missing_field", f"found no field {name}, expected {', '.join(properties)}")
@@ -121,14 +121,14 @@ def _text(name: str, value: Any) -> str:
     return value.strip()
 
 
-def _option(name: str, value: Any, options: list[Any]) -> str | int:
+def _option(name: str, value: Any, options: list[Any]) -> Any:
     """Return the value as one of the options; numbers in quotes and other spellings of words are accepted."""
     kind: type = type(options[0])
     expected = ", ".join(options) if kind is str else str(options)
-    option: Any = value.strip().casefold() if isinstance(value, str) else value
+    option = value.strip().casefold() if isinstance(value, str) else value
     if kind is int and isinstance(option, str) and _INTEGER.fullmatch(option):
         option = int(option)
-    if not isinstance(option, str | int) or type(option) is not kind:
+    if type(option) is not kind:
         raise Unparsable("wrong_type", f"found {name} {shown(value)}, expected one of {expected}")
     if option not in options:
         raise Unparsable("label_outside", f"found {name} {shown(value)}, expected one of {expected}")

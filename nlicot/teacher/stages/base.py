@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nlicot.records import Example, Provenance, Reflection, Thought, to_json_dict
 from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer
 from nlicot.teacher.answers.schema import SCHEMAS
-from nlicot.teacher.backends.base import Endpoint, Message, Request
+from nlicot.teacher.backends.base import Endpoint, Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
 from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
@@ -37,19 +37,13 @@ class StageSettings:
     max_tokens: int = 512
     seed: int | None = None
 
-    @property
-    def models(self) -> list[str]:
-        """All models that may be asked, each once."""
-        return list(dict.fromkeys((self.model, *self.next_models)))
-
     def params(self, draw: int = 0) -> dict[str, Any]:
         """Return a request's parameters; another `draw` of the same question gets another seed."""
-        seed = draw or None if self.seed is None else self.seed + draw
         named = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
-            "random_seed": seed,
+            "random_seed": draw or None if self.seed is None else self.seed + draw,
         }
         return {name: value for name, value in named.items() if value is not None}
 
@@ -60,7 +54,7 @@ class Stage(ABC, Generic[Item]):
 
     Args:
         endpoint: where the requests go.
-        prompts: every prompt that the stage may use, by type.
+        prompts: every prompt that the stage may use; the first one asks each item's first question.
     """
 
     name: ClassVar[str]
@@ -71,36 +65,32 @@ class Stage(ABC, Generic[Item]):
     prompts: Mapping[PromptType, TeacherPrompt]
 
     @property
-    @abstractmethod
     def first_prompt(self) -> TeacherPrompt:
-        """The prompt of each item's first request."""
+        """The prompt of each item's first question."""
+        return next(iter(self.prompts.values()))
+
+    @property
+    def models(self) -> list[str]:
+        """All models that may be asked, each once."""
+        return list(dict.fromkeys((self.settings.model, *self.settings.next_models)))
 
     @abstractmethod
     def questions(self) -> Iterator[tuple[Item, Request]]:
         """Yield each item with its first request; answers may lead to more."""
 
     @abstractmethod
-    def key_suffix(self, item: Item, request: Request) -> str:
-        """Return all that the item's outcome depends on, besides the first request."""
+    def _key_suffix(self, item: Item) -> str:
+        """Return all that the item's outcome depends on besides the first request."""
 
     @abstractmethod
-    async def work(self, item: Item, request: Request, ask: Ask) -> Outcome:
-        """Turn an item's answers into records.
-
-        Raises:
-            NoValidAnswer: no model gave one.
-        """
-
-    @property
-    def models(self) -> list[str]:
-        """All models that may be asked, each once."""
-        return self.settings.models
+    async def _work(self, item: Item, request: Request, ask: Ask) -> Outcome:
+        """Turn an item's answers into records; may raise `NoValidAnswer`."""
 
     def tasks(self) -> Iterator[Task]:
-        """Yield one task per item."""
+        """Yield one task per question."""
         for item, request in self.questions():
             yield Task(
-                key=f"{request.key()}/{self.key_suffix(item, request)}",
+                key=f"{request.key()}/{self._key_suffix(item)}",
                 pair=item.id,
                 sample=request.sample,
                 run=functools.partial(self._outcome, item, request),
@@ -108,27 +98,23 @@ class Stage(ABC, Generic[Item]):
 
     async def _outcome(self, item: Item, request: Request, ask: Ask) -> Outcome:
         try:
-            return await self.work(item, request, ask)
+            return await self._work(item, request, ask)
         except NoValidAnswer as error:
-            # Kept in the journal: the answers were paid for, and only `--retry_failures` asks again.
+            # Stored in the journal: the answers were paid for, and only `--retry_failures` asks again.
             failure = error.failure(pair=item.id, stage=self.name)
             return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
 
-    def request(
+    def _request(
         self,
         prompt_type: PromptType,
-        texts: Mapping[str, str],
+        item: Example | Thought | Reflection,
         *,
         draw: int = 0,
         model: str | None = None,
         max_tokens: int | None = None,
+        **texts: str,
     ) -> Request:
-        """Build a request, by default to the stage's model.
-
-        Args:
-            texts: for the prompt's placeholders.
-        """
-        messages: tuple[Message, ...] = self.prompts[prompt_type].render(**texts)
+        """Build a request about an item, by default to the stage's model; `texts` fill more placeholders."""
         params = self.settings.params(draw)
         if max_tokens is not None:
             params["max_tokens"] = max_tokens
@@ -137,17 +123,31 @@ class Stage(ABC, Generic[Item]):
             backend=self.endpoint.name,
             server=self.endpoint.server,
             model=model or self.settings.model,
-            messages=messages,
+            messages=self.prompts[prompt_type].render(**_texts(item), **texts),
             params=params,
             schema=SCHEMAS[prompt_type],
             sample=draw,
         )
 
-    def provenance(self, valid: ValidAnswer, prompt_type: PromptType) -> Provenance:
-        """Return where an answer comes from, for its record."""
+    def _provenance(self, valid: ValidAnswer, prompt_type: PromptType) -> Provenance:
         return valid.provenance(self.prompts[prompt_type].sha256)
 
 
-def finished(records: Iterable[Any], *, correct: bool | None = None) -> Outcome:
+def _texts(item: Example | Thought | Reflection) -> dict[str, str]:
+    """Return the texts for a prompt's placeholders; a blind prompt gets no label from an `Example`."""
+    texts = {"premise": item.premise, "hypothesis": item.hypothesis}
+    if isinstance(item, Example):
+        return texts
+    if isinstance(item, Thought):
+        texts |= {"thought_process": item.thought_process, "predicted_label": str(item.predicted_label)}
+    else:
+        texts |= {
+            "thought_process": item.improved_thought_process,
+            "predicted_label": str(item.reflected_label),
+        }
+    return texts | {"true_label": "unknown" if item.true_label is None else str(item.true_label)}
+
+
+def finished(*records: Any, correct: bool | None = None) -> Outcome:
     """Return the outcome of an item whose answers could be used."""
     return Outcome(ok=True, correct=correct, rows=[to_json_dict(record) for record in records])

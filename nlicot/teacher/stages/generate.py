@@ -16,7 +16,7 @@ from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask
 from nlicot.teacher.stages.base import Stage, finished
-from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt
+from nlicot.teacher.stages.prompts import PromptType
 
 RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 
@@ -26,7 +26,6 @@ class GenerateStage(Stage[Example]):
     """`generate` over pairs.
 
     Args:
-        examples: the pairs, in the output's order.
         prompts: one, of type `initial_generation` or `relation`.
         num_samples: thoughts per pair.
         relation_map: the label of each relation, for the prompt `relation`.
@@ -38,11 +37,6 @@ class GenerateStage(Stage[Example]):
     relation_map: Mapping[str, int] | None = None
 
     @property
-    def first_prompt(self) -> TeacherPrompt:
-        """The one prompt."""
-        return next(iter(self.prompts.values()))
-
-    @property
     def _label_of(self) -> Mapping[str, int] | None:
         if self.first_prompt.type is not PromptType.RELATION:
             return None
@@ -51,34 +45,26 @@ class GenerateStage(Stage[Example]):
     def questions(self) -> Iterator[tuple[Example, Request]]:
         """Yield each pair, once per sample, with its question."""
         for example in self.examples:
-            texts = {"premise": example.premise, "hypothesis": example.hypothesis}
             for sample in range(self.num_samples):
-                yield example, self.request(self.first_prompt.type, texts, draw=sample)
+                yield example, self._request(self.first_prompt.type, example, draw=sample)
 
-    def key_suffix(self, item: Example, request: Request) -> str:
-        """Return the pair and its true label, and the map of relations."""
+    def _key_suffix(self, item: Example) -> str:
         relations = json.dumps(self._label_of, sort_keys=True) if self._label_of else ""
         return f"{item.id}/{item.label}{relations}"
 
-    async def work(self, item: Example, request: Request, ask: Ask) -> Outcome:
-        """Ask for a thought."""
-        prompt = self.first_prompt
-        valid = await ask_until_valid(ask, request, prompt.type, next_models=self.settings.next_models)
-        fields = valid.answer.fields
-        if self._label_of is None:
-            relation, label = None, int(fields["predicted_label"])
-        else:
-            relation = str(fields["relation"])
-            label = self._label_of[relation]
+    async def _work(self, item: Example, request: Request, ask: Ask) -> Outcome:
+        kind = self.first_prompt.type
+        valid = await ask_until_valid(ask, request, kind, next_models=self.settings.next_models)
+        fields = dict(valid.answer.fields)
+        if self._label_of is not None:
+            fields["predicted_label"] = self._label_of[fields["relation"]]
         thought = Thought(
             id=item.id,
             sample=request.sample,
             premise=item.premise,
             hypothesis=item.hypothesis,
-            thought_process=str(fields["thought_process"]),
-            predicted_label=label,
-            relation=relation,
             true_label=item.label,
-            provenance=self.provenance(valid, prompt.type),
+            provenance=self._provenance(valid, kind),
+            **fields,
         )
-        return finished([thought], correct=None if item.label is None else thought.correct)
+        return finished(thought, correct=None if item.label is None else thought.correct)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -18,7 +18,7 @@ from typing import Any
 
 from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
-from nlicot.prompts import LabelDefinitions
+from nlicot.prompts import LabelDefinitions, fold_definitions
 from nlicot.teacher.backends.base import Message
 from nlicot.yaml_files import hint, read_yaml
 
@@ -127,7 +127,8 @@ def load_prompt(
     found = set(_PLACEHOLDER.findall(f"{texts['system']}\n{texts['user']}"))
     _check_placeholders(path, prompt_type, found)
     if definitions is None and content.get("definitions") is not None:
-        definitions = check_definitions(path, content["definitions"])
+        label = _line_of(path, "definitions:")
+        definitions = LabelDefinitions(**fold_definitions(content["definitions"], label=label))
     unused = [f"{{{name}}}" for name in DEFINITIONS if name not in found]
     # A prompt for relations may ignore the definitions: relations mean the same on any data.
     if definitions is not None and unused and prompt_type is not PromptType.RELATION:
@@ -150,77 +151,14 @@ def _check_placeholders(path: Path, prompt_type: PromptType, found: set[str]) ->
         )
 
 
-def load_definitions(path: Path) -> LabelDefinitions:
-    """Load what the labels mean on the user's data: a YAML file with `entailment` and `no_entailment`.
-
-    Raises:
-        ConfigError: the file cannot be read, lacks one of them, or has an unknown key.
-    """
-    content = _read(path, (*DEFINITIONS, "relation_map"))
-    return check_definitions(path, {name: content.get(name) for name in DEFINITIONS})
-
-
-def check_definitions(source: Path, content: Any) -> LabelDefinitions:
-    """Check definitions from a file or from flags, and fold each to one line without a full stop.
-
-    Raises:
-        ConfigError: one is missing or unknown, or is not text.
-    """
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{source}: found definitions {shown(content)}, expected {' and '.join(DEFINITIONS)}"
-        )
-    _check_keys(source, content, DEFINITIONS)
-    for label, name in ((1, "entailment"), (0, "no_entailment")):
-        text = content.get(name)
-        if not isinstance(text, str) or not text.strip(" .\n\t"):
-            raise ConfigError(
-                f"{source}: found {name} {shown(text)}, expected words that complete 'answer {label} if ...'"
-            )
-    return LabelDefinitions(**{name: " ".join(content[name].split()).rstrip(".") for name in DEFINITIONS})
-
-
-def load_relation_map(path: Path) -> dict[str, int] | None:
-    """Load the label of each relation from a file of definitions; None if it has no `relation_map`.
-
-    Raises:
-        ConfigError: a relation is missing, unknown, or has no label 0 or 1.
-    """
-    found = _read(path, (*DEFINITIONS, "relation_map")).get("relation_map")
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found relation_map {shown(found)}, expected a label for each relation")
-    return check_relation_map({str(name): label for name, label in found.items()}, source=str(path))
-
-
-def check_relation_map(relation_map: Mapping[str, Any], *, source: str) -> dict[str, int]:
-    """Return a map from all three relations to labels.
-
-    Raises:
-        ConfigError: a relation is missing, unknown, or has no label 0 or 1.
-    """
-    complete = set(relation_map) == set(RELATIONS)
-    if not complete or not all(type(label) is int and label in (0, 1) for label in relation_map.values()):
-        raise ConfigError(
-            f"{source}: found the relation map {dict(relation_map)}, expected 0 or 1 for each of "
-            f"{', '.join(RELATIONS)}"
-        )
-    return dict(relation_map)
-
-
 def _read(path: Path, known: Sequence[str]) -> dict[str, Any]:
     content = read_yaml(path, label=str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found {shown(content)}, expected the keys {', '.join(known)}")
-    _check_keys(path, content, known)
-    return content
-
-
-def _check_keys(path: Path, content: Mapping[Any, Any], known: Sequence[str]) -> None:
     for key in map(str, content):
         if key not in known:
             raise ConfigError(f"{_line_of(path, f'{key}:')}: unknown key {key!r} ({hint(key, known)})")
+    return content
 
 
 def _line_of(path: Path, words: str) -> str:

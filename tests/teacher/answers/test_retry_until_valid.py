@@ -202,7 +202,7 @@ def test_after_two_truncated_answers_the_next_model_is_asked() -> None:
 
     assert teacher.models == ["teacher", "teacher", "stronger", "stronger"]
     assert [request.params["max_tokens"] for request in teacher.asked] == [100, 200, 100, 200]
-    assert (error.value.kind, error.value.attempts) == ("truncated", 4)
+    assert (error.value.problem.kind, error.value.attempts) == ("truncated", 4)
     assert error.value.raw == '{"thought_process": "It ra'
 
 

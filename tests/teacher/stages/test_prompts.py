@@ -15,10 +15,7 @@ from nlicot.teacher.stages.prompts import (
     REQUIRED,
     PromptType,
     TeacherPrompt,
-    check_relation_map,
-    load_definitions,
     load_prompt,
-    load_relation_map,
 )
 
 OURS = LabelDefinitions(entailment="the premise leaves it standing", no_entailment="the premise rules it out")
@@ -190,15 +187,15 @@ def test_every_shipped_file_can_be_given_as_own_file(tmp_path: Path) -> None:
         ),
         (
             "user: '{premise} {hypothesis} {entailment}'\ndefinitions: {entailment: a}\n",
-            ": found no_entailment null, expected words that complete 'answer 0 if ...'",
+            ":2: found no text for no_entailment, expected text that completes 'Answer 0 if ...'",
         ),
         (
             "user: '{premise} {hypothesis}'\ndefinitions:\n  entailment: a\n  no_entailmnt: b\n",
-            ":4: unknown key 'no_entailmnt' (did you mean no_entailment?)",
+            ":2: unknown key 'no_entailmnt'; did you mean no_entailment?",
         ),
         (
             "user: '{premise} {hypothesis}'\ndefinitions: yes\n",
-            ": found definitions True, expected entailment and",
+            ":2: expected the keys entailment and no_entailment",
         ),
     ],
 )
@@ -219,64 +216,3 @@ def test_definitions_that_a_prompt_would_drop_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"would have no effect without \{entailment\}"):
         load_prompt(PromptType.INITIAL_GENERATION, path, OURS)
     assert load_prompt(PromptType.RELATION, path, OURS).definitions == OURS
-
-
-# ------------------------------------------------------------------ definitions and the map of relations
-
-
-def test_definitions_are_read_from_a_file(tmp_path: Path) -> None:
-    path = own_file(
-        tmp_path,
-        "entailment: it follows,\n  or fits.\nno_entailment: it conflicts\n"
-        "relation_map: {entailment: 1, neutral: 1, contradiction: 0}\n",
-    )
-    assert load_definitions(path) == LabelDefinitions(
-        entailment="it follows, or fits", no_entailment="it conflicts"
-    )
-    assert load_relation_map(path) == {"entailment": 1, "neutral": 1, "contradiction": 0}
-
-
-def test_file_of_definitions_needs_no_map(tmp_path: Path) -> None:
-    assert load_relation_map(own_file(tmp_path, "entailment: a\nno_entailment: b\n")) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("entailment: a\n", "found no_entailment null, expected words that complete 'answer 0 if ...'"),
-        (
-            "entailment: ' . '\nno_entailment: b\n",
-            "found entailment ' . ', expected words that complete 'answer 1",
-        ),
-        ("entailment: 1\nno_entailment: b\n", "found entailment 1, expected words"),
-        (
-            "entailment: a\nno_entailement: b\n",
-            ":2: unknown key 'no_entailement' (did you mean no_entailment?)",
-        ),
-    ],
-)
-def test_incomplete_definitions_are_refused(tmp_path: Path, text: str, expected: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_definitions(own_file(tmp_path, text))
-    assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        "{entailment: 1, neutral: 0}",
-        "{entailment: 1, neutral: 0, contradiction: 2}",
-        "{entailment: true, neutral: false, contradiction: false}",
-        "{entailment: 1, neutral: 0, contradiction: 0, other: 1}",
-        "[1, 0, 0]",
-    ],
-)
-def test_incomplete_map_of_relations_is_refused(tmp_path: Path, found: str) -> None:
-    path = own_file(tmp_path, f"entailment: a\nno_entailment: b\nrelation_map: {found}\n")
-    with pytest.raises(ConfigError, match="relation"):
-        load_relation_map(path)
-
-
-def test_map_of_relations_names_its_source() -> None:
-    with pytest.raises(ConfigError, match=r"^--relation_map: found the relation map"):
-        check_relation_map({"entailment": 1}, source="--relation_map")
