@@ -624,7 +624,7 @@ def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> floa
 
 def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Return what the figures depend on."""
-    from nlicot.model.compute_dtype import compute_dtype
+    from nlicot.model.base_model import compute_dtype
 
     real = os.environ.get("NLICOT_REAL_DATA")
     labels = next((found[0].labels for found in runs.values()), [])

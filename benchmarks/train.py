@@ -176,7 +176,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     from torch.utils.data import DataLoader
 
     from nlicot.model import base_model as base
-    from nlicot.model.compute_dtype import PRECISIONS, compute_dtype
+    from nlicot.model.base_model import PRECISIONS, compute_dtype
     from nlicot.settings import LoraSettings
     from nlicot.training.module import ThoughtTuner
     from nlicot.training.sampler import WindowDataset, WindowSampler
@@ -222,7 +222,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, TrainerCallback
 
-    from nlicot.model.compute_dtype import multiplies_bfloat16
+    from nlicot.model.base_model import multiplies_bfloat16
 
     ends: list[float] = []
 
@@ -338,7 +338,7 @@ def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
     import torch
     from torch.nn import functional
 
-    from nlicot.model.compute_dtype import multiplies_bfloat16
+    from nlicot.model.base_model import multiplies_bfloat16
     from nlicot.model.lora import causal_lm
 
     # Lightning returns a module on the CPU.
@@ -481,7 +481,7 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures depend on."""
     import torch
 
-    from nlicot.model.compute_dtype import compute_dtype
+    from nlicot.model.base_model import compute_dtype
 
     on_gpu = torch.cuda.is_available()
     return {

@@ -10,7 +10,9 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,3 +97,28 @@ def _atomic(path: Path, overwrite: bool) -> Iterator[TextIO]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def build_folder_once(folder: Path, build: Callable[[Path], object], *, marker: str) -> None:
+    """Build `folder` under another name and rename it, unless it is complete, that is, has the file `marker`.
+
+    Several processes may do so at once: the first to finish wins, and the others use its folder.
+    """
+    if (folder / marker).is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        fresh = Path(temporary) / folder.name
+        fresh.mkdir()
+        build(fresh)
+        if (folder / marker).is_file():
+            return
+        if folder.is_dir():  # left incomplete by another version
+            shutil.rmtree(folder)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if not (folder / marker).is_file():
+                raise

@@ -19,9 +19,9 @@ from nlicot.errors import ConfigError
 from nlicot.inspection.lengths import Lengths, bars, histogram, measure
 from nlicot.inspection.terminal import legend, render, visible, wants_color
 from nlicot.inspection.token_view import Piece, pieces_of
+from nlicot.model.base_model import choose_for_inspection
 from nlicot.model.encoding import EncodedExample, TokenKind, encode_example
-from nlicot.model.prompt_format import PromptFormat
-from nlicot.model.tokenizer import base_to_look_at, load_tokenizer
+from nlicot.model.prompt_format import PromptFormat, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.run.folder import say_which_data
 from nlicot.training.command import prepared_command_line
@@ -41,8 +41,8 @@ def main(args: Sequence[str]) -> int:
     data.read_for_fit()
     split: str = asked["split"]
     chosen = _chosen(data, split, asked["id"], asked["num"])
-    base = base_to_look_at(cli.model.base, cli.model.fallback_base, on_sample=data.on_sample)
-    prompt_format = load_tokenizer(base, cli.model.prompt_format_name)
+    base = choose_for_inspection(cli.model.base, cli.model.fallback_base, on_sample=data.on_sample)
+    prompt_format = prompt_format_of_base(base, cli.model.prompt_format_name)
     lengths = measure(
         prompt_format, data.built[split], max_length=data.max_length, over_budget=data.over_budget
     )

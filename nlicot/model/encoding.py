@@ -1,12 +1,13 @@
-"""From a training example to token ids; `encoded_dataset` keeps them for training.
+"""From a training example to token ids; `encoded_dataset` stores them for training.
 
-Prompt and completion are encoded segment by segment (`completion.segments`), never by searching a
-rendered string, so the mask covers the completion and its EOS exactly, whatever the texts hold. What
-goes over the length budget loses sentences of its thought or is left out; JSON is never cut.
+Prompt and completion are encoded segment by segment (`completion.segments`), never by searching a rendered
+string, so the mask covers exactly the completion and its EOS, whatever the texts contain. A thought that
+exceeds the length budget loses whole sentences, or the example is dropped; JSON is never cut.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
 OverBudget = Literal["cut", "drop"]
-CHUNK = 1_000
-"""Examples whose texts go through the tokenizer together."""
+CHUNK_SIZE = 1_000
+"""Number of examples whose texts go through the tokenizer together."""
 
 
 class TokenKind(IntEnum):
-    """What a token belongs to; everything but the prompt is supervised."""
+    """The part of an example that a token belongs to; all but the prompt are supervised."""
 
     PROMPT = 0
     SCAFFOLD = 1
@@ -32,16 +33,9 @@ class TokenKind(IntEnum):
     LABEL = 3
 
 
-_KIND_OF = {
-    SegmentKind.SCAFFOLD: TokenKind.SCAFFOLD,
-    SegmentKind.THOUGHT: TokenKind.THOUGHT,
-    SegmentKind.LABEL: TokenKind.LABEL,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedExample:
-    """One example's tokens: `input_ids` and `kinds` are equally long, prompt first, EOS last."""
+    """The tokens of one example: `input_ids` and `kinds` are equally long, prompt first, EOS last."""
 
     id: str
     input_ids: list[int]
@@ -53,39 +47,35 @@ class EncodedExample:
 def encode_completion(
     prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
 ) -> tuple[list[int], list[int]]:
-    """The completion's ids, EOS included, and each one's kind."""
+    """Return the ids of a completion, EOS included, and their kinds."""
     segments = completion.segments(thought_process, label, form)
-    return _joined(
-        prompt_format,
-        segments,
-        (
-            prompt_format.encode_segment(segment.text, first=not index)
-            for index, segment in enumerate(segments)
-        ),
-    )
+    ids_by_segment = [
+        prompt_format.encode_segment(segment.text, first=not index) for index, segment in enumerate(segments)
+    ]
+    return _join(prompt_format, segments, ids_by_segment)
 
 
-def _joined(
-    prompt_format: PromptFormat, segments: Iterable[Segment], encoded: Iterable[list[int]]
+def _join(
+    prompt_format: PromptFormat, segments: Iterable[Segment], ids_by_segment: Iterable[list[int]]
 ) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     kinds: list[int] = []
-    for segment, tokens in zip(segments, encoded, strict=True):
+    for segment, tokens in zip(segments, ids_by_segment, strict=True):
         ids += tokens
-        kinds += [int(_KIND_OF[segment.kind])] * len(tokens)
+        kinds += [int(TokenKind[segment.kind.name])] * len(tokens)
     return [*ids, prompt_format.eos_id], [*kinds, int(TokenKind.SCAFFOLD)]
 
 
 def encode_example(
     prompt_format: PromptFormat, example: TrainingExample, *, max_length: int, over_budget: OverBudget
 ) -> EncodedExample | None:
-    """One example's tokens, at most `max_length` of them, or None where it does not fit.
+    """Return the tokens of one example, at most `max_length`, or None if it does not fit.
 
-    With `over_budget="cut"` a thought loses its last sentences until the example fits; with `drop`,
-    or where not even one sentence fits, the example is left out.
+    With `over_budget="cut"` a thought loses its last sentences until the example fits; with `drop`, or if the
+    first sentence is already too long, the example is dropped.
 
     Raises:
-        ValueError: the completion is not one that `completion.render` wrote.
+        ValueError: the completion was not written by `completion.render`.
     """
     (encoded,) = encode_examples(prompt_format, [example], max_length=max_length, over_budget=over_budget)
     return encoded
@@ -98,35 +88,29 @@ def encode_examples(
     max_length: int,
     over_budget: OverBudget,
 ) -> Iterator[EncodedExample | None]:
-    """What `encode_example` says it makes of each example, texts many at a time."""
-    scaffolds: dict[tuple[str, bool], list[int]] = {}
-
-    def encoded(segment: Segment, first: bool, thought_ids: list[int]) -> list[int]:
-        if segment.kind is SegmentKind.THOUGHT:
-            return thought_ids
-        key = segment.text, first
-        if key not in scaffolds:  # a handful of texts, the same in every example
-            scaffolds[key] = prompt_format.encode_segment(segment.text, first=first)
-        return scaffolds[key]
-
+    """Yield the result of `encode_example` for each example, tokenizing many texts at once."""
+    encode_scaffold = functools.cache(prompt_format.encode_segment)  # a handful of texts, in every example
     left = iter(examples)
-    while chunk := list(itertools.islice(left, CHUNK)):
-        parsed = [_parsed(example) for example in chunk]
+    while chunk := list(itertools.islice(left, CHUNK_SIZE)):
+        parsed = [_parse(example) for example in chunk]
         thoughts = prompt_format.encode_segments(
-            [completion.escape(one.thought_process or "") for one in parsed]
+            [completion.escape(each.thought_process or "") for each in parsed]
         )
         prompts = prompt_format.encode_prompts([example.prompt for example in chunk])
-        for example, one, prompt_ids, thought_ids in zip(chunk, parsed, prompts, thoughts, strict=True):
-            segments = completion.segments(one.thought_process, one.label, one.form)
-            ids, kinds = _joined(
-                prompt_format,
-                segments,
-                (encoded(segment, not index, thought_ids) for index, segment in enumerate(segments)),
-            )
-            was_cut = False
-            if len(prompt_ids) + len(ids) > max_length and over_budget == "cut":
-                ids, kinds, was_cut = _cut(prompt_format, one, max_length - len(prompt_ids), ids, kinds)
-            if len(prompt_ids) + len(ids) > max_length:
+        for example, whole, prompt_ids, thought_ids in zip(chunk, parsed, prompts, thoughts, strict=True):
+            segments = completion.segments(whole.thought_process, whole.label, whole.form)
+            ids_by_segment = [
+                thought_ids
+                if segment.kind is SegmentKind.THOUGHT
+                else encode_scaffold(segment.text, first=not index)
+                for index, segment in enumerate(segments)
+            ]
+            ids, kinds = _join(prompt_format, segments, ids_by_segment)
+            max_ids = max_length - len(prompt_ids)
+            was_cut = len(ids) > max_ids and over_budget == "cut"
+            if was_cut:
+                ids, kinds = _cut(prompt_format, whole, max_ids) or (ids, kinds)
+            if len(ids) > max_ids:
                 yield None
                 continue
             yield EncodedExample(
@@ -138,21 +122,19 @@ def encode_examples(
             )
 
 
-def _parsed(example: TrainingExample) -> Completion:
+def _parse(example: TrainingExample) -> Completion:
     parsed = completion.parse(example.completion)
     if parsed is None:
         raise ValueError(f"{example.id}: not a completion: {example.completion[:80]!r}")
     return parsed
 
 
-def _cut(
-    prompt_format: PromptFormat, whole: Completion, room: int, ids: list[int], kinds: list[int]
-) -> tuple[list[int], list[int], bool]:
-    """The completion without as many last sentences as it must lose to fit, and whether it lost any."""
-    parts = completion.sentences(whole.thought_process or "")
-    was_cut = False
-    while len(parts) > 1 and len(ids) > room:
-        parts.pop()
-        was_cut = True
-        ids, kinds = encode_completion(prompt_format, "".join(parts).rstrip(), whole.label, whole.form)
-    return ids, kinds, was_cut
+def _cut(prompt_format: PromptFormat, whole: Completion, max_ids: int) -> tuple[list[int], list[int]] | None:
+    """Encode a completion without as many last sentences as needed; None if its first one is too long."""
+    sentences = completion.sentences(whole.thought_process or "")
+    while len(sentences) > 1:
+        sentences.pop()
+        ids, kinds = encode_completion(prompt_format, "".join(sentences).rstrip(), whole.label, whole.form)
+        if len(ids) <= max_ids:
+            return ids, kinds
+    return None

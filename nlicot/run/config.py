@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from nlicot.errors import ConfigError
-from nlicot.model.compute_dtype import PRECISIONS
+from nlicot.model.base_model import PRECISIONS
 from nlicot.run.config_errors import parse_all
 from nlicot.training.callbacks.checkpoints import RunCheckpoints
 from nlicot.training.callbacks.generated_metrics import GeneratedMetrics

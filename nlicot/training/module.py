@@ -23,7 +23,7 @@ from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, NlicotError
 from nlicot.model import base_model
 from nlicot.model import lora as adapters
-from nlicot.model.compute_dtype import AUTO, compute_dtype
+from nlicot.model.base_model import AUTO, compute_dtype
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.dropout import seed_dropout

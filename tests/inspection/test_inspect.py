@@ -14,11 +14,10 @@ from nlicot import cli, completion
 from nlicot.inspection.lengths import bars, histogram, measure
 from nlicot.inspection.terminal import render, visible, wants_color
 from nlicot.inspection.token_view import KINDS, pieces_of
-from nlicot.model.base_model import resolve
+from nlicot.model.base_model import choose_for_inspection, resolve
 from nlicot.model.encoded_dataset import encode_dataset
 from nlicot.model.encoding import encode_example
-from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
-from nlicot.model.tokenizer import base_to_look_at, load_tokenizer
+from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.training.datamodule import PairsData
 
@@ -178,16 +177,16 @@ def test_no_weights_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_the_bundled_tokenizer_is_the_same_unpacked_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unpacked = load_tokenizer("bundled")
+    unpacked = prompt_format_of_base("bundled")
     monkeypatch.setenv("NLICOT_CACHE", str(tmp_path))
-    assert load_tokenizer("bundled").fingerprint == unpacked.fingerprint
+    assert prompt_format_of_base("bundled").fingerprint == unpacked.fingerprint
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fit_would_refuse_for_want_of_a_device_is_looked_at_all_the_same() -> None:
     name = "mistralai/Mistral-7B-v0.3"
-    assert base_to_look_at(name, None, on_sample=False) == name
-    assert load_tokenizer(name).fingerprint == MistralFormat().fingerprint
+    assert choose_for_inspection(name, None, on_sample=False) == name
+    assert prompt_format_of_base(name).fingerprint == MistralFormat().fingerprint
 
 
 @pytest.mark.parametrize(

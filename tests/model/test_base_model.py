@@ -1,9 +1,10 @@
-"""Which base is taken, and what is said where it cannot be had."""
+"""Choosing, resolving and loading the base model, and the messages if that fails."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -17,14 +18,15 @@ import pytest
 import torch
 
 from nlicot.errors import ModelError
-from nlicot.model.base_model import DeviceState, choose, device_state, load, resolve
-from nlicot.model.prompt_format import load_prompt_format
+from nlicot.model.base_model import DeviceState, choose, compute_dtype, device_state, load, resolve
+from nlicot.run.config import CommandLine
+from nlicot.run.folder import RECIPE
 from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[2]
 HUB = "mistralai/Mistral-7B-v0.3"
 FOLDER = str(Path(__file__).parent)
-CHOICES = ("mend the driver", "--model.base FOLDER", "HF_TOKEN", "--model.base bundled")
+CHOICES = ("fix the driver", "--model.base FOLDER", "HF_TOKEN", "--model.base bundled")
 
 # ---------------------------------------------------------------------- choose
 
@@ -32,45 +34,45 @@ CHOICES = ("mend the driver", "--model.base FOLDER", "HF_TOKEN", "--model.base b
 @pytest.mark.parametrize("device", DeviceState)
 @pytest.mark.parametrize("on_sample", [True, False])
 @pytest.mark.parametrize("base", ["bundled", FOLDER])
-def test_bundled_and_local_models_are_taken_on_any_device(
+def test_bundled_and_local_models_are_used_on_any_device(
     base: str, on_sample: bool, device: DeviceState
 ) -> None:
     assert choose(base, "bundled", on_sample=on_sample, device=device) == base
 
 
 @pytest.mark.parametrize("on_sample", [True, False])
-def test_hub_model_is_taken_where_torch_can_use_a_device(on_sample: bool) -> None:
+def test_hub_model_is_used_if_torch_can_use_a_device(on_sample: bool) -> None:
     assert choose(HUB, "bundled", on_sample=on_sample, device=DeviceState.CUDA) == HUB
 
 
-def test_fallback_stands_in_on_the_sample_without_a_device(caplog: pytest.LogCaptureFixture) -> None:
+def test_fallback_is_used_on_the_sample_without_a_device(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "nlicot"):
         assert choose(HUB, "bundled", on_sample=True, device=DeviceState.NONE) == "bundled"
     assert "no NVIDIA device" in caplog.text
-    assert f"bundled stands in for {HUB}" in caplog.text
+    assert f"using bundled instead of {HUB} on the sample data" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("fallback", "on_sample", "device", "found"),
+    ("fallback", "on_sample", "device", "reason"),
     [
-        ("bundled", False, DeviceState.NONE, "found no NVIDIA device"),
-        (None, True, DeviceState.NONE, "found no NVIDIA device"),
-        ("bundled", True, DeviceState.UNUSABLE, "found an NVIDIA device that torch cannot use"),
-        ("bundled", False, DeviceState.UNUSABLE, "found an NVIDIA device that torch cannot use"),
+        ("bundled", False, DeviceState.NONE, "this machine has no NVIDIA device to run it on"),
+        (None, True, DeviceState.NONE, "this machine has no NVIDIA device to run it on"),
+        ("bundled", True, DeviceState.UNUSABLE, "torch cannot use the NVIDIA device of this machine"),
+        ("bundled", False, DeviceState.UNUSABLE, "torch cannot use the NVIDIA device of this machine"),
     ],
 )
 def test_hub_model_that_cannot_run_here_is_refused_with_the_choices(
-    fallback: str | None, on_sample: bool, device: DeviceState, found: str
+    fallback: str | None, on_sample: bool, device: DeviceState, reason: str
 ) -> None:
     with pytest.raises(ModelError) as caught:
         choose(HUB, fallback, on_sample=on_sample, device=device)
     message = str(caught.value)
-    assert message.startswith(f"--model.base {HUB}: {found}")
+    assert message.startswith(f"--model.base {HUB}: {reason}; ")
     assert all(choice in message for choice in CHOICES)
     assert "\n" not in message
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at machines whose torch finds no device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine on which torch finds no device")
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -80,7 +82,7 @@ def test_hub_model_that_cannot_run_here_is_refused_with_the_choices(
         ("sda", DeviceState.NONE),
     ],
 )
-def test_device_files_tell_a_device_that_torch_cannot_use(
+def test_device_files_reveal_a_device_that_torch_cannot_use(
     name: str, expected: DeviceState, tmp_path: Path
 ) -> None:
     (tmp_path / name).touch()
@@ -90,7 +92,7 @@ def test_device_files_tell_a_device_that_torch_cannot_use(
 # --------------------------------------------------------------------- resolve
 
 
-def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"--model\.base: found no folder .*/none.*bundled, a folder or a hub"
     ):
@@ -98,17 +100,17 @@ def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Mistral-7B-v0.3", "./somewhere", "a/b/c"])
-def test_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
+def test_neither_a_folder_nor_a_hub_name_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"found no folder '{name}'"):
         resolve(name)
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"found no config\.json"):
+    with pytest.raises(ModelError, match=r"the folder has no config\.json; pass a model's folder"):
         resolve(str(tmp_path))
 
 
-def test_local_folder_is_known_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_is_named_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -126,7 +128,7 @@ def test_bundled_model_is_a_llama_of_135_million_parameters() -> None:
 
 @contextmanager
 def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
-    """A hub on the loopback that answers everything alike."""
+    """A hub on the loopback interface with the same answer to every request."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -153,7 +155,7 @@ def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
 
 
 def _refusal(endpoint: str, tmp_path: Path, **environment: str) -> str:
-    """What `resolve` says of a hub model, in a process of its own: the hub's address is read at import."""
+    """The message of `resolve` for a hub model, in a new process: the hub's address is read at import."""
     code = (
         "from nlicot.errors import ModelError\n"
         "from nlicot.model.base_model import resolve\n"
@@ -186,17 +188,17 @@ def _refusal(endpoint: str, tmp_path: Path, **environment: str) -> str:
 def test_gated_model_without_a_token_names_terms_and_token(tmp_path: Path) -> None:
     with _hub(401, {"X-Error-Code": "GatedRepo"}) as endpoint:
         message = _refusal(endpoint, tmp_path)
-    assert message.startswith(f"--model.base {HUB}: the model is gated and no HF_TOKEN is set; accept ")
+    assert message.startswith(f"--model.base {HUB}: the model is gated and HF_TOKEN is not set; accept ")
     assert "terms" in message
     assert f"https://huggingface.co/{HUB}" in message
     assert "set HF_TOKEN to a token of that account" in message
     assert "--model.base FOLDER or bundled" in message
 
 
-def test_gated_model_with_a_token_says_that_terms_are_not_accepted(tmp_path: Path) -> None:
+def test_gated_model_with_a_token_reports_that_terms_are_not_accepted(tmp_path: Path) -> None:
     with _hub(403, {"X-Error-Code": "GatedRepo"}) as endpoint:
         message = _refusal(endpoint, tmp_path, HF_TOKEN="hf_none")
-    assert "the hub's answer was that its terms are not accepted" in message
+    assert "HF_TOKEN's account has not accepted its terms" in message
     assert f"https://huggingface.co/{HUB}" in message
 
 
@@ -209,7 +211,7 @@ def test_model_that_the_hub_does_not_have_is_named(status: int, tmp_path: Path) 
     )
 
 
-def test_hub_that_nothing_answers_for_is_told_within_seconds(tmp_path: Path) -> None:
+def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     message = _refusal("http://127.0.0.1:9", tmp_path)
     assert time.monotonic() - started < 30
@@ -217,12 +219,12 @@ def test_hub_that_nothing_answers_for_is_told_within_seconds(tmp_path: Path) -> 
     assert all(choice in message for choice in CHOICES)
 
 
-def test_broken_hub_is_told_like_one_that_is_not_there(tmp_path: Path) -> None:
+def test_broken_hub_is_reported_like_an_unreachable_one(tmp_path: Path) -> None:
     with _hub(500, {}) as endpoint:
         assert "the hub cannot be reached" in _refusal(endpoint, tmp_path)
 
 
-# ------------------------------------------------------------- loading, formats
+# --------------------------------------------------------------------- loading
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +239,7 @@ def test_base_without_quantisation_is_dense_and_frozen(dtype: str, small_model: 
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
-def test_base_in_nf4_is_quantised_twice_and_its_head_is_not(small_model: Path) -> None:
+def test_base_in_nf4_is_double_quantised_except_its_head(small_model: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
     model = load(resolve(str(small_model)), for_training=True)
@@ -248,17 +250,46 @@ def test_base_in_nf4_is_quantised_twice_and_its_head_is_not(small_model: Path) -
     assert not isinstance(model.lm_head, Linear4bit)
 
 
-def test_mistral_format_is_refused_for_another_vocabulary(small_model: Path) -> None:
-    with pytest.raises(ModelError) as caught:
-        load_prompt_format(small_model, "mistral")
-    assert "found a vocabulary of 49152 tokens, expected 32768" in str(caught.value)
-    assert "--model.prompt_format chat" in str(caught.value)
+# ----------------------------------------------------------------------- dtype
 
 
-def test_unknown_format_lists_the_known_ones(small_model: Path) -> None:
-    with pytest.raises(ModelError, match="found 'llama', expected auto, mistral or chat"):
-        load_prompt_format(small_model, "llama")
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_a_given_dtype_is_used(name: str) -> None:
+    assert compute_dtype(name) == name
 
 
-def test_format_follows_the_tokenizer(small_model: Path) -> None:
-    assert load_prompt_format(small_model, "auto").name == "chat"
+@pytest.mark.parametrize(
+    ("machine", "avx512_bf16", "amx", "arm_bf16", "expected"),
+    [
+        ("x86_64", True, False, False, "bfloat16"),
+        ("x86_64", False, True, False, "bfloat16"),
+        # AVX512 without BF16: torch claims to support bfloat16, and converts.
+        ("x86_64", False, False, True, "float32"),
+        ("aarch64", False, False, True, "bfloat16"),
+        ("aarch64", False, False, False, "float32"),
+    ],
+)
+def test_auto_follows_the_processor(
+    machine: str, avx512_bf16: bool, amx: bool, arm_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: arm_bf16, raising=False)
+    assert compute_dtype() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        (["--model.dtype=float32"], "32-true"),
+        (["--model.dtype=bfloat16"], "bf16-mixed"),
+        (["--model.dtype=bfloat16", "--trainer.precision=32-true"], "32-true"),
+    ],
+)
+def test_the_trainer_follows_the_dtype_unless_it_has_its_own_precision(
+    flags: list[str], precision: str, tmp_path: Path
+) -> None:
+    cli = CommandLine("fit", [*flags, "--trainer.accelerator=cpu"], RECIPE)
+    assert cli.make_trainer(logger=False, default_root_dir=str(tmp_path)).precision == precision

@@ -1,3 +1,5 @@
+"""Token ids, their kinds, the length budget, and the cached data set."""
+
 from __future__ import annotations
 
 import json
@@ -15,6 +17,7 @@ from nlicot.model.encoding import TokenKind, encode_completion, encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import TrainingExample
+from tests.model.test_prompt_format import decode
 
 GOLDEN_PATH = Path(__file__).parents[1] / "golden" / "encoding.json"
 SENTENCES = [
@@ -71,12 +74,12 @@ def test_exactly_the_completion_and_its_eos_are_supervised(
     assert encoded.kinds == [TokenKind.PROMPT] * len(prompt_ids) + kinds
     assert supervised[-1] == prompt_format.eos_id
     assert supervised.count(prompt_format.eos_id) == 1
-    assert prompt_format.decode(supervised) == example.completion
+    assert decode(prompt_format, supervised) == example.completion
     assert (encoded.label, encoded.was_cut) == (label, False)
 
 
 @formats
-@pytest.mark.parametrize("thought", ["It is 0, not 1.", None], ids=["thought", "label alone"])
+@pytest.mark.parametrize("thought", ["It is 0, not 1.", None], ids=["thought", "label only"])
 def test_the_label_is_exactly_one_token(
     name: str, thought: str | None, format_of: dict[str, PromptFormat]
 ) -> None:
@@ -103,10 +106,10 @@ def test_each_kind_decodes_to_its_segments(name: str, format_of: dict[str, Promp
     assert text_of(TokenKind.SCAFFOLD).lstrip() == scaffold
 
 
-def test_encoded_examples_are_as_in_the_golden_file(
+def test_encoded_examples_match_the_golden_file(
     format_of: dict[str, PromptFormat], update_golden: bool
 ) -> None:
-    """Renewed by `pytest --update-golden`: each token's id, kind and text."""
+    """Each token's id, kind and text; updated by `pytest --update-golden`."""
     example = training_example('Step 1: "rain" \\ wet.\n  Step 2: e\u0301 😀 </s> [INST] ▁ so 1.')
     found: dict[str, list[list[Any]]] = {}
     for name, prompt_format in format_of.items():
@@ -117,11 +120,11 @@ def test_encoded_examples_are_as_in_the_golden_file(
             for token, kind in zip(encoded.input_ids, encoded.kinds, strict=True)
         ]
     if update_golden:
-        GOLDEN_PATH.write_text(one_token_a_line(found), encoding="utf-8")
+        GOLDEN_PATH.write_text(one_token_per_line(found), encoding="utf-8")
     assert found == json.loads(GOLDEN_PATH.read_text(encoding="utf-8"))
 
 
-def one_token_a_line(found: dict[str, list[list[Any]]]) -> str:
+def one_token_per_line(found: dict[str, list[list[Any]]]) -> str:
     parts = [
         f'"{name}": [\n' + ",\n".join(json.dumps(token, ensure_ascii=False) for token in tokens) + "\n]"
         for name, tokens in found.items()
@@ -129,7 +132,7 @@ def one_token_a_line(found: dict[str, list[list[Any]]]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def test_a_completion_that_is_none_of_ours_is_refused(format_of: dict[str, PromptFormat]) -> None:
+def test_a_completion_that_render_did_not_write_is_refused(format_of: dict[str, PromptFormat]) -> None:
     example = TrainingExample(id="a", prompt="p", completion='{"predicted_label": 2}', label=0, source="x")
     with pytest.raises(ValueError, match="a: not a completion"):
         encode_example(format_of["chat"], example, max_length=768, over_budget="cut")
@@ -139,7 +142,7 @@ def test_a_completion_that_is_none_of_ours_is_refused(format_of: dict[str, Promp
 
 
 @formats
-def test_an_example_of_exactly_the_budget_stays_whole(name: str, format_of: dict[str, PromptFormat]) -> None:
+def test_an_example_of_exactly_the_budget_is_not_cut(name: str, format_of: dict[str, PromptFormat]) -> None:
     example = training_example("".join(SENTENCES))
     length = length_of(format_of[name], example)
     encoded = encode_example(format_of[name], example, max_length=length, over_budget="cut")
@@ -148,7 +151,7 @@ def test_an_example_of_exactly_the_budget_stays_whole(name: str, format_of: dict
 
 
 @formats
-def test_over_budget_a_thought_loses_its_last_sentences_and_no_more_than_needed(
+def test_over_budget_a_thought_loses_no_more_sentences_than_needed(
     name: str, format_of: dict[str, PromptFormat]
 ) -> None:
     prompt_format = format_of[name]
@@ -160,7 +163,7 @@ def test_over_budget_a_thought_loses_its_last_sentences_and_no_more_than_needed(
         encoded = encode_example(prompt_format, whole, max_length=budget, over_budget="cut")
         assert encoded is not None
         num_supervised = sum(kind != TokenKind.PROMPT for kind in encoded.kinds)
-        text = prompt_format.decode(encoded.input_ids[-num_supervised:])
+        text = decode(prompt_format, encoded.input_ids[-num_supervised:])
         parsed = completion.parse(text)
         assert parsed is not None
         assert parsed.label == 1
@@ -171,7 +174,7 @@ def test_over_budget_a_thought_loses_its_last_sentences_and_no_more_than_needed(
 
 @formats
 @pytest.mark.parametrize("over_budget", ["cut", "drop"])
-def test_where_not_even_one_sentence_fits_the_example_is_dropped(
+def test_an_example_whose_first_sentence_does_not_fit_is_dropped(
     name: str, over_budget: Any, format_of: dict[str, PromptFormat]
 ) -> None:
     one = length_of(format_of[name], training_example(SENTENCES[0].rstrip()))
@@ -180,14 +183,14 @@ def test_where_not_even_one_sentence_fits_the_example_is_dropped(
 
 
 @formats
-def test_with_drop_a_longer_example_is_left_out_uncut(name: str, format_of: dict[str, PromptFormat]) -> None:
+def test_with_drop_a_longer_example_is_not_cut(name: str, format_of: dict[str, PromptFormat]) -> None:
     example = training_example("".join(SENTENCES))
     budget = length_of(format_of[name], example) - 1
     assert encode_example(format_of[name], example, max_length=budget, over_budget="drop") is None
 
 
 @pytest.mark.parametrize("thought", [None, "", "a thought without a sentence end " * 3])
-def test_what_holds_no_sentence_to_lose_is_dropped(
+def test_an_example_without_a_sentence_to_lose_is_dropped(
     thought: str | None, format_of: dict[str, PromptFormat]
 ) -> None:
     example = training_example(thought)
@@ -199,14 +202,14 @@ def test_what_holds_no_sentence_to_lose_is_dropped(
 
 
 def three_examples(prompt_format: PromptFormat) -> tuple[list[TrainingExample], int]:
-    """One that fits, one to be cut, one too long in its first sentence; and the budget that does so."""
+    """One that fits, one to be cut, one whose first sentence is too long; and the budget for that."""
     fits = training_example(SENTENCES[0] + SENTENCES[1].rstrip(), id="fits")
     too_long = training_example("So long a sentence " * 20 + "ends. Yes.", id="too-long")
     cut = training_example("".join(SENTENCES), label=0, id="cut")
     return [fits, cut, too_long], length_of(prompt_format, fits)
 
 
-def test_a_dataset_holds_the_encoded_examples_and_its_report_counts_them(
+def test_a_dataset_contains_the_encoded_examples_and_its_report_counts_them(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     prompt_format = format_of["chat"]
@@ -235,7 +238,7 @@ def test_a_dataset_holds_the_encoded_examples_and_its_report_counts_them(
     )
 
 
-def test_with_drop_the_report_counts_both_that_do_not_fit(
+def test_with_drop_the_report_counts_both_dropped_examples(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     examples, budget = three_examples(format_of["chat"])
@@ -246,7 +249,7 @@ def test_with_drop_the_report_counts_both_that_do_not_fit(
     assert (report.num_examples, report.num_cut, report.num_dropped) == (1, 0, 2)
 
 
-def test_a_dataset_that_nothing_fits_is_empty_and_says_so(
+def test_a_dataset_with_every_example_dropped_is_empty(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     examples, _ = three_examples(format_of["chat"])
@@ -267,7 +270,7 @@ def files_in(folder: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-def test_a_second_call_reads_the_cache_and_leaves_its_files_untouched(
+def test_a_second_call_reads_the_cache_without_changing_its_files(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     examples, budget = three_examples(format_of["chat"])
@@ -285,7 +288,7 @@ def test_a_second_call_reads_the_cache_and_leaves_its_files_untouched(
     assert {path.parent for path in written} == {folder}
 
 
-def test_what_decides_the_tokens_decides_the_cache(
+def test_everything_that_affects_the_tokens_is_part_of_the_cache_key(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     examples, budget = three_examples(format_of["chat"])
@@ -311,7 +314,7 @@ def test_what_decides_the_tokens_decides_the_cache(
     assert len(list((tmp_path / "encoded").iterdir())) == len(calls) - 1
 
 
-def test_what_another_rank_has_encoded_in_the_meantime_stays(
+def test_a_dataset_that_another_rank_finished_first_is_kept(
     tmp_path: Path, format_of: dict[str, PromptFormat]
 ) -> None:
     examples, budget = three_examples(format_of["chat"])

@@ -1,4 +1,4 @@
-"""The adapter: where it sits, how it starts, and that others can load it."""
+"""The adapter: its modules and initial weights, merging it, and loading it with PEFT."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_adapter_is_float32_on_a_bfloat16_base_in_4_bits(small_model: Path) -> N
     assert {weight.dtype for weight in adapter_parameters(adapted).values()} == {torch.float32}
 
 
-def test_fresh_adapter_changes_no_logit_and_is_decided_by_its_seed(small_model: Path) -> None:
+def test_new_adapter_changes_no_logit_and_depends_on_its_seed(small_model: Path) -> None:
     ids = torch.tensor([[1, 5, 9]])
     fresh = _base(small_model, quantization="none", dtype="float32")
     with torch.no_grad():
@@ -67,12 +67,12 @@ def test_unknown_projection_is_refused_with_the_known_ones(base: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         attach(base, LoraSettings(target_modules=["q_proj", "query"]), seed=0)
     assert str(caught.value) == (
-        "--model.lora.target_modules: found query, expected some of down_proj, gate_proj, k_proj, "
-        "lm_head, o_proj, q_proj, up_proj, v_proj"
+        "--model.lora.target_modules: the model has no linear module named query; it has down_proj, "
+        "gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     )
 
 
-def test_saved_folder_loads_with_peft_alone_and_replaces_an_earlier_one(
+def test_saved_folder_loads_with_plain_peft_and_replaces_an_earlier_one(
     base: Any, small_model: Path, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -94,7 +94,7 @@ def test_saved_folder_loads_with_peft_alone_and_replaces_an_earlier_one(
         assert torch.equal(loaded.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)
 
 
-def test_merged_adapter_decodes_alike_and_comes_out_to_the_bit(tmp_path: Path) -> None:
+def test_merged_adapter_gives_close_logits_and_is_removed_exactly(tmp_path: Path) -> None:
     resolved = resolve(str(write_small_model(tmp_path / "base")))
     base = load(resolved, quantization="none", dtype="float32", for_training=False)
     adapted = attach(base, LoraSettings(r=4), seed=0).eval()

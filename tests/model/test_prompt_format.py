@@ -1,3 +1,5 @@
+"""Ids are the models' own, user text yields no control tokens, and decoding returns the text."""
+
 from __future__ import annotations
 
 import json
@@ -80,6 +82,16 @@ def by_chat_template(chat: ChatFormat, prompt: str) -> list[int]:
     return ids
 
 
+def decode(prompt_format: PromptFormat, ids: Sequence[int]) -> str:
+    """The text of a whole completion, without EOS and SentencePiece's dummy space."""
+    assert ids[-1] == prompt_format.eos_id
+    text = prompt_format.decode_inner(ids[:-1])
+    if not isinstance(prompt_format, MistralFormat):
+        return text
+    assert text.startswith(" ")
+    return text[1:]
+
+
 def differing(prompts: Sequence[str], ours: Any, theirs: Any) -> list[str]:
     return [prompt for prompt in prompts if ours(prompt) != theirs(prompt)]
 
@@ -88,14 +100,14 @@ def differing(prompts: Sequence[str], ours: Any, theirs: Any) -> list[str]:
 
 
 @nasty_texts
-def test_mistral_prompt_ids_are_mistrals_own_for_nasty_texts(
+def test_mistral_prompt_ids_match_mistral_common_for_nasty_texts(
     text: str, format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
     for prompt in (text, StudentPrompts().render(text, f"x{text}")):
         assert format_of["mistral"].encode_prompt(prompt) == by_mistral_common(mistral_v3, prompt)
 
 
-def test_mistral_prompt_ids_are_mistrals_own_for_the_samples_pairs(
+def test_mistral_prompt_ids_match_mistral_common_for_the_sample(
     format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
     prompts = rendered(sample_pairs())
@@ -105,7 +117,7 @@ def test_mistral_prompt_ids_are_mistrals_own_for_the_samples_pairs(
     )
 
 
-def test_mistral_prompt_ids_are_mistrals_own_for_300_real_pairs(
+def test_mistral_prompt_ids_match_mistral_common_for_300_real_pairs(
     real_data: Path, format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
     prompts = rendered(read_examples(real_data / "comp34812" / "train.csv")[:300])
@@ -116,19 +128,19 @@ def test_mistral_prompt_ids_are_mistrals_own_for_300_real_pairs(
     )
 
 
-def test_chat_prompt_ids_are_the_chat_templates_for_the_samples_pairs(chat: ChatFormat) -> None:
+def test_chat_prompt_ids_match_the_template_for_the_sample(chat: ChatFormat) -> None:
     prompts = rendered(sample_pairs())
     assert differing(prompts, chat.encode_prompt, lambda prompt: by_chat_template(chat, prompt)) == []
 
 
-def test_chat_prompt_ids_are_the_chat_templates_for_300_real_pairs(real_data: Path, chat: ChatFormat) -> None:
+def test_chat_prompt_ids_match_the_template_for_300_real_pairs(real_data: Path, chat: ChatFormat) -> None:
     prompts = rendered(read_examples(real_data / "comp34812" / "train.csv")[:300])
     assert differing(prompts, chat.encode_prompt, lambda prompt: by_chat_template(chat, prompt)) == []
 
 
 @formats
 @nasty_texts
-def test_a_prompts_text_yields_no_control_tokens(
+def test_the_text_of_a_prompt_yields_no_control_tokens(
     name: str, text: str, format_of: dict[str, PromptFormat]
 ) -> None:
     prompt_format = format_of[name]
@@ -140,7 +152,7 @@ def test_a_prompts_text_yields_no_control_tokens(
 
 
 @formats
-def test_no_control_tokens_own_spelling_in_a_text_yields_it(
+def test_the_spelling_of_a_control_token_in_a_text_does_not_yield_it(
     name: str, format_of: dict[str, PromptFormat], chat: ChatFormat, mistral_v3: MistralTokenizer
 ) -> None:
     prompt_format = format_of[name]
@@ -155,7 +167,7 @@ def test_no_control_tokens_own_spelling_in_a_text_yields_it(
     assert not prompt_format.special_ids & set(prompt_format.encode_segment(text, first=False))
 
 
-def test_the_control_tokens_of_mistral_are_what_its_model_calls_control_or_unknown(
+def test_mistrals_control_tokens_are_those_of_type_control_or_unknown(
     format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:
     from sentencepiece import sentencepiece_model_pb2
@@ -179,7 +191,7 @@ def test_a_completion_with_a_nasty_thought_decodes_byte_for_byte(
 ) -> None:
     for thought in (text, f"x{text}y", f'"{text}\\'):
         ids, _ = encode_completion(format_of[name], thought, 1)
-        assert format_of[name].decode(ids) == completion.render(thought, 1)
+        assert decode(format_of[name], ids) == completion.render(thought, 1)
         assert not format_of[name].special_ids & set(ids[:-1])
 
 
@@ -190,13 +202,13 @@ def test_a_completion_without_words_decodes_byte_for_byte(
     name: str, thought: str | None, label: int, format_of: dict[str, PromptFormat]
 ) -> None:
     ids, _ = encode_completion(format_of[name], thought, label)
-    assert format_of[name].decode(ids) == completion.render(thought, label)
+    assert decode(format_of[name], ids) == completion.render(thought, label)
 
 
 @formats
-def test_the_samples_thoughts_decode_byte_for_byte(name: str, format_of: dict[str, PromptFormat]) -> None:
+def test_the_sample_thoughts_decode_byte_for_byte(name: str, format_of: dict[str, PromptFormat]) -> None:
     thoughts = read_thoughts(DataRoot(SAMPLE).thoughts("train"))
-    assert not_given_back(format_of[name], [thought.thought_process for thought in thoughts]) == []
+    assert not_restored(format_of[name], [thought.thought_process for thought in thoughts]) == []
 
 
 @formats
@@ -212,20 +224,20 @@ def test_the_real_thoughts_decode_byte_for_byte(
         *(reflection.improved_thought_process for reflection in reflections),
     ]
     assert len(texts) == 473
-    assert not_given_back(format_of[name], texts) == []
+    assert not_restored(format_of[name], texts) == []
 
 
-def not_given_back(prompt_format: PromptFormat, thoughts: Sequence[str]) -> list[str]:
+def not_restored(prompt_format: PromptFormat, thoughts: Sequence[str]) -> list[str]:
     missed = []
     for thought in thoughts:
         ids, _ = encode_completion(prompt_format, thought, 0)
-        if prompt_format.decode(ids) != completion.render(thought, 0):
+        if decode(prompt_format, ids) != completion.render(thought, 0):
             missed.append(thought)
     return missed
 
 
 @formats
-def test_a_thoughts_ids_decode_to_it_from_inside_a_completion(
+def test_the_ids_of_a_thought_decode_to_it_inside_a_completion(
     name: str, format_of: dict[str, PromptFormat]
 ) -> None:
     for text in ("Step 1", " led by a space", "e\u0301 😀"):
@@ -233,7 +245,9 @@ def test_a_thoughts_ids_decode_to_it_from_inside_a_completion(
         assert format_of[name].decode_inner(ids) == text
 
 
-def test_token_texts_hold_the_characters_that_end_a_json_string(format_of: dict[str, PromptFormat]) -> None:
+def test_token_texts_include_characters_that_end_a_json_string(
+    format_of: dict[str, PromptFormat],
+) -> None:
     for prompt_format in format_of.values():
         assert len(prompt_format.token_texts) == prompt_format.vocab_size
         for text in ('"', "\\", "0", "1"):
@@ -250,11 +264,15 @@ def model_folder(folder: Path, vocab_size: int, model_type: str = "mistral") -> 
 
 
 @pytest.mark.parametrize("name", ["auto", "mistral"])
-def test_a_mistral_folder_with_its_v3_vocabulary_takes_the_mistral_format(tmp_path: Path, name: str) -> None:
+def test_a_mistral_folder_with_the_v3_vocabulary_gets_the_mistral_format(tmp_path: Path, name: str) -> None:
     assert load_prompt_format(model_folder(tmp_path, 32768), name).name == "mistral"
 
 
-def test_the_mistral_format_is_refused_where_the_vocabulary_is_another(tmp_path: Path) -> None:
+def test_other_models_get_the_chat_format(chat: ChatFormat) -> None:
+    assert chat.name == "chat"  # loaded with `auto`
+
+
+def test_the_mistral_format_is_refused_for_another_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
         load_prompt_format(model_folder(tmp_path, 49152, "llama"), "mistral")
     assert str(raised.value) == (
@@ -263,12 +281,12 @@ def test_the_mistral_format_is_refused_where_the_vocabulary_is_another(tmp_path:
     )
 
 
-def test_an_unknown_format_is_refused_and_the_known_ones_listed(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
         load_prompt_format(model_folder(tmp_path, 32768), "alpaca")
     assert str(raised.value) == "--model.prompt_format: found 'alpaca', expected auto, mistral or chat"
 
 
-def test_the_fingerprints_tell_the_formats_apart(format_of: dict[str, PromptFormat]) -> None:
+def test_the_formats_have_different_fingerprints(format_of: dict[str, PromptFormat]) -> None:
     assert MistralFormat().fingerprint == format_of["mistral"].fingerprint
     assert format_of["mistral"].fingerprint != format_of["chat"].fingerprint

@@ -415,6 +415,6 @@ def test_budget_that_ends_behind_a_backslash_leaves_a_valid_thought(prompt_forma
     opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
     said = prompt_format.encode_segment("so \\\\\\", first=False)
     model = Scripted([*said, *ids[-8:]], 1 + len(opening), prompt_format.vocab_size)
-    (found,) = _decode(model, prompt_format, [[prompt_format.bos_id or 0]], max_thought_tokens=len(said))
+    (found,) = _decode(model, prompt_format, [[0]], max_thought_tokens=len(said))
     assert (found.thought_process, found.status) == ("so \\", "truncated")
     assert completion.parse(found.completion) is not None
