@@ -84,7 +84,7 @@ class ModelSettings:
     Args:
         base: a hub name, a local folder, or `bundled`.
         fallback_base: used instead on the sample data if there is no NVIDIA device; null for none.
-        prompt_format: markers around the prompt; auto takes those of the tokenizer.
+        prompt_format: markers around the prompt: mistral, chat, or auto for those of the tokenizer.
         quantization: nf4 loads the base in 4 bits, none in 16 or 32.
         dtype: number format for computing; auto takes bfloat16 if the machine multiplies it in hardware.
         gradient_checkpointing: recompute activations in the backward pass: a third slower, much less memory.
@@ -101,7 +101,7 @@ class ModelSettings:
 
     base: str = "mistralai/Mistral-7B-v0.3"
     fallback_base: str | None = "bundled"
-    prompt_format: Literal["auto", "mistral", "chat"] = "auto"
+    prompt_format: str = "auto"
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     gradient_checkpointing: bool = False

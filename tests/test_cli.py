@@ -143,7 +143,7 @@ def test_a_hub_base_without_a_gpu_stops_on_ones_own_data(
     message = told(
         capsys, "fit", "--config", str(PROJECT / "configs/label_only.yaml"), "--root", str(tmp_path)
     )
-    assert "--model.base mistralai/Mistral-7B-v0.3: found no NVIDIA device" in message
+    assert "--model.base mistralai/Mistral-7B-v0.3: this machine has no NVIDIA device" in message
     for choice in ("driver", "local folder", "HF_TOKEN", "terms", "--model.base bundled"):
         assert choice in message
 

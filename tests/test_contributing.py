@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
+from nlicot.model import prompt_format
+from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[1]
 THOUGHT = "Step 1: A dog is an animal. Step 2: Running is moving. Step 3: So it follows."
@@ -98,6 +100,17 @@ def test_a_backend_is_one_file_and_one_line(add_plugin: Callable[[str], None], r
     thoughts = read_lines(root / "original_thoughts" / "train.jsonl")
     assert [thought["thought_process"] for thought in thoughts] == ["Step 1: nothing follows."] * 2
     assert [thought["predicted_label"] for thought in thoughts] == [0, 0]
+
+
+def test_a_prompt_format_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code, line = blocks("A prompt format")
+    names = dict(vars(prompt_format))
+    exec(code, names)
+    added = eval(f"({line})", names)
+    monkeypatch.setattr(prompt_format, "PROMPT_FORMATS", (*prompt_format.PROMPT_FORMATS, *added))
+    found = prompt_format.load_prompt_format(write_small_model(tmp_path), "alpaca")
+    text = found.decode_inner(found.encode_prompt("Does it rain?"))
+    assert text == "### Instruction:\nDoes it rain?\n\n### Response:"
 
 
 def test_an_audit_check_is_one_file_and_one_line(

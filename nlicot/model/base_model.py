@@ -32,7 +32,7 @@ AUTO = "auto"
 PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
 """Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
 REMEDIES = (
-    "fix the driver, pass a local model folder (--model.base FOLDER), accept the model's terms on the hub "
+    "fix the driver, pass a local folder (--model.base FOLDER), accept the model's terms on the hub "
     "and set HF_TOKEN, or try the small bundled model (--model.base bundled)"
 )
 

@@ -246,8 +246,11 @@ class ChatFormat(PromptFormat):
         return first, last
 
 
-PROMPT_FORMATS: dict[str, type[PromptFormat]] = {each.name: each for each in (MistralFormat, ChatFormat)}
-"""The formats by name; `auto` selects the first one that fits."""
+PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (
+    MistralFormat,
+    ChatFormat,
+)
+"""All formats; `auto` selects the first one that fits."""
 
 
 def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
@@ -255,18 +258,17 @@ def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
 
     Args:
         folder: the model's files.
-        name: a name in `PROMPT_FORMATS`, or `auto`.
+        name: the name of a format in `PROMPT_FORMATS`, or `auto`.
 
     Raises:
         ModelError: the name is unknown, or the tokenizer does not support the format.
     """
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    if name == AUTO:
-        name = next(each.name for each in PROMPT_FORMATS.values() if each.fits(config))
-    if name not in PROMPT_FORMATS:
-        *others, last = [AUTO, *PROMPT_FORMATS]
-        raise ModelError(f"--model.prompt_format: found {name!r}, expected {', '.join(others)} or {last}")
-    return PROMPT_FORMATS[name].load(folder, config)
+    for each in PROMPT_FORMATS:
+        if each.name == name or (name == AUTO and each.fits(config)):
+            return each.load(folder, config)
+    *others, last = [AUTO, *(each.name for each in PROMPT_FORMATS)]
+    raise ModelError(f"--model.prompt_format: found {name!r}, expected {', '.join(others)} or {last}")
 
 
 def prompt_format_of_base(base: str, name: str = AUTO) -> PromptFormat:
