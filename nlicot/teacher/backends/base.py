@@ -195,7 +195,6 @@ class Backend(Protocol):
         Raises:
             Fault: one of the classes above.
         """
-        ...
 
     async def models(self) -> list[str] | None:
         """List the models that the server serves; None if it has no list.
@@ -203,11 +202,9 @@ class Backend(Protocol):
         Raises:
             Fault: the server cannot be reached or refuses.
         """
-        ...
 
     async def close(self) -> None:
         """Close connections."""
-        ...
 
 
 def bare_address(server_url: str) -> str:

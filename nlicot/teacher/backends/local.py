@@ -73,17 +73,16 @@ class LocalBackend:
                         one.answered.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
-                continue
-            for one, reply in zip(batch, replies, strict=True):
-                if not one.answered.done():
-                    one.answered.set_result(reply)
+            else:
+                for one, reply in zip(batch, replies, strict=True):
+                    if not one.answered.done():
+                        one.answered.set_result(reply)
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the oldest request and those that can be decoded with it."""
-        if not self._waiting:
-            return []
-        kind = _decoding_kind(self._waiting[0].request)
-        batch = [one for one in self._waiting if _decoding_kind(one.request) == kind][: self._batch_size]
+        kinds = [_decoding_kind(one.request) for one in self._waiting]
+        batch = [one for one, kind in zip(self._waiting, kinds, strict=True) if kind == kinds[0]]
+        batch = batch[: self._batch_size]
         self._waiting = [one for one in self._waiting if one not in batch]
         return batch
 

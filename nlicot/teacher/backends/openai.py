@@ -18,8 +18,7 @@ from nlicot.teacher.backends.base import (
     Transient,
     bare_address,
 )
-from nlicot.teacher.backends.http.envelope import fault_of, reply_of
-from nlicot.teacher.backends.http.structured_output import StructuredOutput
+from nlicot.teacher.backends.chat_completions import StructuredOutput, fault_of, reply_of
 
 CONNECT_TIMEOUT_S = 10.0
 JSON_CONTENT = {"content-type": "application/json"}

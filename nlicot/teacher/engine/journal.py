@@ -64,8 +64,6 @@ class InterruptedRequest:
 
     key: str
     pair: str
-    model: str
-    started_at: float
 
 
 class Journal:
@@ -115,43 +113,38 @@ class Journal:
 
     def _close_interrupted(self, possibly_paid: bool) -> list[InterruptedRequest]:
         """List what a killed process left in flight, and mark it so that it is listed only once."""
-        rows = self._database.execute(
-            f"SELECT key, pair, model, started_at FROM attempts {UNANSWERED} ORDER BY number"
-        ).fetchall()
+        query = f"SELECT key, pair FROM attempts {UNANSWERED} ORDER BY number"
+        rows = self._database.execute(query).fetchall()
         close = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = ? {UNANSWERED}"
         self._database.execute(close, (int(possibly_paid),))
-        return [
-            InterruptedRequest(key=key, pair=pair, model=model, started_at=started_at)
-            for key, pair, model, started_at in rows
-        ]
+        return [InterruptedRequest(key=key, pair=pair) for key, pair in rows]
 
     # ------------------------------------------------------------- requests and replies
 
     def start_attempt(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
         """Record that a request is about to be sent; returns the attempt's number."""
-        with _disk_errors(self.path):
-            cursor = self._database.execute(
-                "INSERT INTO attempts (key, pair, model, job, started_at, reserved_usd) VALUES (?,?,?,?,?,?)",
-                (key, pair, request.model, self.job, time.time(), reserved_usd),
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        return self._write(
+            "INSERT INTO attempts (key, pair, model, job, started_at, reserved_usd) VALUES (?,?,?,?,?,?)",
+            (key, pair, request.model, self.job, time.time(), reserved_usd),
+        )
 
     def save_reply(self, key: str, reply: Reply, cost_usd: float | None) -> None:
         """Commit a reply; it may be parsed only after this."""
-        with _disk_errors(self.path):
-            self._database.execute(
-                "INSERT OR REPLACE INTO replies VALUES (?,?,?,?,?)",
-                (key, self.job, reply.to_json(), cost_usd, time.time()),
-            )
+        self._write(
+            "INSERT OR REPLACE INTO replies VALUES (?,?,?,?,?)",
+            (key, self.job, reply.to_json(), cost_usd, time.time()),
+        )
 
     def save_fault(self, attempt: int, fault: Fault) -> None:
         """Record the fault in which an attempt ended."""
+        self._write(
+            "UPDATE attempts SET fault = ?, message = ?, possibly_paid = ?, raw = ? WHERE number = ?",
+            (fault.kind, writable(fault.message), int(fault.possibly_paid), writable(fault.raw), attempt),
+        )
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> int:
         with _disk_errors(self.path):
-            self._database.execute(
-                "UPDATE attempts SET fault = ?, message = ?, possibly_paid = ?, raw = ? WHERE number = ?",
-                (fault.kind, writable(fault.message), int(fault.possibly_paid), writable(fault.raw), attempt),
-            )
+            return self._database.execute(statement, values).lastrowid or 0
 
     def reply(self, key: str) -> Reply | None:
         """Return the reply to an equal request, from this run or an earlier one."""
@@ -160,13 +153,10 @@ class Journal:
 
     def spent_usd(self) -> float:
         """Return what this job has cost: its replies, and the reservations of attempts possibly paid."""
-        (replies,) = self._database.execute(
-            "SELECT TOTAL(cost_usd) FROM replies WHERE job = ?", (self.job,)
-        ).fetchone()
-        (lost,) = self._database.execute(
-            "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = ? AND possibly_paid = 1", (self.job,)
-        ).fetchone()
-        return float(replies + lost)
+        replies = "SELECT TOTAL(cost_usd) FROM replies WHERE job = ?"
+        lost = "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = ? AND possibly_paid = 1"
+        rows = [self._database.execute(query, (self.job,)).fetchone() for query in (replies, lost)]
+        return float(sum(row[0] for row in rows))
 
     # ------------------------------------------------------------- outcomes
 

@@ -12,8 +12,7 @@ from typing import Any
 import httpx2
 
 from nlicot.teacher.backends.base import Reply, Request, Transient
-from nlicot.teacher.backends.http.envelope import fault_of, reply_of
-from nlicot.teacher.backends.http.structured_output import response_formats
+from nlicot.teacher.backends.chat_completions import fault_of, reply_of, response_formats
 from nlicot.teacher.backends.mistral import MistralBackend
 from nlicot.teacher.backends.openai import text_of
 
@@ -46,27 +45,25 @@ class BatchApi(MistralBackend):
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a file of requests, and return its id."""
-        response = await self._exchange(
-            "POST", "files", files={"file": (name, content)}, data={"purpose": "batch"}
-        )
-        return str(_json(response)["id"])
+        files, data = {"file": (name, content)}, {"purpose": "batch"}
+        return str(_json(await self._checked("POST", "files", files=files, data=data))["id"])
 
     async def create(
-        self, *, file_id: str, model: str, metadata: Mapping[str, str], timeout_hours: int
+        self, file_id: str, model: str, metadata: Mapping[str, str], *, timeout_hours: int
     ) -> Job:
         """Create a job over an uploaded file. After a `Transient` it may exist all the same."""
         fields = {
             "input_files": [file_id],
             "model": model,
             "endpoint": "/v1/chat/completions",
-            "metadata": dict(metadata),
+            "metadata": metadata,
             "timeout_hours": timeout_hours,
         }
-        return _job(_json(await self._exchange("POST", "batch/jobs", json=fields)))
+        return _job(_json(await self._checked("POST", "batch/jobs", json=fields)))
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job; None if the server does not know it."""
-        response = await self._exchange("GET", f"batch/jobs/{job_id}")
+        response = await self._checked("GET", f"batch/jobs/{job_id}", or_missing=True)
         return None if response.status_code == 404 else _job(_json(response))
 
     async def find(self, metadata: Mapping[str, str]) -> Job | None:
@@ -77,31 +74,32 @@ class BatchApi(MistralBackend):
         """
         seen: set[str] = set()
         for page in itertools.count():
-            response = await self._exchange(
-                "GET", "batch/jobs", params={"page": page, "page_size": JOBS_PER_PAGE}
-            )
-            jobs = [_job(fields) for fields in _json(response).get("data") or ()]
+            params = {"page": page, "page_size": JOBS_PER_PAGE}
+            found = _json(await self._checked("GET", "batch/jobs", params=params))
+            jobs = [_job(fields) for fields in found.get("data") or ()]
             for job in jobs:
                 if metadata.items() <= job.metadata.items():
                     return job
             if seen.issuperset(job.id for job in jobs):  # a server may choose its own page size
-                return None
+                break
             seen.update(job.id for job in jobs)
-        raise AssertionError
+        return None
 
-    async def download(self, file_id: str) -> str | None:
-        """Return a file's text; None if the server no longer has it."""
-        response = await self._exchange("GET", f"files/{file_id}/content")
-        if response.status_code == 404:
-            return None
-        if not response.is_success:
-            raise fault_of(response.status_code, response.headers, text_of(response))
-        return text_of(response)
+    async def download(self, file_id: str) -> str:
+        """Return a file's text; "" if the server no longer has it."""
+        response = await self._checked("GET", f"files/{file_id}/content", or_missing=True)
+        return "" if response.status_code == 404 else text_of(response)
+
+    async def _checked(
+        self, method: str, path: str, *, or_missing: bool = False, **content: Any
+    ) -> httpx2.Response:
+        response = await self._exchange(method, path, **content)
+        if response.is_success or (or_missing and response.status_code == 404):
+            return response
+        raise fault_of(response.status_code, response.headers, text_of(response))
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    if not response.is_success:
-        raise fault_of(response.status_code, response.headers, text_of(response))
     try:
         found = response.json()
     except ValueError:

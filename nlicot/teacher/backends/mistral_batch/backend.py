@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -164,19 +165,15 @@ class MistralBatchBackend:
 
     async def _create(self, batch: Batch, model: str, requests: dict[str, Request]) -> None:
         """Create a batch's job, unless the server has it: the record on this side may have been lost."""
-        job = await self._retry(lambda: self._api.find(batch.metadata))
+        job = await self._retry(self._api.find, batch.metadata)
         if job is None:
             content = "".join(request_line(key, request) for key, request in requests.items()).encode()
-            file_id = await self._retry(lambda: self._api.upload(f"{batch.name}.jsonl", content))
+            file_id = await self._retry(self._api.upload, f"{batch.name}.jsonl", content)
             batch.intended_at = time.time()
             self._ledger.save(batch)
             try:
-                job = await self._retry(
-                    lambda: self._api.create(
-                        file_id=file_id, model=model, metadata=batch.metadata, timeout_hours=TIMEOUT_HOURS
-                    ),
-                    on=RateLimited,
-                )
+                create = functools.partial(self._api.create, timeout_hours=TIMEOUT_HOURS)
+                job = await self._retry(create, file_id, model, batch.metadata, on=RateLimited)
             except Fault as fault:
                 if isinstance(fault, Transient) and not isinstance(fault, RateLimited):
                     # It may exist. It is looked up when its requests are sent again, so nothing is lost.
@@ -188,10 +185,14 @@ class MistralBatchBackend:
 
     async def _resume(self, batch: Batch) -> None:
         """Continue with a batch of an earlier start, or one whose creation was cut off."""
-        job_id = batch.job_id
+        job_id, settle_s = batch.job_id, self._policy.batch_settle_s
         if job_id is None:
-            job = await self._find_created(batch)
-            if job is None:
+            job = await self._retry(self._api.find, batch.metadata)
+            wait_s = min(batch.intended_at + settle_s - time.time(), settle_s)
+            if job is None and wait_s > 0:
+                await asyncio.sleep(wait_s)
+                job = await self._retry(self._api.find, batch.metadata)
+            if job is None:  # it was never created: its requests go into a new batch
                 waiting = [key for key in batch.open_keys if key in self._waiting]
                 self._ledger.forget(batch)
                 for key in waiting:
@@ -200,16 +201,6 @@ class MistralBatchBackend:
             job_id = job.id
         logger.info("batch job %s: found again, %d requests are open", job_id, len(batch.open_keys))
         await self._deliver(batch, job_id)
-
-    async def _find_created(self, batch: Batch) -> Job | None:
-        """Find the job of a batch whose id was never saved; None once it is certain that there is none."""
-        job = await self._retry(lambda: self._api.find(batch.metadata))
-        settle_s = self._policy.batch_settle_s
-        wait_s = min(batch.intended_at + settle_s - time.time(), settle_s)
-        if job is None and wait_s > 0:
-            await asyncio.sleep(wait_s)
-            job = await self._retry(lambda: self._api.find(batch.metadata))
-        return job
 
     async def _deliver(self, batch: Batch, job_id: str) -> None:
         """Wait until the job is over, and give every request of the batch its outcome."""
@@ -220,7 +211,7 @@ class MistralBatchBackend:
         answers: dict[str, BatchAnswer] = {}
         for file_id in (job.error_file, job.output_file):
             if file_id is not None:
-                answers.update(answers_of(await self._download(file_id) or ""))
+                answers.update(answers_of(await self._retry(self._api.download, file_id)))
         num_good = sum(answer.status == 200 for answer in answers.values())
         # Answers first: five failures before any answer would end the run.
         for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].status != 200):
@@ -234,7 +225,7 @@ class MistralBatchBackend:
     async def _wait_until_over(self, batch: Batch, job_id: str) -> Job:
         pause_s, last_status = self._policy.batch_poll_s, ""
         while True:
-            job = await self._retry(lambda: self._api.get(job_id))
+            job = await self._retry(self._api.get, job_id)
             if job is None:
                 raise Refused(
                     "unknown_batch_job",
@@ -251,15 +242,14 @@ class MistralBatchBackend:
             await asyncio.sleep(pause_s)
             pause_s = self._longer(pause_s)
 
-    async def _download(self, file_id: str) -> str | None:
-        return await self._retry(lambda: self._api.download(file_id))
-
-    async def _retry(self, exchange: Callable[[], Awaitable[T]], *, on: type[Transient] = Transient) -> T:
+    async def _retry(
+        self, exchange: Callable[..., Awaitable[T]], *args: Any, on: type[Transient] = Transient
+    ) -> T:
         """Repeat an exchange while the server or the connection has problems: a batch takes hours anyway."""
         pause_s, num_attempts = self._policy.batch_poll_s, 0
         while True:
             try:
-                return await exchange()
+                return await exchange(*args)
             except on as fault:
                 num_attempts += 1
                 if num_attempts == self._policy.batch_max_attempts:

@@ -1,12 +1,13 @@
-"""Reads the responses of a chat-completion server, in the form that Mistral and OpenAI share."""
+"""The chat-completion protocol that Mistral and OpenAI share: forms of structured output, replies, faults."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import email.utils
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from nlicot.records import Usage
@@ -17,15 +18,65 @@ from nlicot.teacher.backends.base import (
     Refused,
     Rejected,
     Reply,
+    Request,
     Transient,
 )
 
+Send = Callable[[dict[str, Any]], Awaitable[Reply]]
 MAX_SHOWN = 200
 _CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 _UNKNOWN_MODEL = re.compile(
     r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found|is not)",
     re.I,
 )
+
+
+def response_formats(request: Request) -> list[dict[str, Any]]:
+    """Return the fields that ask for JSON in a request's body, the strongest form first."""
+    schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
+    formats: list[dict[str, Any]] = [
+        {"type": "json_schema", "json_schema": schema},
+        {"type": "json_object", "schema": request.schema.schema},  # llama.cpp's Python server
+        {"type": "json_object"},
+    ]
+    return [*({"response_format": form} for form in formats), {}]
+
+
+class StructuredOutput:
+    """Asks for JSON in the strongest form that the server accepts, which is remembered for each model.
+
+    The first request that succeeds decides. Until then requests go one by one, so that a server that rejects
+    a form is not asked a hundred times.
+    """
+
+    def __init__(self) -> None:
+        self._accepted: dict[str, int] = {}
+        self._probing = asyncio.Lock()
+
+    async def ask(self, request: Request, send: Send) -> Reply:
+        """Send the request in the strongest form that the server accepts.
+
+        Raises:
+            Rejected: the server rejected every form, so the form is not the cause.
+        """
+        if request.model not in self._accepted:
+            async with self._probing:
+                if request.model not in self._accepted:
+                    return await self._probe(request, send)
+        return await send(response_formats(request)[self._accepted[request.model]])
+
+    async def _probe(self, request: Request, send: Send) -> Reply:
+        first: Rejected | None = None
+        for index, form in enumerate(response_formats(request)):
+            try:
+                reply = await send(form)
+            except Rejected as fault:
+                first = first or fault
+            else:
+                self._accepted[request.model] = index
+                return reply
+        assert first is not None
+        raise first
 
 
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:

@@ -1,1 +1,0 @@
-"""Parts that the HTTP backends share: envelopes and structured output."""
