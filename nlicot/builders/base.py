@@ -21,8 +21,6 @@ from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 
 Text = TypeVar("Text", Thought, Reflection)
 CountTokens: TypeAlias = Callable[[str], int]
-_Sample: TypeAlias = tuple[list[Thought], list[Reflection]]
-"""The texts of one sample of a pair, in all rounds."""
 _Scores: TypeAlias = dict[tuple[str, str, int, int], int]
 """Scores by target, pair, sample and round."""
 
@@ -131,16 +129,13 @@ class Builder(ABC):
             ConfigError: `max_thought_tokens` applies to a thought and there is no `count_tokens`.
         """
         prompts = prompts or StudentPrompts()
-        texts: dict[str, dict[int, _Sample]] = {}
-        for thought in thoughts:
-            texts.setdefault(thought.id, {}).setdefault(thought.sample, ([], []))[0].append(thought)
-        for reflection in reflections:
-            texts.setdefault(reflection.id, {}).setdefault(reflection.sample, ([], []))[1].append(reflection)
+        thoughts_of, reflections_of = _by_pair(thoughts), _by_pair(reflections)
         score_of: _Scores = {(each.target, each.id, each.sample, each.round): each.score for each in scores}
 
         built = []
         for example in examples:
-            target = self._choose(example, texts.get(example.id, {}), score_of, count_tokens)
+            own = thoughts_of.get(example.id, ()), reflections_of.get(example.id, ())
+            target = self._choose(example, *own, score_of, count_tokens)
             for row, form in self.rows(target) if target else ():
                 built.append(
                     TrainingExample(
@@ -165,27 +160,33 @@ class Builder(ABC):
     def _choose(
         self,
         example: Example,
-        samples: dict[int, _Sample],
+        thoughts: Sequence[Thought],
+        reflections: Sequence[Reflection],
         score_of: _Scores,
         count_tokens: CountTokens | None,
     ) -> Target | None:
         """Return the preferred target among the samples' best; without thoughts there is one sample, 0."""
+        candidates = []
         # A reflection counts if its own sample has a thought, or if no sample has one.
-        numbers = sorted(number for number, (thoughts, _) in samples.items() if thoughts) or [0]
-        best = (
-            self._best_round(example, samples.get(number, ([], [])), score_of, count_tokens)
-            for number in numbers
-        )
-        candidates = [target for target in best if target is not None]
+        for number in sorted({thought.sample for thought in thoughts}) or [0]:
+            own_thoughts = [thought for thought in thoughts if thought.sample == number]
+            own_reflections = [reflection for reflection in reflections if reflection.sample == number]
+            target = self._best_round(example, own_thoughts, own_reflections, score_of, count_tokens)
+            if target is not None:
+                candidates.append(target)
         if self.prefer == "shortest":
             candidates.sort(key=lambda target: len(target.thought_process or ""))
         return candidates[0] if candidates else None
 
     def _best_round(
-        self, example: Example, sample: _Sample, score_of: _Scores, count_tokens: CountTokens | None
+        self,
+        example: Example,
+        thoughts: Sequence[Thought],
+        reflections: Sequence[Reflection],
+        score_of: _Scores,
+        count_tokens: CountTokens | None,
     ) -> Target | None:
-        """Return the acceptable target with the highest score among the rounds."""
-        thoughts, reflections = sample
+        """Return the acceptable target with the highest score among the rounds of one sample."""
         rounds = {thought.round for thought in thoughts} | {reflection.round for reflection in reflections}
         best, best_score = None, -1
         for number in sorted(rounds) or [0]:
@@ -216,6 +217,13 @@ class Builder(ABC):
                 "tokenizer, which only `fit` has; use max_thought_words elsewhere"
             )
         return count_tokens(thought) > self.max_thought_tokens
+
+
+def _by_pair(texts: Iterable[Text]) -> dict[str, list[Text]]:
+    found: dict[str, list[Text]] = {}
+    for text in texts:
+        found.setdefault(text.id, []).append(text)
+    return found
 
 
 def _in_round(texts: Sequence[Text], number: int) -> Text | None:

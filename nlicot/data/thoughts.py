@@ -89,42 +89,41 @@ def read_scores(path: Path) -> ScoredTexts:
 
 def thought_from(row: Row) -> Thought:
     """Parse a row as a thought; raises `DataError`."""
-    premise, hypothesis = row.text("premise"), row.text("hypothesis")
     return Thought(
-        id=row.identifier() or content_id(premise, hypothesis),
-        sample=row.whole_number("sample", 0),
-        round=row.whole_number("round", 0),
-        premise=premise,
-        hypothesis=hypothesis,
+        **_common_fields(row),
         thought_process=row.text("thought_process"),
         predicted_label=row.label("predicted_label"),
         relation=row.optional_text("relation"),
         true_label=row.optional_label("true_label"),
-        provenance=_provenance_from(row),
     )
 
 
 def reflection_from(row: Row) -> Reflection:
-    """Parse a row as a reflection; older files hold the reflected label as `predicted_label`.
+    """Parse a row as a reflection; raises `DataError`.
 
-    Raises:
-        DataError: a field is missing or invalid.
+    Older files have the reflected label as `predicted_label`.
     """
-    premise, hypothesis = row.text("premise"), row.text("hypothesis")
     reflected = row.optional_label("reflected_label")
     return Reflection(
-        id=row.identifier() or content_id(premise, hypothesis),
-        sample=row.whole_number("sample", 0),
-        round=row.whole_number("round", 0),
-        premise=premise,
-        hypothesis=hypothesis,
+        **_common_fields(row),
         true_label=row.label("true_label"),
         thought_process=row.text("thought_process"),
         error_analysis=row.text("error_analysis"),
         improved_thought_process=row.text("improved_thought_process"),
         reflected_label=row.label("predicted_label") if reflected is None else reflected,
-        provenance=_provenance_from(row),
     )
+
+
+def _common_fields(row: Row) -> dict[str, Any]:
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    return {
+        "id": row.identifier() or content_id(premise, hypothesis),
+        "sample": row.whole_number("sample", 0),
+        "round": row.whole_number("round", 0),
+        "premise": premise,
+        "hypothesis": hypothesis,
+        "provenance": _provenance_from(row),
+    }
 
 
 def scored_from(row: Row) -> Scored:
@@ -387,12 +386,16 @@ class _PairIndex:
 
 
 def _with_pair(record: Text, example: Example) -> Text:
-    if (record.id, record.true_label) == (example.id, example.label):
-        return record
-    if isinstance(record, Reflection):
-        true_label = record.true_label if example.label is None else example.label
-        return dataclasses.replace(record, id=example.id, true_label=true_label)
-    return dataclasses.replace(record, id=example.id, true_label=example.label)
+    true_label: Any = example.label
+    if example.label is None and isinstance(record, Reflection):
+        true_label = record.true_label
+    return dataclasses.replace(
+        record,
+        id=example.id,
+        premise=example.premise,  # equal, but now stored once
+        hypothesis=example.hypothesis,
+        true_label=true_label,
+    )
 
 
 def _without_provenance(record: Text) -> Text:

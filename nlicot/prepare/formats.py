@@ -15,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nlicot import completion
-from nlicot.data.rows import Row
+from nlicot.data.rows import Row, read_rows
+from nlicot.errors import DataError
 from nlicot.records import TrainingExample
 
 
@@ -59,6 +61,18 @@ def to_row(example: TrainingExample, row_format: str, markers: Markers) -> dict[
         turns = (("user", example.prompt), ("assistant", example.completion))
         content = {"messages": [{"role": role, "content": text} for role, text in turns]}
     return {**content, "id": example.id, "label": example.label, "source": example.source}
+
+
+def read_prepared(path: Path) -> list[TrainingExample]:
+    """Read the training examples of a prepared file, in any of the formats.
+
+    Raises:
+        DataError: a row is in none of them, or its completion is invalid.
+    """
+    examples = [from_row(row, default_id=f"row-{number}") for number, row in enumerate(read_rows(path), 1)]
+    if not examples:
+        raise DataError("no rows", "a row for each training example", path=path)
+    return examples
 
 
 def from_row(row: Row, *, default_id: str) -> TrainingExample:

@@ -29,11 +29,11 @@ from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
 from nlicot.model.encoding import OverBudget
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import PromptBatch, prompt_batches
+from nlicot.prepare.formats import read_prepared
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
 from nlicot.shipped import SAMPLE
 from nlicot.training.batches import Window
-from nlicot.training.prepared import read_prepared
 from nlicot.training.sampler import WindowDataset, WindowSampler
 
 if TYPE_CHECKING:

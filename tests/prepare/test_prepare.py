@@ -21,11 +21,10 @@ from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import TextFiles, read_joined, read_thoughts
 from nlicot.errors import DataError
-from nlicot.prepare.formats import FORMATS, MARKERS, from_row, to_row
+from nlicot.prepare.formats import FORMATS, MARKERS, from_row, read_prepared, to_row
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
 from nlicot.shipped import SAMPLE
 from nlicot.training.datamodule import PairsData
-from nlicot.training.prepared import read_prepared
 
 NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s> é 😀 \\ '
 

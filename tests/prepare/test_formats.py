@@ -8,8 +8,8 @@ import pytest
 
 from nlicot import completion
 from nlicot.errors import DataError
+from nlicot.prepare.formats import read_prepared
 from nlicot.records import TrainingExample, to_json_dict
-from nlicot.training.prepared import read_prepared
 
 COMPLETION = '{"thought_process": "Step 1: \\"rain\\".\\nSo 1.", "predicted_label": 1}'
 PARSED = TrainingExample(id="row-1", prompt="Premise: P", completion=COMPLETION, label=1, source="prepared")
@@ -33,7 +33,7 @@ def test_rows_of_prompt_and_completion_load(tmp_path: Path) -> None:
     ]
 
 
-def test_what_a_builder_made_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_builders_output_is_read_back_unchanged(tmp_path: Path) -> None:
     built = [
         TrainingExample(
             id=f"pair-{label}",
@@ -56,7 +56,7 @@ def test_what_a_builder_made_comes_back_as_it_was(tmp_path: Path) -> None:
         f"[INST] Premise: P [/INST] {COMPLETION}",
     ],
 )
-def test_rows_of_rendered_text_load_and_lose_their_markers(tmp_path: Path, text: str) -> None:
+def test_markers_are_removed_from_rows_of_rendered_text(tmp_path: Path, text: str) -> None:
     assert read_prepared(prepared_file(tmp_path, {"text": text})) == [PARSED]
 
 
@@ -77,7 +77,7 @@ def test_markers_inside_the_texts_do_not_cut_a_rendered_text(
     assert (built.prompt, built.completion, built.label) == (prompt, answer, 0)
 
 
-def test_a_completion_with_other_blanks_is_rewritten_as_ours(tmp_path: Path) -> None:
+def test_a_completion_with_other_whitespace_is_normalised(tmp_path: Path) -> None:
     path = prepared_file(
         tmp_path, {"prompt": "p", "completion": ' {"thought_process":"x",\n"predicted_label":1} '}
     )
@@ -100,7 +100,7 @@ def test_a_bad_completion_is_refused_with_its_line(tmp_path: Path, answer: str) 
     with pytest.raises(DataError) as raised:
         read_prepared(path)
     assert str(raised.value) == (
-        f"{path}:2: found a completion that is not thought_process and predicted_label in JSON, "
+        f"{path}:2: found a completion that is not JSON with thought_process and predicted_label, "
         "expected both, in order"
     )
 
@@ -114,12 +114,12 @@ def test_a_bad_completion_in_a_rendered_text_is_refused_with_its_line(tmp_path: 
 
 
 @pytest.mark.parametrize("text", ["p => 1", f"p [/INST] {COMPLETION}", f"[INST] p {COMPLETION}"])
-def test_a_text_of_another_form_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+def test_a_text_of_another_format_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
     path = prepared_file(tmp_path, {"text": text})
     with pytest.raises(DataError) as raised:
         read_prepared(path)
     assert str(raised.value) == (
-        f"{path}:1: found a text of another form, expected [INST] prompt [/INST] completion"
+        f"{path}:1: found a text of another format, expected [INST] prompt [/INST] completion"
     )
 
 
