@@ -32,7 +32,9 @@ def known_flags(command: str) -> set[str]:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([command, "--help"])
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-zA-Z][\w.-]*)", printed.getvalue())}
-    return flags | {short for short, full in OLD_NAMES.items() if full in flags}
+    flags |= {short for short, full in OLD_NAMES.items() if full in flags}
+    # `--definitions FILE` sets `definitions.entailment` and its neighbour.
+    return flags | {"definitions" for flag in flags if flag.startswith("definitions.")}
 
 
 @pytest.mark.parametrize("page", PAGES)
