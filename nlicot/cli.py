@@ -53,9 +53,12 @@ def _training(name: str, args: Sequence[str]) -> int:
 
 
 def _teacher(name: str, args: Sequence[str]) -> int:
-    from nlicot.teacher.commands import main
+    from nlicot.teacher.options import parse
 
-    return main(name, args)
+    settings = parse(name, args)  # before numpy is imported, so that --help and refusals are fast
+    from nlicot.teacher.commands import run
+
+    return run(name, settings)
 
 
 def _report(name: str, args: Sequence[str]) -> int:

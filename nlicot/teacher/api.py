@@ -4,15 +4,9 @@
     result = generate_thoughts(examples, backend=backend, settings=settings, journal="thoughts.sqlite")
     result.records, result.failures
 
-They do what the commands do, without files, and with the same journal, retries and limits: a stored answer is
-never paid for again, whichever way it is asked for. All three functions take
-
-- `backend`: for example `nlicot.teacher.backends.registry.connect(...)`;
-- `settings`: the models and how they are asked;
-- `journal`: the file that stores every answer; with the same file, nothing is asked twice;
-- `prompt` or `prompts`: by default those that ship (`nlicot.teacher.stages.prompts.load_prompt`);
-- `run`: concurrency, rate limits, budget and prices.
-
+They do what the commands do, without files. All take a `backend` (`backends.registry.connect` returns one),
+the `settings` of the models, the `journal` (a file that stores every answer: with the same one, nothing is
+paid for twice), prompts (`load_prompt` loads other ones than the defaults), and `run`: limits and budget.
 They raise `TeacherStopped` if the run ends early; all answers so far are in the journal.
 """
 

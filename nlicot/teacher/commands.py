@@ -40,7 +40,7 @@ from nlicot.teacher.engine.session import (
     run_phases,
 )
 from nlicot.teacher.engine.summary import StageStatistics, summarise
-from nlicot.teacher.options import definitions_name, label_definitions, parse, relation_map
+from nlicot.teacher.options import definitions_name, label_definitions, relation_map
 from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import GenerateStage
 from nlicot.teacher.stages.inputs import read_pairs, read_texts_of, read_thoughts_of
@@ -68,9 +68,8 @@ class SplitWork:
     output_path: Path
 
 
-def main(command: str, args: Sequence[str]) -> int:
+def run(command: str, settings: Namespace) -> int:
     """Run one of the three commands; returns its exit code."""
-    settings = parse(command, args)
     root = working_root(settings.root)
     journal_path = root.path / "journal" / f"{command}.sqlite"
     if settings.export_journal:
@@ -85,7 +84,7 @@ def main(command: str, args: Sequence[str]) -> int:
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
         if settings.reparse or settings.retry_failures:
             journal.discard_outcomes(failed_only=not settings.reparse)
-        report = _run(works, settings, journal)
+        report = _ask(works, settings, journal)
         if not settings.get("probe"):
             for work in works:
                 _write_output(work, settings, report, journal, log_path)
@@ -171,7 +170,7 @@ def _job(works: Sequence[SplitWork], settings: Namespace, root: DataRoot) -> str
 # ------------------------------------------------------------------ running
 
 
-def _run(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> RunReport:
+def _ask(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> RunReport:
     """Ask all questions that the journal has no answer to."""
     stage = works[0].stage
     backend = connect(

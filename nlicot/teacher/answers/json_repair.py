@@ -39,7 +39,7 @@ class Unparsable(Exception):
 
 
 def field_twice(name: str) -> Unparsable:
-    """Return the error for a field that an answer has twice."""
+    """Return the error for a duplicate field."""
     return Unparsable("two_objects", f"found the field {name} twice, expected one object")
 
 
@@ -121,7 +121,6 @@ class _ObjectReader:
     def _literal(self, name: str) -> Any:
         """Read a number, true, null, a list or an object."""
         if not self._rest().strip():
-            # "behind" stays: see `Unparsable.message`.
             raise Unparsable("no_json", f"found the object cut off behind {name}, expected a value")
         try:
             value, end = json.JSONDecoder().raw_decode(self.text, self.position)

@@ -1,6 +1,6 @@
 """Ask one question until an answer is valid.
 
-In this order: parse strictly; repair the syntax, flagged; tell the model what was wrong and ask again, twice;
+In this order: parse strictly; repair the syntax, flagged; ask again with the problem, twice;
 ask the next model; record a failure. An answer that ran out of tokens is asked for once more with more.
 """
 

@@ -1,4 +1,4 @@
-"""What the teacher's stages share: their settings, and the way from an input to a task and its outcome."""
+"""The base of the teacher's stages: their settings, and the way from an input to a task and its outcome."""
 
 from __future__ import annotations
 
@@ -139,12 +139,10 @@ def _texts(item: Example | Thought | Reflection) -> dict[str, str]:
     if isinstance(item, Example):
         return texts
     if isinstance(item, Thought):
-        texts |= {"thought_process": item.thought_process, "predicted_label": str(item.predicted_label)}
+        thought_process, label = item.thought_process, item.predicted_label
     else:
-        texts |= {
-            "thought_process": item.improved_thought_process,
-            "predicted_label": str(item.reflected_label),
-        }
+        thought_process, label = item.improved_thought_process, item.reflected_label
+    texts |= {"thought_process": thought_process, "predicted_label": str(label)}
     return texts | {"true_label": "unknown" if item.true_label is None else str(item.true_label)}
 
 

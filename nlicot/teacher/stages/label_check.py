@@ -18,7 +18,7 @@ from nlicot.teacher.stages.prompts import RELATIONS
 NUM_PROBED = 100
 MIN_PAIRS_OF_A_LABEL = 10
 MIN_RECALL_GAP = 0.25
-"""Recall gap between the two labels that carelessness alone would not explain."""
+"""Recall gap between the two labels that mere carelessness would not explain."""
 NUM_EXAMPLES_SHOWN = 3
 
 
@@ -37,7 +37,7 @@ class Recall:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % interval of the recall."""
+        """Wilson's 95 % interval."""
         return wilson_interval(self.num_right, self.num)
 
 
@@ -82,10 +82,8 @@ class ProbeReport:
     def __str__(self) -> str:
         lines = [self.headline()]
         for recall in self.recalls:
-            low, high = recall.interval.low, recall.interval.high
-            lines.append(
-                f"  label {recall.label}: {recall.num_right} of {recall.num} ({low:.0%} to {high:.0%})"
-            )
+            interval = f"{recall.interval.low:.0%} to {recall.interval.high:.0%}"
+            lines.append(f"  label {recall.label}: {recall.num_right} of {recall.num} ({interval})")
         if self.maps:
             lines.append("  accuracy of each map from relations to labels:")
         for mapped in self.maps:
@@ -95,8 +93,8 @@ class ProbeReport:
             label = self.missed[0].true_label
             lines.append(f"  pairs of label {label} that it labels {1 - int(label or 0)}:")
             for thought in self.missed:
-                lines.append(f"    {thought.id}: {thought.premise!r} / {thought.hypothesis!r}")
-                lines.append(f"      {thought.thought_process}")
+                pair = f"    {thought.id}: {thought.premise!r} / {thought.hypothesis!r}"
+                lines += [pair, f"      {thought.thought_process}"]
         return "\n".join(lines)
 
 

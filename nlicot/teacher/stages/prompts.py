@@ -28,7 +28,7 @@ DEFINITIONS = ("entailment", "no_entailment")
 
 
 class PromptType(StrEnum):
-    """What a prompt asks for; also the name of its file."""
+    """The kind of answer that a prompt asks for; also the name of its file."""
 
     INITIAL_GENERATION = "initial_generation"
     RELATION = "relation"
