@@ -103,7 +103,7 @@ def bare_http(num: int, url: str) -> float:
     """Return the seconds for the same bodies through an `httpx2` loop."""
     import httpx2
 
-    bodies = [_body(request) for request in stage_over(num, "openai", url).requests()]
+    bodies = [_body(request) for _, request in stage_over(num, "openai", url).questions()]
 
     async def run() -> float:
         limits = httpx2.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
@@ -122,7 +122,7 @@ def bare_sdk(num: int, url: str) -> float:
     """Return the seconds for the same requests through a loop over the `mistralai` SDK."""
     from mistralai.client import Mistral
 
-    bodies = [_body(request) for request in stage_over(num, "mistral", url).requests()]
+    bodies = [_body(request) for _, request in stage_over(num, "mistral", url).questions()]
 
     async def run() -> float:
         import httpx2

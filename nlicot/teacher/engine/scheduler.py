@@ -61,7 +61,6 @@ class Task:
 
     key: str
     pair: str
-    sample: int
     run: Callable[[Ask], Awaitable[Outcome]]
 
 

@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,11 +109,7 @@ def run_phases(
         finally:
             await backend.close()
 
-    if _in_event_loop():  # a notebook's: another thread gets a loop of its own
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-            thread.submit(asyncio.run, run()).result()
-    else:
-        asyncio.run(run())
+    _run_in_new_loop(run())
     return RunReport(
         tally=scheduler.tally,
         spent_usd=budget.spent_usd,
@@ -169,12 +165,15 @@ def _ctrl_c_stops(scheduler: Scheduler) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _in_event_loop() -> bool:
+def _run_in_new_loop(coroutine: Coroutine[None, None, None]) -> None:
+    """Run a coroutine to its end, in another thread if a loop is running here (a notebook's)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        asyncio.run(coroutine)
+        return
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
 
 
 def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Outcome]:

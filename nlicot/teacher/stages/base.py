@@ -92,7 +92,6 @@ class Stage(ABC, Generic[Item]):
             yield Task(
                 key=f"{request.key()}/{self._key_suffix(item)}",
                 pair=item.id,
-                sample=request.sample,
                 run=functools.partial(self._outcome, item, request),
             )
 

@@ -129,7 +129,7 @@ async def _take(request: Request, ask: Ask) -> Outcome:
 
 def task(text: str, key: str = "") -> Task:
     """A task with one question, whose answer is its outcome."""
-    return Task(key=key or text, pair=f"pair {text}", sample=0, run=functools.partial(_take, question(text)))
+    return Task(key=key or text, pair=f"pair {text}", run=functools.partial(_take, question(text)))
 
 
 def tasks(texts: Iterable[str]) -> list[Task]:
@@ -509,7 +509,7 @@ def test_a_bug_in_a_task_is_raised(journal: Journal) -> None:
         raise ZeroDivisionError("a bug")
 
     backend = Scripted({"a": [yes()], "b": [yes()]})
-    given = [task("a"), Task(key="b", pair="pair b", sample=0, run=broken), task("c")]
+    given = [task("a"), Task(key="b", pair="pair b", run=broken), task("c")]
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_virtually(scheduler_for(backend, journal).run(given))
