@@ -325,7 +325,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
-    """Turn the text `null` into None, which no type could tell from a name."""
+    """Turn the text `null` into None, because a type could not distinguish it from a name."""
     return {
         key: _with_nulls(value) if isinstance(value, dict) else None if value == "null" else value
         for key, value in settings.items()
@@ -448,6 +448,6 @@ def _item(mapping: str, text: str) -> str:
 
 
 def _is_open(action: Any) -> bool:
-    """Whether a setting's value may have keys that the parser does not know by name."""
+    """True if the setting's value may have keys that the parser does not know by name."""
     kind = getattr(action, "_typehint", None)
     return kind is not None and kind not in (int, float, str, bool, Path)

@@ -20,7 +20,6 @@ LAYERS = [
         "yaml_files",
         "shipped",
         "command_line",
-        "flags",
         "text_tables",
         "prompts",
         "completion",

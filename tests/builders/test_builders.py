@@ -72,7 +72,7 @@ REFLECTIONS = [reflection("wrong-1", "improved", 1)]
 
 
 def targets(built: list[TrainingExample]) -> list[tuple[str, str | None, int, str]]:
-    """Each example's id, thought, label and source, as its completion tells them."""
+    """Each example's id, thought, label and source, as in its completion."""
     found = []
     for example in built:
         parsed = completion.parse(example.completion)
@@ -86,7 +86,7 @@ def test_correct_only_keeps_the_thoughts_whose_label_is_the_true_one() -> None:
     assert targets(CorrectOnly().build(PAIRS, THOUGHTS, REFLECTIONS)) == [("right-1", "right", 1, "thought")]
 
 
-def test_reflected_puts_the_reflection_in_a_wrong_thoughts_place_with_the_true_label() -> None:
+def test_reflected_replaces_a_wrong_thought_by_its_reflection() -> None:
     assert targets(Reflected().build(PAIRS, THOUGHTS, REFLECTIONS)) == [
         ("right-1", "right", 1, "thought"),
         ("wrong-1", "improved", 1, "reflection"),
@@ -111,7 +111,7 @@ def test_label_only_takes_the_true_label_of_every_labelled_pair() -> None:
     ]
 
 
-def test_label_only_can_be_held_to_the_pairs_that_have_a_thought() -> None:
+def test_label_only_can_be_limited_to_pairs_with_a_thought() -> None:
     built = LabelOnly(only_with_thoughts=True).build(PAIRS, THOUGHTS, REFLECTIONS)
     assert targets(built) == [
         ("right-1", None, 1, "label"),
@@ -422,7 +422,7 @@ def test_label_first_has_the_content_of_reflected_in_the_other_order() -> None:
         assert found.prompt != other.prompt
 
 
-def test_a_builders_name_is_its_short_name_or_its_classs() -> None:
+def test_the_name_of_a_builder_is_its_short_name_or_its_class_name() -> None:
     class Own(Unmodified):
         pass
 

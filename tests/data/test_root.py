@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,22 @@ def test_without_a_root_a_copy_of_the_sample_is_used_and_logged(
     assert message.startswith("SAMPLE DATA: no --root was given, so this works in data/try, a copy of ")
     assert "python -m nlicot split PAIRS.csv, then add --root data" in message
     assert [path.name for path in copy.parent.iterdir()] == ["try"]
+
+
+def test_the_copy_of_a_read_only_sample_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = tmp_path / "shipped" / "sample"
+    file = sample / "original_data" / "train.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("premise,hypothesis\n")
+    file.chmod(0o444)
+    file.parent.chmod(0o555)
+    monkeypatch.setattr(root_module, "SAMPLE", sample)
+    monkeypatch.setattr(root_module, "TRY_ROOT", Path("data", "try"))  # as in an installed package
+    monkeypatch.chdir(tmp_path)
+    copy = working_root(None).pairs("train")
+    assert copy == Path("data/try/original_data/train.csv")
+    assert copy.stat().st_mode & copy.parent.stat().st_mode & stat.S_IWUSR
+    file.parent.chmod(0o755)
 
 
 def test_an_existing_copy_of_the_sample_is_not_changed(

@@ -1,4 +1,4 @@
-"""Figures against hand computation and second implementations (scikit-learn, torchmetrics, scipy)."""
+"""Metrics against hand computation and second implementations (scikit-learn, torchmetrics, scipy)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from nlicot.evaluation import bootstrap as estimation
+from nlicot.evaluation import bootstrap
 from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.evaluation.metrics import (
     ClassificationMetrics,
@@ -47,7 +47,7 @@ def values(metrics: ClassificationMetrics) -> dict[str, float]:
 # --- values -----------------------------------------------------------------------------------------
 
 
-def test_label_figures_equal_hand_computed_fractions():
+def test_label_metrics_equal_hand_computed_fractions():
     metrics = classification_metrics(TRUE, PREDICTED)
     assert metrics.confusion == Confusion(tp=3, fp=1, fn=1, tn=5)
     assert values(metrics) == pytest.approx(
@@ -82,12 +82,12 @@ def test_all_unanswered_scores_zero():
     assert metrics.num_unanswered == 2
 
 
-def test_share_of_nothing_is_zero():
+def test_zero_divided_by_zero_is_zero():
     metrics = classification_metrics([0, 0, 0], [0, 0, 0])
     assert values(metrics) == {"accuracy": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "macro_f1": 0.5}
 
 
-def test_probability_figures_equal_hand_computed_values():
+def test_probability_metrics_equal_hand_computed_values():
     metrics = classification_metrics([1, 1, 0, 0], [1, 0, 0, 1], [0.9, 0.4, 0.4, 0.65])
     # Of the four (positive, negative) pairs, two are won (0.9 over both), one is tied, one is lost.
     assert metrics.auroc is not None
@@ -117,7 +117,7 @@ def test_calibration_bins_are_closed_above():
     assert metrics.expected_calibration_error.value == pytest.approx((0.7 - 0.35) / 2)
 
 
-def test_decision_threshold_does_not_move_probability_figures():
+def test_decision_threshold_does_not_change_probability_metrics():
     true, predicted, p = random_predictions(3)
     cautious = [int(probability > 0.8) for probability in p]
     usual, moved = classification_metrics(true, predicted, p), classification_metrics(true, cautious, p)
@@ -129,7 +129,7 @@ def test_decision_threshold_does_not_move_probability_figures():
     assert usual.accuracy != moved.accuracy
 
 
-def test_probability_figures_need_every_probability():
+def test_probability_metrics_need_every_probability():
     metrics = classification_metrics([1, 0], [1, 0], [0.9, None])
     assert (metrics.auroc, metrics.expected_calibration_error, metrics.brier) == (None, None, None)
 
@@ -145,7 +145,7 @@ def test_auroc_is_none_with_one_class_only():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_equal_scikit_learn(seed: int):
+def test_metrics_equal_scikit_learn(seed: int):
     sklearn = pytest.importorskip("sklearn.metrics")
     true, predicted, p = random_predictions(seed)
     assert values(classification_metrics(true, predicted, p, num_resamples=1)) == pytest.approx(
@@ -185,7 +185,7 @@ def test_missing_answers_equal_scikit_learn_with_a_third_label():
     )
 
 
-def test_figures_equal_torchmetrics():
+def test_metrics_equal_torchmetrics():
     torch = pytest.importorskip("torch")
     classification = pytest.importorskip("torchmetrics.classification")
     true, predicted, p = random_predictions(11)
@@ -219,7 +219,7 @@ def test_bootstrap_is_deterministic_by_seed():
 def test_bootstrap_does_not_depend_on_how_it_is_chunked(monkeypatch: pytest.MonkeyPatch):
     true, predicted, p = random_predictions(0)
     whole = metrics_to_dict(classification_metrics(true, predicted, p, num_resamples=101))
-    monkeypatch.setattr(estimation, "_MAX_WEIGHTS_PER_CHUNK", 7 * len(true))
+    monkeypatch.setattr(bootstrap, "_MAX_WEIGHTS_PER_CHUNK", 7 * len(true))
     chunked = metrics_to_dict(classification_metrics(true, predicted, p, num_resamples=101))
     for name in values(classification_metrics(true, predicted, p, num_resamples=1)):
         assert chunked[name] == pytest.approx(whole[name], abs=1e-12), name
@@ -233,11 +233,11 @@ def test_label_intervals_do_not_depend_on_probabilities_being_given():
     )
 
 
-def test_bootstrap_equals_figures_of_redrawn_items():
-    """Weights are only a fast way to redraw: the plain way, item by item, gives the same interval."""
+def test_bootstrap_equals_metrics_of_resampled_items():
+    """Weights are only a fast way to resample: item by item, the interval is the same."""
     true, predicted, p = random_predictions(5, num=40)
     drawn = np.random.default_rng(0).integers(40, size=(50, 40))
-    redrawn = [
+    resampled = [
         values(
             classification_metrics(
                 [true[i] for i in items],
@@ -249,12 +249,12 @@ def test_bootstrap_equals_figures_of_redrawn_items():
         for items in drawn
     ]
     found = metrics_to_dict(classification_metrics(true, predicted, p, num_resamples=50, seed=0))
-    for name in redrawn[0]:
-        low, high = np.quantile([figures[name] for figures in redrawn], [0.025, 0.975])
+    for name in resampled[0]:
+        low, high = np.quantile([figures[name] for figures in resampled], [0.025, 0.975])
         assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high)), name
 
 
-def test_accuracy_interval_covers_the_truth_as_often_as_it_says():
+def test_accuracy_interval_has_its_nominal_coverage():
     rng = np.random.default_rng(0)
     num_trials, covered = 400, 0
     for _ in range(num_trials):
@@ -265,7 +265,7 @@ def test_accuracy_interval_covers_the_truth_as_often_as_it_says():
     assert 365 <= covered <= 393
 
 
-def test_interval_has_no_width_where_all_are_right():
+def test_interval_has_no_width_if_all_are_right():
     metrics = classification_metrics([1, 0], [1, 0])
     assert metrics.accuracy.interval == Interval(low=1.0, high=1.0)
 
@@ -276,7 +276,7 @@ def test_resamples_without_both_classes_are_left_out_of_auroc():
     assert metrics.auroc.interval == Interval(low=1.0, high=1.0)
 
 
-def test_auroc_interval_is_vacuous_where_no_resample_defines_it():
+def test_auroc_interval_is_vacuous_if_no_resample_defines_it():
     one_class = next(
         seed for seed in range(100) if len(set(np.random.default_rng(seed).integers(2, size=2))) == 1
     )
@@ -314,7 +314,7 @@ def test_mcnemar_equals_the_exact_binomial_test(only_a: int, only_b: int):
     assert test.p_value == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemar_stays_exact_where_two_to_the_n_exceeds_a_float():
+def test_mcnemar_stays_exact_if_two_to_the_n_exceeds_a_float():
     assert mcnemar_exact([True] * 1040, [False] * 1040) == McNemar(
         only_a=1040, only_b=0, p_value=math.ldexp(1.0, -1039)
     )
@@ -404,7 +404,7 @@ def test_unequal_lengths_are_refused():
         classification_metrics([1, 0], [1, 0], [0.5])
 
 
-def test_values_out_of_range_are_refused_by_place():
+def test_values_out_of_range_are_refused_with_their_index():
     with pytest.raises(ValueError, match=r"true_labels\[1\] is 2, expected 0 or 1"):
         classification_metrics([1, 2], [1, 0])
     with pytest.raises(ValueError, match=r"predicted_labels\[0\] is -1, expected 0, 1 or None"):
@@ -445,7 +445,7 @@ def test_dict_is_json_with_none_left_out():
     assert written["confusion"] == {"tp": 3, "fp": 1, "fn": 1, "tn": 5}
 
 
-def test_dict_has_probability_figures_where_they_are_known():
+def test_dict_has_probability_metrics_if_they_are_known():
     written = metrics_to_dict(classification_metrics([1, 0], [1, 0], [1.0, 0.0]))
     assert written["auroc"]["value"] == 1.0
     assert written["expected_calibration_error"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -483,7 +483,7 @@ def table_lows(metrics: ClassificationMetrics) -> list[tuple[str, str]]:
     ]
 
 
-def test_table_shows_missing_answers_in_a_column_of_their_own():
+def test_table_shows_missing_answers_in_a_separate_column():
     table = format_table(classification_metrics([1, 1, 0, 0], [1, None, 0, None]), "t")
     assert table.splitlines()[-5:] == [
         "4 pairs: 50.0% are entailment, 25.0% predicted so, 2 unanswered",

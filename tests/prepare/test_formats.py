@@ -21,7 +21,7 @@ def prepared_file(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_rows_of_prompt_and_completion_load(tmp_path: Path) -> None:
+def test_rows_of_prompt_and_completion_are_read(tmp_path: Path) -> None:
     path = prepared_file(
         tmp_path,
         {"prompt": "Premise: P", "completion": COMPLETION},

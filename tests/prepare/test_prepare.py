@@ -91,7 +91,7 @@ def built_by_fit(root: Path, split: str = "train", **settings: Any) -> list[Trai
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("markers", MARKERS)
 @pytest.mark.parametrize("builder", ["reflected", "label_only"])
-def test_a_prepared_file_holds_exactly_what_fit_trains_on(
+def test_a_prepared_file_contains_exactly_the_training_examples_of_fit(
     root: Path, form: str, markers: str, builder: str
 ) -> None:
     path = prepared(root, "--format", form, "--prompt-format", markers, builder=builder)
@@ -175,7 +175,7 @@ def test_a_users_own_builder_is_found_by_its_class_path(
     assert len(rows(path)) == 2
 
 
-def test_definitions_word_the_prompts_as_in_fit(
+def test_definitions_are_used_in_prompts_as_in_fit(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "definitions.yaml"
