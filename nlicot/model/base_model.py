@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ CONFIG_FILE = "config.json"
 AUTO = "auto"
 PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
 """Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
+OTHER_BASE = "use another base (--model.base FOLDER or bundled)"
 REMEDIES = (
     "fix the driver, pass a local folder (--model.base FOLDER), accept the model's terms on the hub "
     "and set HF_TOKEN, or try the small bundled model (--model.base bundled)"
@@ -38,11 +39,11 @@ REMEDIES = (
 
 
 class DeviceState(Enum):
-    """The state of the machine's NVIDIA device."""
+    """The state of the machine's NVIDIA device, as messages describe it."""
 
-    CUDA = auto()
-    UNUSABLE = auto()
-    NONE = auto()
+    CUDA = "torch can use the NVIDIA device of this machine"
+    UNUSABLE = "torch cannot use the NVIDIA device of this machine"
+    NONE = "this machine has no NVIDIA device to run it on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +94,8 @@ def choose(base: str, fallback: str | None, *, on_sample: bool, device: DeviceSt
     """
     if base == BUNDLED or Path(base).expanduser().is_dir() or device is DeviceState.CUDA:
         return base
-    if device is DeviceState.UNUSABLE:
-        raise ModelError(
-            f"--model.base {base}: torch cannot use the NVIDIA device of this machine; {REMEDIES}"
-        )
-    if fallback is None or not on_sample:
-        raise ModelError(f"--model.base {base}: this machine has no NVIDIA device to run it on; {REMEDIES}")
+    if device is DeviceState.UNUSABLE or fallback is None or not on_sample:
+        raise ModelError(f"--model.base {base}: {device.value}; {REMEDIES}")
     logger.warning(
         "no NVIDIA device: using %s instead of %s on the sample data (the results are not the recipe's)",
         fallback,
@@ -157,13 +154,12 @@ def _hub_folder(name: str, weights: bool) -> Path:
         reason = "HF_TOKEN's account has not accepted its terms" if has_token else "HF_TOKEN is not set"
         raise ModelError(
             f"--model.base {name}: the model is gated and {reason}; accept its terms at "
-            f"https://huggingface.co/{name} and set HF_TOKEN to a token of that account, "
-            "or use another base (--model.base FOLDER or bundled)"
+            f"https://huggingface.co/{name} and set HF_TOKEN to a token of that account, or {OTHER_BASE}"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"--model.base {name}: the hub has no such model for this account; check the name, set HF_TOKEN "
-            "if it is private, or use another base (--model.base FOLDER or bundled)"
+            f"if it is private, or {OTHER_BASE}"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
@@ -287,11 +283,14 @@ def _keep_gradients(model: Any) -> None:
     On a CPU with AVX512-BF16 it does so at the first forward pass in eval mode, such as a dev evaluation, and
     training would continue with gradients silently missing.
     """
+    for module in _matrices_in_4_bits(model):
+        module.support_avx512bf16_for_cpu = False
+
+
+def _matrices_in_4_bits(model: Any) -> list[Any]:
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
 def _make_dense(model: Any) -> None:
@@ -303,24 +302,19 @@ def _make_dense(model: Any) -> None:
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
 
-    for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            if isinstance(module, Linear4bit):
-                weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
-                dense = torch.nn.Linear(
-                    module.in_features, module.out_features, bias=module.bias is not None, device="meta"
-                )
-                dense.weight = torch.nn.Parameter(weight.to(module.compute_dtype), requires_grad=False)
-                dense.bias = module.bias
-                setattr(parent, name, dense)
+    names = {module: name for name, module in model.named_modules()}
+    for module in _matrices_in_4_bits(model):
+        weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        dense = torch.nn.Linear(
+            module.in_features, module.out_features, bias=module.bias is not None, device="meta"
+        )
+        dense.weight = torch.nn.Parameter(weight.to(module.compute_dtype), requires_grad=False)
+        dense.bias = module.bias
+        model.set_submodule(names[module], dense)
 
 
 def _fits_dense(model: Any) -> bool:
     """Check that the 4-bit matrices would take less than half of the available memory in 16 bits."""
-    from bitsandbytes.nn import Linear4bit
-
-    matrices = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    num_bytes = sum(2 * module.in_features * module.out_features for module in matrices)
+    num_bytes = sum(2 * module.in_features * module.out_features for module in _matrices_in_4_bits(model))
     return bool(num_bytes < 0.5 * available_bytes())
