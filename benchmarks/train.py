@@ -3,7 +3,7 @@
 All contenders train the same 4-bit base with the same adapter, optimizer, schedule, effective batch and
 number of optimizer steps on the same encoded examples, interleaved, each in a process of its own:
 
-    nlicot        ThoughtTuner under Lightning, as in `fit`
+    nlicot        NliModule under Lightning, as in `fit`
     trl           SFTTrainer at the best setting found: batches of 4, grouped by length, no checkpointing
     trl-default   SFTTrainer with default settings: batches of 8, gradient checkpointing
     trainer       transformers' Trainer, batches of 4, grouped by length
@@ -43,7 +43,7 @@ from circumstances import matrix_rate, now, peak_mb, processor, versions
 PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "trl", "trl-default", "trainer")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl")
-LEARNING_RATE, WARMUP_SHARE, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
+LEARNING_RATE, WARMUP_RATIO, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
 MISTRAL_7B = {
     "vocab_size": 32768,
     "hidden_size": 4096,
@@ -177,8 +177,11 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
 
     from nlicot.model import base_model as base
     from nlicot.model.base_model import PRECISIONS, compute_dtype
-    from nlicot.settings import LoraSettings
-    from nlicot.training.module import ThoughtTuner
+    from nlicot.model.loaded_model import ResolvedModel, load_for_training
+    from nlicot.prompts import StudentPrompts
+    from nlicot.run.folder import CheckpointMetadata
+    from nlicot.settings import LoraSettings, ModelSettings
+    from nlicot.training.module import NliModule
     from nlicot.training.sampler import WindowDataset, WindowSampler
 
     ends: list[float] = []
@@ -187,16 +190,19 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
         def on_train_batch_end(self, *args: Any) -> None:
             ends.append(now())
 
-    tuner = ThoughtTuner(
+    settings = ModelSettings(
         base="bundled" if options.shape == "bundled" else str(base_folder(options)),
         lora=LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT),
         learning_rate=LEARNING_RATE,
-        warmup_share=WARMUP_SHARE,
+        warmup_ratio=WARMUP_RATIO,
         gradient_checkpointing=options.checkpointing,
         compile_kernels=not options.eager,
     )
-    tuner._resolved = base.ResolvedBase(name=tuner.base, folder=base_folder(options))
-    tuner._prompt_format = prompt_format
+    resolved = ResolvedModel(
+        base=base.ResolvedBase(name=settings.base, folder=base_folder(options)), prompt_format=prompt_format
+    )
+    loaded = load_for_training(resolved, settings, seed=0)
+    module = NliModule(loaded, settings, CheckpointMetadata.of(resolved, StudentPrompts(), ()))
     sampler = WindowSampler(len(train), window_size=options.effective_batch, seed=0, shuffle=True)
     windows = WindowDataset(train, token_budget=options.micro_batch_tokens)
     trainer = lightning.Trainer(
@@ -211,9 +217,9 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
         devices=1,
     )
     trainer.fit(
-        tuner, DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=lambda window: window)
+        module, DataLoader(windows, batch_size=None, sampler=sampler, collate_fn=lambda window: window)
     )
-    return tuner.model, ends, f"{options.micro_batch_tokens} tokens to a micro-batch"
+    return module.model, ends, f"{options.micro_batch_tokens} tokens to a micro-batch"
 
 
 def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tuple[Any, list[float], str]:
@@ -239,7 +245,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
         "gradient_accumulation_steps": options.effective_batch // size,
         "max_steps": options.steps,
         "learning_rate": LEARNING_RATE,
-        "warmup_steps": max(1, round(WARMUP_SHARE * options.steps)),
+        "warmup_steps": max(1, round(WARMUP_RATIO * options.steps)),
         "weight_decay": 0.01,
         "lr_scheduler_type": "linear",
         "bf16": multiplies_bfloat16(),

@@ -46,10 +46,23 @@ def _inspect(name: str, args: Sequence[str]) -> int:
     return main(args)
 
 
-def _training(name: str, args: Sequence[str]) -> int:
-    from nlicot.training.command import main
+def _fit(name: str, args: Sequence[str]) -> int:
+    from nlicot.run.config import parse_fit
 
-    return main(name, args)
+    command = parse_fit(args)  # before torch and Lightning, so that help and errors come at once
+    from nlicot.training.command import fit
+
+    return fit(command)
+
+
+def _prediction(name: str, args: Sequence[str]) -> int:
+    from nlicot.run.config import parse_prediction
+
+    runs = parse_prediction(name, args)
+    from nlicot.prediction import commands
+
+    functions = {"validate": commands.validate, "test": commands.test, "predict": commands.predict}
+    return functions[name](runs)
 
 
 def _teacher(name: str, args: Sequence[str]) -> int:
@@ -80,13 +93,13 @@ GROUPS: dict[str, list[Command]] = {
         Command(name="score", summary="a judge's marks, and low texts written anew", run=_teacher),
     ],
     "training (costs GPU time)": [
-        Command(name="fit", summary="tune an adapter on a data root", run=_training),
+        Command(name="fit", summary="train an adapter on a data root", run=_fit),
     ],
     "measuring and predicting (costs some GPU time)": [
-        Command(name="validate", summary="metrics on every dev pair", run=_training),
-        Command(name="test", summary="metrics on labelled test pairs", run=_training),
+        Command(name="validate", summary="metrics on every dev pair", run=_prediction),
+        Command(name="test", summary="metrics on labelled test pairs", run=_prediction),
         Command(
-            name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_training
+            name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_prediction
         ),
         Command(
             name="report", summary="runs side by side, a page to look at mistakes, a model card", run=_report

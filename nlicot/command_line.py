@@ -38,8 +38,11 @@ OLD_NAMES = {
     "no_entailment": "definitions.no_entailment",
     "votes": "model.decoding.votes",
     "think": "model.decoding.think",
+    "data.share_beginning": "data.share_prefix",
+    "model.warmup_share": "model.warmup_ratio",
 }
 """Earlier and shorter names of settings, still read in flags and in the config.yaml of older runs."""
+GROUP_FILE_HELP = "Path to a configuration file."
 LABEL_MAP_HELP = "labels of other names, such as entailment=1,neutral=0,contradiction=0"
 TYPE_NAMES = {
     "int": "a whole number",
@@ -146,13 +149,19 @@ class CommandParser(ArgumentParser):
 
     def __init__(
         self,
-        command: str,
+        command: str = "",
         *,
-        description: str,
-        example: str,
+        description: str = "",
+        example: str = "",
         sections: Sequence[str] = (),
         file_settings: Mapping[str, str] = MappingProxyType({}),
+        **inner: Any,
     ) -> None:
+        self.command, self.sections, self.file_settings = command, sections, file_settings
+        self._own_pages: set[str] = set()
+        if not command:  # jsonargparse makes parsers of this class for the arguments of a class path
+            super().__init__(**inner)
+            return
         super().__init__(
             prog=f"python -m nlicot {command}",
             usage=f"python -m nlicot {command} [options]",
@@ -162,17 +171,26 @@ class CommandParser(ArgumentParser):
             allow_abbrev=False,
             print_config=None,
         )
-        self.command, self.sections, self.file_settings = command, sections, file_settings
         self.add_argument("--config", action="config", help="a YAML file of settings; later files win")
         self.add_argument(
             "--print_config", type=bool, default=False, help="print the settings as YAML, and stop"
         )
+
+    def list_on_own_page(self, group: str) -> None:
+        """List a group's settings under `--GROUP.help` instead of `--help`."""
+        self._own_pages.add(group)
+        self._group(group).description = f"listed by python -m nlicot {self.command} --{group}.help"
+
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the text of `--help`."""
+        return self._help_without(lambda name: any(name.startswith(f"{group}.") for group in self._own_pages))
 
     def parse(
         self,
         args: Sequence[str],
         *,
         settings: Mapping[str, Any] | None = None,
+        source: str = "settings",
         check: Callable[[Namespace], None] = lambda settings: None,
     ) -> Namespace:
         """Parse a command line.
@@ -180,15 +198,21 @@ class CommandParser(ArgumentParser):
         Args:
             args: what was typed after the command's name.
             settings: values below those of `--config` files and flags: a recipe, or a run's own settings.
+            source: where `settings` come from, for messages.
             check: raises `ConfigError` for settings that do not fit each other, before they are printed, too.
 
         Raises:
             ConfigError: an unknown setting, with the nearest name, or a value of the wrong type.
         """
+        for group in self._own_pages:
+            if f"--{group}.help" in args:
+                self._group(group).description = None
+                print(self._help_without(lambda name: not name.startswith(f"{group}.")))  # noqa: B023
+                raise SystemExit(0)
         flags, files = self._split(self._normalised(args))
         merged: dict[str, Any] = {}
         if settings:
-            merge(merged, self._checked(settings, "settings"))
+            merge(merged, self._checked(settings, source))
         for name, path in files:
             if name == "definitions":
                 merge(merged, {"definitions": read_definitions(path)})
@@ -203,13 +227,29 @@ class CommandParser(ArgumentParser):
         check(found)
         if print_config:
             self.instantiate(found)
-            print(self.dump(found, skip_none=False), end="")
+            print(self.dump(found, skip_unset=False), end="")
             raise SystemExit(0)
         return found
 
     def add_definitions(self) -> None:
         """Add `--definitions FILE`, `--definitions.entailment` and `--definitions.no_entailment`."""
         self.add_class_arguments(LabelDefinitions, "definitions")
+
+    def _group(self, name: str) -> Any:
+        return (self.groups or {})[name]
+
+    def _help_without(self, is_hidden: Callable[[str], bool]) -> str:
+        texts = {action: action.help for action in self._actions}
+        for action in self._actions:  # only for now: a setting without help would be left out of YAML
+            if action.dest == "definitions":
+                action.help = "a YAML file with both"
+            elif is_hidden(action.dest) or action.help == GROUP_FILE_HELP:
+                action.help = argparse.SUPPRESS
+        try:
+            return str(super().format_help())
+        finally:
+            for action, text in texts.items():
+                action.help = text
 
     def _names(self) -> dict[str, Any]:
         """Each setting's dotted name with its action."""
@@ -249,8 +289,8 @@ class CommandParser(ArgumentParser):
             if not arg.startswith("--") or arg == "--":
                 yield _item(mapping, arg) if mapping else arg
                 continue
-            typed, equals, value = arg[2:].partition("=")
-            name = current_name(typed.replace("-", "_"))
+            _, equals, value = arg.partition("=")
+            name = _typed_name(arg)
             name = self.file_settings.get(name, name)
             if name not in ("help", "config") and not self.knows(name.removesuffix("+")):
                 raise self._unknown(name, arg.partition("=")[0])
@@ -332,6 +372,33 @@ def _with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def typed_names(args: Sequence[str]) -> set[str]:
+    """Return the present names of the settings that a command line names by flags.
+
+    >>> sorted(typed_names(["--data.root", "mine", "--probe-thoughts", "--split=dev"]))
+    ['probe_thoughts', 'root', 'split']
+    """
+    return {_typed_name(arg) for arg in args if arg.startswith("--")}
+
+
+def typed_values(args: Sequence[str], name: str) -> list[str]:
+    """Return all values that a command line gives a setting by flags, before anything is parsed.
+
+    >>> typed_values(["--ckpt-path", "a", "--split=dev", "--ckpt_path=b"], "ckpt_path")
+    ['a', 'b']
+    """
+    found: list[str] = []
+    for index, arg in enumerate(args):
+        if arg.startswith("--") and _typed_name(arg) == name:
+            _, equals, value = arg.partition("=")
+            found += [value] if equals else args[index + 1 : index + 2]
+    return found
+
+
+def _typed_name(arg: str) -> str:
+    return current_name(arg[2:].partition("=")[0].replace("-", "_"))
+
+
 def current_name(name: str) -> str:
     """Return the present name of a setting, whatever it was called.
 
@@ -373,6 +440,8 @@ def merge(settings: dict[str, Any], others: Mapping[str, Any]) -> None:
     """Lay other settings over these, in place; one that names a class replaces what was there."""
     for key, value in others.items():
         mine = settings.get(key)
+        if isinstance(mine, dict) and value in ("", None):  # a key of which only the name is left
+            continue
         if isinstance(mine, dict) and isinstance(value, Mapping) and "class_path" not in value:
             merge(mine, value)
         else:

@@ -305,7 +305,7 @@ class TrainerSettings:
     num_nodes: int = 1
     precision: Precision | None = None
     logger: Any = None
-    callbacks: Any = None
+    callbacks: list[Any] | dict[str, Any] | str | None = None
     fast_dev_run: bool | int = False
     max_epochs: int | None = None
     min_epochs: int | None = None
@@ -399,19 +399,30 @@ class FitSettings(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings(RunSettings):
-    """Settings of `validate`, `test` and `predict`.
+    """Settings of `test` and `predict`.
 
     Args:
         weights: weights of an ensemble's members, such as 2,1.
         split: the split to predict.
         output: folder for the predictions; default: the run's own.
-        tune_threshold: pick a threshold and a temperature on this split, which test and predict then use.
-        probe_thoughts: measure how often the label changes without its thought, or without the premise.
     """
 
     weights: str | None = None
     split: str = "test"
     output: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSettings(PredictionSettings):
+    """Settings of `validate`.
+
+    Args:
+        split: the split to predict.
+        tune_threshold: pick a threshold and a temperature on this split, which test and predict then use.
+        probe_thoughts: measure how often the label changes without its thought, or without the premise.
+    """
+
+    split: str = "dev"
     tune_threshold: bool = False
     probe_thoughts: bool = False
 
@@ -423,7 +434,7 @@ class InspectSettings(RunSettings):
     Args:
         split: the split to show.
         num: number of examples to show, from the first.
-        id: a pair to show instead; repeat for more.
+        id: pairs to show instead.
         json: print one JSON document with everything, token ids included.
         color: colour the tokens; auto does on a terminal, unless NO_COLOR is set.
     """

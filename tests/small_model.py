@@ -9,6 +9,24 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlicot.model.base_model import resolve
+from nlicot.model.loaded_model import load_for_training, resolve_model
+from nlicot.run.data import RunData
+from nlicot.run.folder import CheckpointMetadata
+from nlicot.settings import DataSettings, ModelSettings
+from nlicot.training.datamodule import PairsData
+from nlicot.training.module import NliModule
+
+
+def small_training(
+    model: ModelSettings, data: DataSettings, *, kind: type[NliModule] = NliModule
+) -> tuple[NliModule, PairsData]:
+    """Load a model and the sample data for a `Trainer`, as `fit` does."""
+    read = RunData(data)
+    read.read_for_fit()
+    resolved = resolve_model(model, on_sample=True)
+    metadata = CheckpointMetadata.of(resolved, read.prompts, read.forms)
+    loaded = load_for_training(resolved, model, seed=0)
+    return kind(loaded, model, metadata), PairsData(read, resolved.prompt_format)
 
 
 def write_small_model(folder: Path, *, favoured: dict[int, float] | None = None) -> Path:

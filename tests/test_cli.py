@@ -1,4 +1,4 @@
-"""The command line: its help, and what a user is told who mistypes something."""
+"""The command line: its help, and its messages for mistyped settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nlicot import cli
 PROJECT = Path(__file__).parents[1]
 
 
-def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """What stands on standard error of a command line that must be refused with exit code 2."""
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return the one message of a command line that must be refused with exit code 2."""
     assert cli.main(args) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nlicot: ")]
     assert len(lines) == 1
@@ -55,33 +55,77 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean predict?" in told(capsys, "predikt")
+    assert "did you mean predict?" in refused(capsys, "predikt")
 
 
-def test_all_mistakes_of_flags_and_files_are_told_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("modle:\n  base: x\n", "modle.base: unknown setting; did you mean --model.base?"),
+        ("model:\n  lora:\n    rr: 3\n", "model.lora.rr: unknown setting; did you mean --model.lora.r?"),
+        ("model:\n  learning_rate: abc\n", "--model.learning_rate: found 'abc', expected a number"),
+        ("trainer:\n  max_epoch: 3\n", "did you mean --trainer.max_epochs?"),
+    ],
+)
+def test_a_wrong_setting_in_a_file_is_refused(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mistaken.yaml"
-    config.write_text("modle:\n  base: x\nmodel:\n  lora:\n    rr: 3\n  learning_rate: abc\n")
-    message = told(
-        capsys, "fit", "--config", str(config), "--data.effective_batch", "x", "--data.buidler", "y"
+    config.write_text(content)
+    assert message in refused(capsys, "fit", "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.effective_batch", "x"], "--data.effective_batch: found 'x', expected a whole number"),
+        (["--data.buidler", "y"], "--data.buidler: unknown setting; did you mean --data.builder?"),
+        (["--data.over_budget=x"], "--data.over_budget: found 'x', expected one of cut, drop"),
+        (["--trainer.max_epochs=x"], "--trainer.max_epochs: found 'x', expected a whole number"),
+        (["--trainer.devics=1"], "did you mean --trainer.devices?"),
+        (["--label_map=a=3"], "expected NAME=0 or NAME=1"),
+        (["--checkpoint.mode=least"], "--checkpoint.mode: found 'least', expected one of min, max"),
+        (["--config"], "--config needs a file name"),
+    ],
+)
+def test_a_wrong_flag_is_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, "fit", *args)
+
+
+@pytest.mark.parametrize("args", [["fit", "--help"], ["fit", "--trainer.help"], ["fit", "--data.rot", "x"]])
+def test_help_and_configuration_errors_of_fit_import_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import contextlib, sys; from nlicot.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({args!r})\n"
+        "print(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    assert "--modle.base: found an unknown key; did you mean model.base?" in message
-    assert "--model.lora.rr: found an unknown key; did you mean model.lora.r?" in message
-    assert "--model.learning_rate: found 'abc', expected float" in message
-    assert "--data.effective_batch: found 'x', expected int" in message
-    assert "--data.buidler: found an unknown key; did you mean data.builder?" in message
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert finished.stderr.splitlines()[-1] == "[]"
 
 
-def test_a_missing_config_names_those_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
-    message = told(capsys, "fit", "--config", str(PROJECT / "configs" / "reflect.yaml"))
-    assert "expected one of" in message and "reflected.yaml" in message
+def test_the_trainer_has_a_help_page_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = []
+    for flag in ("--help", "--trainer.help"):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", flag])
+        pages.append(capsys.readouterr().out)
+    assert "--trainer.help" in pages[0]
+    assert "--trainer.max_epochs" not in pages[0] and "--trainer.max_epochs" in pages[1]
+    assert "--data.builder" in pages[0] and "--data.builder" not in pages[1]
 
 
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_names_the_files_next_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", "--config", str(PROJECT / "configs" / "reflect.yaml"))
+    assert "no such file" in message and "reflected.yaml" in message
+
+
+def test_broken_yaml_is_refused_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "broken.yaml"
     config.write_text("data:\n  root: [1, 2\nmodel: x\n")
-    assert told(capsys, "fit", "--config", str(config)).startswith(f"nlicot: {config}:3: found ")
+    message = refused(capsys, "fit", "--config", str(config))
+    assert message.startswith(f"nlicot: --config {config}:3: not valid YAML")
 
 
 def test_later_configs_win_and_flags_win_over_them(
@@ -101,22 +145,22 @@ def test_later_configs_win_and_flags_win_over_them(
 
 
 def test_an_unknown_builder_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "correct_only, reflected, unmodified, label_only" in told(
+    assert "correct_only, reflected, unmodified, label_only" in refused(
         capsys, "fit", "--data.builder", "refleted"
     )
 
 
-def test_a_missing_checkpoint_is_told_before_anything_loads(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected checkpoints/<run>/best.ckpt" in told(
+def test_a_missing_checkpoint_is_refused_before_anything_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--ckpt_path nowhere/best.ckpt: no such file" in refused(
         capsys, "predict", "--ckpt_path", "nowhere/best.ckpt"
     )
-    assert "found no --ckpt_path" in told(capsys, "test")
+    assert "test needs --ckpt_path checkpoints/RUN/best.ckpt" in refused(capsys, "test")
 
 
 def test_resuming_what_is_not_there_is_an_error_and_no_fresh_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "expected one written by `fit`" in told(capsys, "fit", "--resume", str(tmp_path / "gone"))
+    assert "gone/config.yaml: no such file" in refused(capsys, "fit", "--resume", str(tmp_path / "gone"))
 
 
 def test_data_mistakes_come_before_the_base_is_looked_for(
@@ -125,11 +169,11 @@ def test_data_mistakes_come_before_the_base_is_looked_for(
     folder = tmp_path / "original_data"
     folder.mkdir()
     (folder / "train.csv").write_text("premise,hypothesis,label\nA,B,2\n")
-    message = told(capsys, "fit", "--root", str(tmp_path), "--model.base", "no/such-model")
+    message = refused(capsys, "fit", "--root", str(tmp_path), "--model.base", "no/such-model")
     assert f"{folder / 'train.csv'}:2: found" in message and "0 or 1" in message
 
 
-def test_a_hub_base_without_a_gpu_stops_on_ones_own_data(
+def test_a_hub_base_without_a_gpu_stops_on_your_own_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -140,7 +184,7 @@ def test_a_hub_base_without_a_gpu_stops_on_ones_own_data(
     folder.mkdir()
     (folder / "train.csv").write_text("premise,hypothesis,label\nA b.,B.,1\nC d.,D.,0\n")
     (folder / "dev.csv").write_text("premise,hypothesis,label\nE f.,F.,1\n")
-    message = told(
+    message = refused(
         capsys, "fit", "--config", str(PROJECT / "configs/label_only.yaml"), "--root", str(tmp_path)
     )
     assert "--model.base mistralai/Mistral-7B-v0.3: this machine has no NVIDIA device" in message
@@ -158,7 +202,7 @@ def test_split_writes_a_data_root_and_names_the_next_command(
     assert cli.main(["split", str(pairs), "--dev", "0.25", "--out", str(out)]) == 0
     assert f"fit --config configs/label_only.yaml --root {out}" in capsys.readouterr().out
     assert (out / "original_data" / "dev.csv").read_text().count("\n") == 11
-    assert "--overwrite" in told(capsys, "split", str(pairs), "--out", str(out))
+    assert "--overwrite" in refused(capsys, "split", str(pairs), "--out", str(out))
 
 
 def test_every_shipped_config_says_only_what_differs_from_the_recipe() -> None:

@@ -23,33 +23,33 @@ from nlicot.model.base_model import choose_for_inspection
 from nlicot.model.encoding import EncodedExample, TokenKind, encode_example
 from nlicot.model.prompt_format import PromptFormat, prompt_format_of_base
 from nlicot.records import TrainingExample
-from nlicot.run.folder import say_which_data
-from nlicot.training.command import prepared_command_line
-from nlicot.training.datamodule import PairsData
+from nlicot.run.config import parse_inspect
+from nlicot.run.data import RunData
 
 MOST_IDS = 5
 
 
 def main(args: Sequence[str]) -> int:
     """The `inspect` command."""
-    cli = prepared_command_line("inspect", args)
-    data, asked = cli.datamodule, cli.config
-    if asked["num"] < 0:
-        raise ConfigError(f"--num: found {asked['num']}, expected 0 or more")
-    with contextlib.redirect_stdout(sys.stderr) if asked["json"] else contextlib.nullcontext():
-        say_which_data(data)
+    settings = parse_inspect(args)
+    data = RunData.of(settings)
+    with contextlib.redirect_stdout(sys.stderr) if settings.json else contextlib.nullcontext():
+        data.announce_sample()
     data.read_for_fit()
-    split: str = asked["split"]
-    chosen = _chosen(data, split, asked["id"], asked["num"])
-    base = choose_for_inspection(cli.model.base, cli.model.fallback_base, on_sample=data.on_sample)
-    prompt_format = prompt_format_of_base(base, cli.model.prompt_format_name)
+    split = settings.split
+    chosen = _chosen(data, split, settings.id, settings.num)
+    base = choose_for_inspection(settings.model.base, settings.model.fallback_base, on_sample=data.on_sample)
+    prompt_format = prompt_format_of_base(base, settings.model.prompt_format)
     lengths = measure(
-        prompt_format, data.built[split], max_length=data.max_length, over_budget=data.over_budget
+        prompt_format,
+        data.built[split],
+        max_length=data.settings.max_length,
+        over_budget=data.settings.over_budget,
     )
-    if asked["json"]:
+    if settings.json:
         print(json.dumps(_as_dict(data, split, base, prompt_format, chosen, lengths)))
         return 0
-    color = wants_color(asked["color"], sys.stdout)
+    color = wants_color(settings.color, sys.stdout)
     parts = [_example_text(data, prompt_format, example, color=color) for example in chosen]
     if chosen:
         parts.append(legend(color=color))
@@ -58,7 +58,7 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _chosen(data: PairsData, split: str, ids: Sequence[str], num: int) -> list[TrainingExample]:
+def _chosen(data: RunData, split: str, ids: Sequence[str], num: int) -> list[TrainingExample]:
     """The examples of these pairs, all of each, else the first `num`."""
     built = data.built[split]
     if not ids:
@@ -81,26 +81,29 @@ def _chosen(data: PairsData, split: str, ids: Sequence[str], num: int) -> list[T
     return found
 
 
-def _encoded(data: PairsData, prompt_format: PromptFormat, example: TrainingExample) -> EncodedExample | None:
-    return encode_example(prompt_format, example, max_length=data.max_length, over_budget=data.over_budget)
+def _encoded(data: RunData, prompt_format: PromptFormat, example: TrainingExample) -> EncodedExample | None:
+    return encode_example(
+        prompt_format, example, max_length=data.settings.max_length, over_budget=data.settings.over_budget
+    )
 
 
 def _example_text(
-    data: PairsData, prompt_format: PromptFormat, example: TrainingExample, *, color: bool
+    data: RunData, prompt_format: PromptFormat, example: TrainingExample, *, color: bool
 ) -> str:
     encoded = _encoded(data, prompt_format, example)
     heading = f"pair {visible(example.id)}  source {visible(example.source)}  label {example.label}"
     if encoded is None:
-        return f"{heading}  LEFT OUT: longer than --data.max_length {data.max_length}"
+        return f"{heading}  LEFT OUT: longer than --data.max_length {data.settings.max_length}"
     num_prompt = encoded.kinds.count(TokenKind.PROMPT)
     num = len(encoded.kinds)
-    heading += f"  {num} of at most {data.max_length} tokens: {num_prompt} prompt, {num - num_prompt} learnt"
+    heading += f"  {num} of at most {data.settings.max_length} tokens"
+    heading += f": {num_prompt} prompt, {num - num_prompt} learnt"
     if encoded.was_cut:
         heading += "  CUT at a sentence end"
     return f"{heading}\n\n{render(pieces_of(prompt_format, encoded), color=color)}"
 
 
-def _summary(data: PairsData, split: str, base: str, prompt_format: PromptFormat, lengths: Lengths) -> str:
+def _summary(data: RunData, split: str, base: str, prompt_format: PromptFormat, lengths: Lengths) -> str:
     num = len(lengths.lengths)
     share = 100 * lengths.num_supervised / max(1, lengths.num_tokens)
     lines = [
@@ -110,19 +113,19 @@ def _summary(data: PairsData, split: str, base: str, prompt_format: PromptFormat
         f"{lengths.num_tokens} tokens in all, {share:.0f} % of them learnt",
     ]
     if not lengths.cut and not lengths.dropped:
-        lines.append(f"  all fit into --data.max_length {data.max_length}: 0 cut, 0 left out")
+        lines.append(f"  all fit into --data.max_length {data.settings.max_length}: 0 cut, 0 left out")
         return "\n".join(lines)
     for ids, what in ((lengths.cut, "cut at a sentence end"), (lengths.dropped, "left out")):
         shown = ", ".join(map(visible, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
         lines.append(f"  {len(ids)} {what}" + (f": {shown}" if ids else ""))
-    lines.append(f"  to keep them whole: a greater --data.max_length than {data.max_length}")
+    lines.append(f"  to keep them whole: a greater --data.max_length than {data.settings.max_length}")
     if not lengths.num_kept:
         lines.append("  none is left, so fit would stop")
     return "\n".join(lines)
 
 
 def _as_dict(
-    data: PairsData,
+    data: RunData,
     split: str,
     base: str,
     prompt_format: PromptFormat,
@@ -135,8 +138,8 @@ def _as_dict(
         "built": data.reports[split],
         "base": base,
         "prompt_format": prompt_format.name,
-        "max_length": data.max_length,
-        "over_budget": data.over_budget,
+        "max_length": data.settings.max_length,
+        "over_budget": data.settings.over_budget,
         "num_examples": len(lengths.lengths),
         "num_kept": lengths.num_kept,
         "num_tokens": lengths.num_tokens,
@@ -149,7 +152,7 @@ def _as_dict(
     }
 
 
-def _example_dict(data: PairsData, prompt_format: PromptFormat, example: TrainingExample) -> dict[str, Any]:
+def _example_dict(data: RunData, prompt_format: PromptFormat, example: TrainingExample) -> dict[str, Any]:
     encoded = _encoded(data, prompt_format, example)
     found: dict[str, Any] = {"id": example.id, "source": example.source, "label": example.label}
     if encoded is None:

@@ -1,160 +1,177 @@
-"""Lightning's command line around the module and the data: which flags and keys there are.
+"""The command lines of `fit`, `inspect`, `validate`, `test` and `predict`.
 
-What the commands do with them stands in `commands`.
+`fit` and `inspect` start from the recipe, the others from the `config.yaml` of the run that made the
+checkpoint; `--config` files and flags go on top. Nothing heavy is imported, so help and errors come at once.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from jsonargparse import Namespace
 
-from nlicot.errors import ConfigError
-from nlicot.model.base_model import PRECISIONS
-from nlicot.run.config_errors import parse_all
-from nlicot.training.callbacks.checkpoints import RunCheckpoints
-from nlicot.training.callbacks.generated_metrics import GeneratedMetrics
-from nlicot.training.datamodule import PairsData
-from nlicot.training.module import ThoughtTuner
+from nlicot.command_line import CommandParser, read_settings, renamed, typed_names, typed_values
+from nlicot.errors import CheckpointError, ConfigError
+from nlicot.run.folder import BEST, CONFIG, run_file
+from nlicot.settings import SINGLE_FILES, FitSettings, InspectSettings, PredictionSettings, ValidateSettings
+from nlicot.shipped import RECIPE
 
 DESCRIPTIONS = {
-    "fit": "Tune an adapter. The recipe is loaded by default; later --config files and flags win. "
-    "--root DATA is short for --data.root DATA. "
-    "Example: python -m nlicot fit --config configs/reflected.yaml --root data",
-    "inspect": "Training examples token by token, exactly as fit encodes them, and their lengths against the "
-    "budget. Takes the configs and flags of fit; no model is loaded. "
-    "Example: python -m nlicot inspect --config configs/reflected.yaml --root data --num 3",
-    "validate": "Metrics on every dev pair, with predictions and thoughts. "
-    "Example: python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
-    "test": "Metrics on labelled test pairs, with predictions and thoughts. "
-    "Example: python -m nlicot test --ckpt_path checkpoints/RUN/best.ckpt --root data",
-    "predict": "Predictions for pairs without labels. "
-    "Example: python -m nlicot predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "fit": "Train an adapter. configs/recipe.yaml is always loaded; --config files and flags win.",
+    "inspect": "Show training examples token by token, as fit encodes them, and their lengths against the "
+    "budget. Takes the configs and flags of fit; no model is loaded.",
+    "validate": "Metrics on every dev pair, with predictions and thoughts.",
+    "test": "Metrics on labelled test pairs, with predictions and thoughts.",
+    "predict": "Predictions for pairs without labels.",
 }
+EXAMPLES = {
+    "fit": "python -m nlicot fit --config configs/reflected.yaml --root data",
+    "inspect": "python -m nlicot inspect --config configs/reflected.yaml --root data --num 3",
+    "validate": "python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
+    "test": "python -m nlicot test --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "predict": "python -m nlicot predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
+}
+ONLY_FIT = ("run", "resume", "preflight", "final_evaluation")
+OBSOLETE = ("optimizer", "lr_scheduler")
+"""Keys in the config.yaml of older runs, which are always null."""
 
 
-class CommandLine(LightningCLI):
-    """LightningCLI with our arguments; `command` decides which of them there are."""
+@dataclass(frozen=True, kw_only=True)
+class FitCommand:
+    """A parsed `fit`.
 
-    def __init__(self, command: str, args: Sequence[str], default_config: Path) -> None:
-        self.command = command
-        super().__init__(
-            ThoughtTuner,
-            PairsData,
-            run=False,
-            args=list(args),
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_kwargs={
-                "prog": f"python -m nlicot {command}",
-                "default_config_files": [str(default_config)],
-                "exit_on_error": False,
-                "usage": f"python -m nlicot {command} [--config FILE ...] [options]",
-                "description": DESCRIPTIONS[command],
-            },
-        )
+    Attributes:
+        settings: typed, with the builder as an object if it was given as a class path.
+        values: the same as nested namespaces, for hyper-parameter tables.
+        yaml: the same as YAML, for the run's `config.yaml`.
+    """
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what Lightning does not know of."""
-        for target in ("model.seed", "data.seed"):
-            parser.link_arguments("seed_everything", target, compute_fn=_as_seed)
-        # Made by the command, which knows the run's folder.
-        parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False, fail_untyped=False)
-        parser.add_class_arguments(GeneratedMetrics, "generated_metrics", instantiate=False)
-        parser.add_class_arguments(RunCheckpoints, "checkpoint", skip={"folder"}, instantiate=False)
-        parser.add_argument(
-            "--checkpoints_root", type=str, default="checkpoints", help="where run folders lie"
-        )
-        if self.command == "inspect":
-            _add_what_to_inspect(parser)
-        elif self.command == "fit":
-            parser.add_argument("--run", type=str | None, default=None, help="the run's name")
-            parser.add_argument("--resume", type=str | None, default=None, help="a run to go on with")
-            parser.add_argument(
-                "--preflight",
-                action="store_true",
-                help="measure memory and time, and the largest micro-batch that fits; then stop",
-            )
-            parser.add_argument(
-                "--final_evaluation", type=bool, default=True, help="decode every dev pair after fitting"
-            )
-        else:
-            parser.add_argument(
-                "--ckpt_path", type=str, help="checkpoints/<run>/best.ckpt; several make an ensemble"
-            )
-            parser.add_argument(
-                "--weights", type=str | None, default=None, help="of an ensemble's members, such as 2,1"
-            )
-            parser.add_argument("--split", type=str, default="dev" if self.command == "validate" else "test")
-            parser.add_argument(
-                "--output", type=str | None, default=None, help="where predictions are written"
-            )
-        if self.command == "validate":
-            parser.add_argument(
-                "--tune_threshold",
-                action="store_true",
-                help="pick threshold and temperature on this split; `test` and `predict` then use them",
-            )
-            parser.add_argument(
-                "--probe_thoughts",
-                action="store_true",
-                help="how often the label turns without its thought, or without the premise",
-            )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and tell every mistake at once."""
-        self.config = parse_all(parser, args)
-        accumulated = self.config["trainer"]["accumulate_grad_batches"]
-        if accumulated != 1:
-            raise ConfigError(
-                f"--trainer.accumulate_grad_batches: found {accumulated}, expected 1; "
-                "set --data.effective_batch instead"
-            )
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Left to the command, which knows the run's folder."""
-        return None  # type: ignore[return-value]
-
-    def make_trainer(self, **settings: Any) -> Trainer:
-        """The trainer of the configuration, with a command's own logger and callbacks."""
-        config = self.config_init["trainer"].as_dict()
-        config |= {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-        config["enable_model_summary"] = False
-        if config.get("precision") is None:
-            config["precision"] = PRECISIONS[self.model.dtype_name]
-        # Named, or the bar would depend on whether some other package brought `rich` along.
-        # Commands that decode count pairs in a bar of their own.
-        wanted = config.get("enable_progress_bar") is not False and self.command == "fit"
-        config["enable_progress_bar"] = wanted
-        bars = [TQDMProgressBar(refresh_rate=1)] if wanted else []
-        named = config.get("callbacks") or []
-        named = named if isinstance(named, list) else [named]  # Lightning takes one by itself, too
-        config["callbacks"] = [*bars, *settings.pop("callbacks", []), *named]
-        return Trainer(**{**config, **settings})
+    settings: FitSettings
+    values: Namespace
+    yaml: str
 
 
-def _add_what_to_inspect(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--split", choices=("train", "dev"), default="train", help="whose examples")
-    parser.add_argument("--num", type=int, default=2, help="how many examples, from the first")
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A checkpoint to predict with.
+
+    Attributes:
+        checkpoint: path of the checkpoint; its folder is the run's.
+        settings: the run's settings with the command line on top.
+        typed: names of the settings that the command line gives by flags.
+        configured_base: the base in the run's `config.yaml`.
+    """
+
+    checkpoint: Path
+    settings: PredictionSettings
+    typed: frozenset[str]
+    configured_base: str
+
+
+def parse_fit(args: Sequence[str]) -> FitCommand:
+    """Parse `fit`, or `fit --resume RUN` on top of the run's own settings.
+
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value.
+        CheckpointError: `--resume` names no run.
+    """
+    parser = _parser("fit", FitSettings)
+    resumed = typed_values(args, "resume")
+    found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
+    settings = FitSettings(**vars(parser.instantiate(found)))
+    return FitCommand(settings=settings, values=found, yaml=_dumped(parser, found))
+
+
+def parse_inspect(args: Sequence[str]) -> InspectSettings:
+    """Parse `inspect`.
+
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value.
+    """
+    parser = _parser("inspect", InspectSettings, skip={"id"})
     parser.add_argument(
-        "--id", type=str, action="append", default=[], help="a pair to show instead; again for more"
+        "--id", action="append", type=str, default=[], help="a pair to show instead; repeat for more"
     )
-    parser.add_argument("--json", action="store_true", help="everything, token ids too, as one JSON document")
-    parser.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="auto: on a terminal, unless NO_COLOR is set",
-    )
-    # Keys of a run's own config.yaml, which may be given as --config; they say nothing of its data.
-    for name in ("run", "resume", "preflight", "final_evaluation"):
+    for name in ONLY_FIT:  # a run's config.yaml may be given with --config
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
+    found = vars(parser.instantiate(parser.parse(args, **_recipe())))
+    settings = InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
+    if settings.num < 0:
+        raise ConfigError(f"--num: found {settings.num}, expected 0 or more")
+    return settings
 
 
-def _as_seed(value: Any) -> int:
-    return int(value)
+def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
+    """Parse `validate`, `test` or `predict`, once for each `--ckpt_path`.
+
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value, or there is no `--ckpt_path`.
+        CheckpointError: a checkpoint or its run's `config.yaml` does not exist.
+    """
+    kind = ValidateSettings if command == "validate" else PredictionSettings
+    parser = _parser(command, kind)
+    parser.add_argument(
+        "--ckpt_path",
+        action="append",
+        type=str,
+        default=[],
+        help="checkpoints/RUN/best.ckpt; repeat for an ensemble",
+    )
+    checkpoints = [Path(name).expanduser() for name in typed_values(args, "ckpt_path")]
+    if not checkpoints:
+        parser.parse(args, **_recipe())  # prints --help
+        raise ConfigError(f"{command} needs --ckpt_path checkpoints/RUN/{BEST}")
+    for checkpoint in checkpoints:
+        if not checkpoint.is_file():
+            there = ", ".join(map(str, sorted(Path("checkpoints").glob(f"*/{BEST}")))) or "none"
+            raise CheckpointError(f"--ckpt_path {checkpoint}: no such file; checkpoints here: {there}")
+    return [_trained_run(parser, kind, args, checkpoint) for checkpoint in checkpoints]
+
+
+def _trained_run(
+    parser: CommandParser, kind: type[PredictionSettings], args: Sequence[str], checkpoint: Path
+) -> TrainedRun:
+    typed = frozenset(typed_names(args))
+    base = _run_settings(checkpoint.parent)
+    configured = base["settings"]
+    for name in ONLY_FIT:
+        configured.pop(name, None)
+    if "root" in typed:  # the files of another root, not the single files of the run
+        for name in SINGLE_FILES:
+            configured["data"].pop(name, None)
+    found = parser.parse(args, **base)
+    found.pop("ckpt_path")
+    return TrainedRun(
+        checkpoint=checkpoint,
+        settings=kind(**vars(parser.instantiate(found))),
+        typed=typed,
+        configured_base=configured["model"]["base"],
+    )
+
+
+def _parser(command: str, settings: type, skip: Collection[str] = ()) -> CommandParser:
+    parser = CommandParser(command, description=DESCRIPTIONS[command], example=EXAMPLES[command])
+    parser.add_class_arguments(settings, skip=set(skip))
+    parser.list_on_own_page("trainer")
+    return parser
+
+
+def _recipe() -> dict[str, Any]:
+    return {"settings": read_settings(RECIPE), "source": str(RECIPE)}
+
+
+def _run_settings(folder: Path) -> dict[str, Any]:
+    path = run_file(folder, CONFIG)
+    settings = renamed(read_settings(path))
+    return {
+        "settings": {name: value for name, value in settings.items() if name not in OBSOLETE},
+        "source": str(path),
+    }
+
+
+def _dumped(parser: CommandParser, found: Namespace) -> str:
+    return str(parser.dump(found, skip_unset=False))

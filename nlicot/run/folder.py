@@ -1,79 +1,129 @@
-"""A run's folder: what lies in it, and reading the flags that name one before anything is parsed."""
+"""A run's folder: its files, and the metadata that its checkpoints carry next to their weights."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from nlicot.completion import Form
 from nlicot.errors import CheckpointError
-from nlicot.training.datamodule import PairsData
-from nlicot.training.module import CHECKPOINT_KEY
+from nlicot.prompts import StudentPrompts
 
-RECIPE = Path(__file__).parents[2] / "configs" / "recipe.yaml"
+if TYPE_CHECKING:
+    from nlicot.model.loaded_model import ResolvedModel
+
 CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
-
-
-def values_of(args: Sequence[str], flag: str) -> list[str]:
-    """All values of a flag, before anything is parsed: they decide which configuration is the default."""
-    found = []
-    for index, arg in enumerate(args):
-        if arg.startswith(f"{flag}="):
-            found.append(arg.partition("=")[2])
-        elif arg == flag and index + 1 < len(args):
-            found.append(args[index + 1])
-    return found
-
-
-def value_of(args: Sequence[str], flag: str) -> str | None:
-    """A flag's first value."""
-    return next(iter(values_of(args, flag)), None)
+BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
+METADATA_KEY = "nlicot"
 
 
 def run_file(folder: Path, name: str) -> Path:
-    """A file of a run's folder.
+    """Return the path of a file in a run's folder.
 
     Raises:
-        CheckpointError: it is not there; runs that have one are named.
+        CheckpointError: the file does not exist; runs that have one are listed.
     """
     path = folder / name
     if path.is_file():
         return path
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
     near = difflib.get_close_matches(folder.name, runs, n=1)
-    hint = (
-        f"did you mean {folder.parent / near[0]}?"
-        if near
-        else f"runs that have it: {', '.join(runs) or 'none'}"
-    )
-    raise CheckpointError(f"{path}: found no such file, expected one written by `fit`; {hint}")
+    if near:
+        raise CheckpointError(f"{path}: no such file; did you mean {folder.parent / near[0]}?")
+    raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
 
 
-def stored_entry(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself besides its weights.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointMetadata:
+    """What a checkpoint was trained with.
 
-    Raises:
-        CheckpointError: it is not one of ours.
+    Attributes:
+        base: name of the base model.
+        prompt_format: `mistral` or `chat`.
+        tokenizer_sha256: fingerprint of the tokenizer.
+        prompts: `StudentPrompts` as a dict; older versions lack some of its keys.
+        forms: the forms of completion that it was trained to write.
     """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        found: dict[str, Any] = content[CHECKPOINT_KEY]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"--ckpt_path {checkpoint}: found no nlicot checkpoint ({type(error).__name__}), "
-            "expected one that `fit` wrote"
-        ) from error
-    return found
 
+    base: str
+    prompt_format: str
+    tokenizer_sha256: str
+    prompts: Mapping[str, Any]
+    forms: frozenset[Form]
 
-def say_which_data(data: PairsData) -> None:
-    """Tell a person that no data of their own was named."""
-    if data.on_sample:
-        print(
-            "SAMPLE DATA: no --root was given, so this runs on the small sample in data/sample. "
-            "For your own pairs: "
-            "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
+    @classmethod
+    def of(cls, model: ResolvedModel, prompts: StudentPrompts, forms: Iterable[Form]) -> CheckpointMetadata:
+        """Describe what is about to be trained, or used."""
+        return cls(
+            base=model.base.name,
+            prompt_format=model.prompt_format.name,
+            tokenizer_sha256=model.prompt_format.fingerprint,
+            prompts=prompts.to_dict(),
+            forms=frozenset(forms),
         )
+
+    @classmethod
+    def from_checkpoint(cls, content: Mapping[str, Any], *, label: str) -> CheckpointMetadata:
+        """Read the metadata of a loaded checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint has none, so it was not written by `fit`.
+        """
+        try:
+            found = content[METADATA_KEY]
+            # Versions before 0.2 only stored whether the run writes thoughts.
+            forms: Iterable[str] = found.get("forms") or [
+                Form.THOUGHT_FIRST if found.get("thinks") else Form.LABEL_ONLY
+            ]
+            return cls(
+                base=found["base"],
+                prompt_format=found["prompt_format"],
+                tokenizer_sha256=found["tokenizer_sha256"],
+                prompts=found["prompts"],
+                forms=frozenset(map(Form, forms)),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{label}: not a checkpoint of nlicot: it has no {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the metadata as it is stored in a checkpoint."""
+        return {
+            "base": self.base,
+            "prompt_format": self.prompt_format,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "prompts": dict(self.prompts),
+            "forms": sorted(form.value for form in self.forms),
+        }
+
+    def check(self, here: CheckpointMetadata) -> None:
+        """Refuse to continue with a different base, tokenizer or prompt.
+
+        Raises:
+            CheckpointError: names each difference with both values.
+        """
+        differences = self.differences(here)
+        if differences:
+            raise CheckpointError(
+                f"the checkpoint was trained with different settings: {'; '.join(differences)} "
+                "(leave these flags out, or pass the checkpoint that was trained with them)"
+            )
+
+    def differences(self, here: CheckpointMetadata) -> list[str]:
+        """Describe what differs between this checkpoint and the settings `here`; forms may differ."""
+        mine, theirs = (
+            {
+                **metadata.prompts,
+                "base": metadata.base,
+                "prompt_format": metadata.prompt_format,
+                "tokenizer_sha256": metadata.tokenizer_sha256,
+            }
+            for metadata in (self, here)
+        )
+        return [
+            f"{name}: here {value!r}, in the checkpoint {mine[name]!r}"
+            for name, value in theirs.items()
+            if name in mine and value != mine[name]
+        ]

@@ -18,11 +18,11 @@ from lightning.pytorch import Trainer
 
 from nlicot.model.fast import heap as memory
 from nlicot.model.lora import adapter_parameters
+from nlicot.settings import DataSettings
 from nlicot.training.batches import MicroBatch
 from nlicot.training.datamodule import PairsData
-from nlicot.training.gradients import clear_gradients
 from nlicot.training.loss import token_losses
-from nlicot.training.module import ThoughtTuner
+from nlicot.training.module import NliModule, clear_gradients
 from nlicot.training.sampler import WindowDataset
 
 MEASURED_S = 20.0
@@ -73,10 +73,8 @@ class Cost:
         return None if self.num_steps is None else self.num_steps * self.step_s + self.num_dev * self.dev_s
 
 
-def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
-    """Load the base with an adapter, and measure."""
-    data.encode(module.prompt_format)
-    module.configure_model()
+def measure(module: NliModule, data: PairsData, trainer: Trainer) -> Cost:
+    """Measure micro-batches of a loaded model."""
     device = trainer.strategy.root_device
     module.to(device)
     windows, dev = data.windows("train"), data.windows("dev")
@@ -94,7 +92,7 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
         with trainer.precision_plugin.forward_context():
             token_losses(module.model, batch.to(device))
 
-    budget = data.micro_batch_tokens
+    budget = data.settings.micro_batch_tokens
     smaller, longest = (
         _peak(_longest(data, windows, tokens), train, optimizer) for tokens in (budget // 2, budget)
     )
@@ -125,8 +123,10 @@ def measure(module: ThoughtTuner, data: PairsData, trainer: Trainer) -> Cost:
 def _longest(data: PairsData, windows: WindowDataset, budget: int) -> MicroBatch:
     """The micro-batch with the most tokens at this budget: one of the longest examples."""
     order = sorted(range(len(windows)), key=lambda index: -windows.lengths[index])
-    cut = WindowDataset(windows.encoded, token_budget=budget, share_prefix=data.share_beginning)
-    return max(cut[order[: data.effective_batch]].micro_batches, key=lambda batch: len(batch.input_ids))
+    cut = WindowDataset(windows.encoded, token_budget=budget, share_prefix=data.settings.share_prefix)
+    return max(
+        cut[order[: data.settings.effective_batch]].micro_batches, key=lambda batch: len(batch.input_ids)
+    )
 
 
 def _peak(batch: MicroBatch, train: Callable[[MicroBatch], None], optimizer: Any) -> Peak:
@@ -183,7 +183,7 @@ def _num_dev(trainer: Trainer, num_steps: int, steps_per_epoch: int) -> int:
     return int(num_steps // every)
 
 
-def format_cost(cost: Cost, data: PairsData, *, num_generated: int) -> str:
+def format_cost(cost: Cost, data: DataSettings, *, num_generated: int) -> str:
     """Format the cost as `fit --preflight` prints it.
 
     Args:

@@ -19,8 +19,8 @@ import torch
 
 from nlicot.errors import ModelError
 from nlicot.model.base_model import DeviceState, choose, compute_dtype, device_state, load, resolve
-from nlicot.run.config import CommandLine
-from nlicot.run.folder import RECIPE
+from nlicot.run.config import parse_fit
+from nlicot.training.command import make_trainer, trainer_arguments
 from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[2]
@@ -291,5 +291,7 @@ def test_auto_follows_the_processor(
 def test_the_trainer_follows_the_dtype_unless_it_has_its_own_precision(
     flags: list[str], precision: str, tmp_path: Path
 ) -> None:
-    cli = CommandLine("fit", [*flags, "--trainer.accelerator=cpu"], RECIPE)
-    assert cli.make_trainer(logger=False, default_root_dir=str(tmp_path)).precision == precision
+    settings = parse_fit([*flags, "--trainer.accelerator=cpu"]).settings
+    arguments = trainer_arguments(settings.trainer)
+    trainer = make_trainer(settings, arguments, logger=False, default_root_dir=str(tmp_path))
+    assert trainer.precision == precision

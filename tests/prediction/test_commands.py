@@ -57,7 +57,7 @@ def _rows(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_multitask_reads_the_label_at_once_or_thinks_when_asked(root: Path) -> None:
+def test_multitask_predicts_the_label_directly_or_thinks_when_asked(root: Path) -> None:
     at_once = _run(root, "predict", ["both"])
     assert {row["status"] for row in at_once} == {"label_only"}
     thinking = _run(root, "predict", ["both"], "--think", "true")
@@ -65,7 +65,7 @@ def test_multitask_reads_the_label_at_once_or_thinks_when_asked(root: Path) -> N
     assert [row["id"] for row in thinking] == [row["id"] for row in at_once]
 
 
-def test_a_run_is_asked_in_the_words_that_it_learnt(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_asked_with_the_prompts_of_its_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version's own words do not make its checkpoints useless."""
     as_learnt = _run(root, "predict", ["both"])
     monkeypatch.setattr(StudentPrompts, "label_only", "{premise} So? {hypothesis}")
@@ -104,9 +104,9 @@ def test_votes_are_averaged_and_say_how_far_they_agree(
 
 
 def test_ensemble_is_the_weighted_mean_of_its_members(root: Path) -> None:
-    alone = [_run(root, "predict", [run]) for run in ("both", "thinks")]
+    single = [_run(root, "predict", [run]) for run in ("both", "thinks")]
     together = _run(root, "predict", ["both", "thinks"], "--weights=3,1")
-    for first, second, found in zip(*alone, together, strict=True):
+    for first, second, found in zip(*single, together, strict=True):
         mean = (3 * first["p_entailment"] + second["p_entailment"]) / 4
         assert found["p_entailment"] == pytest.approx(mean, abs=1e-6)
         assert found["predicted_label"] == int(mean >= 0.5)
@@ -119,10 +119,10 @@ def test_wrong_weights_are_refused_before_a_model_loads(
 ) -> None:
     flags = [f"--ckpt_path={root / run / 'best.ckpt'}" for run in ("both", "thinks")]
     assert main(["predict", *flags, "--weights=1"]) == 2
-    assert "--weights: found '1', expected 2 numbers" in capsys.readouterr().err
+    assert "--weights: found '1', expected 2 comma-separated numbers" in capsys.readouterr().err
 
 
-def test_killed_predict_goes_on_where_it_was(
+def test_killed_predict_continues_where_it_was(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = _run(root, "predict", ["thinks"])
@@ -173,9 +173,9 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     checkpoint = f"--ckpt_path={root / 'both' / 'best.ckpt'}"
     flags = ["--data.limit_dev=40", f"--output={root / 'tuned' / 'predictions'}"]
     assert main(["validate", checkpoint, *flags, "--tune-threshold", "--probe-thoughts"]) == 0
-    told = capsys.readouterr().out
-    assert "cross-fitted" in told
-    assert "premise blanked" in told
+    printed = capsys.readouterr().out
+    assert "cross-fitted" in printed
+    assert "premise blanked" in printed
     decision = threshold.load(root / "tuned")
     assert decision is not None
     measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
@@ -197,6 +197,6 @@ def test_probes_of_a_thinking_run_change_its_thoughts(root: Path, capsys: pytest
     checkpoint = f"--ckpt_path={root / 'thinks' / 'best.ckpt'}"
     output = f"--output={root / 'probed' / 'predictions'}"
     assert main(["validate", checkpoint, output, *DECODING, "--probe-thoughts"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("thought left out", "thought of the next pair", "thought cut half-way", "premise blanked"):
-        assert name in told
+        assert name in printed

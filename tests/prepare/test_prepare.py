@@ -23,8 +23,9 @@ from nlicot.data.thoughts import TextFiles, read_joined, read_thoughts
 from nlicot.errors import DataError
 from nlicot.prepare.formats import FORMATS, MARKERS, from_row, read_prepared, to_row
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
+from nlicot.run.data import RunData
+from nlicot.settings import DataSettings
 from nlicot.shipped import SAMPLE
-from nlicot.training.datamodule import PairsData
 
 NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s> é 😀 \\ '
 
@@ -80,7 +81,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def built_by_fit(root: Path, split: str = "train", **settings: Any) -> list[TrainingExample]:
-    data = PairsData(root=str(root), **settings)
+    data = RunData(DataSettings(**settings), root=root)
     data.read_for_fit()
     return data.built[split]
 
@@ -108,7 +109,8 @@ def test_fit_on_a_prepared_file_trains_on_the_same_content(
 ) -> None:
     path = prepared(root, "--format", form)
     printed = capsys.readouterr().out
-    data, from_file = PairsData(root=str(root)), PairsData(root=str(root), prepared=str(path))
+    data = RunData(DataSettings(), root=root)
+    from_file = RunData(DataSettings(prepared=str(path)), root=root)
     for each in (data, from_file):
         each.read_for_fit()
     content = data.reports["train"].rpartition("; content ")[2]
@@ -463,7 +465,7 @@ def test_nothing_to_write_is_an_error_and_leaves_no_file(
         (["--builder-args", "balance=so"], "--builder_args balance: found 'so', expected true or false"),
         (
             ["--builder_args", "min_score=true"],
-            "--builder_args min_score: found 'True', expected a whole number or null",
+            "--builder_args min_score: found 'True', expected a whole number",
         ),
         (
             ["--builder-args", "prefer=last"],
@@ -474,7 +476,7 @@ def test_nothing_to_write_is_an_error_and_leaves_no_file(
         (["--definitions.entailment", " "], "definitions.entailment: found ' ', expected text that"),
         (["--no-entailment", ""], "definitions.no_entailment: found '', expected text that completes"),
         (["--limit", "0"], "--limit: found 0, expected a whole number, 1 or more"),
-        (["--format", "tex"], "--format: found 'tex', expected one of 'text', 'prompt-completion', "),
+        (["--format", "tex"], "--format: found 'tex', expected one of text, prompt-completion, messages"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(

@@ -123,8 +123,8 @@ def test_run_of_the_same_name_is_refused_and_left_alone(
     assert _fit(small_model, tmp_path) == 2
     assert list((tmp_path / "tried").iterdir()) == []
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"nlicot: --run tried: found a run of that name in {tmp_path}, expected a new name "
-        f"(or go on with it: fit --resume {tmp_path / 'tried'})"
+        f"nlicot: --run tried: a run of that name exists in {tmp_path}; choose another name, "
+        f"or continue it with: fit --resume {tmp_path / 'tried'}"
     )
 
 

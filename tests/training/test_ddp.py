@@ -139,35 +139,36 @@ def main(base: str, num_examples: str, token_budget: str, processes: str, output
     """One epoch of plain gradient descent; writes what it changed in the adapter."""
     from lightning.pytorch import Trainer
 
-    from nlicot.settings import LoraSettings
-    from nlicot.training.datamodule import PairsData
-    from nlicot.training.module import ThoughtTuner
+    from nlicot.settings import DataSettings, LoraSettings, ModelSettings
+    from nlicot.training.module import NliModule
+    from tests.small_model import small_training
 
-    class PlainDescent(ThoughtTuner):
-        def configure_model(self) -> None:
-            super().configure_model()
-            generator = torch.Generator().manual_seed(1)
-            for name, weight in self.model.named_parameters():
-                if "lora_B" in name:  # zero in a fresh adapter, which would leave lora_A without gradients
-                    weight.data.normal_(0, 0.05, generator=generator)
-            self.before = {name: weight.clone() for name, weight in self.state_dict().items()}
-
+    class PlainDescent(NliModule):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD((p for p in self.model.parameters() if p.requires_grad), lr=1.0)
             return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)]
 
-    data = PairsData(limit_train=int(num_examples), limit_dev=2, effective_batch=4)
-    data.micro_batch_tokens = int(token_budget)
-    module = PlainDescent(
-        base=base,
-        quantization="none",
-        dtype="float32",
-        lora=LoraSettings(r=4, alpha=8, dropout=0.0),
-        max_grad_norm=math.inf,
+    module, data = small_training(
+        ModelSettings(
+            base=base,
+            quantization="none",
+            dtype="float32",
+            lora=LoraSettings(r=4, alpha=8, dropout=0.0),
+            max_grad_norm=math.inf,
+        ),
+        DataSettings(
+            limit_train=int(num_examples),
+            limit_dev=2,
+            effective_batch=4,
+            micro_batch_tokens=int(token_budget),
+        ),
+        kind=PlainDescent,
     )
-    data.read_for_fit()
-    module.resolve_base(on_sample=True)
-    module.prompts = data.prompts
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in module.model.named_parameters():
+        if "lora_B" in name:  # zero in a fresh adapter, which would leave lora_A without gradients
+            weight.data.normal_(0, 0.05, generator=generator)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
     trainer = Trainer(
         accelerator="cpu",
         devices=int(processes),
@@ -184,7 +185,7 @@ def main(base: str, num_examples: str, token_budget: str, processes: str, output
     trainer.fit(module, data)
     if trainer.is_global_zero:
         after = module.state_dict()
-        torch.save({name: after[name] - weight for name, weight in module.before.items()}, output)
+        torch.save({name: after[name] - weight for name, weight in before.items()}, output)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def _window(encoded: Any, token_budget: int) -> Window:
 
 
 def _gradients(model: Any, window: Window, weights: SegmentWeights = PLAIN) -> dict[str, torch.Tensor]:
-    """As `ThoughtTuner.training_step` takes them."""
+    """As `NliModule.training_step` takes them."""
     model.zero_grad(set_to_none=True)
     total = (window.num_by_kind * weights_by_kind(weights)).sum()
     for batch in window.micro_batches:

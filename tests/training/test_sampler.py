@@ -154,9 +154,8 @@ def test_training_loop_walks_each_epoch_in_its_own_order(
     """Lightning tells a loader's `sampler` which epoch begins, but no `batch_sampler`."""
     from lightning.pytorch import Callback, Trainer
 
-    from nlicot.settings import LoraSettings
-    from nlicot.training.datamodule import PairsData
-    from nlicot.training.module import ThoughtTuner
+    from nlicot.settings import DataSettings, LoraSettings, ModelSettings
+    from tests.small_model import small_training
 
     seen: list[tuple[str, ...]] = []
 
@@ -168,10 +167,10 @@ def test_training_loop_walks_each_epoch_in_its_own_order(
         write_small_model(tmp_path / "base")
     )  # first: in an empty cache it would unpack the bundled model
     monkeypatch.setenv("NLICOT_CACHE", str(tmp_path / "cache"))
-    data = PairsData(limit_train=7, limit_dev=2, effective_batch=3)
-    module = ThoughtTuner(base=base, quantization="none", dtype="float32", lora=LoraSettings(r=2))
-    data.read_for_fit()
-    module.resolve_base(on_sample=True)
+    module, data = small_training(
+        ModelSettings(base=base, quantization="none", dtype="float32", lora=LoraSettings(r=2)),
+        DataSettings(limit_train=7, limit_dev=2, effective_batch=3),
+    )
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -187,5 +186,5 @@ def test_training_loop_walks_each_epoch_in_its_own_order(
     first, second = seen[:3], seen[3:]
     assert [len(window) for window in first] == [len(window) for window in second] == [3, 3, 1]
     assert first != second
-    ids = sorted(example.id for example in data.pairs["train"])
+    ids = sorted(example.id for example in data.data.pairs["train"])
     assert sorted(sum(first, ())) == sorted(sum(second, ())) == ids

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nlicot.errors import ConfigError
+from nlicot.run.folder import BEST, LAST, PEFT_FOLDER
+from nlicot.training.module import NliModule
 
-BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 GENERATED_PREFIX = "dev_generated/"
 
 
@@ -95,7 +96,8 @@ class RunCheckpoints(Callback):
         self.best, self.best_step = value, trainer.global_step
         self._save(trainer, BEST, weights_only=True)
         if trainer.is_global_zero:
-            pl_module.save_adapter(self.folder / PEFT_FOLDER)  # type: ignore[operator]
+            module = cast("NliModule", pl_module)
+            module.loaded.save_adapter(self.folder / PEFT_FOLDER)
 
     def _save_last(self, trainer: Trainer) -> None:
         self.last_saved_step = trainer.global_step

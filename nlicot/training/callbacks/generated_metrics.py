@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -19,7 +18,10 @@ from torchmetrics.classification import (
     BinaryRecall,
 )
 
+from nlicot.prediction.predictor import Predictor, gather
 from nlicot.records import LABEL_NAMES, Example, Prediction
+from nlicot.run.data import RunData
+from nlicot.settings import DecodingSettings, GeneratedMetricsSettings
 
 METRICS = {
     "accuracy": BinaryAccuracy,
@@ -33,21 +35,22 @@ class GeneratedMetrics(Callback):
     """Decode a sample of dev pairs at the end of an epoch; log accuracy, precision, recall and F1.
 
     Args:
-        every_n_epochs: 0 for never; the whole dev split is decoded after fitting in any case.
-        num_pairs: size of the sample.
-        num_texts: number of generated thoughts to write to TensorBoard.
+        settings: how often, and how many pairs.
+        data: the run's dev pairs and prompts.
+        decoding: how predictions are made.
     """
 
-    def __init__(self, every_n_epochs: int = 1, num_pairs: int = 200, num_texts: int = 5) -> None:
-        self.every_n_epochs = every_n_epochs
-        self.num_pairs = num_pairs
-        self.num_texts = num_texts
+    def __init__(self, settings: GeneratedMetricsSettings, data: RunData, decoding: DecodingSettings) -> None:
+        self.settings = settings
+        self.data = data
+        self.decoding = decoding
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode and log."""
-        if self.every_n_epochs < 1 or (trainer.current_epoch + 1) % self.every_n_epochs:
+        every = self.settings.every_n_epochs
+        if every < 1 or (trainer.current_epoch + 1) % every:
             return
-        examples = trainer.datamodule.dev_sample(self.num_pairs)  # type: ignore[attr-defined]
+        examples = self.data.dev_sample(self.settings.num_pairs)
         predictions = self._decode(trainer, pl_module, examples)
         true = torch.tensor([example.label for example in examples])
         found = torch.tensor([predictions[example.id].predicted_label for example in examples])
@@ -60,29 +63,24 @@ class GeneratedMetrics(Callback):
         board = getattr(trainer.logger, "experiment", None)
         if board is not None and trainer.is_global_zero:
             board.add_image("dev_generated/confusion", confusion_image(confusion), trainer.global_step)
-            for index, example in enumerate(examples[: self.num_texts]):
+            for index, example in enumerate(examples[: self.settings.num_texts]):
                 text = _as_markdown(example, predictions[example.id])
                 board.add_text(f"dev_generated/thought_{index}", text, trainer.global_step)
 
     def _decode(self, trainer: Trainer, pl_module: Any, examples: list[Example]) -> dict[str, Prediction]:
-        batches = trainer.datamodule.prompt_batches(examples)  # type: ignore[attr-defined]
+        predictor = Predictor(
+            pl_module.loaded,
+            self.data.prompts,
+            self.data.forms,
+            self.decoding,
+            autocast=trainer.precision_plugin.forward_context,
+        )
         was_training = pl_module.model.training
         pl_module.model.eval()
-        predictions: list[Prediction] = []
-        for batch in batches[trainer.global_rank :: trainer.world_size]:
-            with trainer.precision_plugin.forward_context():
-                predictions += pl_module.decode(batch)
+        batch = predictor.batch(examples, rank=trainer.global_rank, world_size=trainer.world_size)
+        predictions = list(predictor.decode(batch))
         pl_module.model.train(was_training)
         return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}
-
-
-def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
-    """Gather the predictions of all ranks."""
-    if world_size == 1:
-        return predictions
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, predictions)
-    return [prediction for part in parts for prediction in part]
 
 
 def confusion_image(confusion: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,200 @@
+"""One checkpoint or several that predict the same pairs, one after the other; equal bases are loaded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from nlicot.errors import CheckpointError, ConfigError
+from nlicot.model.base_model import PRECISIONS, compute_dtype
+from nlicot.model.loaded_model import LoadedModel, ResolvedModel, load_for_prediction, resolve_model
+from nlicot.model.lora import merge_dense
+from nlicot.prediction.predictor import Predictor, check_votes, gather
+from nlicot.prediction.resume import PartialPredictions
+from nlicot.prediction.submission import in_order_of
+from nlicot.prompts import StudentPrompts
+from nlicot.records import Example, Prediction
+from nlicot.run.config import TrainedRun
+from nlicot.run.data import RunData
+from nlicot.run.folder import CheckpointMetadata
+from nlicot.settings import ModelSettings, TrainerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A checkpoint that was read and whose base was found; nothing heavy is loaded yet."""
+
+    checkpoint: Path
+    weights: dict[str, torch.Tensor]
+    metadata: CheckpointMetadata
+    prompts: StudentPrompts
+    resolved: ResolvedModel
+    settings: ModelSettings
+    trainer: TrainerSettings
+
+    def shares_base(self, other: Member) -> bool:
+        """Return whether both adapters fit on one base in memory."""
+        mine, theirs = (
+            (
+                member.resolved.base,
+                member.settings.quantization,
+                compute_dtype(member.settings.dtype),
+                member.settings.lora,
+            )
+            for member in (self, other)
+        )
+        return mine == theirs
+
+    def fingerprint(self, examples: Sequence[Example]) -> str:
+        """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
+        digest = hashlib.sha256(self.checkpoint.read_bytes())
+        forms = sorted(form.value for form in self.metadata.forms)
+        digest.update(repr((self.settings.decoding, forms)).encode())
+        digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
+        for example in examples:
+            digest.update(f"{example.id}\x1f{example.premise}\x1f{example.hypothesis}\x1e".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Each member's predictions in the order of the examples, and the predictor of the last member.
+
+    Attributes:
+        is_main: whether this process is the one that writes files; the others' predictions are empty.
+    """
+
+    members: list[list[Prediction]]
+    partials: list[PartialPredictions]
+    predictor: Predictor
+    is_main: bool
+
+
+def read_member(run: TrainedRun) -> Member:
+    """Read a checkpoint and find its base.
+
+    Raises:
+        CheckpointError: it is not a checkpoint of nlicot, or was trained with other settings.
+        ConfigError: the run cannot answer as the settings ask.
+        ModelError: the base cannot be found, or cannot run on this machine.
+    """
+    label = f"--ckpt_path {run.checkpoint}"
+    try:
+        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
+    metadata = CheckpointMetadata.from_checkpoint(content, label=label)
+    data = RunData.of(run.settings)
+    settings = run.settings.model
+    if "model.base" not in run.typed and settings.base == run.configured_base:
+        settings = replace(settings, base=metadata.base)  # the run may have used its fallback
+    prompts = data.prompts
+    if not any(name.startswith(("data.prompts", "definitions", "config")) for name in run.typed):
+        prompts = StudentPrompts.from_dict(
+            dict(metadata.prompts)
+        )  # as trained, whatever this version's words are
+    resolved = resolve_model(settings, on_sample=data.on_sample)
+    metadata.check(CheckpointMetadata.of(resolved, prompts, metadata.forms))
+    check_votes(metadata.forms, settings.decoding)
+    return Member(
+        checkpoint=run.checkpoint,
+        weights=content["state_dict"],
+        metadata=metadata,
+        prompts=prompts,
+        resolved=resolved,
+        settings=settings,
+        trainer=run.settings.trainer,
+    )
+
+
+def decode(members: Sequence[Member], examples: Sequence[Example], split: str, folder: Path) -> Decoded:
+    """Predict all examples with each member; predictions that an interrupted process left are not repeated.
+
+    Args:
+        folder: where predictions go as they are made, and are found again.
+    """
+    decoded: list[list[Prediction]] = []
+    partials: list[PartialPredictions] = []
+    loaded: LoadedModel | None = None
+    for index, member in enumerate(members):
+        fabric = _start_processes(member)
+        if loaded is None or not member.shares_base(members[index - 1]):
+            loaded = load_for_prediction(member.resolved, member.settings)
+            loaded.model.to(fabric.device)
+        loaded.load_adapter(member.weights, label=f"--ckpt_path {member.checkpoint}")
+        with fabric.autocast():  # the merged update is rounded like the adapter's own products
+            undo_merge = merge_dense(loaded.model) if member.settings.decoding.merge else None
+        predictor = Predictor(
+            loaded, member.prompts, member.metadata.forms, member.settings.decoding, autocast=fabric.autocast
+        )
+        partials.append(PartialPredictions(folder, split, member.fingerprint(examples), fabric.global_rank))
+        decoded.append(_decode(predictor, examples, partials[-1], fabric))
+        if undo_merge is not None and index + 1 < len(members):
+            undo_merge()
+    return Decoded(members=decoded, partials=partials, predictor=predictor, is_main=fabric.is_global_zero)
+
+
+def _start_processes(member: Member) -> Fabric:
+    """Start one process per device, as the trainer's settings say; each runs this command from the start."""
+    trainer = member.trainer
+    strategy: Any = trainer.strategy if isinstance(trainer.strategy, str) else "auto"
+    fabric = Fabric(
+        accelerator=trainer.accelerator if isinstance(trainer.accelerator, str) else "auto",
+        strategy=strategy,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _decode(
+    predictor: Predictor, examples: Sequence[Example], partial: PartialPredictions, fabric: Fabric
+) -> list[Prediction]:
+    done = partial.read()
+    fabric.barrier()  # all ranks have read before one of them writes
+    if done and fabric.is_global_zero:
+        print(f"{len(done)} of {len(examples)} predictions were made before; continuing with the others")
+    known = {prediction.id for prediction in done}
+    batch = predictor.batch(
+        [example for example in examples if example.id not in known],
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    fresh: list[Prediction] = []
+    bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
+    with partial.writer() as keep, bar:
+        for prediction in predictor.decode(batch):
+            keep(prediction)
+            fresh.append(prediction)
+            bar.update()
+    every = [*done, *gather(fresh, fabric.world_size)]
+    return in_order_of(examples, every) if fabric.is_global_zero else []
+
+
+def member_weights(given: str | None, num_members: int) -> list[float]:
+    """Parse `--weights`; without it all members weigh the same.
+
+    Raises:
+        ConfigError: not one number per member, a negative number, or only zeros.
+    """
+    if given is None:
+        return [1.0] * num_members
+    try:
+        weights = [float(part) for part in given.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != num_members or min(weights) < 0 or not sum(weights):
+        raise ConfigError(
+            f"--weights: found {given!r}, expected {num_members} comma-separated numbers, one per "
+            "--ckpt_path, none negative, not all zero"
+        )
+    return weights

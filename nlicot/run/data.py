@@ -1,0 +1,210 @@
+"""The data of a run: pairs of each split, and the training examples that a builder makes of them.
+
+Everything is read before a model loads, so that errors in the data come first. The dev loss is taken on what
+the builder makes of the dev split, dev accuracy on every labelled dev pair.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from nlicot import completion
+from nlicot.builders import find_builder
+from nlicot.builders.base import Builder, CountTokens, build_report
+from nlicot.completion import Form
+from nlicot.data.pairs import read_examples
+from nlicot.data.root import DataRoot
+from nlicot.data.thoughts import JoinedTexts, TextFiles, check_disjoint, read_joined
+from nlicot.errors import DataError
+from nlicot.prepare.formats import read_prepared
+from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.records import Example, TrainingExample
+from nlicot.settings import SINGLE_FILES, DataSettings, RunSettings
+from nlicot.shipped import SAMPLE
+
+logger = logging.getLogger(__name__)
+
+
+class RunData:
+    """Pairs and training examples of a data root.
+
+    Args:
+        settings: which files are read, and how.
+        root: the data root.
+        label_map: labels of other names.
+        definitions: what the labels mean; the defaults leave those of `settings.prompts`.
+        seed: seed for samples of dev pairs.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        root: Path = SAMPLE,
+        label_map: Mapping[str, int] | None = None,
+        definitions: LabelDefinitions | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings
+        self.root = DataRoot(root.expanduser())
+        self.label_map = label_map
+        self.seed = seed
+        builder = settings.builder
+        self.builder: Builder = find_builder(builder) if isinstance(builder, str) else builder
+        self.prompts = settings.prompts or StudentPrompts()
+        if definitions not in (None, LabelDefinitions()):
+            self.prompts = replace(self.prompts, definitions=definitions)
+        self.pairs: dict[str, list[Example]] = {}
+        self.built: dict[str, list[TrainingExample]] = {}
+        self.reports: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> RunData:
+        """Make the data of a command's settings."""
+        return cls(
+            settings.data,
+            root=settings.root,
+            label_map=settings.label_map,
+            definitions=settings.definitions,
+            seed=settings.seed_everything,
+        )
+
+    @property
+    def on_sample(self) -> bool:
+        """True if everything that is read belongs to the sample that ships with nlicot."""
+        single = self.settings.prepared or any(map(self._single_file, SINGLE_FILES))
+        return self.root.is_sample and not single
+
+    def announce_sample(self) -> None:
+        """Print a line if the user named no data of their own."""
+        if self.on_sample:
+            print(
+                "SAMPLE DATA: no --root was given, so this runs on the small sample in data/sample. "
+                "For your own pairs: "
+                "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
+            )
+
+    @property
+    def forms(self) -> frozenset[Form]:
+        """Forms of completion in the training examples."""
+        found = (completion.parse(example.completion) for example in self.built["train"])
+        return frozenset(parsed.form for parsed in found if parsed is not None)
+
+    def path(self, split: str, kind: str) -> Path:
+        """Return the file that a split's `pairs`, `thoughts`, `reflections` or `scores` are read from."""
+        single = self._single_file(f"{split}_{kind}")
+        found: Path = Path(single).expanduser() if single else getattr(self.root, kind)(split)
+        return found
+
+    def read_for_fit(self, count_tokens: CountTokens | None = None) -> None:
+        """Read and build train and dev.
+
+        Args:
+            count_tokens: counts a thought's tokens, for a builder that limits them.
+
+        Raises:
+            DataError: a file cannot be used, or the builder leaves no example.
+        """
+        for split in ("train", "dev"):
+            self.read_pairs(split)
+        self.check_apart_from_train("dev")
+        for split in ("train", "dev"):
+            self.built[split] = self._build(split, count_tokens)
+
+    def read_pairs(self, split: str) -> list[Example]:
+        """Read the pairs of a split, and keep them."""
+        examples = list(read_examples(self.path(split, "pairs"), label_map=self.label_map))
+        self.pairs[split] = examples[: self._limit(split)]
+        return self.pairs[split]
+
+    def read_labelled(self, split: str) -> list[Example]:
+        """Read the pairs of a split, all of which must have a label.
+
+        Raises:
+            DataError: a pair has no label.
+        """
+        examples = self.read_pairs(split)
+        if any(example.label is None for example in examples):
+            raise DataError(
+                "pairs without a label",
+                "a label for each pair",
+                path=self.path(split, "pairs"),
+                remedy=f"to predict unlabelled pairs use `predict --split {split}`",
+            )
+        return examples
+
+    def check_apart_from_train(self, split: str) -> None:
+        """Refuse to measure on pairs that are in train too, if there is a train file to compare with."""
+        path = self.path("train", "pairs")
+        if split == "train" or not path.is_file():
+            return
+        train = self.pairs.get("train") or read_examples(path, label_map=self.label_map)
+        sources = {"train": (path, train), split: (self.path(split, "pairs"), self.pairs[split])}
+        check_disjoint(sources, allow=self.settings.allow_overlap)
+
+    def dev_sample(self, num_pairs: int) -> list[Example]:
+        """Return a fixed, seeded sample of the labelled dev pairs, in their order."""
+        labelled = [example for example in self.pairs["dev"] if example.label is not None]
+        if num_pairs >= len(labelled):
+            return labelled
+        chosen = sorted(random.Random(self.seed).sample(range(len(labelled)), num_pairs))
+        return [labelled[index] for index in chosen]
+
+    def _single_file(self, name: str) -> str | None:
+        path: str | None = getattr(self.settings, name, None)
+        return path
+
+    def _limit(self, split: str) -> int | None:
+        return {"train": self.settings.limit_train, "dev": self.settings.limit_dev}.get(split)
+
+    def _build(self, split: str, count_tokens: CountTokens | None) -> list[TrainingExample]:
+        if split == "train" and self.settings.prepared is not None:
+            built = read_prepared(Path(self.settings.prepared))
+            report = build_report(len(built), built)
+        else:
+            texts = self._read_texts(split)
+            built = self.builder.build(
+                self.pairs[split],
+                texts.thoughts,
+                texts.reflections,
+                texts.scores,
+                prompts=self.prompts,
+                count_tokens=count_tokens,
+            )
+            report = build_report(len(self.pairs[split]), built)
+        self.reports[split] = str(report)
+        logger.info("%s: %s: %s", split, type(self.builder).__name__, report)
+        if not built:
+            raise DataError(
+                f"nothing that the builder {type(self.builder).__name__} can use",
+                "labelled pairs, with thoughts unless the builder is label_only",
+                path=self.path(split, "pairs"),
+            )
+        return built
+
+    def _read_texts(self, split: str) -> JoinedTexts:
+        """Read the texts of a split; a builder that needs no thoughts gets those that exist."""
+        pairs = self.pairs[split]
+        if self._limit(split) is not None:  # thoughts of pairs after the limit match no pair here
+            pairs = read_examples(self.path(split, "pairs"), label_map=self.label_map)
+        if self._single_file(f"{split}_pairs") and not self._single_file(f"{split}_thoughts"):
+            # The root's texts belong to the root's own pairs.
+            if self.builder.thinks:
+                raise DataError(
+                    f"--data.{split}_pairs without --data.{split}_thoughts",
+                    f"thoughts of these pairs, which the builder {type(self.builder).__name__} learns from",
+                    path=self.path(split, "pairs"),
+                )
+            return read_joined(pairs, TextFiles())
+        thoughts, reflections, scores = (
+            self.path(split, kind) for kind in ("thoughts", "reflections", "scores")
+        )
+        needed = {Path(path).expanduser() for path in map(self._single_file, SINGLE_FILES) if path}
+        files = TextFiles.found(
+            thoughts, reflections, scores, needed=needed | ({thoughts} if self.builder.thinks else set())
+        )
+        return read_joined(pairs, files)
