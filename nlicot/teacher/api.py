@@ -33,7 +33,7 @@ from nlicot.teacher.engine.session import (
 )
 from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import GenerateStage
-from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt, load_prompt
+from nlicot.teacher.stages.prompts import SCORE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 from nlicot.teacher.stages.reflect import ReflectStage
 from nlicot.teacher.stages.score import ScoreStage
 
@@ -118,7 +118,7 @@ def score_texts(
         texts=list(texts),
         endpoint=_endpoint(backend),
         settings=settings,
-        prompts={kind: load_prompt(kind) for kind in ScoreStage.prompt_types} | dict(prompts or {}),
+        prompts={kind: load_prompt(kind) for kind in SCORE_PROMPTS} | dict(prompts or {}),
         threshold=threshold,
         num_rounds=num_rounds,
         regenerate_with=tuple(regenerate_with),

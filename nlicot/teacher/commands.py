@@ -40,12 +40,11 @@ from nlicot.teacher.engine.session import (
     run_phases,
 )
 from nlicot.teacher.engine.summary import StageStatistics, summarise
-from nlicot.teacher.options import definitions_name, label_definitions, relation_map
+from nlicot.teacher.options import definitions_name, load_prompts, relation_map
 from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import GenerateStage
 from nlicot.teacher.stages.inputs import read_pairs, read_texts_of, read_thoughts_of
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
-from nlicot.teacher.stages.prompts import PromptType, TeacherPrompt, load_prompt
 from nlicot.teacher.stages.reflect import ReflectStage
 from nlicot.teacher.stages.score import ScoreStage
 
@@ -108,34 +107,26 @@ def _plan(command: str, split: str, settings: Namespace, root: DataRoot) -> Spli
         DataError: pairs that cannot be read, or missing thoughts.
     """
     pairs = read_pairs(root, split, label_map=settings.label_map, limit=settings.limit, ids=settings.ids)
-    definitions = label_definitions(settings)
     names = [field.name for field in dataclasses.fields(StageSettings)]
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
         "settings": StageSettings(**{name: settings[name] for name in names}),
+        "prompts": load_prompts(command, settings),
     }
-
-    def prompts(first: PromptType, *others: PromptType) -> dict[PromptType, TeacherPrompt]:
-        loaded = {first: load_prompt(first, settings.prompt, definitions)}
-        return loaded | {kind: load_prompt(kind, definitions=definitions) for kind in others}
-
     stage: Stage[Any]
     if command == "generate":
         stage = GenerateStage(
             examples=pairs.chosen,
-            prompts=prompts(PromptType(settings.prompt_type)),
             num_samples=settings.samples,
             relation_map=relation_map(settings),
             **shared,
         )
         return SplitWork(split=split, stage=stage, output_path=root.thoughts(split))
     if command == "reflect":
-        thoughts = read_thoughts_of(root, split, pairs)
-        stage = ReflectStage(thoughts=thoughts, prompts=prompts(PromptType.REFLECTION), **shared)
+        stage = ReflectStage(thoughts=read_thoughts_of(root, split, pairs), **shared)
         return SplitWork(split=split, stage=stage, output_path=root.reflections(split))
     stage = ScoreStage(
         texts=read_texts_of(root, split, pairs),
-        prompts=prompts(*ScoreStage.prompt_types),
         threshold=settings.threshold,
         num_rounds=settings.rounds,
         regenerate_with=settings.regenerate_with or (settings.model,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +18,14 @@ from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.shipped import TEACHER_RECIPE
 from nlicot.teacher.backends.registry import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
-from nlicot.teacher.stages.prompts import DEFINITIONS, RELATIONS
+from nlicot.teacher.stages.prompts import (
+    DEFINITIONS,
+    RELATIONS,
+    SCORE_PROMPTS,
+    PromptType,
+    TeacherPrompt,
+    load_prompt,
+)
 from nlicot.yaml_files import read_yaml
 
 STAGES = ("generate", "reflect", "score")
@@ -51,7 +59,9 @@ def parse(stage: str, args: Sequence[str]) -> Namespace:
     if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
         # The other models in the recipe or a file may be unknown to the server of the chosen one.
         dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
-    return parser.parse([f"--config={TEACHER_RECIPE}", *dropped, *args], check=_check)
+    return parser.parse(
+        [f"--config={TEACHER_RECIPE}", *dropped, *args], check=functools.partial(_check, stage)
+    )
 
 
 def _parser(stage: str) -> CommandParser:
@@ -133,7 +143,7 @@ def _add_score(parser: CommandParser) -> None:
     add("--regenerate_with", type=Names, default=Names(), help="the model of round 1, of round 2 ...")
 
 
-def _check(settings: Namespace) -> None:
+def _check(stage: str, settings: Namespace) -> None:
     """Refuse settings that no run could use, before anything is read or sent."""
     if settings.export_journal:
         return
@@ -141,8 +151,8 @@ def _check(settings: Namespace) -> None:
         raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
     endpoint(settings.backend, settings.server_url)
     load_prices(settings.prices)
-    label_definitions(settings)
-    if "relation_map" in settings:
+    load_prompts(stage, settings)
+    if stage == "generate":
         relation_map(settings)
 
 
@@ -154,6 +164,15 @@ def label_definitions(settings: Namespace) -> LabelDefinitions | None:
         return None
     base = asdict(LabelDefinitions()) if given.file is None else read_definitions(given.file)
     return LabelDefinitions(**fold_definitions(base | texts, label="--definitions"))
+
+
+def load_prompts(stage: str, settings: Namespace) -> dict[PromptType, TeacherPrompt]:
+    """Load a stage's prompts; `--prompt` replaces that of the first question."""
+    kinds = {"reflect": (PromptType.REFLECTION,), "score": SCORE_PROMPTS}
+    first, *others = kinds.get(stage) or (PromptType(settings.prompt_type),)
+    definitions = label_definitions(settings)
+    prompts = {first: load_prompt(first, settings.prompt, definitions)}
+    return prompts | {kind: load_prompt(kind, definitions=definitions) for kind in others}
 
 
 def definitions_name(settings: Namespace) -> str:

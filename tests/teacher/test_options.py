@@ -92,6 +92,7 @@ def test_another_teacher_drops_the_models_next_to_the_recipes_own(
             ["--relation_map", "neutral=1"],
             "--relation_map: found {'neutral': 1}, expected 0 or 1 for",
         ),
+        (["--prompt", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--definitions", "nowhere.yaml"], "--definitions nowhere.yaml: cannot be read"),
         (["--definitions.entailment", " . "], "--definitions: found no text for entailment, expected text"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),

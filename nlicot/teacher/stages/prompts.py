@@ -38,6 +38,8 @@ class PromptType(StrEnum):
     REFLECTION_REGENERATION = "reflection_regeneration"
 
 
+SCORE_PROMPTS = (PromptType.SCORING, PromptType.REGENERATION, PromptType.REFLECTION_REGENERATION)
+"""The prompts of the stage `score`, the judge's first."""
 _PAIR = ("premise", "hypothesis")
 _JUDGED = (*_PAIR, "true_label", "predicted_label", "thought_process")
 REQUIRED: dict[PromptType, tuple[str, ...]] = {

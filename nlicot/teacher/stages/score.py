@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from nlicot.records import Reflection, Score, Thought
 from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ask_until_valid
@@ -28,7 +28,7 @@ class ScoreStage(Stage[Text]):
     """`score` over thoughts and reflections.
 
     Args:
-        prompts: those of `prompt_types`.
+        prompts: those of `SCORE_PROMPTS`.
         threshold: a text with a lower score is rewritten.
         num_rounds: maximum number of rewrites; 0 only scores.
         regenerate_with: the model of round 1, of round 2 ...; the last one serves all later rounds.
@@ -39,11 +39,6 @@ class ScoreStage(Stage[Text]):
     threshold: int = 4
     num_rounds: int = 3
     regenerate_with: tuple[str, ...] = ()
-    prompt_types: ClassVar = (
-        PromptType.SCORING,
-        PromptType.REGENERATION,
-        PromptType.REFLECTION_REGENERATION,
-    )
 
     @property
     def models(self) -> list[str]:
