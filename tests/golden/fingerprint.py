@@ -78,10 +78,10 @@ INSPECT_VARIANTS = {
 }
 PREDICT_VARIANTS = {
     "reflected": "--votes 2 --model.decoding.temperature 0.7",
-    "multitask": "--think false",
+    "multitask": "--think true",
     "label_only": "--ckpt_path checkpoints/multitask/best.ckpt",
 }
-"""More flags of `predict`, for one more call with each run: votes, no thought, an ensemble."""
+"""More flags of `predict`, for one more call with each run: votes, a thought, an ensemble."""
 VALIDATE_FLAGS = {"reflected": "--probe-thoughts", "label_only": "--tune-threshold", "multitask": ""}
 BACKENDS = {"openai": "--samples 2", "mistral": "--prompt-type relation", "mistral-batch": ""}
 """Backends of the teacher, each with more flags of `generate`."""
@@ -282,7 +282,11 @@ def fingerprint_predictions(work: Workspace) -> Iterator[tuple[str, Any]]:
         folder = work.folder / work.validate(run)
         for path in (*sorted((folder / "predictions").iterdir()), *sorted(folder.glob("*.json"))):
             yield f"{run}/validate/{path.name}", hash_text_file(path)
-    yield from _predicted(work, work.fit("label_only"), "label_only/tuned")
+    # `predict` reads the tuned threshold from the folder above its output.
+    tuned = work.fit("label_only") / "predictions"
+    work.run("predict", folder=tuned.parent, out=tuned)
+    for suffix in ("csv", "jsonl"):
+        yield f"label_only/tuned/test.{suffix}", hash_text_file(work.folder / tuned / f"test.{suffix}")
 
 
 def _predicted(work: Workspace, folder: Path, item: str, flags: str = "") -> Iterator[tuple[str, Any]]:
