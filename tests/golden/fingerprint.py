@@ -109,6 +109,8 @@ VOLATILE_SCALARS = ("per_s", "second", "time", "memory")
 NUM_PAIRS = 20
 PORT = 18_473
 """The fake server's: fixed, because the key of a request in the journal contains the server's address."""
+TEACHER_FOLDER = Path(tempfile.gettempdir()) / "nlicot_fingerprint_teacher"
+"""The teacher's data roots: fixed, because the name of a job in the journal contains the root's path."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
@@ -316,24 +318,25 @@ def _reported(work: Workspace, item: str, runs: str) -> Iterator[tuple[str, Any]
 
 def fingerprint_teacher(work: Workspace) -> Iterator[tuple[str, Any]]:
     """The three teacher commands against a server that also fails: their outputs and the journal."""
+    shutil.rmtree(TEACHER_FOLDER, ignore_errors=True)
     for backend, flags in BACKENDS.items():
-        root = f"teacher_{backend}"
-        shutil.copytree(work.folder / "sample" / "original_data", work.folder / root / "original_data")
+        root = TEACHER_FOLDER / backend
+        shutil.copytree(work.folder / "sample" / "original_data", root / "original_data")
         asked = f"--backend {backend} --server-url http://127.0.0.1:{PORT} --model teacher --concurrency 4"
         stages = ("generate",) if backend == "mistral-batch" else ("generate", "reflect", "score")
-        with _fake_server(backend, work.folder / root) as server:
+        with _fake_server(backend, root) as server:
             for stage in stages:
                 work.run(stage, asked, flags if stage == "generate" else "", root=root)
             yield f"{backend}/requests", hash_json(sorted(server.counts.items()))
-        for path in sorted((work.folder / root).rglob("*")):
-            item = f"{backend}/{path.relative_to(work.folder / root)}"
+        for path in sorted(root.rglob("*")):
+            item = f"{backend}/{path.relative_to(root)}"
             if path.suffix == ".sqlite":
                 yield from ((f"{item}/{table}", found) for table, found in hash_tables(path))
             elif path.name.endswith(".summary.json"):
-                stage = path.parent.name
-                yield f"{backend}/summary/{stage}", hash_text_file(path)
+                yield f"{backend}/summary/{path.parent.name}", hash_text_file(path)
             elif path.suffix in (".jsonl", ".json") and "logs" not in path.parts:
                 yield item, hash_text_file(path)
+    shutil.rmtree(TEACHER_FOLDER)
 
 
 def _fake_server(backend: str, root: Path) -> FakeServer:
