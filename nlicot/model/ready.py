@@ -1,4 +1,4 @@
-"""Loading a model for decoding by one name: a base, or a run or PEFT folder whose adapter is merged into it."""
+"""Loading a model for decoding by one name: a base, or a run or PEFT folder with its adapter merged in."""
 
 from __future__ import annotations
 
