@@ -10,7 +10,6 @@ from nlicot.audit.findings import Audit, Section
 from nlicot.audit.inputs import AuditData
 from nlicot.audit.label_leakage import check_hypotheses, check_voice
 from nlicot.audit.teacher import check_lengths, check_teacher
-from nlicot.audit.thoughts import check_reflections, check_thoughts
 
 CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
     check_counts,
@@ -19,8 +18,6 @@ CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
     check_hypotheses,
     check_teacher,
     check_lengths,
-    check_thoughts,
-    check_reflections,
     check_voice,
 )
 """In the order of the output. A check returns None if the data hold nothing for it to look at."""

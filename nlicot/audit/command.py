@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from nlicot.audit.checks import run_checks
 from nlicot.audit.findings import as_markdown, as_text, to_json
-from nlicot.audit.inputs import KINDS, SPLITS, read_prompts, read_root
+from nlicot.audit.inputs import KINDS, SPLITS, AuditData, read_prompts, read_splits
 from nlicot.builders import BUILDERS, find_builder
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_text
@@ -29,26 +30,17 @@ def main(args: Sequence[str]) -> int:
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise ConfigError("--json and --markdown: found one file for both, expected two")
     refuse_overwriting(*outputs, overwrite=settings.overwrite)
-    single = {
-        (split, kind): path.expanduser()
-        for split in SPLITS
-        for kind in KINDS
-        if (path := settings.get(f"{split}_{kind}"))
-    }
+    files = {key: settings.get("_".join(key)) for key in product(SPLITS, KINDS)}
+    single = {key: path.expanduser() for key, path in files.items() if path}
     if settings.root is None and not single:
         logger.info(
             "SAMPLE DATA: no --root was given, so this looks at the small sample. For your own pairs: "
             "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
         )
-    data = read_root(
-        DataRoot((settings.root or SAMPLE).expanduser()),
-        find_builder(settings.builder, flag="--builder"),
-        single=single,
-        single_only=settings.root is None and bool(single),
-        label_map=settings.label_map,
-        prompts=read_prompts(settings.prompt),
-    )
-    audit = run_checks(data)
+    root = settings.root or (None if single else SAMPLE)
+    builder = find_builder(settings.builder, flag="--builder")
+    splits = read_splits(DataRoot(root.expanduser()) if root else None, single, builder, settings.label_map)
+    audit = run_checks(AuditData(splits=splits, prompts=read_prompts(settings.prompt)))
     print(as_text(audit))
     if settings.json:
         write_json(settings.json, to_json(audit))
@@ -61,7 +53,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         "audit",
         description="Look for what would spoil training: leaks between splits, labels that a model could "
-        "guess without reading, thoughts and reflections that contradict themselves or give the answer away. "
+        "guess without reading, thoughts and reflections whose source or wording gives the label away. "
         "Exit codes: 0 nothing blocks training, 1 fix the errors before training, 2 a mistake in files or "
         "flags.",
         example="python -m nlicot audit --root data --json audit.json",
@@ -80,13 +72,7 @@ def _parser() -> CommandParser:
     add("--builder", type=str, default="reflected", help=f"makes the targets: {', '.join(BUILDERS)}")
     add("--prompt", type=list[Path], default=[], metavar="FILE", help="a prompt of yours; repeat for more")
     add("--label_map", type=LabelMap | None, default=None, help=LABEL_MAP_HELP)
-    add(
-        "--json",
-        type=Path | None,
-        default=None,
-        metavar="FILE",
-        help="write everything, with all ids, as JSON",
-    )
-    add("--markdown", type=Path | None, default=None, metavar="FILE", help="write the text as Markdown")
+    for name, text in (("json", "everything, with all ids, as JSON"), ("markdown", "the text as Markdown")):
+        add(f"--{name}", type=Path | None, default=None, metavar="FILE", help=f"write {text}")
     add("--overwrite", type=bool, default=False, help="replace existing FILEs")
     return parser

@@ -1,19 +1,21 @@
-"""Check for repeated pairs: in two splits, in one, with two labels, in a prompt; and for shared premises."""
+"""Check for repeated pairs, premises and thoughts, within and across splits, and for pairs in prompts."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 
 from nlicot.audit.findings import Finding, Section, full_id, unique
 from nlicot.audit.inputs import AuditData
-from nlicot.audit.minhash import containment, normalised, pair_groups
+from nlicot.audit.minhash import normalised, pair_groups
 from nlicot.records import Example
 from nlicot.text_tables import Table, counted, percent
 
 MANY_OF_SPLIT = 0.01
 MANY_CONFLICTS = 0.005
+MANY_THOUGHTS = 0.05
 MAX_GROUPS_IN_JSON = 1000
 """Ids are never cut."""
 MIN_CONTAINMENT = 0.8
@@ -33,17 +35,17 @@ class _Pair:
         return full_id(self.split, self.example.id)
 
 
+def _pairs(data: AuditData) -> list[_Pair]:
+    return [
+        _Pair(split=split.name, example=each, key=(normalised(each.premise), normalised(each.hypothesis)))
+        for split in data.splits
+        for each in split.examples
+    ]
+
+
 def check_duplicates(data: AuditData) -> Section:
     """Look for pairs that are the same but for case and punctuation, or nearly the same."""
-    pairs = [
-        _Pair(
-            split=split.name,
-            example=example,
-            key=(normalised(example.premise), normalised(example.hypothesis)),
-        )
-        for split in data.splits
-        for example in split.examples
-    ]
+    pairs = _pairs(data)
     groups = [
         [pairs[index] for index in group]
         for group in pair_groups([pair.key[0] for pair in pairs], [pair.key[1] for pair in pairs])
@@ -55,6 +57,7 @@ def check_duplicates(data: AuditData) -> Section:
         *_label_conflicts(groups, len(pairs)),
         *_within_splits(groups, sizes),
         *_shared_premises(pairs, {pair.full_id for group in across for pair in group}, sizes),
+        *_repeated_thoughts(data),
     ]
     rows = [(finding.name, str(finding.figures["num"]), finding.figures["where"]) for finding in findings]
     table = Table(title="repetitions", header=("what", "pairs", "where"), rows=tuple(rows))
@@ -71,22 +74,20 @@ def check_duplicates(data: AuditData) -> Section:
 
 def _across_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> Iterator[Finding]:
     for name, is_same in (("pair in two splits", True), ("near duplicate in two splits", False)):
-        id_groups: list[list[str]] = []
-        num = 0
+        id_groups, num = [], 0
         for group in groups:
-            first_split = group[0].split
+            originals = [pair for pair in group if pair.split == group[0].split]
             repeated = [
                 pair
                 for pair in group
-                if pair.split != first_split
+                if pair.split != group[0].split
                 and any(other.split != pair.split and other.key == pair.key for other in group) == is_same
             ]
             if repeated:
                 num += len(repeated)
-                originals = [pair for pair in group if pair.split == first_split]
                 id_groups.append([pair.full_id for pair in (*originals, *repeated)])
         if id_groups:
-            smallest = min(sizes[id_.partition("/")[0]] for group_ids in id_groups for id_ in group_ids)
+            smallest = min(sizes[id_.partition("/")[0]] for id_ in chain.from_iterable(id_groups))
             yield _finding(
                 name,
                 id_groups,
@@ -101,17 +102,13 @@ def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> Itera
     """Only pairs of the same words count: near duplicates may differ in the very word that decides."""
     id_groups = []
     for group in groups:
-        by_key: dict[tuple[str, str], list[_Pair]] = {}
-        for pair in group:
-            if pair.example.label is not None:
-                by_key.setdefault(pair.key, []).append(pair)
-        id_groups += [
-            [pair.full_id for pair in same]
-            for same in by_key.values()
-            if len({pair.example.label for pair in same}) > 1
-        ]
+        labelled = [pair for pair in group if pair.example.label is not None]
+        for key in dict.fromkeys(pair.key for pair in labelled):
+            same = [pair for pair in labelled if pair.key == key]
+            if len({pair.example.label for pair in same}) > 1:
+                id_groups.append([pair.full_id for pair in same])
     if id_groups:
-        num = len({id_ for group_ids in id_groups for id_ in group_ids})
+        num = len(set(chain.from_iterable(id_groups)))
         yield _finding(
             "same pair, two labels",
             id_groups,
@@ -155,7 +152,7 @@ def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> 
 def _finding(
     name: str, id_groups: list[list[str]], num: int, *, severity: str, summary: str, advice: str
 ) -> Finding:
-    ids = unique(id_ for group_ids in id_groups for id_ in group_ids)
+    ids = unique(chain.from_iterable(id_groups))
     splits = ", ".join(unique(id_.partition("/")[0] for id_ in ids))
     figures = {"num": num, "where": splits, "groups": id_groups[:MAX_GROUPS_IN_JSON]}
     return Finding(name=name, severity=severity, summary=summary, advice=advice, ids=ids, figures=figures)
@@ -183,33 +180,59 @@ def _shared_premises(pairs: Sequence[_Pair], reported: set[str], sizes: dict[str
             )
 
 
+def _repeated_thoughts(data: AuditData) -> Iterator[Finding]:
+    thoughts = [(split.name, thought) for split in data.splits for thought in split.thoughts]
+    pairs_of = defaultdict(set)
+    for _, thought in thoughts:
+        pair = (normalised(thought.premise), normalised(thought.hypothesis))
+        pairs_of[normalised(thought.thought_process)].add(pair)
+    repeated = [
+        (split, thought.id)
+        for split, thought in thoughts
+        if len(pairs_of[normalised(thought.thought_process)]) > 1
+    ]
+    if repeated:
+        num, proportion = len(repeated), len(repeated) / len(thoughts)
+        yield Finding(
+            name="one thought for several pairs",
+            severity="error" if proportion >= MANY_THOUGHTS else "warning",
+            summary=f"{num} of {counted(len(thoughts), 'thought')} ({percent(proportion)}) are word for word "
+            "the thought of another pair too",
+            advice="generate these pairs again: such a text was written without reading",
+            ids=unique(full_id(split, id_) for split, id_ in repeated),
+            figures={"share": proportion, "num": num, "where": ", ".join(unique(s for s, _ in repeated))},
+        )
+
+
 def check_prompt_examples(data: AuditData) -> Section | None:
     """Look for pairs in prompts: a teacher or student that was shown a pair there does not infer it."""
     if not data.prompts:
         return None
+    pairs = _pairs(data)
     ids_of: dict[str, list[str]] = {}
-    bigrams_of = {name: set(pairwise(normalised(text).split())) for name, text in data.prompts.items()}
-    for split in data.splits:
-        for example in split.examples:
-            texts = (normalised(example.premise).split(), normalised(example.hypothesis).split())
-            for name, bigrams in bigrams_of.items():
-                if any(
-                    len(words) >= MIN_WORDS and containment(words, bigrams) >= MIN_CONTAINMENT
-                    for words in texts
-                ):
-                    ids_of.setdefault(name, []).append(full_id(split.name, example.id))
-    ids = unique(id_ for prompt_ids in ids_of.values() for id_ in prompt_ids)
+    for name, prompt in data.prompts.items():
+        bigrams = set(pairwise(normalised(prompt).split()))
+        ids = [pair.full_id for pair in pairs if any(_occurs(text, bigrams) for text in pair.key)]
+        if ids:
+            ids_of[name] = ids
+    all_ids = unique(chain.from_iterable(ids_of.values()))
     finding = Finding(
         name="pair in a prompt",
         severity="error",
-        summary=f"{counted(len(ids), 'pair')} with a text that occurs in {', '.join(ids_of)}",
+        summary=f"{counted(len(all_ids), 'pair')} with a text that occurs in {', '.join(ids_of)}",
         advice="use other examples in the prompt, or leave these pairs out of what is measured",
-        ids=ids,
+        ids=all_ids,
         figures={"by_prompt": ids_of},
     )
     return Section(
         name="prompt_examples",
         title="Prompt examples",
-        summary=f"{len(data.prompts)} prompts, {len(ids)} pairs in them",
-        findings=(finding,) if ids else (),
+        summary=f"{len(data.prompts)} prompts, {len(all_ids)} pairs in them",
+        findings=(finding,) if all_ids else (),
     )
+
+
+def _occurs(text: str, bigrams: set[tuple[str, str]]) -> bool:
+    words = text.split()
+    own = list(pairwise(words))
+    return len(words) >= MIN_WORDS and sum(each in bigrams for each in own) / len(own) >= MIN_CONTAINMENT

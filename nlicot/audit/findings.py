@@ -15,7 +15,8 @@ from typing import Any
 
 from nlicot.data.rows import shown
 from nlicot.errors import DataError
-from nlicot.text_tables import Table, aligned, counted, escaped, listed, piped, printable
+from nlicot.evaluation.bootstrap import Interval
+from nlicot.text_tables import Table, aligned, counted, escaped, listed, percent, piped, printable
 
 SEVERITIES = ("error", "warning", "note")
 WIDTH = 100
@@ -87,6 +88,11 @@ def full_id(split: str, pair_id: str) -> str:
     return f"{split}/{pair_id}"
 
 
+def percent_range(interval: Interval) -> str:
+    """Format an interval of proportions."""
+    return f"{percent(interval.low)} to {percent(interval.high)}"
+
+
 def unique(ids: Iterable[str]) -> tuple[str, ...]:
     """Return ids in order, each once."""
     return tuple(dict.fromkeys(ids))
@@ -124,9 +130,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 def verdict(audit: Audit) -> str:
     """Return the outcome in one line."""
     counts = ", ".join(counted(audit.num(severity), severity) for severity in SEVERITIES)
-    return f"{counts}: " + (
-        "fix the errors before training" if audit.exit_code else "nothing blocks training"
-    )
+    return f"{counts}: {'fix the errors before' if audit.exit_code else 'nothing blocks'} training"
 
 
 def as_markdown(audit: Audit) -> str:
@@ -155,14 +159,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "files": audit.files,
         "findings": [asdict(finding) for finding in audit.findings],
         "sections": [
-            {
-                "name": section.name,
-                "title": section.title,
-                "summary": section.summary,
-                "findings": [finding.name for finding in section.findings],
-                "tables": [asdict(table) for table in section.tables],
-                "figures": section.figures,
-            }
+            asdict(section) | {"findings": [finding.name for finding in section.findings]}
             for section in audit.sections
         ],
     }
@@ -170,9 +167,6 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 def from_json(content: dict[str, Any], path: Path) -> Audit:
     """Read texts, tables and ids of an audit, perhaps by another version: missing fields are empty.
-
-    Args:
-        path: the file, for the error message.
 
     Raises:
         DataError: there is no list of findings.
@@ -189,33 +183,34 @@ def from_json(content: dict[str, Any], path: Path) -> Audit:
 
 
 def _finding(fields: dict[str, Any]) -> Finding:
-    name, severity, summary, advice = (
-        str(fields.get(key) or "") for key in ("name", "severity", "summary", "advice")
-    )
-    ids = fields.get("ids")
+    severity, ids = _text(fields, "severity").lower(), fields.get("ids")
     return Finding(
-        name=name or "(unnamed)",
-        severity=severity.lower() if severity.lower() in SEVERITIES else "note",
-        summary=summary,
-        advice=advice,
+        name=_text(fields, "name") or "(unnamed)",
+        severity=severity if severity in SEVERITIES else "note",
+        summary=_text(fields, "summary"),
+        advice=_text(fields, "advice"),
         ids=tuple(map(str, ids)) if isinstance(ids, list) else (),
     )
 
 
 def _section(fields: dict[str, Any]) -> Section:
-    name, title, summary = (str(fields.get(key) or "") for key in ("name", "title", "summary"))
+    name = _text(fields, "name")
     tables = [
         Table(
-            title=str(table.get("title") or ""),
+            title=_text(table, "title"),
             header=[str(cell) for cell in table["header"]],
             rows=[[str(cell) for cell in row] for row in table["rows"] if isinstance(row, list)],
         )
         for table in _objects_in(fields.get("tables"))
         if isinstance(table.get("header"), list) and isinstance(table.get("rows"), list)
     ]
-    return Section(name=name, title=title or name, summary=summary, tables=tuple(tables))
+    title, summary = _text(fields, "title") or name, _text(fields, "summary")
+    return Section(name=name, title=title, summary=summary, tables=tuple(tables))
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    return str(fields.get(name) or "")
 
 
 def _objects_in(value: object) -> list[dict[str, Any]]:
-    """Return the JSON objects in a list; an empty list if the value is not a list."""
     return [member for member in value if isinstance(member, dict)] if isinstance(value, list) else []

@@ -55,30 +55,22 @@ class AuditData:
     prompts: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_root(
-    root: DataRoot,
+def read_splits(
+    root: DataRoot | None,
+    single: Mapping[tuple[str, str], Path],
     builder: Builder,
-    *,
-    single: Mapping[tuple[str, str], Path] | None = None,
-    single_only: bool = False,
-    label_map: Mapping[str, int] | None = None,
-    prompts: Mapping[str, str] | None = None,
-) -> AuditData:
-    """Read all splits of a data root, or of single files given instead.
+    label_map: Mapping[str, int] | None,
+) -> list[SplitData]:
+    """Read the splits of a data root (None: no root), and of single files by split and kind.
 
-    Args:
-        builder: makes the targets.
-        single: files by split and kind; a split whose pairs are given never takes texts of the root, which
-            belong to the root's own pairs.
-        single_only: read nothing from the root.
+    A split whose pairs are given never takes texts of the root, which belong to the root's own pairs.
 
     Raises:
         DataError: a given file is missing, texts were given without pairs, there are no pairs at all, or a
             file is broken.
     """
-    paths = _find_files(root, single or {}, single_only=single_only)
-    splits = [_read_split(split, files, builder, label_map) for split, files in paths.items()]
-    return AuditData(splits=splits, prompts=prompts or {})
+    paths = _find_files(root, single)
+    return [_read_split(split, files, builder, label_map) for split, files in paths.items()]
 
 
 def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
@@ -91,9 +83,8 @@ def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
     found = {f"prompt {name}": getattr(student, name) for name in ("thinking", "label_only", "label_first")}
     for path in (*sorted(PROMPTS_FOLDER.glob("*.yaml")), *paths):
         try:
-            found[path.name if path.parent == PROMPTS_FOLDER else str(path)] = path.read_text(
-                encoding="utf-8"
-            )
+            name = path.name if path.parent == PROMPTS_FOLDER else str(path)
+            found[name] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt {path}: cannot be read ({error}), expected a text file") from None
     return found
@@ -105,10 +96,7 @@ def _read_split(
     examples = read_examples(paths["pairs"], label_map=label_map)
     if not {"thoughts", "reflections"} & set(paths):
         return SplitData(name=name, examples=examples, files={"pairs": str(paths["pairs"])})
-    files = TextFiles(
-        thoughts=paths.get("thoughts"), reflections=paths.get("reflections"), scores=paths.get("scores")
-    )
-    texts = read_joined(examples, files)
+    texts = read_joined(examples, TextFiles(**{kind: paths.get(kind) for kind in KINDS if kind != "pairs"}))
     example_of = {example.id: example for example in examples}
     targets = []
     for row in builder.build(examples, texts.thoughts, texts.reflections, texts.scores):
@@ -126,14 +114,11 @@ def _read_split(
     )
 
 
-def _find_files(
-    root: DataRoot, single: Mapping[tuple[str, str], Path], *, single_only: bool
-) -> dict[str, dict[str, Path]]:
+def _find_files(root: DataRoot | None, single: Mapping[tuple[str, str], Path]) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for split in SPLITS:
         given = {kind: single[split, kind] for kind in KINDS if (split, kind) in single}
-        paths = {} if single_only or "pairs" in given else _files_in_root(root, split)
-        paths |= given
+        paths = given if root is None or "pairs" in given else _files_in_root(root, split) | given
         for kind, path in given.items():
             if not path.exists():
                 raise DataError("no such file", path=path, remedy=f"it was given by --{split}_{kind}")
@@ -141,19 +126,17 @@ def _find_files(
                 raise DataError(
                     f"{kind} of {split} without its pairs", f"--{split}_pairs FILE too", path=path
                 )
-        if "pairs" in paths:
+        if paths:
             found[split] = {kind: paths[kind] for kind in KINDS if kind in paths}
-    if not found:
-        expected = ", ".join(str(root.pairs(split)) for split in SPLITS)
-        raise DataError(
-            "no pairs", f"one of {expected}", path=root.path, remedy="or give files: --train_pairs FILE"
-        )
+    if root is not None and not found:
+        expected = f"one of {', '.join(str(root.pairs(split)) for split in SPLITS)}"
+        raise DataError("no pairs", expected, path=root.path, remedy="or give files: --train_pairs FILE")
     return found
 
 
 def _files_in_root(root: DataRoot, split: str) -> dict[str, Path]:
     files = {kind: getattr(root, kind)(split) for kind in KINDS}
     existing = {kind: path for kind, path in files.items() if path.exists()}
-    if "thoughts" not in existing:  # like `fit`: without thoughts no other texts are read
-        existing = {kind: path for kind, path in existing.items() if kind == "pairs"}
+    if "pairs" in existing and "thoughts" not in existing:
+        return {"pairs": existing["pairs"]}  # like `fit`: without thoughts no other texts are read
     return existing if "pairs" in existing else {}

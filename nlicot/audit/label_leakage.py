@@ -17,14 +17,15 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nlicot.audit.findings import Finding, Section, full_id
+from nlicot import completion
+from nlicot.audit.findings import Finding, Section, full_id, percent_range
 from nlicot.audit.inputs import AuditData, TargetText
 from nlicot.audit.minhash import normalised
-from nlicot.audit.thoughts import without_last_step
 from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
@@ -56,13 +57,8 @@ class Guess:
     @property
     def figures(self) -> dict[str, float]:
         """The figures for JSON."""
-        return {
-            "accuracy": self.accuracy,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "majority": self.majority,
-            "num": len(self.right),
-        }
+        figures = {"accuracy": self.accuracy, "majority": self.majority, "num": len(self.right)}
+        return figures | asdict(self.interval)
 
 
 def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> Guess | None:
@@ -75,10 +71,9 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
     """
     true = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(true, minlength=2)
-    if counts.min() < MIN_OF_EACH_LABEL:
-        return None
     folds = _folds(groups)
-    if any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS)):
+    one_label = any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS))
+    if counts.min() < MIN_OF_EACH_LABEL or one_label:
         return None
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -91,14 +86,8 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
         held_out = folds == fold
         if held_out.any():
             # The dual is four times as fast if there are more features than texts.
-            model = LogisticRegression(
-                C=INVERSE_REGULARISATION,
-                solver="liblinear",
-                dual=True,
-                tol=0.01,
-                max_iter=1000,
-                random_state=0,
-            )
+            settings = {"solver": "liblinear", "dual": True, "tol": 0.01, "max_iter": 1000, "random_state": 0}
+            model = LogisticRegression(C=INVERSE_REGULARISATION, **settings)
             model.fit(features[~held_out], true[~held_out])
             p_one[held_out] = model.predict_proba(features[held_out])[:, 1]
     right = (p_one > 0.5) == (true == 1)
@@ -117,10 +106,6 @@ def _folds(groups: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     numbers = np.array([number_of.setdefault(group, len(number_of)) for group in groups], dtype=np.int64)
     dealt = np.random.default_rng(0).permutation(len(number_of)) % NUM_FOLDS
     return dealt[numbers]
-
-
-def _range(interval: Interval) -> str:
-    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 # ---------------------------------------------------------------- hypotheses
@@ -160,36 +145,35 @@ def check_hypotheses(data: AuditData) -> Section | None:
         return None
     words = telling_words(examples)
     findings = [*_hypothesis_leak(guess, labelled), *_word_findings(words, labelled)]
-    rows = [
-        (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
-        for label in reversed(LABELS)
-        for each in [word for word in words if word.label == label][:MAX_SHOWN_WORDS]
-    ]
+    shown = [each for label in reversed(LABELS) for each in _of_label(words, label)[:MAX_SHOWN_WORDS]]
     table = Table(
         title="words of hypotheses that go with one label",
         header=("word", "label", "pairs", "of that label", "PMI"),
-        rows=tuple(rows),
+        rows=[
+            (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
+            for each in shown
+        ],
     )
     return Section(
         name="hypotheses",
         title="Hypothesis-only baseline",
         summary=f"a linear model that reads {len(examples)} hypotheses without premises is right on "
-        f"{percent(guess.accuracy)} ({_range(guess.interval)}), "
+        f"{percent(guess.accuracy)} ({percent_range(guess.interval)}), "
         f"the majority label on {percent(guess.majority)}" + ("" if findings else ": no leak"),
         findings=tuple(findings),
-        tables=(table,) if rows else (),
+        tables=(table,) if shown else (),
         figures={"baseline": guess.figures, "words": [asdict(each) for each in words]},
     )
+
+
+def _of_label(words: Sequence[TellingWord], label: int) -> list[TellingWord]:
+    return [each for each in words if each.label == label]
 
 
 def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> Iterator[Finding]:
     if guess.interval.low <= guess.majority or guess.gain < SMALL_GAIN:
         return
-    ids = [
-        full_id(split, example.id)
-        for (split, example), right, p_one in zip(labelled, guess.right, guess.p_one, strict=True)
-        if right and max(p_one, 1 - p_one) >= SURE
-    ]
+    sure = np.flatnonzero(guess.right & (np.maximum(guess.p_one, 1 - guess.p_one) >= SURE))
     yield Finding(
         name="hypothesis gives the label away",
         severity="error" if guess.gain >= LARGE_GAIN else "warning",
@@ -197,7 +181,7 @@ def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> I
         f"{100 * guess.gain:.0f} points above the majority label",
         advice="compare any accuracy with this one; look at a run with `validate --probe_thoughts`, "
         "which blanks the premise, and at the pairs named here, which need none",
-        ids=tuple(ids),
+        ids=tuple(full_id(labelled[index][0], labelled[index][1].id) for index in sure),
         figures={**guess.figures, "gain": guess.gain},
     )
 
@@ -228,11 +212,9 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
             num, with_label = totals[word], in_label[label][word]
             base = num_label[label] / num_pairs
             z = (with_label - num * base) / math.sqrt(num * base * (1 - base))
-            if z < min_z or with_label / num < MIN_PROPORTION:
-                continue
-            smoothed = (with_label + SMOOTHING * base) / (num + SMOOTHING)
-            pmi = math.log(smoothed / base)
-            found.append(TellingWord(word=word, label=label, num=num, num_label=with_label, pmi=pmi))
+            if z >= min_z and with_label / num >= MIN_PROPORTION:
+                pmi = math.log((with_label + SMOOTHING * base) / (num + SMOOTHING) / base)
+                found.append(TellingWord(word=word, label=label, num=num, num_label=with_label, pmi=pmi))
     return sorted(found, key=lambda each: (-each.pmi, each.word))
 
 
@@ -240,7 +222,7 @@ def _word_findings(
     words: Sequence[TellingWord], labelled: Sequence[tuple[str, Example]]
 ) -> Iterator[Finding]:
     for label in LABELS:
-        telling = [each.word for each in words if each.label == label]
+        telling = [each.word for each in _of_label(words, label)]
         if not telling:
             continue
         ids = tuple(
@@ -267,6 +249,7 @@ LARGE_SOURCE_GAIN, SMALL_SOURCE_GAIN = 0.2, 0.1
 MIN_STYLE_GAIN = 0.3
 """Steps before the last one argue too, so some gain is legitimate: 0.22 on data without the fault."""
 _WORD = re.compile(r"\w+")
+_STEP = re.compile(r"\bstep\s+\d+\s*[:.)]", re.IGNORECASE)
 
 
 def check_voice(data: AuditData) -> Section | None:
@@ -282,20 +265,30 @@ def check_voice(data: AuditData) -> Section | None:
     num_right = sum(max(each) for each in counts.values())
     majority = max(sum(each[label] for each in counts.values()) for label in LABELS) / len(targets)
     by_source = num_right / len(targets)
-    style = _guess(targets, [style_of(target) for target in targets])
-    steps = _guess(targets, [without_last_step(target.text) for target in targets])
-    whole = _guess(targets, [target.text for target in targets])
-    source_range = _range(wilson_interval(num_right, len(targets)))
-    guesses = {
-        "its style: no last step, the pair's own words blanked": style,
-        "its text without the last step": steps,
-        "its whole text, last step included": whole,
-    }
+    source_range = percent_range(wilson_interval(num_right, len(targets)))
     accuracies = [
         ("the majority label", percent(majority), "-"),
         ("its source (thought or reflection)", percent(by_source), source_range),
-        *((what, percent(each.accuracy), _range(each.interval)) for what, each in guesses.items() if each),
     ]
+    figures: dict[str, Any] = {
+        "split": split.name,
+        "by_source": {source: {"0": zeros, "1": ones} for source, (zeros, ones) in counts.items()},
+        "majority": majority,
+        "source_accuracy": by_source,
+    }
+    groups = [normalised(target.example.premise) for target in targets]
+    labels = [target.label for target in targets]
+    guesses = {}
+    for name, title, text_of in (
+        ("voice", "its style: no last step, the pair's own words blanked", style_of),
+        ("steps", "its text without the last step", lambda target: without_last_step(target.text)),
+        ("whole", "its whole text, last step included", lambda target: target.text),
+    ):
+        guess = guesses[name] = guess_labels([text_of(target) for target in targets], labels, groups)
+        figures[name] = guess.figures if guess else None
+        if guess:
+            accuracies.append((title, percent(guess.accuracy), percent_range(guess.interval)))
+    style = guesses["voice"]
     rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
     return Section(
         name="voice",
@@ -307,23 +300,28 @@ def check_voice(data: AuditData) -> Section | None:
             *_style_finding(split.name, targets, style),
         ),
         tables=(
-            Table(title="targets", header=("source", "label 0", "label 1"), rows=tuple(rows)),
+            Table(title="targets", header=("source", "label 0", "label 1"), rows=rows),
             Table(
                 title="how well a target's label is predicted from",
                 header=("", "right", "95 %"),
-                rows=tuple(accuracies),
+                rows=accuracies,
             ),
         ),
-        figures={
-            "split": split.name,
-            "by_source": {source: {"0": zeros, "1": ones} for source, (zeros, ones) in counts.items()},
-            "majority": majority,
-            "source_accuracy": by_source,
-            "voice": style.figures if style else None,
-            "steps": steps.figures if steps else None,
-            "whole": whole.figures if whole else None,
-        },
+        figures=figures,
     )
+
+
+def without_last_step(thought: str) -> str:
+    """Return a thought up to its last step, or its last sentence if it has fewer than two steps.
+
+    >>> without_last_step("Step 1: It rains. Step 2: So it follows.")
+    'Step 1: It rains. '
+    """
+    starts = [match.start() for match in _STEP.finditer(thought)]
+    sentences = completion.sentences(thought)
+    if len(starts) < 2 and len(sentences) > 1:
+        return "".join(sentences[:-1])
+    return thought[: starts[-1]] if starts else ""
 
 
 def style_of(target: TargetText) -> str:
@@ -331,11 +329,6 @@ def style_of(target: TargetText) -> str:
     own = set(_WORD.findall(f"{target.example.premise} {target.example.hypothesis}".casefold()))
     words = _WORD.findall(without_last_step(target.text).casefold())
     return " ".join("_" if word in own else word for word in words)
-
-
-def _guess(targets: Sequence[TargetText], texts: Sequence[str]) -> Guess | None:
-    groups = [normalised(target.example.premise) for target in targets]
-    return guess_labels(texts, [target.label for target in targets], groups)
 
 
 def _source_finding(
@@ -364,7 +357,6 @@ def _source_finding(
 def _style_finding(split: str, targets: Sequence[TargetText], style: Guess | None) -> Iterator[Finding]:
     if style is None or style.gain < MIN_STYLE_GAIN:
         return
-    pairs = zip(targets, style.right, strict=True)
     yield Finding(
         name="voice gives the label away",
         severity="warning",
@@ -372,6 +364,6 @@ def _style_finding(split: str, targets: Sequence[TargetText], style: Guess | Non
         "targets, without their last step and their pairs' words",
         advice="read steps 1 and 2 of both labels side by side: wording that does not depend on the pair "
         "(stock phrases, hedges) reveals the label too early",
-        ids=tuple(full_id(split, target.example.id) for target, right in pairs if right),
+        ids=tuple(full_id(split, targets[index].example.id) for index in np.flatnonzero(style.right)),
         figures=style.figures,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -39,26 +39,6 @@ def normalised(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold()))
 
 
-def containment(words: Sequence[str], bigrams: set[tuple[str, str]]) -> float:
-    """Return the proportion of a text's word bigrams that occur in another text.
-
-    >>> containment(["a", "dog", "ran"], {("a", "dog")})
-    0.5
-    """
-    own = list(pairwise(words))
-    return sum(bigram in bigrams for bigram in own) / len(own) if own else 0.0
-
-
-def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    """Return the size of the intersection over that of the union; 1 for two empty sets.
-
-    >>> jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4}))
-    0.5
-    """
-    union = len(a | b)
-    return len(a & b) / union if union else 1.0
-
-
 class Shingles:
     """The word bigrams of texts, as numbers: those of text i are `flat[starts[i]:starts[i + 1]]`."""
 
@@ -76,13 +56,12 @@ class Shingles:
         first = np.flatnonzero(~is_last)
         self.flat: Hashes = numbers[first] * np.uint64(len(number_of) + 1) + numbers[first + 1]
 
-    def of(self, index: int) -> frozenset[int]:
-        """Return one text's set."""
-        return frozenset(self.flat[self.starts[index] : self.starts[index + 1]].tolist())
-
     def similarity(self, a: int, b: int) -> float:
-        """Return the Jaccard index of two texts."""
-        return 1.0 if a == b else jaccard(self.of(a), self.of(b))
+        """Return the Jaccard index of two texts' sets: the size of their intersection over their union's."""
+        if a == b:
+            return 1.0
+        of_a, of_b = (set(self.flat[self.starts[i] : self.starts[i + 1]].tolist()) for i in (a, b))
+        return len(of_a & of_b) / len(of_a | of_b)
 
 
 def text_groups(shingles: Shingles) -> list[int]:
@@ -91,33 +70,35 @@ def text_groups(shingles: Shingles) -> list[int]:
     parent = list(range(num))
     if num < 2:
         return parent
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
     checked: set[tuple[int, int]] = set()
     for keys in _band_keys(shingles):
         order = np.argsort(keys, kind="stable")
         for a, b in _neighbours(keys[order], order):
-            if (a, b) in checked:
-                continue
-            checked.add((a, b))
-            root_a, root_b = _root(parent, a), _root(parent, b)
-            if root_a != root_b and shingles.similarity(a, b) >= THRESHOLD:
-                parent[max(root_a, root_b)] = min(root_a, root_b)
-    return [_root(parent, index) for index in range(num)]
+            if (a, b) not in checked:
+                checked.add((a, b))
+                if root(a) != root(b) and shingles.similarity(a, b) >= THRESHOLD:
+                    parent[max(root(a), root(b))] = min(root(a), root(b))
+    return [root(index) for index in range(num)]
 
 
-def _band_keys(shingles: Shingles) -> list[Hashes]:
-    """Return one key per text for each band; keys are equal if all of the band's minima are."""
+def _band_keys(shingles: Shingles) -> Iterator[Hashes]:
+    """Yield one key per text for each band; keys are equal if all of the band's minima are."""
     rng = np.random.default_rng(0)
     mixed = _mixed(shingles.flat)
-    bands = []
     for _ in range(NUM_BANDS):
         key = np.zeros(len(shingles.starts) - 1, dtype=np.uint64)
         for _ in range(ROWS_PER_BAND):
             factor = rng.integers(2**64, dtype=np.uint64) | np.uint64(1)
             hashes = (mixed * factor) >> np.uint64(20)
-            minima = np.minimum.reduceat(hashes, shingles.starts[:-1])
-            key = _mixed(key ^ minima)
-        bands.append(key)
-    return bands
+            key = _mixed(key ^ np.minimum.reduceat(hashes, shingles.starts[:-1]))
+        yield key
 
 
 def _mixed(numbers: Hashes) -> Hashes:
@@ -135,32 +116,20 @@ def _neighbours(keys: Hashes, order: npt.NDArray[np.int64]) -> Iterator[tuple[in
         yield from zip(order[alike].tolist(), order[alike + distance].tolist(), strict=True)
 
 
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
 def pair_groups(premises: Sequence[str], hypotheses: Sequence[str]) -> list[list[int]]:
-    """Group pairs that are near duplicates in both premise and hypothesis: two or more, in order.
+    """Group pairs of normalised texts that are near duplicates in both texts: two or more, in order.
 
     Every member is a near duplicate of its group's first.
-
-    Args:
-        premises: normalised.
-        hypotheses: normalised, one for each premise.
     """
-    premise_of, premise_shingles, premise_group = _grouped(premises)
-    hypothesis_of, hypothesis_shingles, hypothesis_group = _grouped(hypotheses)
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for index, (p, h) in enumerate(zip(premise_of, hypothesis_of, strict=True)):
-        buckets.setdefault((premise_group[p], hypothesis_group[h]), []).append(index)
+    columns = [_grouped(premises), _grouped(hypotheses)]
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for index in range(len(premises)):
+        key = tuple(groups[numbers[index]] for numbers, _, groups in columns)
+        buckets.setdefault(key, []).append(index)
 
     def near(a: int, b: int) -> bool:
-        return (
-            premise_shingles.similarity(premise_of[a], premise_of[b]) >= THRESHOLD
-            and hypothesis_shingles.similarity(hypothesis_of[a], hypothesis_of[b]) >= THRESHOLD
+        return all(
+            shingles.similarity(numbers[a], numbers[b]) >= THRESHOLD for numbers, shingles, _ in columns
         )
 
     found = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
-from nlicot.audit.findings import Finding, Section, full_id, unique
+from nlicot.audit.findings import Finding, Section, full_id, percent_range, unique
 from nlicot.audit.inputs import AuditData
 from nlicot.evaluation.metrics import accuracy_by, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
@@ -41,7 +42,7 @@ def check_teacher(data: AuditData) -> Section | None:
         [sum(t.true_label == true and t.predicted_label == said for t in thoughts) for said in LABELS]
         for true in LABELS
     ]
-    rows = tuple(
+    rows = [
         (
             f"{label} ({LABEL_NAMES[label]})",
             *map(str, cells[label]),
@@ -49,11 +50,11 @@ def check_teacher(data: AuditData) -> Section | None:
         )
         for label in LABELS
         if report.recalls[label].num
-    )
+    ]
     tables = [Table(title="teacher", header=("true label", "said 0", "said 1", "found"), rows=rows)]
     if report.maps:
-        rows = tuple((_spelled(each.relation_map), percent(each.accuracy)) for each in report.maps[:3])
-        tables.append(Table(title="maps from relations to labels", header=("map", "right"), rows=rows))
+        best_maps = [(_spelled(each.relation_map), percent(each.accuracy)) for each in report.maps[:3]]
+        tables.append(Table(title="maps from relations to labels", header=("map", "right"), rows=best_maps))
     return Section(
         name="teacher",
         title="The teacher",
@@ -121,13 +122,7 @@ def check_lengths(data: AuditData) -> Section | None:
     bins = length_bins(num_words)
     groups = accuracy_by(bins, right)
     rows = [
-        (
-            group.name,
-            str(group.num),
-            percent(group.accuracy),
-            f"{percent(group.interval.low)} to {percent(group.interval.high)}",
-        )
-        for group in groups
+        (each.name, str(each.num), percent(each.accuracy), percent_range(each.interval)) for each in groups
     ]
     findings = []
     if test.pvalue < MAX_P_VALUE and longer >= MIN_EFFECT:
@@ -157,18 +152,15 @@ def check_lengths(data: AuditData) -> Section | None:
         findings=tuple(findings),
         tables=(
             Table(
-                title="right thoughts by length",
-                header=("length", "thoughts", "right", "95 %"),
-                rows=tuple(rows),
+                title="right thoughts by length", header=("length", "thoughts", "right", "95 %"), rows=rows
             ),
         ),
         figures={
             "wrong_is_longer": longer,
             "p_value": float(test.pvalue),
             "bins": [
-                {"name": group.name, "num": group.num, "accuracy": group.accuracy}
-                | {"low": group.interval.low, "high": group.interval.high}
-                for group in groups
+                {"name": each.name, "num": each.num, "accuracy": each.accuracy} | asdict(each.interval)
+                for each in groups
             ],
         },
     )

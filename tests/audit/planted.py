@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from nlicot.audit.checks import run_checks
 from nlicot.audit.findings import Audit, Finding, Section
 from nlicot.audit.inputs import AuditData, SplitData, TargetText
-from nlicot.audit.thoughts import without_last_step
+from nlicot.audit.label_leakage import without_last_step
 from nlicot.records import Example, Reflection, Thought
 
 VOCABULARY = [
@@ -148,11 +148,6 @@ def only(data: AuditData, name: str) -> Finding:
 
 def thought_of(record: object) -> Thought:
     assert isinstance(record, Thought)
-    return record
-
-
-def reflection_of(record: object) -> Reflection:
-    assert isinstance(record, Reflection)
     return record
 
 

@@ -22,8 +22,6 @@ def test_every_check_has_a_section() -> None:
         "hypotheses",
         "teacher",
         "lengths",
-        "thoughts",
-        "reflections",
         "voice",
     ]
 

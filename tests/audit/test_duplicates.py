@@ -9,9 +9,9 @@ import pytest
 from nlicot.audit.checks import run_checks
 from nlicot.audit.counts import check_counts
 from nlicot.audit.inputs import AuditData, SplitData
-from nlicot.audit.minhash import THRESHOLD, Shingles, jaccard, normalised, pair_groups, text_groups
-from nlicot.records import Example
-from tests.audit.planted import clean, named, only, section_of, words
+from nlicot.audit.minhash import THRESHOLD, Shingles, normalised, pair_groups, text_groups
+from nlicot.records import Example, Thought
+from tests.audit.planted import changed, clean, named, only, section_of, thought_of, words
 
 
 def with_more(data: AuditData, name: str, *more: Example) -> AuditData:
@@ -129,6 +129,28 @@ def test_minhash_finds_what_comparing_all_pairs_finds() -> None:
     assert 60 <= len(set(numbers)) < len(texts)
 
 
+def test_one_thought_for_two_pairs_is_found() -> None:
+    data = clean()
+    stock = thought_of(data.splits[0].thoughts[0]).thought_process
+
+    def plant(number: int, record: object) -> Thought:
+        own = thought_of(record)
+        return dataclasses.replace(own, thought_process=stock) if number == 9 else own
+
+    finding = only(changed(data, "train", "thoughts", plant), "one thought for several pairs")
+    assert (finding.severity, finding.ids) == ("warning", ("train/t0", "train/t9"))
+    assert finding.figures == {"num": 2, "share": 2 / 320, "where": "train"}
+
+
+def test_many_pairs_with_one_thought_are_an_error() -> None:
+    def plant(number: int, record: object) -> Thought:
+        own = thought_of(record)
+        return dataclasses.replace(own, thought_process="So it is.") if number < 16 else own
+
+    finding = only(changed(clean(), "train", "thoughts", plant), "one thought for several pairs")
+    assert (finding.severity, len(finding.ids)) == ("error", 16)
+
+
 def test_groups_hold_near_duplicates_of_their_first_pair_in_both_texts() -> None:
     rng = random.Random(13)
     premise, other, hypothesis = (words(rng, 30) for _ in range(3))
@@ -142,8 +164,7 @@ def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, s
     assert Shingles([a, b]).similarity(0, 1) == similarity
 
 
-def test_jaccard_of_nothing_is_one() -> None:
-    assert jaccard(frozenset(), frozenset()) == 1.0
+def test_a_text_without_letters_has_no_words() -> None:
     assert normalised("\U0001f436 !") == ""
 
 

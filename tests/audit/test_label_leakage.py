@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nlicot.audit.checks import run_checks
-from nlicot.audit.label_leakage import SMOOTHING, guess_labels, telling_words
+from nlicot.audit.label_leakage import SMOOTHING, guess_labels, telling_words, without_last_step
 from nlicot.records import Example, Thought
 from tests.audit.planted import (
     changed,
@@ -135,6 +135,12 @@ def test_a_style_that_gives_the_label_away_is_found_without_the_last_step() -> N
     finding = only(data, "voice gives the label away")
     assert finding.figures["accuracy"] == 1.0
     assert len(finding.ids) == len(train.targets)
+
+
+def test_a_thought_without_steps_ends_in_its_last_sentence() -> None:
+    assert without_last_step("A dog runs. It follows.") == "A dog runs. "
+    assert without_last_step("Step 1: A dog runs. It follows.") == "Step 1: A dog runs. "
+    assert without_last_step("It follows.") == ""
 
 
 def test_a_last_step_may_reveal_the_label() -> None:
