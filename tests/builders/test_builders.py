@@ -344,7 +344,7 @@ def test_a_builder_is_made_with_arguments() -> None:
             "max_thought_tokens",
         ),
         ({"balance": 1}, "balance: found '1', expected true or false"),
-        ({"min_score": True}, "min_score: found 'True', expected a whole number or null"),
+        ({"min_score": True}, "min_score: found 'True', expected a whole number"),
         ({"prefer": 1}, "prefer: found '1', expected text"),
     ],
 )
