@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-# Tests train for seconds, which is less than compiling takes; tests/model/fast/test_kernels.py compiles.
+# Tests train for seconds, less than compiling takes; tests/model/fast/test_kernels.py compiles.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="renew the files in tests/golden")
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
 
 
 @pytest.fixture(scope="session")
 def update_golden(request: pytest.FixtureRequest) -> bool:
-    """Whether golden files shall be written anew instead of being compared with."""
+    """True if golden files are to be rewritten instead of compared with."""
     return bool(request.config.getoption("--update-golden"))
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with `comp34812/` and `original/` that NLICOT_REAL_DATA names."""
+    """Return the folder in NLICOT_REAL_DATA, with `comp34812/` and `original/`."""
     folder = os.environ.get("NLICOT_REAL_DATA")
     if not folder:
         pytest.skip("NLICOT_REAL_DATA is not set")

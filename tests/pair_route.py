@@ -43,7 +43,7 @@ def files_called(args: Sequence[str]) -> list[str]:
 
 
 def _is_work(frame: FrameType) -> bool:
-    """Whether a function runs, and not while a module of the package is being imported."""
+    """True if a function runs, but not while a module of the package is being imported."""
     if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # the body of a module or a class
         return False
     caller = frame.f_back

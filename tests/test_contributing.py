@@ -26,10 +26,10 @@ PAIRS = [
 
 
 def blocks(heading: str) -> list[str]:
-    """Return the Python blocks of one recipe."""
+    """Return the code of one recipe, and its line in the registry."""
     text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition(f"### {heading}\n")[2].partition("\n### ")[0]
-    return re.findall(r"^```python\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```(?:python|text)\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture

@@ -56,12 +56,12 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether the model has nothing left to decide; literals that would only be fed are skipped."""
+        """True if the model has nothing left to decide; trailing literals are skipped."""
         return self.step == len(self.script)
 
     @property
     def in_text(self) -> bool:
-        """Whether the model writes the next token, inside a text."""
+        """True if the model writes the next token, inside a text."""
         return not self.done and not self.pending and isinstance(self.script[self.step], FreeText)
 
     @property

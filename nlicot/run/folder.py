@@ -38,7 +38,7 @@ def run_file(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointMetadata:
-    """What a checkpoint was trained with.
+    """The settings that a checkpoint was trained with.
 
     Attributes:
         base: name of the base model.

@@ -121,7 +121,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:
-    """What the steps of an epoch change in the adapter, at a learning rate of 1 the gradients' sum."""
+    """Return the change of the adapter over an epoch: at a learning rate of 1, the sum of the gradients."""
     command = [sys.executable, __file__, str(base), str(num_examples), str(token_budget), str(processes)]
     done = subprocess.run(
         [*command, str(output)], env=_environment(output.parent), capture_output=True, text=True, timeout=180
