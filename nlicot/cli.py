@@ -1,4 +1,4 @@
-"""The one entry: lists the commands, and imports a command's code only when it is called."""
+"""The entry point: a table of commands; a command's code is imported when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nlicot.errors import ConfigError, NlicotError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command: its name, its line in `--help`, and what runs it."""
+    """A command: its name, its line in `--help`, and the function that runs it."""
 
     name: str
     summary: str
@@ -82,27 +82,35 @@ def _report(name: str, args: Sequence[str]) -> int:
 
 GROUPS: dict[str, list[Command]] = {
     "data (costs nothing)": [
-        Command(name="split", summary="one CSV of pairs into train and dev, no premise in both", run=_split),
-        Command(name="prepare", summary="what fit would train on, as instruction data", run=_prepare),
-        Command(name="inspect", summary="training examples token by token, as fit sees them", run=_inspect),
-        Command(name="audit", summary="what is wrong with a data root, before training", run=_audit),
+        Command(
+            name="split", summary="split a CSV of pairs into train and dev, no premise in both", run=_split
+        ),
+        Command(
+            name="prepare", summary="the examples that fit would train on, as instruction data", run=_prepare
+        ),
+        Command(
+            name="inspect", summary="training examples token by token, as fit encodes them", run=_inspect
+        ),
+        Command(name="audit", summary="problems in a data root, before training", run=_audit),
     ],
     "teacher (costs money, or the time of a local model)": [
-        Command(name="generate", summary="a thought and a label for each pair, by a teacher", run=_teacher),
-        Command(name="reflect", summary="a stronger teacher on the wrong thoughts", run=_teacher),
-        Command(name="score", summary="a judge's marks, and low texts written anew", run=_teacher),
+        Command(name="generate", summary="a teacher's thought and label for each pair", run=_teacher),
+        Command(
+            name="reflect", summary="a stronger teacher's reflections on the wrong thoughts", run=_teacher
+        ),
+        Command(name="score", summary="a judge's scores, and rewrites of texts that score low", run=_teacher),
     ],
     "training (costs GPU time)": [
         Command(name="fit", summary="train an adapter on a data root", run=_fit),
     ],
-    "measuring and predicting (costs some GPU time)": [
-        Command(name="validate", summary="metrics on every dev pair", run=_prediction),
+    "evaluation and prediction (costs some GPU time)": [
+        Command(name="validate", summary="metrics on all dev pairs", run=_prediction),
         Command(name="test", summary="metrics on labelled test pairs", run=_prediction),
         Command(
             name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_prediction
         ),
         Command(
-            name="report", summary="runs side by side, a page to look at mistakes, a model card", run=_report
+            name="report", summary="runs side by side, a page of their mistakes, a model card", run=_report
         ),
     ],
 }
@@ -110,19 +118,21 @@ COMMANDS = {command.name: command for group in GROUPS.values() for command in gr
 
 
 def usage() -> str:
-    """What `--help` prints."""
+    """Return the text of `--help`."""
     lines = ["usage: python -m nlicot COMMAND [options]", ""]
     for title, commands in GROUPS.items():
         lines += [f"{title}:", *(f"  {command.name:<10}{command.summary}" for command in commands), ""]
     lines += [
-        "Start with:  python -m nlicot fit --config configs/reflected.yaml",
-        "Options of a command, with an example:  python -m nlicot COMMAND --help",
+        "Start with a few minutes on the sample data, on a CPU:",
+        "  python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml",
+        "Options of a command, with an example:",
+        "  python -m nlicot COMMAND --help",
     ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run a command line; returns the exit code: 0; 2 for errors the user can fix; 130 for Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)
@@ -154,4 +164,4 @@ def _command(name: str) -> Command:
 
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"found no command {name!r}, expected one of {', '.join(COMMANDS)} ({hint}see --help)")
+    raise ConfigError(f"{name}: unknown command; {hint}available: {', '.join(COMMANDS)}")

@@ -6,7 +6,7 @@ from flags and YAML; a dataclass's field is a key and a flag of the same name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,36 +169,22 @@ class DataSettings:
             find_builder(self.builder)  # refuses an unknown name
 
 
-SINGLE_FILES = (
-    "train_pairs",
-    "train_thoughts",
-    "train_reflections",
-    "train_scores",
-    "dev_pairs",
-    "dev_thoughts",
-    "dev_reflections",
-    "dev_scores",
-    "test_pairs",
+SINGLE_FILES = tuple(
+    each.name
+    for each in fields(DataSettings)
+    if each.name.endswith(("_pairs", "_thoughts", "_reflections", "_scores"))
 )
 """Settings of `DataSettings` that replace one file of the data root."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingSettings:
-    """When training stops early.
+    """When training stops early: arguments of Lightning's EarlyStopping.
 
     Args:
         monitor: the logged figure to watch.
-        min_delta: smallest change that counts as an improvement.
         patience: number of evaluations without improvement before training stops.
-        verbose: log each improvement.
         mode: whether lower (min) or higher (max) is better.
-        strict: fail if the figure is not logged.
-        check_finite: stop if the figure becomes NaN or infinite.
-        stopping_threshold: stop as soon as the figure is better than this.
-        divergence_threshold: stop as soon as the figure is worse than this.
-        check_on_train_epoch_end: check at the end of an epoch instead of after each evaluation.
-        log_rank_zero_only: log on the first process only.
     """
 
     monitor: str = "dev/loss"
@@ -253,50 +239,11 @@ Precision = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Arguments of Lightning's Trainer (lightning.ai/docs/pytorch/stable/common/trainer.html).
+    """Arguments of Lightning's Trainer: lightning.ai/docs/pytorch/stable/common/trainer.html.
 
-    Args:
-        accelerator: cpu, gpu, mps or auto.
-        strategy: auto, ddp, or another strategy of Lightning.
-        devices: number of devices, a list of their indices, -1 for all, or auto.
-        num_nodes: number of machines.
-        precision: number format for computing; null follows --model.dtype.
-        logger: not used; each run logs to TensorBoard.
-        callbacks: class paths of further callbacks, with init_args.
-        fast_dev_run: run N batches of each loop and stop.
-        max_epochs: maximum number of epochs; -1 for no limit.
-        min_epochs: minimum number of epochs.
-        max_steps: maximum number of optimizer steps; -1 for no limit.
-        min_steps: minimum number of optimizer steps.
-        max_time: maximum duration, as DD:HH:MM:SS.
-        limit_train_batches: number or proportion of the optimizer steps of each epoch.
-        limit_val_batches: number or proportion of the dev batches.
-        limit_test_batches: not used.
-        limit_predict_batches: not used.
-        overfit_batches: number or proportion of the batches to overfit on.
-        val_check_interval: evaluate after this proportion of an epoch (0.25), or number of steps (100).
-        check_val_every_n_epoch: evaluate every N epochs.
-        num_sanity_val_steps: not used; no evaluation runs before training.
-        log_every_n_steps: how often figures are logged.
-        enable_checkpointing: not used; see --checkpoint.
-        enable_progress_bar: show a progress bar.
-        enable_model_summary: not used.
-        accumulate_grad_batches: must be 1; set --data.effective_batch instead.
-        gradient_clip_val: not used; set --model.max_grad_norm.
-        gradient_clip_algorithm: not used.
-        deterministic: use deterministic algorithms; warn only warns if there is none.
-        benchmark: torch.backends.cudnn.benchmark.
-        inference_mode: evaluate under torch.inference_mode instead of torch.no_grad.
-        use_distributed_sampler: not used.
-        profiler: simple, advanced, pytorch, or a class path.
-        detect_anomaly: torch.autograd's anomaly detection.
-        barebones: turn off everything that slows training down.
-        plugins: class paths of Lightning plugins, with init_args.
-        sync_batchnorm: synchronise batch normalisation.
-        reload_dataloaders_every_n_epochs: build the loaders again every N epochs.
-        default_root_dir: not used; see --checkpoints_root.
-        enable_autolog_hparams: log hyper-parameters of the module.
-        model_registry: not used.
+    `fit` sets some of them itself: `logger`, `enable_checkpointing`, `num_sanity_val_steps`,
+    `enable_model_summary`, `use_distributed_sampler` and `default_root_dir`. The other commands use
+    `accelerator`, `strategy`, `devices`, `num_nodes` and `precision`.
     """
 
     accelerator: str | dict[str, Any] = "auto"

@@ -12,7 +12,7 @@ from nlicot.model.base_model import resolve
 from nlicot.model.loaded_model import load_for_training, resolve_model
 from nlicot.run.data import RunData
 from nlicot.run.folder import CheckpointMetadata
-from nlicot.settings import DataSettings, ModelSettings
+from nlicot.settings import DataSettings, ModelSettings, RunSettings
 from nlicot.training.datamodule import PairsData
 from nlicot.training.module import NliModule
 
@@ -21,7 +21,7 @@ def small_training(
     model: ModelSettings, data: DataSettings, *, kind: type[NliModule] = NliModule
 ) -> tuple[NliModule, PairsData]:
     """Load a model and the sample data for a `Trainer`, as `fit` does."""
-    read = RunData(data)
+    read = RunData(RunSettings(data=data))
     read.read_for_fit()
     resolved = resolve_model(model, on_sample=True)
     metadata = CheckpointMetadata.of(resolved, read.prompts, read.forms)

@@ -32,7 +32,7 @@ MOST_IDS = 5
 def main(args: Sequence[str]) -> int:
     """The `inspect` command."""
     settings = parse_inspect(args)
-    data = RunData.of(settings)
+    data = RunData(settings)
     with contextlib.redirect_stdout(sys.stderr) if settings.json else contextlib.nullcontext():
         data.announce_sample()
     data.read_for_fit()

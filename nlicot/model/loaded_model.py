@@ -6,6 +6,7 @@ anything heavy happens; loading differs for training and for prediction.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlicot.errors import CheckpointError
+from nlicot.errors import CheckpointError, ModelError
 from nlicot.model import base_model, lora
 from nlicot.model.base_model import ResolvedBase
 from nlicot.model.fast import kernels
@@ -24,6 +25,8 @@ from nlicot.settings import ModelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +39,10 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A base model in memory with an adapter on it.
+    """A base model in memory, with an adapter on it unless it was loaded by name.
 
     Attributes:
-        model: a `peft.PeftModel`; base weights frozen, adapter weights in float32.
+        model: base weights frozen, adapter weights (`peft.PeftModel`) in float32.
         prompt_format: markers and tokenizer.
         base: name and folder of the base.
     """
@@ -130,6 +133,36 @@ def load_for_prediction(resolved: ResolvedModel, settings: ModelSettings) -> Loa
     loaded = _load(resolved, settings, seed=0, for_training=False)
     loaded.model.eval()
     return loaded
+
+
+def load_by_name(name: str) -> LoadedModel:
+    """Load `bundled`, a model folder, a hub name, or a PEFT or run folder with its adapter merged, to decode.
+
+    Raises:
+        ModelError: the model does not exist, or this machine cannot run it.
+    """
+    from peft import PeftModel
+
+    silence_libraries()
+    folder = Path(name).expanduser()
+    adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
+    base = name if adapter is None else _base_of(adapter / PEFT_CONFIG)
+    resolved = resolve_model(ModelSettings(base=base, fallback_base=None), on_sample=False)
+    model = base_model.load(resolved.base, for_training=False)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+        lora.merge_dense(model)
+    model.eval()
+    return LoadedModel(model=model, prompt_format=resolved.prompt_format, base=resolved.base)
+
+
+def _base_of(config_path: Path) -> str:
+    found = json.loads(config_path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not found:
+        raise ModelError(
+            f"{config_path}: base_model_name_or_path is missing; add the base's folder or hub name"
+        )
+    return str(found)
 
 
 def _load(resolved: ResolvedModel, settings: ModelSettings, *, seed: int, for_training: bool) -> LoadedModel:

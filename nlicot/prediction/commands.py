@@ -94,7 +94,7 @@ class _Job:
         silence_libraries()
         settings = runs[0].settings
         self.split = settings.split
-        self.data = RunData.of(settings)
+        self.data = RunData(settings)
         self.data.announce_sample()
         self.examples: list[Example] = (
             self.data.read_labelled(self.split) if labelled else self.data.read_pairs(self.split)

@@ -91,7 +91,7 @@ def read_member(run: TrainedRun) -> Member:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
     metadata = CheckpointMetadata.from_checkpoint(content, label=label)
-    data = RunData.of(run.settings)
+    data = RunData(run.settings)
     settings = run.settings.model
     if "model.base" not in run.typed and settings.base == run.configured_base:
         settings = replace(settings, base=metadata.base)  # the run may have used its fallback

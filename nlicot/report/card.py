@@ -7,6 +7,7 @@ out too, since a card is made to be published.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ RECIPE = {
     "LoRA projections": "model.lora.target_modules",
     "learning rate": "model.learning_rate",
     "weight decay": "model.weight_decay",
-    "warm-up share": "model.warmup_share",
+    "warm-up ratio": "model.warmup_ratio",
     "examples per optimizer step": "data.effective_batch",
     "maximum tokens per example": "data.max_length",
     "maximum epochs": "trainer.max_epochs",
@@ -199,9 +200,10 @@ def _form(run: Run) -> Form:
 
 
 def _prompts(run: Run) -> StudentPrompts:
-    data = section(run.config, "data")
-    prompts = section(data, "prompts")
-    definitions = section(data, "definitions") or section(prompts, "definitions")
+    prompts = section(section(run.config, "data"), "prompts")
+    definitions = section(run.config, "definitions")
+    if definitions in ({}, asdict(LabelDefinitions())):
+        definitions = section(prompts, "definitions") or definitions
     templates = {
         name: text for name, text in prompts.items() if name != "definitions" and isinstance(text, str)
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nlicot.command_line import renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.errors import ConfigError, DataError
 from nlicot.yaml_files import read_yaml
@@ -184,7 +185,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path, label=str(path)) if path.is_file() else {}
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
-    return config
+    return renamed(config)
 
 
 def _recipe(config: dict[str, Any]) -> str:
@@ -250,7 +251,7 @@ def teacher_summaries(runs: Sequence[Run]) -> list[TeacherSummary]:
     Raises:
         DataError: a file is broken.
     """
-    roots = dict.fromkeys(section(run.config, "data").get("root") for run in runs)
+    roots = dict.fromkeys(run.config.get("root") for run in runs)
     found = []
     for logs in (Path(root).expanduser() / "logs" for root in roots if isinstance(root, str)):
         for folder, stage in TEACHER_STAGES.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from nlicot.errors import DataError
 from nlicot.prepare.formats import read_prepared
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
-from nlicot.settings import SINGLE_FILES, DataSettings, RunSettings
-from nlicot.shipped import SAMPLE
+from nlicot.settings import SINGLE_FILES, RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,45 +31,22 @@ class RunData:
     """Pairs and training examples of a data root.
 
     Args:
-        settings: which files are read, and how.
-        root: the data root.
-        label_map: labels of other names.
-        definitions: what the labels mean; the defaults leave those of `settings.prompts`.
-        seed: seed for samples of dev pairs.
+        settings: a command's settings; those of `data`, and what the labels mean.
     """
 
-    def __init__(
-        self,
-        settings: DataSettings,
-        *,
-        root: Path = SAMPLE,
-        label_map: Mapping[str, int] | None = None,
-        definitions: LabelDefinitions | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.settings = settings
-        self.root = DataRoot(root.expanduser())
-        self.label_map = label_map
-        self.seed = seed
-        builder = settings.builder
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings.data
+        self.root = DataRoot(settings.root.expanduser())
+        self.label_map = settings.label_map
+        self.seed = settings.seed_everything
+        builder = settings.data.builder
         self.builder: Builder = find_builder(builder) if isinstance(builder, str) else builder
-        self.prompts = settings.prompts or StudentPrompts()
-        if definitions not in (None, LabelDefinitions()):
-            self.prompts = replace(self.prompts, definitions=definitions)
+        self.prompts = settings.data.prompts or StudentPrompts()
+        if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
+            self.prompts = replace(self.prompts, definitions=settings.definitions)
         self.pairs: dict[str, list[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
-
-    @classmethod
-    def of(cls, settings: RunSettings) -> RunData:
-        """Make the data of a command's settings."""
-        return cls(
-            settings.data,
-            root=settings.root,
-            label_map=settings.label_map,
-            definitions=settings.definitions,
-            seed=settings.seed_everything,
-        )
 
     @property
     def on_sample(self) -> bool:

@@ -57,7 +57,7 @@ def fit(command: FitCommand) -> int:
     settings = command.settings
     seed_everything(settings.seed_everything, workers=True, verbose=False)
     arguments = trainer_arguments(settings.trainer)
-    data = RunData.of(settings)
+    data = RunData(settings)
     data.announce_sample()
     if data.builder.max_thought_tokens is None:
         data.read_for_fit()

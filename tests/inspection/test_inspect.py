@@ -20,7 +20,7 @@ from nlicot.model.encoding import encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.run.data import RunData
-from nlicot.settings import DataSettings
+from nlicot.settings import DataSettings, RunSettings
 
 PROJECT = Path(__file__).parents[2]
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -96,7 +96,7 @@ def test_each_kind_has_its_colour_and_what_is_not_learnt_is_dim(prompt_format: P
 
 
 def test_cut_and_dropped_are_those_of_fit(prompt_format: PromptFormat, tmp_path: Path) -> None:
-    data = RunData(DataSettings())
+    data = RunData(RunSettings())
     data.read_for_fit()
     for max_length in (180, 230):
         for over_budget in ("cut", "drop"):
@@ -128,7 +128,7 @@ def test_the_histogram_counts_every_example_and_parts_at_the_budget() -> None:
 def test_the_json_has_the_ids_that_fit_trains_on(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--config", str(PROJECT / "configs/overlays/sample.yaml"), "--json", "--id", "sample-dev-003"]
     told = json.loads(printed(capsys, *args, "--split", "dev", "--data.max_length", "220"))
-    data = RunData(DataSettings(max_length=220))
+    data = RunData(RunSettings(data=DataSettings(max_length=220)))
     data.read_for_fit()
     (example,) = [each for each in data.built["dev"] if each.id == "sample-dev-003"]
     prompt_format = load_prompt_format(resolve("bundled").folder)

@@ -24,7 +24,7 @@ from nlicot.errors import DataError
 from nlicot.prepare.formats import FORMATS, MARKERS, from_row, read_prepared, to_row
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
 from nlicot.run.data import RunData
-from nlicot.settings import DataSettings
+from nlicot.settings import DataSettings, RunSettings
 from nlicot.shipped import SAMPLE
 
 NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s> é 😀 \\ '
@@ -81,7 +81,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def built_by_fit(root: Path, split: str = "train", **settings: Any) -> list[TrainingExample]:
-    data = RunData(DataSettings(**settings), root=root)
+    data = RunData(RunSettings(root=root, data=DataSettings(**settings)))
     data.read_for_fit()
     return data.built[split]
 
@@ -109,8 +109,8 @@ def test_fit_on_a_prepared_file_trains_on_the_same_content(
 ) -> None:
     path = prepared(root, "--format", form)
     printed = capsys.readouterr().out
-    data = RunData(DataSettings(), root=root)
-    from_file = RunData(DataSettings(prepared=str(path)), root=root)
+    data = RunData(RunSettings(root=root))
+    from_file = RunData(RunSettings(root=root, data=DataSettings(prepared=str(path))))
     for each in (data, from_file):
         each.read_for_fit()
     content = data.reports["train"].rpartition("; content ")[2]

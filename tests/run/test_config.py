@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 
 from nlicot.cli import main
+from nlicot.prompts import LabelDefinitions
+from nlicot.run.config import parse_fit, parse_prediction
+from nlicot.settings import EarlyStoppingSettings, TrainerSettings
 from tests.small_model import write_small_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,6 +38,37 @@ SMALL = [
     "--model.decoding.max_thought_tokens=3",
     "--final_evaluation=false",
 ]
+
+
+OLD_CONFIG = """\
+# lightning.pytorch==2.6.6
+seed_everything: 0
+trainer:
+  devices: 1
+  logger: null
+  callbacks: null
+  max_epochs: 5
+  max_time: null
+  overfit_batches: 0.0
+  val_check_interval: 0.25
+model:
+  base: bundled
+  fallback_base: null
+  warmup_share: 0.1
+data:
+  root: old/data
+  definitions: null
+  prompts: null
+  label_map: null
+  share_beginning: false
+run: 5e-4
+resume: null
+preflight: false
+final_evaluation: true
+optimizer: null
+lr_scheduler: null
+"""
+"""Part of what `fit` wrote before version 0.2."""
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +180,80 @@ def test_accumulating_over_batches_is_refused_and_leaves_no_run(
 def test_a_callback_may_be_named_by_itself(small_model: Path, tmp_path: Path) -> None:
     named = "--trainer.callbacks=lightning.pytorch.callbacks.DeviceStatsMonitor"
     assert _fit(small_model, tmp_path, "--data.builder=label_only", named) == 0
+
+
+def test_settings_mirror_lightnings_arguments() -> None:
+    """A new Lightning may add, rename or drop arguments; then the settings must follow."""
+    for settings, theirs in ((TrainerSettings, Trainer), (EarlyStoppingSettings, EarlyStopping)):
+        mine = {each.name: each.default for each in dataclasses.fields(settings)}
+        parameters = list(inspect.signature(theirs.__init__).parameters.values())[1:]
+        expected = {each.name: each.default for each in parameters}
+        if settings is EarlyStoppingSettings:
+            assert (expected.pop("monitor"), mine.pop("monitor")) == (inspect.Parameter.empty, "dev/loss")
+        assert mine == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--trainer.max_epochs", "2"], {"max_epochs": 2}),
+        (["--trainer.devices=2"], {"devices": 2}),
+        (["--trainer.devices=[0,1]"], {"devices": [0, 1]}),
+        (["--trainer.val_check_interval=1.0"], {"val_check_interval": 1.0}),
+        (["--trainer.val_check_interval=7"], {"val_check_interval": 7}),
+        (["--trainer.max_time=00:12:00:00"], {"max_time": "00:12:00:00"}),
+        (["--trainer.deterministic=warn"], {"deterministic": "warn"}),
+    ],
+)
+def test_trainer_arguments_are_typed(flags: list[str], expected: dict[str, Any]) -> None:
+    trainer = parse_fit(flags).settings.trainer
+    found = {name: getattr(trainer, name) for name in expected}
+    assert found == expected
+    assert [type(value) for value in found.values()] == [type(value) for value in expected.values()]
+
+
+@pytest.mark.parametrize("text", ["5e-4", "1e3", "a: b", "- x", "null-ish", "007"])
+def test_text_stays_text_in_flags_and_in_a_runs_own_config(text: str, tmp_path: Path) -> None:
+    flags = [f"--run={text}", f"--root={text}", f"--model.base={text}", f"--definitions.entailment={text}"]
+    written = parse_fit(flags)
+    (tmp_path / "config.yaml").write_text(written.yaml)
+    resumed = parse_fit(["--resume", str(tmp_path)])
+    for settings in (written.settings, resumed.settings):
+        assert settings.run == settings.model.base == settings.definitions.entailment == text
+        assert str(settings.root) == text
+
+
+@pytest.mark.parametrize("prefix", ["--", "--data."])
+def test_root_label_map_and_definitions_have_short_and_old_names(prefix: str, tmp_path: Path) -> None:
+    definitions = tmp_path / "definitions.yaml"
+    definitions.write_text("entailment: 'it follows: surely.'\nno_entailment: not\n")
+    short = [f"{prefix}root=mine", f"{prefix}label_map=yes=1,no=0", f"{prefix}definitions={definitions}"]
+    settings = parse_fit([*short, f"{prefix}definitions.no_entailment=1e3"]).settings
+    assert settings.root == Path("mine")
+    assert dict(settings.label_map or {}) == {"yes": 1, "no": 0}
+    assert settings.definitions == LabelDefinitions(entailment="it follows: surely", no_entailment="1e3")
+
+
+def test_config_of_an_older_run_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(OLD_CONFIG)
+    settings = parse_fit(["--resume", str(tmp_path), "--trainer.max_epochs=9"]).settings
+    assert (settings.root, settings.run) == (Path("old/data"), "5e-4")
+    assert settings.model.warmup_ratio == 0.1 and settings.data.share_prefix is False
+    assert settings.trainer == TrainerSettings(devices=1, max_epochs=9, val_check_interval=0.25)
+    assert settings.definitions == LabelDefinitions() and settings.label_map is None
+    (run,) = parse_prediction("predict", ["--ckpt_path", str(checkpoint(tmp_path)), "--split=dev"])
+    assert run.settings.split == "dev" and run.settings.model == settings.model
+
+
+def test_another_root_replaces_the_single_files_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(parse_fit(["--data.dev_pairs=mine.csv"]).yaml)
+    flags = ["--ckpt_path", str(checkpoint(tmp_path))]
+    (run,) = parse_prediction("validate", flags)
+    assert run.settings.data.dev_pairs == "mine.csv"
+    (run,) = parse_prediction("validate", [*flags, "--root=other"])
+    assert run.settings.data.dev_pairs is None
+
+
+def checkpoint(folder: Path) -> Path:
+    (folder / "best.ckpt").touch()
+    return folder / "best.ckpt"

@@ -104,13 +104,13 @@ class LocalBackend:
         return [form.reply(one, len(prompt), latency_s) for prompt, one in zip(prompts, said, strict=True)]
 
     def _decoder(self, request: Request) -> Decoder:
-        from nlicot.model.ready import load_ready
+        from nlicot.model.loaded_model import load_by_name
         from nlicot.prediction.decoding import Decoder
         from nlicot.settings import DecodingSettings
 
         if request.model not in self._decoders:
-            ready = load_ready(request.model)
-            self._decoders = {request.model: Decoder(ready.model, ready.prompt_format, DecodingSettings())}
+            loaded = load_by_name(request.model)
+            self._decoders = {request.model: Decoder(loaded.model, loaded.prompt_format, DecodingSettings())}
         decoder = self._decoders[request.model]
         decoder.settings = DecodingSettings(
             temperature=float(request.params.get("temperature", 0.0)),
