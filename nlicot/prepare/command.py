@@ -91,9 +91,9 @@ def _fit_command(
     words += ["--root", str(root.path), "--data.prepared", str(path)]
     if definitions != LabelDefinitions():
         for key, text in asdict(definitions).items():
-            words += [f"--data.definitions.{key}", text]
+            words += [f"--definitions.{key}", text]
     if settings.label_map:
-        words += ["--data.label_map", str(settings.label_map)]
+        words += ["--label_map", str(settings.label_map)]
     return shlex.join(words)
 
 

@@ -188,7 +188,7 @@ def test_definitions_are_used_in_prompts_as_in_fit(
     words = shlex.split(command.removeprefix("next: python -m nlicot fit "))
     assert words == [
         *("--config", "configs/reflected.yaml", "--root", str(root), "--data.prepared", str(path)),
-        *("--data.definitions.entailment", "it may be true", "--data.definitions.no_entailment", "it's out"),
+        *("--definitions.entailment", "it may be true", "--definitions.no_entailment", "it's out"),
     ]
 
 
@@ -200,7 +200,7 @@ def test_labels_that_are_words_are_read_by_the_map(
     pairs.write_text("premise,hypothesis,label\nP,H,yes\nQ,H,no\n")
     path = prepared(tmp_path, "--label-map", "yes=1,no=0", builder="label_only")
     assert [row["label"] for row in rows(path)] == [1, 0]
-    assert "--data.label_map yes=1,no=0" in capsys.readouterr().out
+    assert "--label_map yes=1,no=0" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------- order and number
