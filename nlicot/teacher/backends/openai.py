@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import httpx2
@@ -19,9 +20,9 @@ from nlicot.teacher.backends.base import (
     bare_address,
 )
 from nlicot.teacher.backends.chat_completions import StructuredOutput, fault_of, reply_of
+from nlicot.teacher.backends.pool import ConnectionPool
 
 CONNECT_TIMEOUT_S = 10.0
-JSON_CONTENT = {"content-type": "application/json"}
 
 
 class OpenAIBackend:
@@ -35,16 +36,9 @@ class OpenAIBackend:
 
     def __init__(self, connection: Connection) -> None:
         self.server = bare_address(connection.server)
-        self._timeout_s = connection.timeout_s
-        key = connection.api_key
-        self._http = httpx2.AsyncClient(
-            base_url=f"{self.server}/v1/",
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(),  # none: the rate limiter bounds the requests in flight
-            follow_redirects=False,  # the key must not reach another server
-            trust_env=False,
-        )
+        self._timeout_s, key = connection.timeout_s, connection.api_key
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._pool = ConnectionPool()
         self._structured = StructuredOutput()
 
     async def complete(self, request: Request) -> Reply:
@@ -55,7 +49,10 @@ class OpenAIBackend:
         async def send(response_format: dict[str, Any]) -> Reply:
             started = time.monotonic()
             response = await self._exchange(
-                "POST", "chat/completions", content=json.dumps(body | response_format), headers=JSON_CONTENT
+                "POST",
+                "chat/completions",
+                content=json.dumps(body | response_format),
+                content_type="application/json",
             )
             if response.status_code != 200:
                 raise fault_of(response.status_code, response.headers, text_of(response))
@@ -76,16 +73,25 @@ class OpenAIBackend:
         except (ValueError, KeyError, TypeError):
             return None
 
-    async def _exchange(self, method: str, path: str, **content: Any) -> httpx2.Response:
+    async def _exchange(
+        self, method: str, path: str, *, content_type: str = "", **content: Any
+    ) -> httpx2.Response:
         """Send a request and read the whole response.
 
         Raises:
             Transient: no complete response; possibly paid, unless the server was never reached.
             BrokenEnvelope: the body is not encoded as its headers say.
         """
+        request = httpx2.Request(
+            method,
+            _url(f"{self.server}/v1/{path}"),
+            headers=self._headers | ({"content-type": content_type} if content_type else {}),
+            extensions={"timeout": {"connect": CONNECT_TIMEOUT_S}},  # the rest is bounded as a whole
+            **content,
+        )
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._http.request(method, path, **content)
+                return await self._pool.exchange(request)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
             message = f"no complete response within {self._timeout_s:g} s"
             raise Transient("timeout", message, possibly_paid=True) from error
@@ -99,7 +105,12 @@ class OpenAIBackend:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._pool.aclose()
+
+
+@lru_cache(maxsize=64)
+def _url(address: str) -> httpx2.URL:
+    return httpx2.URL(address)  # parsing takes 5 % of a request's CPU time
 
 
 def text_of(response: httpx2.Response) -> str:
