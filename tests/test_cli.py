@@ -205,7 +205,7 @@ def test_split_writes_a_data_root_and_names_the_next_command(
     assert "--overwrite" in refused(capsys, "split", str(pairs), "--out", str(out))
 
 
-def test_every_shipped_config_says_only_what_differs_from_the_recipe() -> None:
+def test_every_shipped_config_contains_only_what_differs_from_the_recipe() -> None:
     import yaml
 
     recipe = yaml.safe_load((PROJECT / "configs" / "recipe.yaml").read_text())
@@ -214,7 +214,7 @@ def test_every_shipped_config_says_only_what_differs_from_the_recipe() -> None:
             continue
         found = yaml.safe_load(path.read_text())
         assert list(found["data"]) == ["builder"], path.name
-        # The label alone is all there is to learn where no thought is (see label_only.yaml).
+        # Without thoughts there is only the label to learn (see label_only.yaml).
         assert found.keys() - {"data"} == ({"model"} if path.name == "label_only.yaml" else set()), path.name
         assert found["data"]["builder"] == path.stem
     assert json.dumps(recipe["model"]["lora"]["target_modules"]) == '["q_proj", "k_proj", "v_proj", "o_proj"]'

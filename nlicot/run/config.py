@@ -82,8 +82,11 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     parser = _parser("fit", FitSettings)
     resumed = typed_values(args, "resume")
     found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
-    settings = FitSettings(**vars(parser.instantiate(found)))
-    return FitCommand(settings=settings, values=found, yaml=_dumped(parser, found))
+    return FitCommand(
+        settings=FitSettings(**vars(parser.instantiate(found))),
+        values=found,
+        yaml=parser.dump(found, skip_unset=False),
+    )
 
 
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
@@ -98,11 +101,13 @@ def parse_inspect(args: Sequence[str]) -> InspectSettings:
     )
     for name in ONLY_FIT:  # a run's config.yaml may be given with --config
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
-    found = vars(parser.instantiate(parser.parse(args, **_recipe())))
-    settings = InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
-    if settings.num < 0:
-        raise ConfigError(f"--num: found {settings.num}, expected 0 or more")
-    return settings
+    found = vars(parser.instantiate(parser.parse(args, **_recipe(), check=_check_num)))
+    return InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
+
+
+def _check_num(found: Namespace) -> None:
+    if found.num < 0:
+        raise ConfigError(f"--num: found {found.num}, expected 0 or more")
 
 
 def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
@@ -171,7 +176,3 @@ def _run_settings(folder: Path) -> dict[str, Any]:
         "settings": {name: value for name, value in settings.items() if name not in OBSOLETE},
         "source": str(path),
     }
-
-
-def _dumped(parser: CommandParser, found: Namespace) -> str:
-    return str(parser.dump(found, skip_unset=False))

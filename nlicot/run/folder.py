@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,25 +78,14 @@ class CheckpointMetadata:
             forms: Iterable[str] = found.get("forms") or [
                 Form.THOUGHT_FIRST if found.get("thinks") else Form.LABEL_ONLY
             ]
-            return cls(
-                base=found["base"],
-                prompt_format=found["prompt_format"],
-                tokenizer_sha256=found["tokenizer_sha256"],
-                prompts=found["prompts"],
-                forms=frozenset(map(Form, forms)),
-            )
+            kept = {name: found[name] for name in ("base", "prompt_format", "tokenizer_sha256", "prompts")}
+            return cls(**kept, forms=frozenset(map(Form, forms)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{label}: not a checkpoint of nlicot: it has no {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metadata as it is stored in a checkpoint."""
-        return {
-            "base": self.base,
-            "prompt_format": self.prompt_format,
-            "tokenizer_sha256": self.tokenizer_sha256,
-            "prompts": dict(self.prompts),
-            "forms": sorted(form.value for form in self.forms),
-        }
+        return {**asdict(self), "forms": sorted(form.value for form in self.forms)}
 
     def check(self, here: CheckpointMetadata) -> None:
         """Refuse to continue with a different base, tokenizer or prompt.
@@ -113,17 +102,14 @@ class CheckpointMetadata:
 
     def differences(self, here: CheckpointMetadata) -> list[str]:
         """Describe what differs between this checkpoint and the settings `here`; forms may differ."""
-        mine, theirs = (
-            {
-                **metadata.prompts,
-                "base": metadata.base,
-                "prompt_format": metadata.prompt_format,
-                "tokenizer_sha256": metadata.tokenizer_sha256,
-            }
-            for metadata in (self, here)
-        )
+        mine, theirs = self._compared(), here._compared()
         return [
             f"{name}: here {value!r}, in the checkpoint {mine[name]!r}"
             for name, value in theirs.items()
             if name in mine and value != mine[name]
         ]
+
+    def _compared(self) -> dict[str, Any]:
+        stored = self.to_dict()
+        del stored["forms"]
+        return {**stored.pop("prompts"), **stored}

@@ -48,7 +48,7 @@ from nlicot.training.preflight import measure as measure_cost
 NOT_HYPER_PARAMETERS = ("run", "resume", "preflight", "checkpoints_root")
 SET_BY_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RUN_FOLDER = "NLICOT_RUN_FOLDER"
-"""Environment variable by which the first process tells the other ranks which folder it made."""
+"""Environment variable with the folder that the first process made, for the other ranks."""
 
 
 def fit(command: FitCommand) -> int:

@@ -193,7 +193,7 @@ def test_what_fit_would_refuse_for_want_of_a_device_is_looked_at_all_the_same() 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--id", "nowhere"], "--id nowhere: found no such pair in train"),
+        (["--id", "nowhere"], "--id nowhere: no such pair in train"),
         (["--id", "sample-train-0000"], "did you mean sample-train-000"),
         (["--id", "sample-dev-003"], "it is in dev: add --split dev"),
         (["--config", str(PROJECT / "configs/correct_only.yaml"), "--id", "sample-train-003"], "CorrectOnly"),

@@ -1,4 +1,4 @@
-"""Every shipped configuration takes an optimizer step, and leaves a run that others can load."""
+"""Configurations: every shipped one takes a step; settings are typed, and old ones are read."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_config_takes_a_step_and_leaves_an_adapter_that_peft_loads(
     assert len(here) == len(stored)
 
 
-def test_run_of_the_same_name_is_refused_and_left_alone(
+def test_a_run_of_the_same_name_is_refused_and_unchanged(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tried").mkdir()

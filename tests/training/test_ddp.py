@@ -1,4 +1,4 @@
-"""Two processes take the very optimizer steps that one takes."""
+"""Two processes take the same optimizer steps as one."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_command_line_fits_and_measures_on_two_processes(small_model: Path, tmp_
 
 
 def _check_votes_and_resume(folder: Path) -> None:
-    """Two ranks write what one writes, and go on with what two that were stopped left behind."""
+    """Two ranks write what one writes, and continue after two interrupted ranks."""
     one = folder / "one"
     assert _votes(folder, one, devices=1).returncode == 0
     two = folder / "two"
@@ -136,7 +136,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def main(base: str, num_examples: str, token_budget: str, processes: str, output: str) -> None:
-    """One epoch of plain gradient descent; writes what it changed in the adapter."""
+    """Run one epoch of plain gradient descent; write the adapter's change."""
     from lightning.pytorch import Trainer
 
     from nlicot.settings import DataSettings, LoraSettings, ModelSettings

@@ -1,4 +1,4 @@
-"""A fit that is killed for real ends, once resumed, where the fit that was left alone ends."""
+"""A fit that is killed with SIGKILL and resumed ends with the adapter of an uninterrupted fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
 LIMIT_S = 240
-# 40 examples in windows of 4: ten steps an epoch, an evaluation behind steps 2, 4, 6, 8 and so on.
+# 40 examples in windows of 4: ten steps an epoch, an evaluation after steps 2, 4, 6, 8 and so on.
 FLAGS = [
     "--data.builder=reflected",
     "--data.limit_train=40",
@@ -42,18 +42,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody stops."""
+    """An uninterrupted run."""
     return _fit_whole(tmp_path_factory.mktemp("runs"), str(small_model))
 
 
 # What the progress bar shows when the process is killed. `last.ckpt` is written after every third step
-# and behind every evaluation, so that each of these falls between two of them.
+# and after every evaluation, so that each of these falls between two of them.
 MOMENTS = {
     "in the middle of the first epoch": r"Epoch 0:[^\r]* 7/10 ",
     "while an evaluation runs": r"Epoch 0:[^\r]* 8/10 .*Validation DataLoader 0:",
     "while the evaluation at an epoch's end runs": r"Epoch 0:[^\r]* 10/10 .*Validation DataLoader 0:",
-    "behind the first step of the second epoch": r"Epoch 1:[^\r]* 1/10 ",
-    "behind the very last step": r"Epoch 1:[^\r]* 10/10 ",
+    "after the first step of the second epoch": r"Epoch 1:[^\r]* 1/10 ",
+    "after the very last step": r"Epoch 1:[^\r]* 10/10 ",
 }
 
 
@@ -99,7 +99,7 @@ def test_finished_run_can_be_given_more_epochs(small_model: Path, tmp_path: Path
     assert _summary(folder)["optimizer_steps"] == 3 * 3
 
 
-def test_resuming_what_is_no_run_names_the_runs_there_are(
+def test_resuming_an_unknown_run_names_the_existing_runs(
     whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from nlicot.cli import main
