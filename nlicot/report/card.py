@@ -15,12 +15,11 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.evaluation.bootstrap import Metric
-from nlicot.evaluation.metrics import ClassificationMetrics
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
-from nlicot.report.compare import Comparison, breakdowns
+from nlicot.report.compare import breakdowns
 from nlicot.report.read_runs import Run, section
+from nlicot.report.tables import rendered, with_interval
 from nlicot.text_tables import escaped, printable
 
 HUB_NAMES = {"bundled": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -72,18 +71,11 @@ class Raw(str):
     __slots__ = ()
 
 
-def as_card(
-    comparison: Comparison,
-    run: Run,
-    audit: Audit | None = None,
-    *,
-    license_: str | None = None,
-    dataset: str | None = None,
-) -> str:
+def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str | None) -> str:
     """Render the card of one run, metadata first.
 
     Args:
-        comparison: of this run only.
+        run: a run with a folder.
         audit: an audit of its data, if there is one.
         license_: the hub's name of the adapter's license (default: the base's, if that is known).
         dataset: the hub's name of the data, if they are there.
@@ -92,36 +84,33 @@ def as_card(
         ConfigError: the run has no folder, and so no recipe.
         DataError: a file of its folder is broken.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if run.folder is None or not run.config:
         raise ConfigError(
             f"--card: found no config.yaml that belongs to {run.predictions_path}, "
             "expected a run's folder as `fit` makes it"
         )
-    base, metrics = base_of(run), comparison.runs[0].metrics
-    prompts, form = _prompts(run), _form(run)
-    environment = Environment(
-        loader=PackageLoader("nlicot.report", "template"),
-        undefined=StrictUndefined,
-        autoescape=False,  # this is Markdown: `finalize` escapes every text but Raw
-        finalize=lambda text: text if isinstance(text, Raw) else escaped(printable(str(text))),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    body = environment.get_template("card.md").render(
+    base, metrics, split = base_of(run), run.metrics, run.predictions_path.stem
+    prompts = _prompts(run)
+    probes = section(run.read_json("metrics.json"), split).get("faithfulness") or []
+    thinks = any(answer.thought_process for answer in run.answers)
+    form = Form.THOUGHT_FIRST if thinks else Form.LABEL_ONLY
+    if run.builder.replace("_", "").lower() == "labelfirst":
+        form = Form.LABEL_FIRST
+    body = rendered(
+        "card.md",
+        finalize=lambda text: text if isinstance(text, Raw) else escaped(str(text)),
         name=run.name,
         base=base if _on_hub(base) else Path(base).name,
         builder=run.builder,
-        thinks=any(answer.thought_process for answer in run.answers),
+        thinks=thinks,
         definitions=prompts.definitions,
         prompt=Raw(_fenced(prompts.render("{premise}", "{hypothesis}", form=form))),
         fitted=run.read_json("fit.json"),
-        split=comparison.split,
+        split=split,
         metrics=metrics,
         label_names=LABEL_NAMES,
         figures=[
-            (title, f"{metric.value:.3f} ({_interval(metric, 3)})")
+            (title, with_interval(metric))
             for name, title in FIGURES.items()
             if (metric := getattr(metrics, name)) is not None
         ],
@@ -129,12 +118,12 @@ def as_card(
         breakdowns=breakdowns({run.name: run.answers}),
         audit=audit,
         dataset=dataset,
-        probes=_probes(run, comparison.split),
+        probes=[probe for probe in probes if {"name", "num", "num_flipped", "num_right"} <= probe.keys()],
         decision=run.read_json("decision.json"),
-        limits=_limits(run, metrics),
+        limits=_limits(run),
         version=__version__,
     )
-    metadata = _metadata(run, metrics, comparison.split, base, license_, dataset)
+    metadata = _metadata(run, base, license_, dataset)
     return f"---\n{metadata}\n---\n\n{body.strip()}\n"
 
 
@@ -144,12 +133,26 @@ def base_of(run: Run) -> str:
     return HUB_NAMES.get(base, base)
 
 
-def _metadata(
-    run: Run, metrics: ClassificationMetrics, split: str, base: str, license_: str | None, dataset: str | None
-) -> str:
+def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     known = base if _on_hub(base) else None
+    results = []
+    for name in HUB_METRICS:
+        metric = getattr(run.metrics, name)
+        interval = f"95 % interval {metric.interval.low:.4f} to {metric.interval.high:.4f}"
+        results.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="Natural language inference",
+                dataset_type=dataset or "own",
+                dataset_name=dataset or "the authors' own pairs",
+                dataset_split=printable(run.predictions_path.stem),
+                metric_type=name,
+                metric_name=f"{FIGURES[name]} ({interval})",
+                metric_value=round(metric.value, 4),
+            )
+        )
     data = ModelCardData(
         license=license_ or LICENSES.get(base),
         base_model=known,
@@ -159,29 +162,13 @@ def _metadata(
         tags=TAGS,
         datasets=[dataset] if dataset else None,
         model_name=printable(run.name),
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                task_name="Natural language inference",
-                dataset_type=dataset or "own",
-                dataset_name=dataset or "the authors' own pairs",
-                dataset_split=printable(split),
-                metric_type=name,
-                metric_name=f"{FIGURES[name]} (95 % interval {_interval(getattr(metrics, name), 4)})",
-                metric_value=round(getattr(metrics, name).value, 4),
-            )
-            for name in HUB_METRICS
-        ],
+        eval_results=results,
     )
     return str(data.to_yaml()).strip()
 
 
 def _on_hub(base: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).expanduser().exists()
-
-
-def _interval(metric: Metric, digits: int) -> str:
-    return f"{metric.interval.low:.{digits}f} to {metric.interval.high:.{digits}f}"
 
 
 def _setting(config: dict[str, Any], key: str) -> str | None:
@@ -191,12 +178,6 @@ def _setting(config: dict[str, Any], key: str) -> str | None:
     if isinstance(found, list):
         return ", ".join(map(str, found))
     return None if found is None else str(found)
-
-
-def _form(run: Run) -> Form:
-    if run.builder.replace("_", "").lower() == "labelfirst":
-        return Form.LABEL_FIRST
-    return Form.THOUGHT_FIRST if any(answer.thought_process for answer in run.answers) else Form.LABEL_ONLY
 
 
 def _prompts(run: Run) -> StudentPrompts:
@@ -212,31 +193,22 @@ def _prompts(run: Run) -> StudentPrompts:
 
 def _fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text (CommonMark 0.31, section 4.5)."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _probes(run: Run, split: str) -> list[dict[str, Any]]:
-    """The results of `validate --probe_thoughts` on the split."""
-    found = section(run.read_json("metrics.json"), split).get("faithfulness") or []
-    wanted = {"name", "num", "num_flipped", "num_right"}
-    return [probe for probe in found if isinstance(probe, dict) and wanted <= probe.keys()]
-
-
-def _limits(run: Run, metrics: ClassificationMetrics) -> list[str]:
-    limits = []
+def _limits(run: Run) -> list[str]:
+    limits, metrics = [], run.metrics
     if run.read_json("fit.json").get("on_sample"):
         limits.append(
             "Trained on the small sample that ships with nlicot: it only shows that the program works."
         )
     if metrics.support < FEW_PAIRS:
         limits.append(f"Measured on only {metrics.support} pairs, so the intervals are wide.")
-    majority = max(metrics.num_positive, metrics.support - metrics.num_positive) / metrics.support
-    if metrics.accuracy.interval.low <= majority:
+    if metrics.accuracy.interval.low <= run.majority:
         limits.append(
-            f"The accuracy interval is not entirely above {majority:.1%}, the majority-class baseline, so "
-            "the model is not shown to beat it."
+            f"The accuracy interval is not entirely above {run.majority:.1%}, the majority-class baseline, "
+            "so the model is not shown to beat it."
         )
     truncated = sum(answer.status == "truncated" for answer in run.answers) / metrics.support
     if truncated > MANY_TRUNCATED:

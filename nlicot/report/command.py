@@ -19,18 +19,27 @@ def main(args: Sequence[str]) -> int:
     """Print the figures and write the files that are asked for; returns the exit code."""
     settings = _parser().parse(_runs_first(args))
     named = [*settings.runs, *settings.compare]
-    _check_runs(named, compares=bool(settings.compare))
+    if not named:
+        raise ConfigError(
+            "report: found no run, expected report RUN [RUN ...], or --compare RUN RUN ..., two runs or more"
+        )
+    if settings.compare and len(named) < 2:
+        raise ConfigError(f"--compare: found 1 run, expected two or more (of one: report {named[0]})")
+    if settings.card and len(named) > 1:
+        raise ConfigError(f"--card: found {len(named)} runs, expected the one that the card describes")
     overwrite = settings.overwrite
     out = settings.out
     json_paths = [path for path in (settings.json, out and out / "comparison.json") if path]
     markdown_paths = [path for path in (settings.markdown, out and out / "comparison.md") if path]
-    single_paths = [path for path in (settings.html, settings.card) if path]
-    _check_outputs([*json_paths, *markdown_paths, *single_paths], overwrite=overwrite)
-    if settings.card and len(named) > 1:
-        raise ConfigError(f"--card: found {len(named)} runs, expected the one that the card describes")
+    paths = [*json_paths, *markdown_paths, *(path for path in (settings.html, settings.card) if path)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(
+            f"report: found one file named twice among {', '.join(map(str, paths))}, "
+            "expected a different one for each of --out, --json, --markdown, --html and --card"
+        )
+    refuse_overwriting(*paths, overwrite=overwrite)
     audit = from_json(read_json(settings.audit), settings.audit) if settings.audit else None
-    runs = read_runs(named, settings.split, settings.checkpoints_root)
-    comparison = compare(runs)
+    comparison = compare(read_runs(named, settings.split, settings.checkpoints_root))
     print(as_text(comparison))
     for path in json_paths:
         content = json.dumps(to_dict(comparison), indent=2, ensure_ascii=False) + "\n"
@@ -40,15 +49,16 @@ def main(args: Sequence[str]) -> int:
     if settings.html:
         from nlicot.report.page import as_html
 
-        write_text(settings.html, as_html(comparison, runs, audit), overwrite=overwrite)
+        write_text(settings.html, as_html(comparison, audit), overwrite=overwrite)
         print(f"\npage         {settings.html}")
     if settings.card:
         from nlicot.report.card import LICENSES, as_card, base_of
 
-        card = as_card(comparison, runs[0], audit, license_=settings.license, dataset=settings.dataset)
+        (run,) = comparison.runs
+        card = as_card(run, audit, license_=settings.license, dataset=settings.dataset)
         write_text(settings.card, card, overwrite=overwrite)
         print(f"\nmodel card   {settings.card}")
-        if not settings.license and base_of(runs[0]) not in LICENSES:
+        if not settings.license and base_of(run) not in LICENSES:
             print("It names no license, since the license of the base is unknown; add --license ID.")
     return 0
 
@@ -69,26 +79,6 @@ def _runs_first(args: Sequence[str]) -> list[str]:
         else:
             runs.append(arg)
     return [*runs, *flags]
-
-
-def _check_runs(named: Sequence[str], *, compares: bool) -> None:
-    if not named:
-        raise ConfigError(
-            "report: found no run, expected report RUN [RUN ...], or --compare RUN RUN ..., two runs or more"
-        )
-    if compares and len(named) < 2:
-        raise ConfigError(
-            f"--compare: found {len(named)} run, expected two or more (of one: report {named[0]})"
-        )
-
-
-def _check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(
-            f"report: found one file named twice among {', '.join(map(str, paths))}, "
-            "expected a different one for each of --out, --json, --markdown, --html and --card"
-        )
-    refuse_overwriting(*paths, overwrite=overwrite)
 
 
 def _parser() -> CommandParser:

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nlicot.errors import ConfigError
 from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.evaluation.metrics import (
-    ClassificationMetrics,
     GroupAccuracy,
     accuracy_by,
-    classification_metrics,
     length_bins,
     mcnemar_exact,
     metrics_to_dict,
@@ -26,16 +23,6 @@ from nlicot.report.read_runs import Answer, Run
 NUM_BINS = 10
 Answers = Mapping[str, Sequence[Answer]]
 """Each run's answers, by its name, on the same pairs in the same order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFigures:
-    """One run's row."""
-
-    name: str
-    builder: str
-    seed: int | None
-    metrics: ClassificationMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,83 +65,37 @@ class Comparison:
     """All figures of some runs on one split."""
 
     split: str
-    num_pairs: int
-    runs: list[RunFigures]
+    runs: Sequence[Run]
     groups: list[SeedGroup]
     tests: list[PairOfRuns]
 
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs, the same for every run."""
+        return len(self.runs[0].answers)
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare runs of different names on the same pairs; one run has only figures.
-
-    Raises:
-        ConfigError: the runs have different pairs or labels.
-    """
-    answers = answers_in_order(runs)
-    rows = [
-        RunFigures(
-            name=run.name,
-            builder=run.builder,
-            seed=run.seed,
-            metrics=classification_metrics(
-                [answer.true_label for answer in answers[run.name]],
-                [answer.predicted_label for answer in answers[run.name]],
-                [answer.p_entailment for answer in answers[run.name]],
-            ),
-        )
-        for run in runs
-    ]
+    """Compare runs of different names on the same pairs in the same order; one run has only figures."""
+    by_recipe: dict[str, list[Run]] = {}
+    for run in runs:
+        # A run without a configuration is a group of its own.
+        by_recipe.setdefault(run.recipe or f"only {run.name}", []).append(run)
     return Comparison(
         # A predictions file may be of another split than `--split`.
         split=", ".join(sorted({run.predictions_path.stem for run in runs})),
-        num_pairs=len(runs[0].answers),
-        runs=rows,
-        groups=_groups(runs, rows),
-        tests=_tests(answers),
+        runs=runs,
+        groups=[
+            SeedGroup(
+                names=[run.name for run in members],
+                builder=members[0].builder,
+                accuracy=_spread([run.metrics.accuracy.value for run in members]),
+                macro_f1=_spread([run.metrics.macro_f1.value for run in members]),
+            )
+            for members in by_recipe.values()
+        ],
+        tests=_tests(runs),
     )
-
-
-def answers_in_order(runs: Sequence[Run]) -> dict[str, list[Answer]]:
-    """Return all answers in the first run's order: the bootstrap then draws the same pairs for every run.
-
-    Raises:
-        ConfigError: the runs have different pairs or labels.
-    """
-    expected = {answer.id: answer.true_label for answer in runs[0].answers}
-    found = {}
-    for run in runs:
-        by_id = {answer.id: answer for answer in run.answers}
-        labels = {id_: answer.true_label for id_, answer in by_id.items()}
-        differing = [id_ for id_ in expected | labels if expected.get(id_) != labels.get(id_)]
-        if differing:
-            id_ = differing[0]
-            first, second = (
-                f"{'missing' if label is None else f'labelled {label}'} in {name}"
-                for name, label in ((runs[0].name, expected.get(id_)), (run.name, labels.get(id_)))
-            )
-            more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
-            raise ConfigError(
-                f"--compare: found pair {id_!r} {first} and {second}{more}, "
-                "expected predictions of the same pairs"
-            )
-        found[run.name] = [by_id[id_] for id_ in expected]
-    return found
-
-
-def _groups(runs: Sequence[Run], rows: Sequence[RunFigures]) -> list[SeedGroup]:
-    by_recipe: dict[str, list[RunFigures]] = {}
-    for run, row in zip(runs, rows, strict=True):
-        # A run without a configuration is a group of its own.
-        by_recipe.setdefault(run.recipe or f"only {run.name}", []).append(row)
-    return [
-        SeedGroup(
-            names=[member.name for member in members],
-            builder=members[0].builder,
-            accuracy=_spread([member.metrics.accuracy.value for member in members]),
-            macro_f1=_spread([member.metrics.macro_f1.value for member in members]),
-        )
-        for members in by_recipe.values()
-    ]
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -162,23 +103,20 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(mean=statistics.mean(values), sd=sd, lowest=min(values), highest=max(values))
 
 
-def _tests(answers: Answers) -> list[PairOfRuns]:
-    correct = {name: [answer.correct for answer in found] for name, found in answers.items()}
-    ids = [answer.id for answer in next(iter(answers.values()))]
-    pairs = list(itertools.combinations(answers, 2))
-    p_values = [mcnemar_exact(correct[first], correct[second]).p_value for first, second in pairs]
+def _tests(runs: Sequence[Run]) -> list[PairOfRuns]:
+    right = [{answer.id: answer.correct for answer in run.answers} for run in runs]
+    pairs = list(itertools.combinations(range(len(runs)), 2))
+    p_values = [mcnemar_exact([*right[a].values()], [*right[b].values()]).p_value for a, b in pairs]
     return [
         PairOfRuns(
-            first=first,
-            second=second,
-            only_first=[id_ for id_, a, b in zip(ids, correct[first], correct[second], strict=True) if a > b],
-            only_second=[
-                id_ for id_, a, b in zip(ids, correct[first], correct[second], strict=True) if b > a
-            ],
+            first=runs[a].name,
+            second=runs[b].name,
+            only_first=[id_ for id_ in right[a] if right[a][id_] > right[b][id_]],
+            only_second=[id_ for id_ in right[a] if right[b][id_] > right[a][id_]],
             p_value=p_value,
             p_holm=p_holm,
         )
-        for (first, second), p_value, p_holm in zip(pairs, p_values, holm(p_values), strict=True)
+        for (a, b), p_value, p_holm in zip(pairs, p_values, holm(p_values), strict=True)
     ]
 
 
@@ -199,11 +137,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def to_dict(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON values."""
     return {
-        **asdict(comparison),
+        "split": comparison.split,
+        "num_pairs": comparison.num_pairs,
         "runs": [
-            {"name": row.name, "builder": row.builder, "seed": row.seed, **metrics_to_dict(row.metrics)}
-            for row in comparison.runs
+            {"name": run.name, "builder": run.builder, "seed": run.seed, **metrics_to_dict(run.metrics)}
+            for run in comparison.runs
         ],
+        "groups": [asdict(group) for group in comparison.groups],
+        "tests": [asdict(test) for test in comparison.tests],
     }
 
 
@@ -226,18 +167,18 @@ class Breakdown:
 
 def breakdowns(answers: Answers) -> list[Breakdown]:
     """Break accuracy down by phenomenon and by the lengths of thought and premise, if the pairs have them."""
-    pairs = next(iter(answers.values()))
-    right = {name: [answer.correct for answer in found] for name, found in answers.items()}
     found = []
-    if any(pair.phenomenon for pair in pairs):
-        phenomena = [pair.phenomenon for pair in pairs]
-        found.append(
-            Breakdown(
-                title="By phenomenon",
-                note="As labelled by the authors of the pairs.",
-                by_run={name: accuracy_by(phenomena, correct) for name, correct in right.items()},
-            )
-        )
+
+    def add(title: str, note: str, groups: Mapping[str, Sequence[str | None]]) -> None:
+        correct = {name: [answer.correct for answer in answers[name]] for name in groups}
+        by_run = {name: accuracy_by(groups[name], correct[name]) for name in groups}
+        found.append(Breakdown(title=title, note=note, by_run=by_run))
+
+    pairs = next(iter(answers.values()))
+    phenomena = [pair.phenomenon for pair in pairs]
+    if any(phenomena):
+        note = "As labelled by the authors of the pairs."
+        add("By phenomenon", note, dict.fromkeys(answers, phenomena))
     num_words = {
         name: [_num_words(answer.thought_process) for answer in of_run]
         for name, of_run in answers.items()
@@ -245,26 +186,16 @@ def breakdowns(answers: Answers) -> list[Breakdown]:
     }
     if num_words:
         # The bins are cut for all runs together, so that they are the same in each.
-        bins = iter(length_bins([num for of_run in num_words.values() for num in of_run]))
-        found.append(
-            Breakdown(
-                title="By length of the thought",
-                note="Cut at the quartiles of all runs' thoughts; runs without thoughts are left out.",
-                by_run={
-                    name: accuracy_by([next(bins) for _ in of_run], right[name])
-                    for name, of_run in num_words.items()
-                },
-            )
+        bins = iter(length_bins([*itertools.chain.from_iterable(num_words.values())]))
+        note = "Cut at the quartiles of all runs' thoughts; runs without thoughts are left out."
+        add(
+            "By length of the thought",
+            note,
+            {name: [next(bins) for _ in of_run] for name, of_run in num_words.items()},
         )
     if all(pair.premise for pair in pairs):
         premise_bins = length_bins([_num_words(pair.premise) for pair in pairs])
-        found.append(
-            Breakdown(
-                title="By length of the premise",
-                note="Cut at the quartiles.",
-                by_run={name: accuracy_by(premise_bins, correct) for name, correct in right.items()},
-            )
-        )
+        add("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))
     return found
 
 

@@ -10,61 +10,43 @@ import base64
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from nlicot import __version__
 from nlicot.audit.findings import Audit
-from nlicot.evaluation.metrics import ClassificationMetrics
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
-from nlicot.report.compare import Answers, Comparison, answers_in_order, breakdowns, calibration
-from nlicot.report.read_runs import CURVES, Run, TeacherSummary, read_curves, section, teacher_summaries
-from nlicot.report.tables import runs_table, seeds_tables, tests_tables
+from nlicot.report.compare import Answers, Comparison, breakdowns, calibration
+from nlicot.report.read_runs import CURVES, Run, read_curves, read_json, section
+from nlicot.report.tables import rendered, runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
 
 SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
+TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
+"""Folders of a data root's `logs/`, and the command that writes summaries there."""
+SUMMARY_METRICS = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
 SCRIPTS = ("theme.js", "explorer.js")
 _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
-Cells = list[list[tuple[int, float]]]
-"""Rows by true label (1, 0), cells by predicted label (1, 0, none): count and proportion of the row."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A drawing as SVG, with a title above and a note below."""
-
-    svg: str
-    note: str = ""
-    title: str = ""
-
-
-def as_html(comparison: Comparison, runs: Sequence[Run], audit: Audit | None = None) -> str:
+def as_html(comparison: Comparison, audit: Audit | None) -> str:
     """Render the whole page.
-
-    Args:
-        comparison: of these runs.
-        audit: an audit of the data, if there is one.
 
     Raises:
         DataError: a file of a run's folder or its data root is broken.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("nlicot.report", "template"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    answers = answers_in_order(runs)
+    runs = comparison.runs
+    answers = {run.name: run.answers for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
+    bins = {numbers[run.name]: found for run in runs if (found := calibration(run.answers))}
     scripts = [_template(name) for name in SCRIPTS]
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         version=__version__,
         made=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         comparison=comparison,
@@ -72,20 +54,18 @@ def as_html(comparison: Comparison, runs: Sequence[Run], audit: Audit | None = N
         seeds=seeds_tables(comparison),
         tests=tests_tables(comparison),
         on_sample=any(run.read_json("fit.json").get("on_sample") for run in runs),
-        runs_figure=Figure(
-            svg=plots.draw_runs(comparison.runs), note="Dotted: always predicting the majority label."
-        ),
+        runs_figure=plots.draw_runs(runs),
         curves=_curves(runs),
-        confusions=[_confusion(row.metrics) for row in comparison.runs],
-        label_names=LABEL_NAMES,
-        calibration=_calibration(answers, numbers),
-        breakdowns=[
-            Figure(svg=plots.draw_breakdown(found, numbers), title=found.title, note=found.note)
-            for found in breakdowns(answers)
+        confusions=[
+            _confusion(asdict(run.metrics.confusion), run.metrics.num_positive, run.metrics.support)
+            for run in runs
         ],
-        teacher=[_teacher(summary) for summary in teacher_summaries(runs)],
+        label_names=LABEL_NAMES,
+        calibration=plots.draw_calibration(bins) if bins else None,
+        breakdowns=[(found, plots.draw_breakdown(found, numbers)) for found in breakdowns(answers)],
+        teacher=_teacher(runs),
         audit=audit,
-        pair_of=_pair_finder([answer.id for answer in runs[0].answers], comparison.split),
+        known_ids={answer.id for answer in runs[0].answers},
         explorer=as_script_content(explorer_content(answers)),
         style=_template("page.css"),
         scripts=scripts,
@@ -102,45 +82,42 @@ def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _pair_finder(ids: Sequence[str], split: str) -> Callable[[str], str | None]:
-    """Return a function that finds the pair of an audit's id, which may start with its split."""
-    known = set(ids)
-
-    def pair_of(id_: str) -> str | None:
-        bare = id_.removeprefix(f"{split}/")
-        return id_ if id_ in known else bare if bare in known else None
-
-    return pair_of
-
-
-def _curves(runs: Sequence[Run]) -> list[Figure]:
+def _curves(runs: Sequence[Run]) -> dict[str, str]:
+    """Return a drawing for each tag that a run logged."""
     curves = {number: read_curves(run.folder) for number, run in enumerate(runs, start=1) if run.folder}
-    found = []
+    found = {}
     for tag, title in CURVES.items():
         lines = {number: of_run[tag] for number, of_run in curves.items() if tag in of_run}
         if lines:
-            found.append(Figure(svg=plots.draw_curve(title, lines), note=tag))
+            found[tag] = plots.draw_curve(title, lines)
     return found
 
 
-def _calibration(answers: Answers, numbers: dict[str, int]) -> Figure | None:
-    by_run = {numbers[name]: bins for name, found in answers.items() if (bins := calibration(found))}
-    return Figure(svg=plots.draw_calibration(by_run)) if by_run else None
+def _confusion(counts: Mapping[str, int], num_positive: int, num: int) -> list[list[int]]:
+    """Return rows by true label (1, 0) of counts by predicted label (1, 0, none)."""
+    tp, fp, fn, tn = (counts[name] for name in ("tp", "fp", "fn", "tn"))
+    return [[tp, fn, num_positive - tp - fn], [fp, tn, num - num_positive - fp - tn]]
 
 
-def _confusion(metrics: ClassificationMetrics) -> Cells:
-    cells, num_negative = metrics.confusion, metrics.support - metrics.num_positive
-    return _cells(cells.tp, cells.fp, cells.fn, cells.tn, metrics.num_positive, num_negative)
+def _teacher(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Read the newest summary of each stage and split in the logs of the runs' data roots."""
+    roots = dict.fromkeys(run.config.get("root") for run in runs)
+    found = []
+    for root, (folder, stage) in product(filter(None, roots), TEACHER_STAGES.items()):
+        # Names start with the time, so the last one of a split is the newest.
+        newest = {
+            path.name.removesuffix(".summary.json").split("-", 2)[-1]: path
+            for path in sorted((Path(root).expanduser() / "logs" / folder).glob("*.summary.json"))
+        }
+        for split, path in newest.items():
+            shown = {"stage": stage, "split": printable(split), "path": str(path)}
+            found.append(shown | _summary(read_json(path)))
+    return found
 
 
-def _cells(tp: int, fp: int, fn: int, tn: int, num_positive: int, num_negative: int) -> Cells:
-    rows = [[tp, fn, num_positive - tp - fn], [fp, tn, num_negative - fp - tn]]
-    return [[(count, count / max(1, sum(row))) for count in row] for row in rows]
-
-
-def _teacher(summary: TeacherSummary) -> dict[str, Any]:
+def _summary(content: dict[str, Any]) -> dict[str, Any]:
     """Return what the page shows of a summary; values that the file lacks are left out."""
-    content = summary.content
+    metrics = section(content, "teacher")
     facts = [
         (name.removeprefix("num_").replace("_", " "), f"{content[name]:,}")
         for name in SUMMARY_COUNTS
@@ -148,34 +125,16 @@ def _teacher(summary: TeacherSummary) -> dict[str, Any]:
     ]
     if isinstance(content.get("cost_usd"), int | float):
         facts.append(("cost", f"${content['cost_usd']:.4f}"))
-    figures = section(content, "teacher")
-    for name, title in (
-        ("accuracy", "accuracy"),
-        ("precision", "precision"),
-        ("recall", "recall"),
-        ("f1", "F1"),
-    ):
-        metric = section(figures, name)
-        if {"value", "low", "high"} <= metric.keys():
+    for name, title in SUMMARY_METRICS.items():
+        if metric := section(metrics, name):
             value, low, high = (100 * metric[key] for key in ("value", "low", "high"))
             facts.append((title, f"{value:.1f} % ({low:.1f} to {high:.1f})"))
-    counts = section(figures, "confusion")
-    confusion = None
-    if all(isinstance(counts.get(name), int) for name in ("tp", "fp", "fn", "tn")):
-        tp, fp, fn, tn = (counts[name] for name in ("tp", "fp", "fn", "tn"))
-        confusion = _cells(tp, fp, fn, tn, tp + fn, fp + tn)
+    counts = section(metrics, "confusion")
     return {
-        "stage": summary.stage,
-        "split": printable(summary.split),
-        "path": str(summary.path),
         "models": ", ".join(map(printable, section(content, "by_model"))),
         "facts": facts,
-        "confusion": confusion,
-        "by_length": [
-            (printable(name), group["num"], group["accuracy"])
-            for name, group in section(content, "accuracy_by_length").items()
-            if isinstance(group, dict) and {"num", "accuracy"} <= group.keys()
-        ],
+        "confusion": counts and _confusion(counts, counts["tp"] + counts["fn"], sum(counts.values())),
+        "by_length": {printable(name): of for name, of in section(content, "accuracy_by_length").items()},
     }
 
 

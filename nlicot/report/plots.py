@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from nlicot.report.compare import Breakdown, CalibrationBin, RunFigures
-from nlicot.report.read_runs import Point
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from nlicot.evaluation.bootstrap import Interval
+from nlicot.report.compare import Breakdown, CalibrationBin
+from nlicot.report.read_runs import Run
 from nlicot.report.tables import shortened
 from nlicot.text_tables import printable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
 
 NUM_SERIES = 8
 INK, MUTED, LINE = "#000101", "#000102", "#000103"
@@ -27,19 +33,17 @@ _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"} | {
 }
 _MARKERS = "osD^vPX*"
 _LINES = ("-", "--", "-.", ":")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "axes.axisbelow": True,
     "text.color": INK,
     "text.parse_math": False,  # a name may contain two dollar signs
     "xtick.color": LINE,
@@ -55,105 +59,77 @@ FEW_POINTS = 12
 """Up to this number, each point has a marker; more would hide the line."""
 
 
-def _look(number: int) -> dict[str, Any]:
-    """Placeholder colour and line style of the run with that number, from 1."""
-    color = f"#0000{(number - 1) % NUM_SERIES + 1:02x}"
-    return {"color": color, "linestyle": _LINES[(number - 1) % len(_LINES)]}
-
-
-def _marker(number: int) -> str:
-    return _MARKERS[(number - 1) % len(_MARKERS)]
-
-
-def draw_curve(title: str, lines: Mapping[int, Sequence[Point]]) -> str:
+@rc_context(_STYLE)
+def draw_curve(title: str, lines: Mapping[int, Sequence[ScalarEvent]]) -> str:
     """Draw one tag's values over optimizer steps; `lines` by the runs' numbers."""
-
-    def draw(axes: Axes) -> None:
-        for number, points in lines.items():
-            axes.plot(
-                [point.step for point in points],
-                [point.value for point in points],
-                linewidth=1.5,
-                marker=_marker(number) if len(points) <= FEW_POINTS else None,
-                markersize=4,
-                **_look(number),
-            )
-        axes.set_title(title)
-        axes.set_xlabel("optimizer step")
-        axes.grid(axis="y")
-
-    return _svg(draw, f"{title} over optimizer steps", width=3.5, height=2.3)
+    axes = _axes(width=3.5, height=2.3)
+    for number, points in lines.items():
+        look = {**_line(number), "marker": _marker(number) if len(points) <= FEW_POINTS else None}
+        steps, values = [point.step for point in points], [point.value for point in points]
+        axes.plot(steps, values, linewidth=1.5, markersize=4, **look)
+    axes.set_title(title)
+    axes.set_xlabel("optimizer step")
+    axes.grid(axis="y")
+    return _svg(axes, f"{title} over optimizer steps")
 
 
-def draw_runs(rows: Sequence[RunFigures]) -> str:
+@rc_context(_STYLE)
+def draw_runs(runs: Sequence[Run]) -> str:
     """Draw each run's accuracy with its interval, and the proportion of the majority label."""
-    metrics = rows[0].metrics
-    majority = max(metrics.num_positive, metrics.support - metrics.num_positive) / metrics.support
-
-    def draw(axes: Axes) -> None:
-        for number, row in enumerate(rows, start=1):
-            metric = row.metrics.accuracy
-            _interval(axes, number - 1, number, metric.value, metric.interval.low, metric.interval.high)
-        axes.axvline(100 * majority, color=MUTED, linewidth=0.8, linestyle=":")
-        _names(axes, [f"{number}  {_short(row.name)}" for number, row in enumerate(rows, start=1)])
-        axes.margins(x=0.07)
-
-    return _svg(draw, "accuracy of each run with its interval", width=4.4, height=0.7 + 0.3 * len(rows))
+    axes = _axes(width=4.4, height=0.7 + 0.3 * len(runs))
+    for number, run in enumerate(runs, start=1):
+        _accuracy(axes, number - 1, number, run.metrics.accuracy.value, run.metrics.accuracy.interval)
+    axes.axvline(100 * runs[0].majority, color=MUTED, linewidth=0.8, linestyle=":")
+    _label_rows(axes, [f"{number}  {_short(run.name)}" for number, run in enumerate(runs, start=1)])
+    axes.margins(x=0.07)
+    return _svg(axes, "accuracy of each run with its interval")
 
 
+@rc_context(_STYLE)
 def draw_breakdown(breakdown: Breakdown, numbers: Mapping[str, int]) -> str:
     """Draw accuracy by group, the runs below each other within a group."""
     names, num_runs = breakdown.names, len(breakdown.by_run)
+    axes = _axes(width=4.6, height=0.7 + len(names) * max(0.26, 0.14 * (num_runs + 1)))
+    for offset, (run, groups) in enumerate(breakdown.by_run.items()):
+        for group in groups:
+            row = names.index(group.name) + (offset - (num_runs - 1) / 2) / (num_runs + 1)
+            _accuracy(axes, row, numbers[run], group.accuracy, group.interval)
+    for edge in range(1, len(names)):
+        axes.axhline(edge - 0.5, color=LINE, linewidth=0.4)
     sizes, *others = ({group.name: group.num for group in found} for found in breakdown.by_run.values())
     same = all(other == sizes for other in others)  # bins of thoughts have another size in each run
-    step = 1 / (num_runs + 1)
-
-    def draw(axes: Axes) -> None:
-        for offset, (run, groups) in enumerate(breakdown.by_run.items()):
-            for group in groups:
-                height = names.index(group.name) + (offset - (num_runs - 1) / 2) * step
-                low, high = group.interval.low, group.interval.high
-                _interval(axes, height, numbers[run], group.accuracy, low, high)
-        for edge in range(1, len(names)):
-            axes.axhline(edge - 0.5, color=LINE, linewidth=0.4)
-        _names(axes, [f"{_short(name)} ({sizes.get(name, 0)})" if same else _short(name) for name in names])
-        axes.set_xlim(-3, 103)
-
-    height = 0.7 + len(names) * max(0.26, 0.14 * (num_runs + 1))
-    return _svg(draw, f"accuracy {breakdown.title.lower()}", width=4.6, height=height)
+    _label_rows(axes, [f"{_short(name)} ({sizes.get(name, 0)})" if same else _short(name) for name in names])
+    axes.set_xlim(-3, 103)
+    return _svg(axes, f"accuracy {breakdown.title.lower()}")
 
 
+@rc_context(_STYLE)
 def draw_calibration(by_run: Mapping[int, Sequence[CalibrationBin]]) -> str:
     """Draw the proportion of entailments over the predicted probability; dots grow with the pairs."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
-        for number, bins in by_run.items():
-            largest = max(bin_.num for bin_ in bins)
-            predicted = [100 * bin_.mean_p for bin_ in bins]
-            axes.plot(predicted, [100 * bin_.proportion for bin_ in bins], linewidth=1, **_look(number))
-            color = _look(number)["color"]
-            for x, bin_ in zip(predicted, bins, strict=True):
-                interval = [100 * bin_.interval.low, 100 * bin_.interval.high]
-                axes.plot([x, x], interval, color=color, linewidth=1, alpha=0.45)
-                size = 3 + 5 * (bin_.num / largest) ** 0.5
-                axes.plot(x, 100 * bin_.proportion, _marker(number), color=color, markersize=size)
-        axes.set_xlim(-3, 103)
-        axes.set_ylim(-3, 103)
-        axes.set_xlabel("predicted probability of entailment %")
-        axes.set_ylabel("entailments %")
-        axes.grid()
-
-    return _svg(draw, "proportion of entailments by predicted probability", width=4.2, height=3.6)
+    axes = _axes(width=4.2, height=3.6)
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
+    for number, bins in by_run.items():
+        largest = max(bin_.num for bin_ in bins)
+        predicted = [100 * bin_.mean_p for bin_ in bins]
+        axes.plot(predicted, [100 * bin_.proportion for bin_ in bins], linewidth=1, **_line(number))
+        for x, bin_ in zip(predicted, bins, strict=True):
+            interval = [100 * bin_.interval.low, 100 * bin_.interval.high]
+            axes.plot([x, x], interval, color=_color(number), linewidth=1, alpha=0.45)
+            size = 3 + 5 * (bin_.num / largest) ** 0.5
+            axes.plot(x, 100 * bin_.proportion, _marker(number), color=_color(number), markersize=size)
+    axes.set(xlim=(-3, 103), ylim=(-3, 103))
+    axes.set(xlabel="predicted probability of entailment %", ylabel="entailments %")
+    axes.grid()
+    return _svg(axes, "proportion of entailments by predicted probability")
 
 
-def _interval(axes: Axes, height: float, number: int, value: float, low: float, high: float) -> None:
-    color = _look(number)["color"]
-    axes.plot([100 * low, 100 * high], [height, height], color=color, linewidth=1.4, alpha=0.55)
-    axes.plot(100 * value, height, _marker(number), color=color, markersize=5)
+def _accuracy(axes: Axes, row: float, number: int, value: float, interval: Interval) -> None:
+    ends = [100 * interval.low, 100 * interval.high]
+    axes.plot(ends, [row, row], color=_color(number), linewidth=1.4, alpha=0.55)
+    axes.plot(100 * value, row, _marker(number), color=_color(number), markersize=5)
 
 
-def _names(axes: Axes, names: Sequence[str]) -> None:
+def _label_rows(axes: Axes, names: Sequence[str]) -> None:
     """Label the rows of an accuracy plot, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -163,28 +139,34 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlabel("accuracy %, 95 % interval")
 
 
+def _color(number: int) -> str:
+    """Placeholder for the colour of the run with that number, from 1."""
+    return f"#0000{(number - 1) % NUM_SERIES + 1:02x}"
+
+
+def _line(number: int) -> dict[str, Any]:
+    return {"color": _color(number), "linestyle": _LINES[(number - 1) % len(_LINES)]}
+
+
+def _marker(number: int) -> str:
+    return _MARKERS[(number - 1) % len(_MARKERS)]
+
+
 def _short(name: str) -> str:
     return shortened(printable(name), MAX_NAME_LENGTH)
 
 
-def _svg(draw: Callable[[Axes], None], label: str, *, width: float, height: float) -> str:
-    """Return the SVG element of one drawing, `width` by `height` inches; `label` is read aloud."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def _axes(*, width: float, height: float) -> Axes:
+    return Figure(figsize=(width, height)).add_subplot()
 
-    salt = re.sub(r"\W+", "-", label)  # ids must be unique within the page
+
+def _svg(axes: Axes, label: str) -> str:
+    """Return the SVG element of a drawing; `label` is read aloud."""
     written = io.StringIO()
-    settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height))
-        draw(figure.add_subplot())
-        canvas: Any = FigureCanvasSVG(figure)
+    with rc_context({"svg.hashsalt": re.sub(r"\W+", "-", label)}):  # ids must be unique within the page
+        canvas: Any = FigureCanvasSVG(axes.get_figure(root=True))
         canvas.print_svg(written, metadata={"Date": None, "Creator": None})
-    return _for_the_page(written.getvalue(), label)
-
-
-def _for_the_page(svg: str, label: str) -> str:
+    svg = written.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg ") :], flags=re.DOTALL)
     referenced = set(re.findall(r"[(\"']#([^)\"']+)[)\"']", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referenced else "", svg)

@@ -1,4 +1,4 @@
-"""Read what a run left: predictions, configuration, learning curves, and its teacher's summaries."""
+"""Read what a run left: predictions, configuration and learning curves."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nlicot.command_line import renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.errors import ConfigError, DataError
+from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
 from nlicot.yaml_files import read_yaml
 
-NOT_IN_RECIPE = (
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
+
+NOT_IN_RECIPE = {
     "seed_everything",
     "run",
     "resume",
@@ -23,10 +28,10 @@ NOT_IN_RECIPE = (
     "checkpoints_root",
     "final_evaluation",
     "config",
-)
+}
 """Keys of a configuration that do not make another ablation."""
-TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
-"""Folders of a data root's `logs/`, and the command that writes summaries there."""
+TEXTS = ("premise", "hypothesis", "phenomenon", "thought_process", "status")
+"""Optional fields of a prediction."""
 CURVES = {
     "dev/loss": "dev loss",
     "train/loss": "train loss",
@@ -58,7 +63,7 @@ class Answer:
         return self.predicted_label == self.true_label
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached property
 class Run:
     """A run's answers on one split.
 
@@ -75,6 +80,21 @@ class Run:
     seed: int | None
     recipe: str | None
     answers: Sequence[Answer]
+
+    @cached_property
+    def metrics(self) -> ClassificationMetrics:
+        """The metrics of the answers."""
+        return classification_metrics(
+            [answer.true_label for answer in self.answers],
+            [answer.predicted_label for answer in self.answers],
+            [answer.p_entailment for answer in self.answers],
+        )
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always predicting the majority label."""
+        num_positive, num = self.metrics.num_positive, self.metrics.support
+        return max(num_positive, num - num_positive) / num
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run's folder; empty if there is none.
@@ -112,10 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
     """Read runs given by their folders, their names within `root`, or predictions files.
 
-    A run has its folder's name; if two folders have the same name, both are named as they were given.
+    A run has its folder's name; if two folders have the same name, both are named as they were given. All
+    answers are in the first run's order, so that the bootstrap draws the same pairs for every run.
 
     Raises:
-        ConfigError: a run is missing, is given twice, or has no predictions of the split.
+        ConfigError: a run is missing, is given twice, has no predictions of the split, or other pairs or
+            labels than the first.
         DataError: predictions have no true labels, or are broken.
     """
     found = [_read_run(run, split, root) for run in runs]
@@ -124,10 +146,30 @@ def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
         if num_given[run.predictions_path.resolve()] > 1:
             raise ConfigError(f"--compare: found {run.name} twice, expected different runs")
     num_named = Counter(run.name for run in found)
-    return [
-        replace(run, name=given) if num_named[run.name] > 1 else run
-        for given, run in zip(runs, found, strict=True)
-    ]
+    names = [given if num_named[run.name] > 1 else run.name for given, run in zip(runs, found, strict=True)]
+    found = [replace(run, name=name) for name, run in zip(names, found, strict=True)]
+    return [replace(run, answers=_in_order_of(found[0], run)) for run in found]
+
+
+def _in_order_of(first: Run, run: Run) -> list[Answer]:
+    expected = {answer.id: answer.true_label for answer in first.answers}
+    by_id = {answer.id: answer for answer in run.answers}
+    labels = {id_: answer.true_label for id_, answer in by_id.items()}
+    differing = [id_ for id_ in expected | labels if expected.get(id_) != labels.get(id_)]
+    if differing:
+        sides = [
+            f"{'missing' if label is None else f'labelled {label}'} in {name}"
+            for name, label in (
+                (first.name, expected.get(differing[0])),
+                (run.name, labels.get(differing[0])),
+            )
+        ]
+        more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"--compare: found pair {differing[0]!r} {' and '.join(sides)}{more}, "
+            "expected predictions of the same pairs"
+        )
+    return [by_id[id_] for id_ in expected]
 
 
 def _read_run(given: str, split: str, root: Path) -> Run:
@@ -139,7 +181,7 @@ def _read_run(given: str, split: str, root: Path) -> Run:
         folder = _find_folder(given, root)
         path = folder / "predictions" / f"{split}.jsonl"
         if not path.is_file():
-            raise ConfigError(_no_predictions(given, path, folder, split))
+            raise _no_predictions(given, path, folder, split)
     config = {} if folder is None else _read_config(folder / "config.yaml")
     builder = section(config, "data").get("builder")
     if isinstance(builder, dict):
@@ -170,14 +212,14 @@ def _find_folder(given: str, root: Path) -> Path:
     return next((path for path in candidates if (path / "predictions").is_dir()), candidates[0])
 
 
-def _no_predictions(given: str, predictions_path: Path, folder: Path, split: str) -> str:
-    others = ", ".join(sorted(path.stem for path in predictions_path.parent.glob("*.jsonl")))
-    command = "validate" if split == "dev" else "test"
+def _no_predictions(given: str, path: Path, folder: Path, split: str) -> ConfigError:
+    others = ", ".join(sorted(other.stem for other in path.parent.glob("*.jsonl")))
     flags = f"--ckpt_path {folder / 'best.ckpt'}" + ("" if split in ("dev", "test") else f" --split {split}")
-    return (
-        f"--compare {given}: found no {predictions_path}"
+    return ConfigError(
+        f"--compare {given}: found no {path}"
         + (f" (there are predictions of {others})" if others else "")
-        + f", expected predictions of {split}; make them with: python -m nlicot {command} {flags}"
+        + f", expected predictions of {split}; make them with: "
+        f"python -m nlicot {'validate' if split == 'dev' else 'test'} {flags}"
     )
 
 
@@ -224,62 +266,14 @@ def _answer(row: Row) -> Answer:
         true_label=true_label,
         predicted_label=row.optional_label("predicted_label"),
         p_entailment=None if p is None else float(p),
-        premise=row.optional_text("premise"),
-        hypothesis=row.optional_text("hypothesis"),
-        phenomenon=row.optional_text("phenomenon"),
-        thought_process=row.optional_text("thought_process"),
-        status=row.optional_text("status"),
+        **{name: row.optional_text(name) for name in TEXTS},
     )
-
-
-# ---------------------------------------------------------------- the teacher's summaries
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherSummary:
-    """The summary file of one teacher stage on one split."""
-
-    path: Path
-    stage: str
-    split: str
-    content: dict[str, Any]
-
-
-def teacher_summaries(runs: Sequence[Run]) -> list[TeacherSummary]:
-    """Read the newest summary of each stage and split in the logs of the runs' data roots.
-
-    Raises:
-        DataError: a file is broken.
-    """
-    roots = dict.fromkeys(run.config.get("root") for run in runs)
-    found = []
-    for logs in (Path(root).expanduser() / "logs" for root in roots if isinstance(root, str)):
-        for folder, stage in TEACHER_STAGES.items():
-            # Names start with the time, so the last one of a split is the newest.
-            newest = {
-                path.name.removesuffix(".summary.json").split("-", 2)[-1]: path
-                for path in sorted((logs / folder).glob("*.summary.json"))
-            }
-            found += [
-                TeacherSummary(path=path, stage=stage, split=split, content=read_json(path))
-                for split, path in newest.items()
-            ]
-    return found
 
 
 # ---------------------------------------------------------------- learning curves
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A logged value and its optimizer step."""
-
-    step: int
-    value: float
-    wall_time: float
-
-
-def read_curves(folder: Path) -> dict[str, list[Point]]:
+def read_curves(folder: Path) -> dict[str, list[ScalarEvent]]:
     """Read the tags of `CURVES` from a run's TensorBoard event files; empty if there are none."""
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
@@ -290,25 +284,12 @@ def read_curves(folder: Path) -> dict[str, list[Point]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
     events.Reload()
     logged = events.Tags()["scalars"]
-    return {
-        tag: without_repeats(
-            Point(step=event.step, value=event.value, wall_time=event.wall_time)
-            for event in events.Scalars(tag)
-        )
-        for tag in CURVES
-        if tag in logged
-    }
+    return {tag: without_repeats(events.Scalars(tag)) for tag in CURVES if tag in logged}
 
 
-def without_repeats(points: Iterable[Point]) -> list[Point]:
-    """Keep the points of the run as it ended: steps repeated after a resume replace the earlier ones.
-
-    >>> points = without_repeats(Point(step=s, value=v, wall_time=t) for t, (s, v) in enumerate(
-    ...     [(1, 3.0), (2, 2.5), (3, 2.4), (2, 2.2), (3, 2.0)]))
-    >>> [(point.step, point.value) for point in points]
-    [(1, 3.0), (2, 2.2), (3, 2.0)]
-    """
-    kept: list[Point] = []
+def without_repeats(points: Iterable[ScalarEvent]) -> list[ScalarEvent]:
+    """Keep the points of the run as it ended: steps repeated after a resume replace the earlier ones."""
+    kept: list[ScalarEvent] = []
     for point in sorted(points, key=lambda point: point.wall_time):
         while kept and kept[-1].step >= point.step:
             kept.pop()

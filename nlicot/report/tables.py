@@ -5,14 +5,18 @@ Runs are numbered, so that only one table has their names and the text stays wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from nlicot.evaluation.bootstrap import Metric
-from nlicot.report.compare import Comparison, RunFigures, Spread
-from nlicot.text_tables import Table, escaped, piped, printable
+from nlicot.report.compare import Comparison, Spread
+from nlicot.report.read_runs import Run
+from nlicot.text_tables import Table, aligned, escaped, piped, printable
 
 MAX_IDS = 3
 MAX_ID_LENGTH = 20
-MAX_LENGTHS = {"run": len("correct_only-20261124-001416"), "builder": 14}
-"""Maximum length of a cell in plain text, by column."""
+MAX_CELL_LENGTH = len("correct_only-20261124-001416")
+"""Of plain text; longer cells are shortened."""
 NONE = "-"
 
 
@@ -25,16 +29,22 @@ def as_text(comparison: Comparison) -> str:
         *seeds_tables(comparison),
         *tests_tables(comparison),
     ]
-    parts = [_title(comparison), *map(_aligned, tables), "\n".join(_right_in_one_only(comparison))]
-    return "\n\n".join(part for part in parts if part)
+    blocks = [[_title(comparison)]]
+    for table in tables:
+        rows = [[shortened(cell, MAX_CELL_LENGTH) for cell in row] for row in table.rows]
+        blocks.append(aligned(Table(header=table.header, rows=rows)))
+    return _joined([*blocks, _right_in_one_only(comparison)])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Render the same as Markdown, with all figures of a run in one row."""
     tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
-    lists = "\n".join(f"- {escaped(line)}" for line in _right_in_one_only(comparison))
-    parts = [escaped(_title(comparison)), *("\n".join(piped(table)) for table in tables), lists]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    lists = [f"- {escaped(line)}" for line in _right_in_one_only(comparison)]
+    return _joined([[escaped(_title(comparison))], *map(piped, tables), lists]) + "\n"
+
+
+def _joined(blocks: list[list[str]]) -> str:
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
 def _title(comparison: Comparison) -> str:
@@ -44,18 +54,21 @@ def _title(comparison: Comparison) -> str:
 def runs_table(comparison: Comparison) -> Table:
     """Return the figures of the runs, numbered, one row each."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
-    rows = [[str(number), *_run(row)] for number, row in enumerate(comparison.runs, start=1)]
+    rows = [[str(number), *_run(run)] for number, run in enumerate(comparison.runs, start=1)]
     return Table(header=header, rows=rows)
 
 
-def _run(row: RunFigures) -> list[str]:
-    metrics = row.metrics
+def _run(run: Run) -> list[str]:
+    metrics = run.metrics
     return [
-        printable(row.name),
-        printable(row.builder or NONE),
-        NONE if row.seed is None else str(row.seed),
+        printable(run.name),
+        printable(run.builder or NONE),
+        NONE if run.seed is None else str(run.seed),
         *(_percent(metric) for metric in (metrics.accuracy, metrics.f1, metrics.macro_f1)),
-        *(_number(metric) for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)),
+        *(
+            with_interval(metric)
+            for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)
+        ),
     ]
 
 
@@ -79,22 +92,16 @@ def seeds_tables(comparison: Comparison) -> list[Table]:
 
 def tests_tables(comparison: Comparison) -> list[Table]:
     """Return the table of McNemar's tests; none for one run."""
-    if not comparison.tests:
-        return []
     number_of = _numbers(comparison)
-    rows = [
-        [
-            f"{number_of[test.first]} : {number_of[test.second]}",
-            str(len(test.only_first)),
-            str(len(test.only_second)),
-            _p(test.p_value),
-            _p(test.p_holm),
-        ]
-        for test in comparison.tests
-    ]
+    rows = []
+    for test in comparison.tests:
+        runs = f"{number_of[test.first]} : {number_of[test.second]}"
+        counts = (str(len(ids)) for ids in (test.only_first, test.only_second))
+        rows.append([runs, *counts, _p(test.p_value), _p(test.p_holm)])
     table = Table(header=("McNemar", "only first right", "only second right", "p", "p (Holm)"), rows=rows)
-    # A single test needs no correction.
-    return [table if len(rows) > 1 else table.columns(*table.header[:-1])]
+    if len(rows) == 1:  # a single test needs no correction
+        table = table.columns(*table.header[:-1])
+    return [table] if rows else []
 
 
 def _right_in_one_only(comparison: Comparison) -> list[str]:
@@ -104,14 +111,14 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
         first, second = number_of[test.first], number_of[test.second]
         for right, wrong, ids in ((first, second, test.only_first), (second, first, test.only_second)):
             if ids:
-                shown = ", ".join(shortened(printable(id_), MAX_ID_LENGTH) for id_ in ids[:MAX_IDS])
-                more = ", ..." if len(ids) > MAX_IDS else ""
-                lines.append(f"right in {right}, wrong in {wrong}: {shown}{more}")
+                shown = [shortened(printable(id_), MAX_ID_LENGTH) for id_ in ids[:MAX_IDS]]
+                more = ["..."] if len(ids) > MAX_IDS else []
+                lines.append(f"right in {right}, wrong in {wrong}: {', '.join(shown + more)}")
     return lines
 
 
 def _numbers(comparison: Comparison) -> dict[str, str]:
-    return {row.name: str(number) for number, row in enumerate(comparison.runs, start=1)}
+    return {run.name: str(number) for number, run in enumerate(comparison.runs, start=1)}
 
 
 def _p(value: float) -> str:
@@ -119,11 +126,12 @@ def _p(value: float) -> str:
 
 
 def _percent(metric: Metric) -> str:
-    interval = metric.interval
-    return f"{100 * metric.value:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    low, high = metric.interval.low, metric.interval.high
+    return f"{100 * metric.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _number(metric: Metric | None) -> str:
+def with_interval(metric: Metric | None) -> str:
+    """Format a metric with its interval, to three digits."""
     if metric is None:
         return NONE
     return f"{metric.value:.3f} ({metric.interval.low:.3f} to {metric.interval.high:.3f})"
@@ -132,6 +140,21 @@ def _number(metric: Metric | None) -> str:
 def _spread(spread: Spread) -> list[str]:
     sd = NONE if spread.sd is None else f"{100 * spread.sd:.1f}"
     return [f"{100 * spread.mean:.1f} ({100 * spread.lowest:.1f} to {100 * spread.highest:.1f})", sd]
+
+
+def rendered(template: str, *, finalize: Callable[[Any], Any] | None = None, **content: Any) -> str:
+    """Fill a file of `template/`; HTML is escaped, other text only by `finalize`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nlicot.report", "template"),
+        autoescape=template.endswith(".html"),
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(content)
 
 
 def shortened(text: str, max_length: int) -> str:
@@ -144,15 +167,3 @@ def shortened(text: str, max_length: int) -> str:
         return text
     num_kept = max_length - len("...")
     return f"{text[: num_kept // 2]}...{text[-(num_kept - num_kept // 2) :]}"
-
-
-def _aligned(table: Table) -> str:
-    max_lengths = [MAX_LENGTHS.get(name) for name in table.header]
-    rows = [
-        [cell if most is None else shortened(cell, most) for cell, most in zip(row, max_lengths, strict=True)]
-        for row in (table.header, *table.rows)
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
