@@ -95,11 +95,10 @@ def read_member(run: TrainedRun) -> Member:
     settings = run.settings.model
     if "model.base" not in run.typed and settings.base == run.configured_base:
         settings = replace(settings, base=metadata.base)  # the run may have used its fallback
-    prompts = data.prompts
-    if not any(name.startswith(("data.prompts", "definitions", "config")) for name in run.typed):
-        prompts = StudentPrompts.from_dict(
-            dict(metadata.prompts)
-        )  # as trained, whatever this version's words are
+    if any(name.startswith(("data.prompts", "definitions", "config")) for name in run.typed):
+        prompts = data.prompts
+    else:  # those of its training, even if this version words them differently
+        prompts = StudentPrompts.from_dict(dict(metadata.prompts))
     resolved = resolve_model(settings, on_sample=data.on_sample)
     metadata.check(CheckpointMetadata.of(resolved, prompts, metadata.forms))
     check_votes(metadata.forms, settings.decoding)
