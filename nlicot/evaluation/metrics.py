@@ -28,14 +28,14 @@ from nlicot.records import LABEL_NAMES, LABELS
 NO_GROUP = "(none)"
 TABLE_WIDTH = 80
 _UNANSWERED = -1
-_PERCENTAGES = {
+PERCENTAGES = {
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
     "macro_f1": "macro F1",
 }
-_SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier"}
+SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +274,7 @@ def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for name, value in asdict(metrics).items():
-        if name in _PERCENTAGES | _SCORES:
+        if name in PERCENTAGES | SCORES:
             if value is not None:
                 flat[name] = {"value": value["value"], **value["interval"]}
         else:
@@ -285,10 +285,10 @@ def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
 def format_table(metrics: ClassificationMetrics, title: str) -> str:
     """Format the metrics as text of at most 80 columns, with label proportions and confusion matrix."""
     lines = [textwrap.fill(title, TABLE_WIDTH), "", f"{'metric':<12}{'value':>8}   95 % interval"]
-    for name, heading in (_PERCENTAGES | _SCORES).items():
+    for name, heading in (PERCENTAGES | SCORES).items():
         metric: Metric | None = getattr(metrics, name)
         if metric is not None:
-            style = "{:.1%}" if name in _PERCENTAGES else "{:.3f}"
+            style = "{:.1%}" if name in PERCENTAGES else "{:.3f}"
             value, low, high = map(style.format, (metric.value, metric.interval.low, metric.interval.high))
             lines.append(f"{heading:<12}{value:>8}   {low:>6} to {high:>6}")
     positive = metrics.num_positive / metrics.support

@@ -15,6 +15,7 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
+from nlicot.evaluation.metrics import PERCENTAGES, SCORES
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
@@ -30,18 +31,8 @@ LICENSES = {
 }
 """From the hub's pages of these bases; an adapter of another base needs `--license`."""
 TAGS = ["natural-language-inference", "chain-of-thought", "lora", "nlicot"]
-FIGURES = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-    "expected_calibration_error": "expected calibration error",
-    "brier": "Brier score",
-}
 HUB_METRICS = ("accuracy", "f1", "precision", "recall")
-"""Figures that the hub knows by the same name."""
+"""Those that the hub knows by the same name."""
 RECIPE = {
     "quantisation of the base": "model.quantization",
     "dtype": "model.dtype",
@@ -72,13 +63,7 @@ class Raw(str):
 
 
 def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str | None) -> str:
-    """Render the card of one run, metadata first.
-
-    Args:
-        run: a run with a folder.
-        audit: an audit of its data, if there is one.
-        license_: the hub's name of the adapter's license (default: the base's, if that is known).
-        dataset: the hub's name of the data, if they are there.
+    """Render the card of one run; the names of the license (default: the base's) and the data are the hub's.
 
     Raises:
         ConfigError: the run has no folder, and so no recipe.
@@ -111,7 +96,7 @@ def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str
         label_names=LABEL_NAMES,
         figures=[
             (title, with_interval(metric))
-            for name, title in FIGURES.items()
+            for name, title in (PERCENTAGES | SCORES).items()
             if (metric := getattr(metrics, name)) is not None
         ],
         recipe=[(title, found) for title, key in RECIPE.items() if (found := _setting(run.config, key))],
@@ -149,7 +134,7 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
                 dataset_name=dataset or "the authors' own pairs",
                 dataset_split=printable(run.predictions_path.stem),
                 metric_type=name,
-                metric_name=f"{FIGURES[name]} ({interval})",
+                metric_name=f"{PERCENTAGES[name]} ({interval})",
                 metric_value=round(metric.value, 4),
             )
         )

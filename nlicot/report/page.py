@@ -19,6 +19,7 @@ from typing import Any
 
 from nlicot import __version__
 from nlicot.audit.findings import Audit
+from nlicot.evaluation.metrics import PERCENTAGES
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Comparison, breakdowns, calibration
@@ -29,17 +30,12 @@ from nlicot.text_tables import printable
 SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
 TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""
-SUMMARY_METRICS = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
 SCRIPTS = ("theme.js", "explorer.js")
 _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def as_html(comparison: Comparison, audit: Audit | None) -> str:
-    """Render the whole page.
-
-    Raises:
-        DataError: a file of a run's folder or its data root is broken.
-    """
+    """Render the whole page; a broken file of a run's folder or its data root is a `DataError`."""
     runs = comparison.runs
     answers = {run.name: run.answers for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
@@ -125,10 +121,10 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
     ]
     if isinstance(content.get("cost_usd"), int | float):
         facts.append(("cost", f"${content['cost_usd']:.4f}"))
-    for name, title in SUMMARY_METRICS.items():
+    for name in ("accuracy", "precision", "recall", "f1"):
         if metric := section(metrics, name):
             value, low, high = (100 * metric[key] for key in ("value", "low", "high"))
-            facts.append((title, f"{value:.1f} % ({low:.1f} to {high:.1f})"))
+            facts.append((PERCENTAGES[name], f"{value:.1f} % ({low:.1f} to {high:.1f})"))
     counts = section(metrics, "confusion")
     return {
         "models": ", ".join(map(printable, section(content, "by_model"))),

@@ -84,11 +84,8 @@ class Run:
     @cached_property
     def metrics(self) -> ClassificationMetrics:
         """The metrics of the answers."""
-        return classification_metrics(
-            [answer.true_label for answer in self.answers],
-            [answer.predicted_label for answer in self.answers],
-            [answer.p_entailment for answer in self.answers],
-        )
+        columns = ("true_label", "predicted_label", "p_entailment")
+        return classification_metrics(*([getattr(each, name) for each in self.answers] for name in columns))
 
     @property
     def majority(self) -> float:
@@ -97,11 +94,7 @@ class Run:
         return max(num_positive, num - num_positive) / num
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run's folder; empty if there is none.
-
-        Raises:
-            DataError: the file is broken.
-        """
+        """Read a JSON file of the run's folder; empty if there is none."""
         path = self.folder and self.folder / name
         return read_json(path) if path and path.is_file() else {}
 
@@ -157,16 +150,14 @@ def _in_order_of(first: Run, run: Run) -> list[Answer]:
     labels = {id_: answer.true_label for id_, answer in by_id.items()}
     differing = [id_ for id_ in expected | labels if expected.get(id_) != labels.get(id_)]
     if differing:
-        sides = [
-            f"{'missing' if label is None else f'labelled {label}'} in {name}"
-            for name, label in (
-                (first.name, expected.get(differing[0])),
-                (run.name, labels.get(differing[0])),
-            )
-        ]
+        id_ = differing[0]
+        here, there = (
+            "missing" if label is None else f"labelled {label}"
+            for label in (expected.get(id_), labels.get(id_))
+        )
         more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
         raise ConfigError(
-            f"--compare: found pair {differing[0]!r} {' and '.join(sides)}{more}, "
+            f"--compare: found pair {id_!r} {here} in {first.name} and {there} in {run.name}{more}, "
             "expected predictions of the same pairs"
         )
     return [by_id[id_] for id_ in expected]
