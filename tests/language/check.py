@@ -23,7 +23,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 LIMIT = 1.0
 """Hits allowed per 1,000 words over all tracked text."""
-OPENINGS_LIMIT = 1
+OPENINGS_LIMIT = 0
 """Docstrings that may open with "What" or "Whether"."""
 PATTERNS = {
     "where (for if)": r"\bwhere there (?:is|are)\b|, where |(?<=[.:;] )Where |\AWhere ",
