@@ -12,18 +12,18 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
+from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot, working_root
-from nlicot.data.thoughts import thought_from
-from nlicot.errors import ConfigError, TeacherLopsided
-from nlicot.records import to_json_dict
+from nlicot.data.thoughts import TextFiles, read_joined, thought_from
+from nlicot.errors import ConfigError, DataError, TeacherLopsided
+from nlicot.records import Reflection, Thought, to_json_dict
 from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of
@@ -43,12 +43,12 @@ from nlicot.teacher.engine.summary import StageStatistics, summarise
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map
 from nlicot.teacher.stages.base import Stage, StageSettings
 from nlicot.teacher.stages.generate import GenerateStage
-from nlicot.teacher.stages.inputs import read_pairs, read_texts_of, read_thoughts_of
 from nlicot.teacher.stages.label_check import pairs_to_probe, probe
 from nlicot.teacher.stages.reflect import ReflectStage
 from nlicot.teacher.stages.score import ScoreStage
 
 logger = logging.getLogger(__name__)
+OUTPUT_PATH = {"generate": DataRoot.thoughts, "reflect": DataRoot.reflections, "score": DataRoot.scores}
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}
 NEXT_COMMAND = {
     "generate": "reflect",
@@ -58,35 +58,32 @@ NEXT_COMMAND = {
 MAX_PAIRS_LISTED = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitWork:
-    """The stage over one split, and its output."""
-
-    split: str
-    stage: Stage[Any]
-    output_path: Path
-
-
 def run(command: str, settings: Namespace) -> int:
     """Run one of the three commands; returns its exit code."""
     root = working_root(settings.root)
     journal_path = root.path / "journal" / f"{command}.sqlite"
     if settings.export_journal:
-        return _export_journal(journal_path, settings)
-    works = [_plan(command, split, settings, root) for split in _splits(settings, root)]
+        _export_journal(journal_path, settings)
+        return 0
+    existing = [split for split in ("train", "dev") if root.pairs(split).exists()]
+    splits = settings.split or existing or ["train"]  # reading train then reports the missing file
+    stages = {split: _stage(command, split, settings, root) for split in splits}
     if settings.dry_run:
-        return _dry_run(works, settings, journal_path)
-    if not settings.get("probe"):
-        refuse_overwriting(*(work.output_path for work in works), overwrite=settings.overwrite)
+        _dry_run(stages, settings, journal_path)
+        return 0
+    only_probe = settings.get("probe")
+    output_paths = {split: OUTPUT_PATH[command](root, split) for split in splits}
+    if not only_probe:
+        refuse_overwriting(*output_paths.values(), overwrite=settings.overwrite)
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
-    with _open_journal(journal_path, settings, _job(works, settings, root)) as journal, log_to(log_path):
+    with _open_journal(journal_path, settings, _job(stages, settings, root)) as journal, log_to(log_path):
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
         if settings.reparse or settings.retry_failures:
             journal.discard_outcomes(failed_only=not settings.reparse)
-        report = _ask(works, settings, journal)
-        if not settings.get("probe"):
-            for work in works:
-                _write_output(work, settings, report, journal, log_path)
+        report = _ask(stages, settings, journal)
+        if not only_probe:
+            for split, stage in stages.items():
+                _write_output(split, stage, output_paths[split], settings, report, journal, log_path)
             print(f"log          {log_path}\nnext         python -m nlicot {NEXT_COMMAND[command]}")
     return 0
 
@@ -94,45 +91,49 @@ def run(command: str, settings: Namespace) -> int:
 # ------------------------------------------------------------------ planning
 
 
-def _splits(settings: Namespace, root: DataRoot) -> Sequence[str]:
-    existing = [split for split in ("train", "dev") if root.pairs(split).exists()]
-    return settings.split or existing or ["train"]  # reading train then reports the missing file
-
-
-def _plan(command: str, split: str, settings: Namespace, root: DataRoot) -> SplitWork:
+def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Stage[Any]:
     """Read a split's inputs and prompts, and set up the stage over them.
 
     Raises:
-        ConfigError: a setting, prompt or definition that cannot be used.
-        DataError: pairs that cannot be read, or missing thoughts.
+        ConfigError: a setting, prompt or definition that cannot be used, or an id that is not in the split.
+        DataError: pairs that cannot be read, missing thoughts, or a text that matches no pair.
     """
-    pairs = read_pairs(root, split, label_map=settings.label_map, limit=settings.limit, ids=settings.ids)
+    examples = read_examples(root.pairs(split), label_map=settings.label_map)
+    known = {example.id for example in examples}
+    wanted = known if settings.ids is None else set(settings.ids)
+    if unknown := ", ".join(sorted(wanted - known)):
+        raise ConfigError(f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)}")
+    chosen = [example for example in examples if example.id in wanted][: settings.limit]
     names = [field.name for field in dataclasses.fields(StageSettings)]
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
         "settings": StageSettings(**{name: settings[name] for name in names}),
         "prompts": load_prompts(command, settings),
     }
-    stage: Stage[Any]
     if command == "generate":
-        stage = GenerateStage(
-            examples=pairs.chosen,
-            num_samples=settings.samples,
-            relation_map=relation_map(settings),
-            **shared,
-        )
-        return SplitWork(split=split, stage=stage, output_path=root.thoughts(split))
+        relations = relation_map(settings)
+        return GenerateStage(examples=chosen, num_samples=settings.samples, relation_map=relations, **shared)
+    path, reflections_path = root.thoughts(split), root.reflections(split)
+    if not path.exists():
+        raise DataError("no such file", path=path, remedy="write it first: python -m nlicot generate")
+    with_reflections = command == "score" and reflections_path.exists()
+    files = TextFiles(thoughts=path, reflections=reflections_path if with_reflections else None)
+    joined = read_joined(examples, files)
+    ids = {example.id for example in chosen}
+    thoughts = [thought for thought in joined.thoughts if thought.id in ids]
     if command == "reflect":
-        stage = ReflectStage(thoughts=read_thoughts_of(root, split, pairs), **shared)
-        return SplitWork(split=split, stage=stage, output_path=root.reflections(split))
-    stage = ScoreStage(
-        texts=read_texts_of(root, split, pairs),
+        return ReflectStage(thoughts=thoughts, **shared)
+    reflections = {(reflection.id, reflection.sample): reflection for reflection in joined.reflections}
+    texts: list[Thought | Reflection] = [
+        reflections.get((thought.id, thought.sample), thought) for thought in thoughts
+    ]
+    return ScoreStage(
+        texts=texts,
         threshold=settings.threshold,
         num_rounds=settings.rounds,
         regenerate_with=settings.regenerate_with or (settings.model,),
         **shared,
     )
-    return SplitWork(split=split, stage=stage, output_path=root.scores(split))
 
 
 def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | None]:
@@ -141,16 +142,16 @@ def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | Non
     return {model: price_of(model, table, settings.price, backend=settings.backend) for model in models}
 
 
-def _job(works: Sequence[SplitWork], settings: Namespace, root: DataRoot) -> str:
+def _job(stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot) -> str:
     """Identify a run by what it asks: a budget covers all starts of the same run, and no other run."""
-    first = works[0].stage
+    first = next(iter(stages.values()))
     content = [
         first.name,
         settings.backend,
         settings.server_url,
         first.models,
         str(root.path.resolve()),
-        [work.split for work in works],
+        list(stages),
         first.settings.params(),
         definitions_name(settings),
         str(settings.prompt),
@@ -161,9 +162,9 @@ def _job(works: Sequence[SplitWork], settings: Namespace, root: DataRoot) -> str
 # ------------------------------------------------------------------ running
 
 
-def _ask(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> RunReport:
+def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> RunReport:
     """Ask all questions that the journal has no answer to."""
-    stage = works[0].stage
+    stage = next(iter(stages.values()))
     backend = connect(
         settings.backend,
         settings.server_url,
@@ -171,13 +172,12 @@ def _ask(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> R
         concurrency=settings.concurrency,
         journal_folder=journal.path.parent,
     )
-    models, splits = ", ".join(stage.models), ", ".join(work.split for work in works)
-    prompt = stage.first_prompt.sha256[:12]
+    models, splits, prompt = ", ".join(stage.models), ", ".join(stages), stage.first_prompt.sha256[:12]
     run_log.info("%s: %s of %s, prompt %s, %s", stage.name, models, settings.backend, prompt, splits)
-    progress_bar = ProgressBar(sum(1 for work in works for _ in work.stage.questions()), stage.name)
-    try:
+    num_questions = sum(1 for stage in stages.values() for _ in stage.questions())
+    with contextlib.closing(ProgressBar(num_questions, stage.name)) as progress_bar:
         return run_phases(
-            _phases(works, settings, journal),
+            _phases(stages, settings, journal),
             stage=stage.name,
             backend=backend,
             models=stage.models,
@@ -191,13 +191,11 @@ def _ask(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> R
             ),
             on_progress=progress_bar.update,
         )
-    finally:
-        progress_bar.close()
 
 
-def _phases(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -> list[Phase]:
-    phases = [Phase(tasks=work.stage.tasks) for work in works]
-    stage = works[0].stage
+def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> list[Phase]:
+    phases = [Phase(tasks=stage.tasks) for stage in stages.values()]
+    stage = next(iter(stages.values()))
     if not isinstance(stage, GenerateStage):
         return phases
     probed = pairs_to_probe(stage.examples)
@@ -226,30 +224,36 @@ def _phases(works: Sequence[SplitWork], settings: Namespace, journal: Journal) -
 
 
 def _write_output(
-    work: SplitWork, settings: Namespace, report: RunReport, journal: Journal, log_path: Path
+    split: str,
+    stage: Stage[Any],
+    path: Path,
+    settings: Namespace,
+    report: RunReport,
+    journal: Journal,
+    log_path: Path,
 ) -> None:
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
     statistics, failures = StageStatistics(), []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for outcome in outcomes(journal, work.stage.tasks(), report.tally):
+        for outcome in outcomes(journal, stage.tasks(), report.tally):
             statistics.add(outcome)
             if outcome.ok:
                 yield from outcome.rows
             else:
                 failures.append(to_json_dict(failure_of(outcome)))
 
-    write_jsonl(work.output_path, rows(), overwrite=settings.overwrite)
-    failures_path = work.output_path.with_suffix(".failures.jsonl")
+    write_jsonl(path, rows(), overwrite=settings.overwrite)
+    failures_path = path.with_suffix(".failures.jsonl")
     failures_path.unlink(missing_ok=True)
     if failures:
         write_jsonl(failures_path, failures, overwrite=True)
-    summary = summarise(work.stage.name, statistics, report)
-    stem = f"{log_path.stem}-{work.split}.summary"
+    summary = summarise(stage.name, statistics, report)
+    stem = f"{log_path.stem}-{split}.summary"
     write_json(log_path.with_name(f"{stem}.json"), summary.content)
     write_text(log_path.with_name(f"{stem}.txt"), summary.text + "\n", overwrite=True)
-    run_log.info("%s: %s", work.split, summary.text.splitlines()[0])
-    print(f"{work.split}: {summary.text}\n\n{work.split:<13}{work.output_path}")
+    run_log.info("%s: %s", split, summary.text.splitlines()[0])
+    print(f"{split}: {summary.text}\n\n{split:<13}{path}")
     if failures:
         print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
 
@@ -261,23 +265,22 @@ def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Jou
     return Journal(journal_path, job=job, interrupted_are_paid=not BACKENDS[settings.backend].runs_jobs)
 
 
-def _dry_run(works: Sequence[SplitWork], settings: Namespace, journal_path: Path) -> int:
+def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path: Path) -> None:
     """Print what a run would cost; nothing is sent, and no key is needed."""
     as_of = load_prices(settings.prices).as_of
     exists = journal_path.exists()
     with _open_journal(journal_path, settings) if exists else contextlib.nullcontext() as journal:
-        for work in works:
+        for split, stage in stages.items():
             requests = (
                 request
-                for _, request in work.stage.questions()
+                for _, request in stage.questions()
                 if journal is None or journal.reply(request.key()) is None
             )
-            cost = estimate(requests, _prices(settings, work.stage.models))
-            print(f"{work.split}: {format_estimate(cost, as_of=as_of)}")
-    return 0
+            cost = estimate(requests, _prices(settings, stage.models))
+            print(f"{split}: {format_estimate(cost, as_of=as_of)}")
 
 
-def _export_journal(journal_path: Path, settings: Namespace) -> int:
+def _export_journal(journal_path: Path, settings: Namespace) -> None:
     if not journal_path.exists():
         raise ConfigError(
             f"--export_journal: found no journal {journal_path}, expected one of an earlier run"
@@ -285,7 +288,6 @@ def _export_journal(journal_path: Path, settings: Namespace) -> int:
     with _open_journal(journal_path, settings) as journal:
         write_jsonl(settings.export_journal, journal.export(), overwrite=settings.overwrite)
     print(f"journal      {settings.export_journal}")
-    return 0
 
 
 def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:

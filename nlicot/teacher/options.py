@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt, register_type
@@ -28,24 +28,22 @@ from nlicot.teacher.stages.prompts import (
 )
 from nlicot.yaml_files import read_yaml
 
-STAGES = ("generate", "reflect", "score")
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",
     "reflect": "Ask a stronger teacher to reflect on the thoughts that missed the true label.",
     "score": "Ask a judge to score thoughts and reflections, and rewrite those that score low.",
 }
+STAGES = tuple(DESCRIPTIONS)
 EXAMPLES = {
     "generate": "python -m nlicot generate --root data --split train,dev --dry_run",
     "reflect": "python -m nlicot reflect --root data --split train,dev --budget 5.00",
     "score": "python -m nlicot score --root data --split train --threshold 4 --rounds 2",
 }
-
-
-def _read_price(value: str | Sequence[Any]) -> Price:
-    return parse_price(value if isinstance(value, str) else ",".join(map(str, value)))
-
-
-register_type(Price, lambda price: f"{price.input},{price.output}", _read_price)
+register_type(
+    Price,
+    lambda price: f"{price.input},{price.output}",
+    lambda value: parse_price(value if isinstance(value, str) else ",".join(map(str, value))),
+)
 
 
 def parse(stage: str, args: Sequence[str]) -> Namespace:
@@ -54,17 +52,6 @@ def parse(stage: str, args: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: an unknown setting, a value that does not fit, or settings that do not fit each other.
     """
-    parser = _parser(stage)
-    dropped = []
-    if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
-        # The other models in the recipe or a file may be unknown to the server of the chosen one.
-        dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
-    return parser.parse(
-        [f"--config={TEACHER_RECIPE}", *dropped, *args], check=functools.partial(_check, stage)
-    )
-
-
-def _parser(stage: str) -> CommandParser:
     parser = CommandParser(
         stage,
         description=DESCRIPTIONS[stage],
@@ -72,17 +59,16 @@ def _parser(stage: str) -> CommandParser:
         sections=STAGES,
         file_settings={"definitions": "definitions.file"},
     )
-    _add_inputs(parser)
-    _add_teacher(parser)
-    _add_limits(parser)
-    if stage == "generate":
-        _add_generate(parser)
-    elif stage == "score":
-        _add_score(parser)
-    return parser
+    _add_settings(parser, stage)
+    dropped = []
+    if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
+        # The other models in the recipe or a file may be unknown to the server of the chosen one.
+        dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
+    recipe = f"--config={TEACHER_RECIPE}"
+    return parser.parse([recipe, *dropped, *args], check=functools.partial(_check, stage))
 
 
-def _add_inputs(parser: CommandParser) -> None:
+def _add_settings(parser: CommandParser, stage: str) -> None:
     add = parser.add_argument_group("input and output").add_argument
     add("--root", type=Path | None, help="the data root; by default a copy of the sample, data/try")
     add("--split", type=Names | None, help="separated by commas; by default train and dev, if they exist")
@@ -95,8 +81,6 @@ def _add_inputs(parser: CommandParser) -> None:
     add("--definitions.entailment", type=str | None, help="meaning of label 1, completing 'answer 1 if ...'")
     add("--definitions.no_entailment", type=str | None, help="meaning of label 0")
 
-
-def _add_teacher(parser: CommandParser) -> None:
     add = parser.add_argument_group("teacher").add_argument
     backends = Literal.__getitem__(tuple(BACKENDS))
     add("--backend", type=backends, default="mistral", help="how the model is reached")
@@ -108,8 +92,6 @@ def _add_teacher(parser: CommandParser) -> None:
     add("--max_tokens", type=PositiveInt, default=512, help="token budget of one answer")
     add("--seed", type=int | None, help="seed sent with each request")
 
-
-def _add_limits(parser: CommandParser) -> None:
     add = parser.add_argument_group("limits and cost").add_argument
     add("--dry_run", type=bool, default=False, help="count requests, tokens and dollars; send nothing")
     add("--budget", type=float | None, help="spending cap in dollars")
@@ -119,28 +101,31 @@ def _add_limits(parser: CommandParser) -> None:
     add("--requests_per_minute", type=float | None, help="by default what the server announces")
     add("--tokens_per_minute", type=float | None, help="by default what the server announces")
     add("--timeout", type=float, default=120.0, help="seconds to wait for one answer")
+
     add = parser.add_argument_group("journal").add_argument
     add("--retry_failures", type=bool, default=False, help="retry pairs whose answers were unusable")
     add("--reparse", type=bool, default=False, help="parse all stored answers again; sends nothing twice")
     add("--export_journal", type=Path | None, metavar="FILE.jsonl", help="write the journal, and stop")
 
-
-def _add_generate(parser: CommandParser) -> None:
-    add = parser.add_argument_group("thoughts").add_argument
-    add("--samples", type=PositiveInt, default=1, help="thoughts per pair")
-    kinds = Literal["initial_generation", "relation"]
-    add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
-    add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
-    add("--probe", type=bool, default=False, help="only compare the first 100 answers with the true labels")
-    add("--yes", type=bool, default=False, help="go on even if the probe finds a lopsided teacher")
-
-
-def _add_score(parser: CommandParser) -> None:
-    add = parser.add_argument_group("scores").add_argument
-    add("--threshold", type=Literal[1, 2, 3, 4, 5], default=4, help="rewrite texts that score lower")
-    rounds = Literal.__getitem__(tuple(range(11)))
-    add("--rounds", type=rounds, default=3, help="maximum number of rewrite rounds")
-    add("--regenerate_with", type=Names, default=Names(), help="the model of round 1, of round 2 ...")
+    if stage == "generate":
+        add = parser.add_argument_group("thoughts").add_argument
+        add("--samples", type=PositiveInt, default=1, help="thoughts per pair")
+        kinds = Literal["initial_generation", "relation"]
+        add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
+        add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
+        add(
+            "--probe",
+            type=bool,
+            default=False,
+            help="only compare the first 100 answers with the true labels",
+        )
+        add("--yes", type=bool, default=False, help="go on even if the probe finds a lopsided teacher")
+    elif stage == "score":
+        add = parser.add_argument_group("scores").add_argument
+        add("--threshold", type=Literal[1, 2, 3, 4, 5], default=4, help="rewrite texts that score lower")
+        rounds = Literal.__getitem__(tuple(range(11)))
+        add("--rounds", type=rounds, default=3, help="maximum number of rewrite rounds")
+        add("--regenerate_with", type=Names, default=Names(), help="the model of round 1, of round 2 ...")
 
 
 def _check(stage: str, settings: Namespace) -> None:
@@ -196,8 +181,10 @@ def relation_map(settings: Namespace) -> dict[str, int] | None:
     if found is None:
         return None
     labels = dict(found) if isinstance(found, Mapping) else {}
-    complete = set(labels) == set(RELATIONS)
-    if not complete or not all(type(label) is int and label in (0, 1) for label in labels.values()):
-        shown_map = labels or found
-        raise ConfigError(f"{source}: found {shown_map}, expected 0 or 1 for each of {', '.join(RELATIONS)}")
+    if set(labels) != set(RELATIONS) or any(
+        type(label) is not int or label >> 1 for label in labels.values()
+    ):
+        raise ConfigError(
+            f"{source}: found {labels or found}, expected 0 or 1 for each of {', '.join(RELATIONS)}"
+        )
     return labels

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nlicot.records import Failure, Provenance
-from nlicot.teacher.answers.json_repair import Unparsable
-from nlicot.teacher.answers.schema import Answer, parse_answer
+from nlicot.teacher.answers.parse import Answer, Unparsable, parse_answer
 from nlicot.teacher.backends.base import Message, Reply, Request, writable
 from nlicot.teacher.engine.scheduler import Ask
 from nlicot.teacher.stages.prompts import PromptType

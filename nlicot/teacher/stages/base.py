@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from nlicot.records import Example, Provenance, Reflection, Thought, to_json_dict
-from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer
-from nlicot.teacher.answers.schema import SCHEMAS
+from nlicot.records import Example, Reflection, Thought, to_json_dict
+from nlicot.teacher.answers.parse import SCHEMAS, Answer
+from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Endpoint, Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
@@ -89,11 +89,8 @@ class Stage(ABC, Generic[Item]):
     def tasks(self) -> Iterator[Task]:
         """Yield one task per question."""
         for item, request in self.questions():
-            yield Task(
-                key=f"{request.key()}/{self._key_suffix(item)}",
-                pair=item.id,
-                run=functools.partial(self._outcome, item, request),
-            )
+            run = functools.partial(self._outcome, item, request)
+            yield Task(key=f"{request.key()}/{self._key_suffix(item)}", pair=item.id, run=run)
 
     async def _outcome(self, item: Item, request: Request, ask: Ask) -> Outcome:
         try:
@@ -104,32 +101,32 @@ class Stage(ABC, Generic[Item]):
             return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
 
     def _request(
-        self,
-        prompt_type: PromptType,
-        item: Example | Thought | Reflection,
-        *,
-        draw: int = 0,
-        model: str | None = None,
-        max_tokens: int | None = None,
-        **texts: str,
+        self, prompt_type: PromptType, item: Example | Thought | Reflection, *, draw: int, **texts: str
     ) -> Request:
-        """Build a request about an item, by default to the stage's model; `texts` fill more placeholders."""
-        params = self.settings.params(draw)
-        if max_tokens is not None:
-            params["max_tokens"] = max_tokens
+        """Build a request about an item to the stage's model; `texts` fill more placeholders."""
         return Request(
             stage=self.name,
             backend=self.endpoint.name,
             server=self.endpoint.server,
-            model=model or self.settings.model,
+            model=self.settings.model,
             messages=self.prompts[prompt_type].render(**_texts(item), **texts),
-            params=params,
+            params=self.settings.params(draw),
             schema=SCHEMAS[prompt_type],
             sample=draw,
         )
 
-    def _provenance(self, valid: ValidAnswer, prompt_type: PromptType) -> Provenance:
-        return valid.provenance(self.prompts[prompt_type].sha256)
+    async def _ask_until_valid(
+        self,
+        ask: Ask,
+        request: Request,
+        prompt_type: PromptType,
+        *,
+        next_models: Sequence[str] = (),
+        check: Callable[[Answer], None] = lambda answer: None,
+    ) -> dict[str, Any]:
+        """Return the fields of a valid answer, with its `provenance`."""
+        valid = await ask_until_valid(ask, request, prompt_type, next_models=next_models, check=check)
+        return {**valid.answer.fields, "provenance": valid.provenance(self.prompts[prompt_type].sha256)}
 
 
 def _texts(item: Example | Thought | Reflection) -> dict[str, str]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nlicot.records import Example, Thought
-from nlicot.teacher.answers.retry_until_valid import ask_until_valid
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask
@@ -37,10 +36,9 @@ class GenerateStage(Stage[Example]):
     relation_map: Mapping[str, int] | None = None
 
     @property
-    def _label_of(self) -> Mapping[str, int] | None:
-        if self.first_prompt.type is not PromptType.RELATION:
-            return None
-        return RELATION_MAP if self.relation_map is None else self.relation_map
+    def _label_of(self) -> Mapping[str, int]:
+        is_used = self.first_prompt.type is PromptType.RELATION
+        return (self.relation_map or RELATION_MAP) if is_used else {}
 
     def questions(self) -> Iterator[tuple[Example, Request]]:
         """Yield each pair, once per sample, with its question."""
@@ -53,10 +51,10 @@ class GenerateStage(Stage[Example]):
         return f"{item.id}/{item.label}{relations}"
 
     async def _work(self, item: Example, request: Request, ask: Ask) -> Outcome:
-        kind = self.first_prompt.type
-        valid = await ask_until_valid(ask, request, kind, next_models=self.settings.next_models)
-        fields = dict(valid.answer.fields)
-        if self._label_of is not None:
+        fields = await self._ask_until_valid(
+            ask, request, self.first_prompt.type, next_models=self.settings.next_models
+        )
+        if self._label_of:
             fields["predicted_label"] = self._label_of[fields["relation"]]
         thought = Thought(
             id=item.id,
@@ -64,7 +62,6 @@ class GenerateStage(Stage[Example]):
             premise=item.premise,
             hypothesis=item.hypothesis,
             true_label=item.label,
-            provenance=self._provenance(valid, kind),
             **fields,
         )
         return finished(thought, correct=None if item.label is None else thought.correct)

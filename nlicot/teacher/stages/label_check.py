@@ -8,7 +8,7 @@ does not fix that; better definitions do.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nlicot.evaluation.bootstrap import Interval, wilson_interval
@@ -73,11 +73,9 @@ class ProbeReport:
 
     def headline(self) -> str:
         """Return the finding in one line."""
-        found = " and ".join(
-            f"{100 * recall.proportion:.0f} % of label {recall.label}" for recall in reversed(self.recalls)
-        )
+        zero, one = (f"{100 * recall.proportion:.0f} % of label {recall.label}" for recall in self.recalls)
         consequence = ": the label definitions do not fit this data" if self.lopsided else ""
-        return f"teacher finds {found}{consequence}"
+        return f"teacher finds {one} and {zero}{consequence}"
 
     def __str__(self) -> str:
         lines = [self.headline()]
@@ -93,55 +91,43 @@ class ProbeReport:
             label = self.missed[0].true_label
             lines.append(f"  pairs of label {label} that it labels {1 - int(label or 0)}:")
             for thought in self.missed:
-                pair = f"    {thought.id}: {thought.premise!r} / {thought.hypothesis!r}"
-                lines += [pair, f"      {thought.thought_process}"]
+                lines.append(f"    {thought.id}: {thought.premise!r} / {thought.hypothesis!r}")
+                lines.append(f"      {thought.thought_process}")
         return "\n".join(lines)
 
 
 def probe(thoughts: Iterable[Thought]) -> ProbeReport:
     """Compare blind thoughts with their pairs' true labels; skip those without one."""
     labelled = [thought for thought in thoughts if thought.true_label is not None]
+    groups = {label: [thought for thought in labelled if thought.true_label == label] for label in LABELS}
     recalls = tuple(
-        Recall(
-            label=label,
-            num_right=sum(thought.correct for thought in labelled if thought.true_label == label),
-            num=sum(thought.true_label == label for thought in labelled),
-        )
-        for label in LABELS
+        Recall(label=label, num_right=sum(thought.correct for thought in group), num=len(group))
+        for label, group in groups.items()
     )
     worse = min(recalls, key=lambda recall: recall.proportion).label
-    wrong = [thought for thought in labelled if thought.true_label == worse and not thought.correct]
+    wrong = [thought for thought in groups[worse] if not thought.correct]
+    named = [(thought.relation, thought.true_label) for thought in labelled if thought.relation in RELATIONS]
+    maps = []
+    for labels in itertools.product(LABELS, repeat=len(RELATIONS)):
+        if named and len(set(labels)) > 1:
+            relation_map = dict(zip(RELATIONS, labels, strict=True))
+            num_right = sum(relation_map[str(relation)] == label for relation, label in named)
+            maps.append(MappedRelations(relation_map=relation_map, accuracy=num_right / len(named)))
     return ProbeReport(
         recalls=recalls,
         accuracy=sum(thought.correct for thought in labelled) / max(1, len(labelled)),
-        maps=tuple(_all_maps([thought for thought in labelled if thought.relation in RELATIONS])),
+        maps=tuple(sorted(maps, key=lambda mapped: -mapped.accuracy)),
         missed=tuple(wrong[:NUM_EXAMPLES_SHOWN]),
     )
 
 
-def _all_maps(thoughts: list[Thought]) -> list[MappedRelations]:
-    """Measure each map from relations to labels that uses both labels; the best comes first."""
-    maps = []
-    for labels in itertools.product(LABELS, repeat=len(RELATIONS)):
-        if thoughts and len(set(labels)) > 1:
-            relation_map = dict(zip(RELATIONS, labels, strict=True))
-            num_right = sum(relation_map[str(thought.relation)] == thought.true_label for thought in thoughts)
-            maps.append(MappedRelations(relation_map=relation_map, accuracy=num_right / len(thoughts)))
-    return sorted(maps, key=lambda mapped: -mapped.accuracy)
-
-
-def pairs_to_probe(examples: Iterable[Example], num: int = NUM_PROBED) -> list[Example]:
-    """Choose the first labelled pairs, half of each label if there are enough, in their order.
+def pairs_to_probe(examples: Sequence[Example]) -> list[Example]:
+    """Choose the first 100 labelled pairs, half of each label if there are enough, in their order.
 
     Files sorted by label are common, and the first hundred rows of one say nothing about the other.
     """
-    first: dict[int, list[tuple[int, Example]]] = {label: [] for label in LABELS}
-    for position, example in enumerate(examples):
-        if example.label is not None and len(first[example.label]) < num:
-            first[example.label].append((position, example))
-        if all(len(found) >= num // 2 for found in first.values()):
-            break
-    fewer, more = sorted(first.values(), key=len)
-    chosen = fewer[: num // 2]
-    chosen += more[: num - len(chosen)]
-    return [example for _, example in sorted(chosen, key=lambda found: found[0])]
+    rows = [[row for row, example in enumerate(examples) if example.label == label] for label in LABELS]
+    fewer, more = sorted(rows, key=len)
+    chosen = fewer[: NUM_PROBED // 2]
+    chosen += more[: NUM_PROBED - len(chosen)]
+    return [examples[row] for row in sorted(chosen)]

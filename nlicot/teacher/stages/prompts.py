@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
@@ -25,6 +23,7 @@ from nlicot.yaml_files import hint, read_yaml
 PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 RELATIONS = ("entailment", "neutral", "contradiction")
 DEFINITIONS = ("entailment", "no_entailment")
+FILE_KEYS = ("system", "user", "definitions")
 
 
 class PromptType(StrEnum):
@@ -83,8 +82,8 @@ class TeacherPrompt:
             ValueError: a placeholder in the prompt has no text.
         """
         texts |= vars(self.definitions)
-        for name in self._placeholders:
-            if name not in texts:
+        for name in _PLACEHOLDER.findall(self.system + self.user):
+            if name in ALLOWED[self.type] and name not in texts:
                 raise ValueError(f"no text for {{{name}}} in the prompt {self.type}")
         system, user = (
             _PLACEHOLDER.sub(lambda match: texts.get(match[1], match[0]), template)
@@ -92,10 +91,6 @@ class TeacherPrompt:
         )
         messages = (Message(role="system", content=system), Message(role="user", content=user))
         return messages if system else messages[1:]
-
-    @cached_property
-    def _placeholders(self) -> list[str]:
-        return [name for name in _PLACEHOLDER.findall(self.system + self.user) if name in ALLOWED[self.type]]
 
     @cached_property
     def sha256(self) -> str:
@@ -117,7 +112,12 @@ def load_prompt(
             none for the definitions.
     """
     path = path or PROMPTS_FOLDER / f"{prompt_type.value}.yaml"
-    content = _read(path, ("system", "user", "definitions"))
+    content = read_yaml(path, label=str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found {shown(content)}, expected the keys {', '.join(FILE_KEYS)}")
+    for key in map(str, content):
+        if key not in FILE_KEYS:
+            raise ConfigError(f"{_line_of(path, f'{key}:')}: unknown key {key!r} ({hint(key, FILE_KEYS)})")
     texts = {}
     for name in ("system", "user"):
         text = content.get(name) or ""
@@ -151,16 +151,6 @@ def _check_placeholders(path: Path, prompt_type: PromptType, found: set[str]) ->
             f"{_line_of(path, f'{{{name}}}')}: {prompt_type.value} has no placeholder {{{name}}} "
             f"({hint(name, known)})"
         )
-
-
-def _read(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    content = read_yaml(path, label=str(path))
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: found {shown(content)}, expected the keys {', '.join(known)}")
-    for key in map(str, content):
-        if key not in known:
-            raise ConfigError(f"{_line_of(path, f'{key}:')}: unknown key {key!r} ({hint(key, known)})")
-    return content
 
 
 def _line_of(path: Path, words: str) -> str:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nlicot.records import Reflection, Thought
-from nlicot.teacher.answers.json_repair import Unparsable
-from nlicot.teacher.answers.retry_until_valid import ask_until_valid
-from nlicot.teacher.answers.schema import Answer
+from nlicot.teacher.answers.parse import Answer, Unparsable
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask
@@ -38,9 +36,9 @@ class ReflectStage(Stage[Thought]):
 
     async def _work(self, item: Thought, request: Request, ask: Ask) -> Outcome:
         assert item.true_label is not None
-        check = require_label(item.true_label)
-        valid = await ask_until_valid(
-            ask, request, PromptType.REFLECTION, next_models=self.settings.next_models, check=check
+        next_models, check = self.settings.next_models, require_label(item.true_label)
+        fields = await self._ask_until_valid(
+            ask, request, PromptType.REFLECTION, next_models=next_models, check=check
         )
         reflection = Reflection(
             id=item.id,
@@ -49,8 +47,7 @@ class ReflectStage(Stage[Thought]):
             hypothesis=item.hypothesis,
             true_label=item.true_label,
             thought_process=item.thought_process,
-            provenance=self._provenance(valid, PromptType.REFLECTION),
-            **valid.answer.fields,
+            **fields,
         )
         return finished(reflection)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from nlicot.records import Reflection, Score, Thought
-from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ask_until_valid
+from nlicot.teacher.answers.retry_until_valid import NoValidAnswer
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask
@@ -74,37 +74,29 @@ class ScoreStage(Stage[Text]):
         return finished(*records)
 
     async def _score(self, text: Text, request: Request, round_: int, ask: Ask) -> Score:
-        kind = PromptType.SCORING
-        valid = await ask_until_valid(ask, request, kind, next_models=self.settings.next_models)
-        return Score(
-            id=text.id,
-            sample=text.sample,
-            target=_target(text),
-            round=round_,
-            provenance=self._provenance(valid, kind),
-            **valid.answer.fields,
+        fields = await self._ask_until_valid(
+            ask, request, PromptType.SCORING, next_models=self.settings.next_models
         )
+        return Score(id=text.id, sample=text.sample, target=_target(text), round=round_, **fields)
 
     async def _regenerate(self, text: Text, score: Score, round_: int, ask: Ask) -> Text:
         """Return the text of the next round, by that round's model."""
         is_thought = isinstance(text, Thought)
         kind = PromptType.REGENERATION if is_thought else PromptType.REFLECTION_REGENERATION
         request = self._request(
-            kind,
-            text,
-            draw=text.sample + round_,
+            kind, text, draw=text.sample + round_, score=str(score.score), analysis=score.analysis
+        )
+        request = replace(
+            request,
             model=self.regenerate_with[min(round_, len(self.regenerate_with)) - 1],
-            max_tokens=REGENERATION_TOKENS,
-            score=str(score.score),
-            analysis=score.analysis,
+            params={**request.params, "max_tokens": REGENERATION_TOKENS},
         )
         if isinstance(text, Thought):
-            valid = await ask_until_valid(ask, request, kind)
-        else:
-            valid = await ask_until_valid(ask, request, kind, check=require_label(text.true_label))
-        new = {"round": round_, "provenance": self._provenance(valid, kind), **valid.answer.fields}
-        # A relation would be that of the first thought.
-        return replace(text, relation=None, **new) if isinstance(text, Thought) else replace(text, **new)
+            fields = await self._ask_until_valid(ask, request, kind)
+            # A relation would be that of the first thought.
+            return replace(text, round=round_, relation=None, **fields)
+        check = require_label(text.true_label)
+        return replace(text, round=round_, **await self._ask_until_valid(ask, request, kind, check=check))
 
 
 def _target(text: Text) -> Any:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from nlicot.records import Failure, Provenance, Usage
-from nlicot.teacher.answers.json_repair import Unparsable
+from nlicot.teacher.answers.parse import SCHEMAS, Answer, Unparsable
 from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer, ask_until_valid
-from nlicot.teacher.answers.schema import SCHEMAS, Answer
 from nlicot.teacher.backends.base import Message, Reply, Request
 from nlicot.teacher.stages.prompts import PromptType
 

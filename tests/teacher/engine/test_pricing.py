@@ -6,7 +6,7 @@ import pytest
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
-from nlicot.teacher.answers.schema import SCHEMAS
+from nlicot.teacher.answers.parse import SCHEMAS
 from nlicot.teacher.backends.base import Message, Request
 from nlicot.teacher.engine.pricing import (
     Estimate,

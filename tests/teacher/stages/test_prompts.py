@@ -9,7 +9,7 @@ import yaml
 
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.teacher.answers.schema import SCHEMAS
+from nlicot.teacher.answers.parse import SCHEMAS
 from nlicot.teacher.stages.prompts import (
     ALLOWED,
     REQUIRED,

@@ -1,7 +1,8 @@
-"""Read the one object in a text that is not valid JSON, if only its syntax is broken.
+"""The fields of a teacher's answers, and their parser: strict JSON first, then with its syntax repaired.
 
-It walks through the object field by field, by the names that must be in it, and takes a step only if the text
-can be read in one way. Types and values are left to `schema`, which calls this after strict parsing fails.
+Repair touches only syntax and is flagged: fences and words around the object, a trailing or missing comma, a
+raw line break or an unescaped quote inside a text, a missing last brace. No content is invented: a truncated
+answer stays unreadable, two objects are one too many, and text that can be read in two ways is refused.
 """
 
 from __future__ import annotations
@@ -9,10 +10,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nlicot.data.rows import shown
+from nlicot.teacher.backends.base import AnswerSchema
+from nlicot.teacher.stages.prompts import RELATIONS, PromptType
 
+
+def _schema(name: str, **fields: dict[str, Any]) -> AnswerSchema:
+    required = {"type": "object", "properties": fields, "required": list(fields)}
+    return AnswerSchema(name=name, schema={**required, "additionalProperties": False})
+
+
+# The strict modes of Mistral and OpenAI want exactly the properties in `required`, and servers differ in the
+# keywords that they accept (minLength, pattern ...): `type` and `enum` work everywhere.
+_TEXT = {"type": "string"}
+_LABEL = {"type": "integer", "enum": [0, 1]}
+# Thinking comes before the label, and the analysis before the score: a model that commits itself first only
+# rationalises afterwards.
+_THOUGHT = _schema("thought", thought_process=_TEXT, predicted_label=_LABEL)
+_REFLECTION = _schema(
+    "reflection", error_analysis=_TEXT, improved_thought_process=_TEXT, reflected_label=_LABEL
+)
+_RELATION = {"type": "string", "enum": list(RELATIONS)}
+SCHEMAS: dict[PromptType, AnswerSchema] = {
+    PromptType.INITIAL_GENERATION: _THOUGHT,
+    PromptType.RELATION: _schema("relation", thought_process=_TEXT, relation=_RELATION),
+    PromptType.REFLECTION: _REFLECTION,
+    PromptType.SCORING: _schema("score", analysis=_TEXT, score={"type": "integer", "enum": [1, 2, 3, 4, 5]}),
+    PromptType.REGENERATION: _THOUGHT,
+    PromptType.REFLECTION_REGENERATION: _REFLECTION,
+}
+
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
 # A brace followed by a field's name, or an empty object: words around an answer hold neither.
 _OBJECT = re.compile(r'\{\s*(?:\}|"[^"\\]*"\s*:)')
 _NAME = re.compile(r'\s*"([^"\\]*)"\s*:\s*')
@@ -38,25 +70,95 @@ class Unparsable(Exception):
         self.kind, self.message = kind, message
 
 
-def field_twice(name: str) -> Unparsable:
-    """Return the error for a duplicate field."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer's fields, and whether its syntax had to be repaired."""
+
+    fields: dict[str, Any]
+    repaired: bool
+
+
+def parse_answer(text: str, prompt_type: PromptType) -> Answer:
+    """Return the fields that a prompt of this type asks for; ignore others.
+
+    >>> parse_answer('```json\\n{"analysis": "Sound.", "score": 5,}\\n```', PromptType.SCORING)
+    Answer(fields={'analysis': 'Sound.', 'score': 5}, repaired=True)
+
+    Raises:
+        Unparsable: of the kinds whitespace, no_json, two_objects, missing_field, wrong_type,
+            label_outside, empty_text.
+    """
+    if not text.strip():
+        raise Unparsable("whitespace", "found only blanks, expected a JSON object")
+    properties: Mapping[str, Any] = SCHEMAS[prompt_type].schema["properties"]
+    found = _strict(text, properties)
+    repaired = found is None
+    if found is None:
+        found = _ObjectReader(text.rstrip().removesuffix("```"), properties).read()
+    fields: dict[str, Any] = {}
+    for name, schema in properties.items():
+        if name not in found:
+            raise Unparsable("missing_field", f"found no field {name}, expected {', '.join(properties)}")
+        if "enum" in schema:
+            fields[name] = _option(name, found[name], schema["enum"])
+            repaired = repaired or fields[name] != found[name]
+        else:
+            fields[name] = _text(name, found[name])
+    return Answer(fields=fields, repaired=repaired)
+
+
+def _strict(text: str, properties: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the object that the text is; None if it is not exactly one."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long to read
+        return None
+    if not isinstance(pairs, tuple):
+        return None
+    names = [name for name, _ in pairs]
+    for name in properties:
+        if names.count(name) > 1:
+            raise _field_twice(name)
+    return dict(pairs)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise Unparsable("wrong_type", f"found {name} {shown(value)}, expected a text")
+    if _UNWRITABLE.search(value):
+        raise Unparsable("wrong_type", f"found characters in {name} that no text file can hold")
+    # Dots, dashes and invisible characters are not a thought either.
+    if not any(map(str.isalnum, value)):
+        raise Unparsable("empty_text", f"found {name} without a word, expected a text")
+    return value.strip()
+
+
+def _option(name: str, value: Any, options: list[Any]) -> Any:
+    """Return the value as one of the options; numbers in quotes and other spellings of words are accepted."""
+    kind: type = type(options[0])
+    option = value.strip().casefold() if isinstance(value, str) else value
+    if kind is int and isinstance(option, str) and _INTEGER.fullmatch(option):
+        option = int(option)
+    if type(option) is kind and option in options:
+        return option
+    expected = ", ".join(options) if kind is str else str(options)
+    problem = "label_outside" if type(option) is kind else "wrong_type"
+    raise Unparsable(problem, f"found {name} {shown(value)}, expected one of {expected}")
+
+
+def _field_twice(name: str) -> Unparsable:
     return Unparsable("two_objects", f"found the field {name} twice, expected one object")
 
 
-def repair(text: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those fields of the one object in a text that can be read without guessing.
-
-    Args:
-        properties: the JSON schema's, by field.
-
-    Raises:
-        Unparsable: of the kinds no_json, two_objects, wrong_type.
-    """
-    return _ObjectReader(text.rstrip().removesuffix("```"), properties).read()
+# ------------------------------------------------------------------ repair
 
 
 class _ObjectReader:
-    """Reads a text once; `position` is the next character to read."""
+    """Reads the one object in a text once; `position` is the next character to read.
+
+    It goes field by field, by the names of the schema's `properties`, and takes a step only if the text can
+    be read in one way. Types and values are left to `parse_answer`.
+    """
 
     def __init__(self, text: str, properties: Mapping[str, Any]) -> None:
         self.text, self.properties = text, properties
@@ -77,7 +179,7 @@ class _ObjectReader:
                 raise Unparsable("no_json", f"found {shown(self._rest())}, expected a field's name")
             name = opening[1]
             if name in self.fields and name in self.properties:
-                raise field_twice(name)
+                raise _field_twice(name)
             self.position = opening.end()
             self.fields[name] = self._value(name)
             comma = _COMMA.match(self.text, self.position)
@@ -138,7 +240,7 @@ class _ObjectReader:
         for number, other in enumerate([name, *later_names]):
             num_found = len(re.findall(rf'"{re.escape(other)}"\s*:', self.text[start:]))
             if num_found > (number > 0):  # its own name again, or a later one twice
-                raise field_twice(other)
+                raise _field_twice(other)
         names = "|".join(map(re.escape, later_names))
         end = re.compile(rf'"\s*(?:,\s*)?"(?:{names})"\s*:' if later_names else r'"\s*(?:,\s*)?\}')
         ends = [position for position in _quotes(self.text, start) if end.match(self.text, position)]

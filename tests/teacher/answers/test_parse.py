@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from nlicot.teacher.answers.json_repair import Unparsable
-from nlicot.teacher.answers.schema import SCHEMAS, Answer, parse_answer
+from nlicot.teacher.answers.parse import SCHEMAS, Answer, Unparsable, parse_answer
 from nlicot.teacher.stages.prompts import PromptType
 
 THOUGHT = PromptType.INITIAL_GENERATION
