@@ -120,6 +120,27 @@ def test_wrong_weights_are_refused_before_a_model_loads(
     flags = [f"--ckpt_path={root / run / 'best.ckpt'}" for run in ("both", "thinks")]
     assert main(["predict", *flags, "--weights=1"]) == 2
     assert "--weights: found '1', expected 2 comma-separated numbers" in capsys.readouterr().err
+    assert main(["validate", *flags, "--probe-thoughts"]) == 2
+    assert "--probe_thoughts takes one --ckpt_path" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_used_only_with_the_base_and_prompts_of_its_training(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["predict", f"--ckpt_path={root / 'both' / 'best.ckpt'}", "--split=dev"]
+    assert main([*flags, "--model.base=bundled"]) == 2
+    assert f"base: here 'bundled', in the checkpoint '{root / 'base'}'" in capsys.readouterr().err
+    assert main([*flags, "--definitions.entailment=it fits"]) == 2
+    assert "definitions: here {'entailment': 'it fits'" in capsys.readouterr().err
+    assert main([*flags, "--model.lora.r=8"]) == 2
+    assert "the adapter has other matrices than --model.lora describes" in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = root / "both" / "other.ckpt"
+    other.write_text("weights")
+    assert main(["predict", f"--ckpt_path={other}"]) == 2
+    assert f"--ckpt_path {other}: not a checkpoint of nlicot" in capsys.readouterr().err
 
 
 def test_killed_predict_continues_where_it_was(
