@@ -80,8 +80,8 @@ class Measurement:
 
 def read_pairs(num_pairs: int) -> list[Any]:
     """Return the first labelled dev pairs of the real data, else of the sample."""
+    from nlicot.config_files import SAMPLE
     from nlicot.data.pairs import read_examples
-    from nlicot.shipped import SAMPLE
 
     real = os.environ.get("NLICOT_REAL_DATA")
     path = Path(real) / "comp34812" / "dev.csv" if real else SAMPLE / "original_data" / "dev.csv"

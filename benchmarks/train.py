@@ -117,6 +117,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     import datasets
 
     from nlicot.builders import find_builder
+    from nlicot.config_files import SAMPLE
     from nlicot.data.pairs import read_examples
     from nlicot.data.root import DataRoot
     from nlicot.data.thoughts import TextFiles, read_joined
@@ -124,7 +125,6 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     from nlicot.model.encoded_dataset import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
-    from nlicot.shipped import SAMPLE
 
     datasets.disable_progress_bars()
     real = os.environ.get("NLICOT_REAL_DATA")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.completion import Form
+from nlicot.config_files import hint, read_yaml
 from nlicot.errors import ConfigError
-from nlicot.yaml_files import hint, read_yaml
 
 THINKING_TEMPLATE = """\
 Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from nlicot.builders import find_builder
 from nlicot.builders.base import Builder
 from nlicot.command_line import LabelMap
+from nlicot.config_files import SAMPLE
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
-from nlicot.shipped import SAMPLE
 
 # jsonargparse reads defaults with vars(), so these dataclasses have no slots.
 

@@ -17,8 +17,7 @@ MODULE_PATHS = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"nlicot", "errors", "records"},
     {
-        "yaml_files",
-        "shipped",
+        "config_files",
         "command_line",
         "text_tables",
         "prompts",

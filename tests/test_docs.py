@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.cli import COMMANDS, main
-from nlicot.command_line import OLD_NAMES
+from nlicot.config_files import OLD_NAMES
 
 PROJECT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "checkpoints/README.md"]

@@ -14,11 +14,11 @@ from sklearn.pipeline import make_pipeline
 
 from nlicot import completion
 from nlicot.builders.reflected import Reflected
+from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import join_reflections, join_thoughts, read_reflections, read_thoughts
 from nlicot.records import Example, Reflection, Thought
-from nlicot.shipped import SAMPLE
 
 ROOT = DataRoot(SAMPLE)
 PAIRS = {split: read_examples(ROOT.pairs(split)) for split in ("train", "dev", "test")}

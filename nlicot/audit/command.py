@@ -13,10 +13,10 @@ from nlicot.audit.findings import as_markdown, as_text, to_json
 from nlicot.audit.inputs import KINDS, SPLITS, AuditData, read_prompts, read_splits
 from nlicot.builders import BUILDERS, find_builder
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
+from nlicot.config_files import SAMPLE
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_text
 from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError
-from nlicot.shipped import SAMPLE
 
 logger = logging.getLogger(__name__)
 

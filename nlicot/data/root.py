@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from nlicot.config_files import SAMPLE
 from nlicot.errors import ConfigError
-from nlicot.shipped import SAMPLE
 
 logger = logging.getLogger(__name__)
 

@@ -115,7 +115,7 @@ def _parser() -> CommandParser:
     )
     add("--format", type=Literal[FORMATS], default="text", help="the format of a row")
     add("--prompt_format", type=Literal[tuple(MARKERS)], default="mistral", help="markers around prompts")
-    parser.add_definitions()
+    parser.add_class_arguments(LabelDefinitions, "definitions")
     add("--label_map", type=LabelMap, default=None, help=LABEL_MAP_HELP)
     add("--shuffle_seed", type=int, default=None, help="shuffle with this seed (default: no shuffling)")
     add("--limit", type=int, default=None, help="only the first N examples, after shuffling")

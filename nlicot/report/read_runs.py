@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlicot.command_line import renamed
+from nlicot.config_files import read_yaml, renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
-from nlicot.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import ScalarEvent

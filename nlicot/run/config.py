@@ -14,11 +14,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from nlicot.command_line import CommandParser, read_settings, renamed, typed_names, typed_values
+from nlicot.command_line import CommandParser, typed_settings
+from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.run.folder import BEST, CONFIG, run_file
 from nlicot.settings import SINGLE_FILES, FitSettings, InspectSettings, PredictionSettings, ValidateSettings
-from nlicot.shipped import RECIPE
 
 DESCRIPTIONS = {
     "fit": "Train an adapter. configs/recipe.yaml is always loaded; --config files and flags win.",
@@ -80,7 +80,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         CheckpointError: `--resume` names no run.
     """
     parser = _parser("fit", FitSettings)
-    resumed = typed_values(args, "resume")
+    resumed = typed_settings(args).get("resume")
     found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
     return FitCommand(
         settings=FitSettings(**vars(parser.instantiate(found))),
@@ -126,7 +126,7 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
         default=[],
         help="checkpoints/RUN/best.ckpt; repeat for an ensemble",
     )
-    checkpoints = [Path(name).expanduser() for name in typed_values(args, "ckpt_path")]
+    checkpoints = [Path(name).expanduser() for name in typed_settings(args).get("ckpt_path", [])]
     if not checkpoints:
         parser.parse(args, **_recipe())  # prints --help
         raise ConfigError(f"{command} needs --ckpt_path checkpoints/RUN/{BEST}")
@@ -140,7 +140,7 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
 def _trained_run(
     parser: CommandParser, kind: type[PredictionSettings], args: Sequence[str], checkpoint: Path
 ) -> TrainedRun:
-    typed = frozenset(typed_names(args))
+    typed = frozenset(typed_settings(args))
     base = _run_settings(checkpoint.parent)
     configured = base["settings"]
     for name in ONLY_FIT:
@@ -159,9 +159,10 @@ def _trained_run(
 
 
 def _parser(command: str, settings: type, skip: Collection[str] = ()) -> CommandParser:
-    parser = CommandParser(command, description=DESCRIPTIONS[command], example=EXAMPLES[command])
+    parser = CommandParser(
+        command, description=DESCRIPTIONS[command], example=EXAMPLES[command], own_page="trainer"
+    )
     parser.add_class_arguments(settings, skip=set(skip))
-    parser.list_on_own_page("trainer")
     return parser
 
 
@@ -171,7 +172,7 @@ def _recipe() -> dict[str, Any]:
 
 def _run_settings(folder: Path) -> dict[str, Any]:
     path = run_file(folder, CONFIG)
-    settings = renamed(read_settings(path))
+    settings = read_settings(path)
     return {
         "settings": {name: value for name, value in settings.items() if name not in OBSOLETE},
         "source": str(path),

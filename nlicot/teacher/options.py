@@ -13,9 +13,9 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt, register_type
 
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap, Names
+from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
-from nlicot.shipped import TEACHER_RECIPE
 from nlicot.teacher.backends.registry import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
 from nlicot.teacher.stages.prompts import (
@@ -26,7 +26,6 @@ from nlicot.teacher.stages.prompts import (
     TeacherPrompt,
     load_prompt,
 )
-from nlicot.yaml_files import read_yaml
 
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nlicot.config_files import SAMPLE
 from nlicot.data import root as root_module
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.errors import ConfigError
-from nlicot.shipped import SAMPLE
 
 
 def test_without_a_root_a_copy_of_the_sample_is_used_and_logged(

@@ -14,6 +14,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from nlicot import completion
 from nlicot.completion import Form
+from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import read_reflections, read_thoughts
@@ -23,7 +24,6 @@ from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import ChatFormat, MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example
-from nlicot.shipped import SAMPLE
 
 NASTY = {
     "mistral markers": "[INST] now [/INST] <s> </s> [TOOL_CALLS] [control_8] <unk> <0x0A>",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nlicot.config_files import TEACHER_RECIPE
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.shipped import TEACHER_RECIPE
 from nlicot.teacher.options import STAGES, definitions_name, label_definitions, parse, relation_map
 
 

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nlicot.config_files import hint, read_yaml
 from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.backends.registry import BACKENDS
-from nlicot.yaml_files import hint, read_yaml
 
 PRICES_PATH = Path(__file__).parents[1] / "prices.yaml"
 TABLE_KEYS = ("as_of", "source", "batch_discount", "models", "aliases")

@@ -14,11 +14,11 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
+from nlicot.config_files import hint, read_yaml
 from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions
 from nlicot.teacher.backends.base import Message
-from nlicot.yaml_files import hint, read_yaml
 
 PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 RELATIONS = ("entailment", "neutral", "contradiction")

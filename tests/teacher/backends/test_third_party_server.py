@@ -22,8 +22,8 @@ from urllib.request import urlopen
 import pytest
 
 from nlicot.cli import main
+from nlicot.config_files import SAMPLE
 from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
-from nlicot.shipped import SAMPLE
 
 NUM_PAIRS = 20
 SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")

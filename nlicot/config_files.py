@@ -1,0 +1,150 @@
+"""Find and read YAML files: the configs that come with nlicot (with the sample data), and the user's.
+
+`pyproject.toml` puts `configs/` and `data/sample/` of the repository into an installed package as
+`nlicot/shipped/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlicot.errors import ConfigError
+
+_PACKAGE = Path(__file__).parent
+_INSTALLED = _PACKAGE / "shipped"
+CONFIGS = _INSTALLED / "configs" if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+SAMPLE = _INSTALLED / "sample" if _INSTALLED.is_dir() else _PACKAGE.parent / "data" / "sample"
+RECIPE = CONFIGS / "recipe.yaml"
+TEACHER_RECIPE = CONFIGS / "teacher.yaml"
+
+OLD_NAMES = {
+    "data.root": "root",
+    "data.label_map": "label_map",
+    "data.definitions": "definitions",
+    "entailment": "definitions.entailment",
+    "no_entailment": "definitions.no_entailment",
+    "votes": "model.decoding.votes",
+    "think": "model.decoding.think",
+    "data.share_beginning": "data.share_prefix",
+    "model.warmup_share": "model.warmup_ratio",
+}
+"""Earlier and shorter names of settings, still read in flags and in the config.yaml of older runs."""
+
+
+def find_config(path: Path) -> Path:
+    """Return the file itself if it exists, else the shipped one of the same name under `configs/`."""
+    path = path.expanduser()
+    shipped = CONFIGS.joinpath(*path.parts[1:])
+    return shipped if not path.exists() and path.parts[:1] == ("configs",) and shipped.exists() else path
+
+
+def read_yaml(path: Path, *, label: str, loader: type = yaml.SafeLoader) -> Any:
+    """Read a YAML file; `label` names it in messages: its path, after the flag that named it if any.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), loader)
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{label}: not valid UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "the syntax is wrong"
+        raise ConfigError(f"{label}{line}: not valid YAML: {problem}") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, under their present names.
+
+    A scalar stays text until the type of its setting decides: a run named `5e-4` is a name, a learning rate
+    of `5e-4` a number.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    found = find_config(path)
+    if not found.exists():
+        near = ", ".join(sorted(other.name for other in found.parent.glob("*.yaml")))
+        there = f"there: {near}" if near else "there is no YAML file in that folder"
+        raise ConfigError(f"--config {path}: no such file ({there})")
+    content = read_yaml(found, label=f"--config {path}", loader=yaml.BaseLoader)
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected keys with values, such as `root: data`")
+    return renamed(_with_nulls(content))
+
+
+def _with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
+    """Turn the text `null` into None, because a type could not distinguish it from a name."""
+    return {
+        key: _with_nulls(value) if isinstance(value, dict) else None if value == "null" else value
+        for key, value in settings.items()
+    }
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings under their present names.
+
+    >>> renamed({"data": {"root": "mine", "seed": 1}})
+    {'root': 'mine', 'data': {'seed': 1}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        merge(found, nested(key, value))
+    for old, new in OLD_NAMES.items():
+        group, _, last = old.rpartition(".")
+        parent = found.get(group) if group else found
+        if isinstance(parent, dict) and last in parent:
+            value = parent.pop(last)
+            if value not in (None, "null") or not group:
+                current, found = found, nested(new, value)
+                merge(found, current)
+    return found
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Return a dotted name's value as nested settings."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def merge(settings: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Lay other settings over these, in place; one that names a class replaces the earlier value."""
+    for key, value in others.items():
+        mine = settings.get(key)
+        if isinstance(mine, dict) and value in ("", None):  # a key of which only the name is left
+            continue
+        if isinstance(mine, dict) and isinstance(value, Mapping) and "class_path" not in value:
+            merge(mine, value)
+        else:
+            settings[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def present_name(name: str) -> str:
+    """Return the present name of a setting."""
+    for old, new in OLD_NAMES.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """Suggest what an unknown name may have meant.
+
+    >>> hint("sytem", ["system", "user"]), hint("x", ["system", "user"])
+    ('did you mean system?', 'available: system, user')
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"available: {', '.join(known)}"
