@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import re
 import typing
@@ -296,7 +297,7 @@ def typed_settings(args: Sequence[str]) -> dict[str, list[str]]:
     {'root': ['mine'], 'probe_thoughts': [], 'split': ['dev', 'test']}
     """
     found: dict[str, list[str]] = {}
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in itertools.pairwise([*args, "--"]):
         if arg.startswith("--"):
             _, equals, value = arg.partition("=")
             values = found.setdefault(present_name(arg[2:].partition("=")[0].replace("-", "_")), [])

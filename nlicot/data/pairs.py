@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from nlicot.data.rows import RecordList, Row, binary_label, read_rows, shown
+from nlicot.data.rows import RecordList, Row, binary_label, read_records, shown
 from nlicot.errors import DataError
 from nlicot.records import LABELS, Example, content_id
 
@@ -40,147 +40,121 @@ def read_examples(
     Raises:
         DataError: with path and line, for anything that cannot be read as it is.
     """
-    columns, labels = _Columns(path), _Labels(path, label_map)
-    examples: list[Example] = []
-    lines: list[int] = []
-    without_id: list[int] = []
-    for row in read_rows(path):
-        pair = columns.renamed(row)
+    reader = _PairReader(path, label_map, id_prefix)
+    examples = read_records(path, reader.example_from, each="pair")
+    reader.check_labels()
+    reader.log_aliases()
+    reader.make_ids_unique(examples)
+    return examples
+
+
+class _PairReader:
+    """Reads the rows of one file, and checks after the last one what concerns several rows."""
+
+    def __init__(self, path: Path, label_map: Mapping[str, int] | None, id_prefix: str) -> None:
+        self._path, self._label_map, self._id_prefix = path, label_map, id_prefix
+        self._sources_of: dict[tuple[str, ...], dict[str, str]] = {}  # our columns' names by a row's names
+        self._has_id: list[bool] = []
+        self._unknown_labels: dict[str, int] = {}  # with the first line of each
+        self._first_line: dict[bool, int] = {}  # of a row with and of one without a label
+
+    def example_from(self, row: Row) -> Example:
+        names = tuple(row.fields)
+        if names not in self._sources_of:
+            self._sources_of[names] = self._sources(row)
+        fields = {column: row.fields[name] for column, name in self._sources_of[names].items()}
+        pair = Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
         premise, hypothesis = pair.text("premise"), pair.text("hypothesis")
         given_id = pair.identifier()
-        if given_id is None:
-            without_id.append(len(examples))
-        example = Example(
-            id=given_id or id_prefix + content_id(premise, hypothesis),
+        self._has_id.append(given_id is not None)
+        return Example(
+            id=given_id or self._id_prefix + content_id(premise, hypothesis),
             premise=premise,
             hypothesis=hypothesis,
-            label=labels.read(pair),
+            label=self._label(pair),
             phenomenon=pair.optional_text("phenomenon"),
         )
-        examples.append(example)
-        lines.append(row.line)
-    if not examples:
-        raise DataError("no rows", "a row for each pair", path=path)
-    labels.check()
-    columns.log_aliases()
-    read = RecordList(examples, lines)
-    _make_ids_unique(read, without_id, path)
-    return read
 
-
-def _make_ids_unique(examples: RecordList[Example], without_id: list[int], path: Path) -> None:
-    """Refuse repeated ids, and number repeated ids that were made from content."""
-    made = set(without_id)
-    line_of: dict[str, int] = {}
-    for position, example in enumerate(examples):
-        if position in made:
-            continue
-        if example.id in line_of:
-            found = f"the id {shown(example.id)} again, after line {line_of[example.id]}"
-            raise DataError(found, "each id once", path=path, line=examples.lines[position])
-        line_of[example.id] = examples.lines[position]
-    positions_of: dict[str, list[int]] = {}
-    for position in without_id:
-        positions_of.setdefault(examples[position].id, []).append(position)
-    num_repeated = 0
-    for id_, positions in positions_of.items():
-        repeated = positions if id_ in line_of else positions[1:]
-        num_repeated += bool(repeated)
-        number = 1
-        for position in repeated:
-            number += 1
-            while f"{id_}-{number}" in line_of or f"{id_}-{number}" in positions_of:
-                number += 1
-            examples[position] = dataclasses.replace(examples[position], id=f"{id_}-{number}")
-    if num_repeated:
-        logger.info("%s: %d pairs appear more than once; all are kept", path, num_repeated)
-
-
-class _Columns:
-    """Finds our columns among a file's own names, and remembers which aliases were used."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._source_of: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def renamed(self, row: Row) -> Row:
-        """Return the row under our names, without its other columns."""
-        names = tuple(row.fields)
-        sources = self._source_of.get(names)
-        if sources is None:
-            sources = self._source_of[names] = self._find(names, row)
-        fields = {column: row.fields[name] for column, name in sources.items()}
-        return Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
-
-    def _find(self, names: tuple[str, ...], row: Row) -> dict[str, str]:
-        original = {name.strip().casefold(): name for name in names}
-        sources = {}
-        for column, aliases in ALIASES.items():
-            found = next((original[name] for name in (column, *aliases) if name in original), None)
-            if found is not None:
-                sources[column] = found
-        missing = [column for column in ("premise", "hypothesis") if column not in sources]
-        if missing:
-            other_separator = len(names) == 1 and any(mark in names[0] for mark in ";\t|")
+    def _sources(self, row: Row) -> dict[str, str]:
+        """Return the file's name of each of our columns that the row has."""
+        original = {name.strip().casefold(): name for name in row.fields}
+        known = {
+            column: [original[name] for name in (column, *aliases) if name in original]
+            for column, aliases in ALIASES.items()
+        }
+        if missing := [column for column in ("premise", "hypothesis") if not known[column]]:
+            has_other_separator = len(row.fields) == 1 and any(mark in "".join(row.fields) for mark in ";\t|")
             raise DataError(
-                f"the columns {', '.join(map(shown, names)) or '(none)'}",
+                f"the columns {', '.join(map(shown, row.fields)) or '(none)'}",
                 " and ".join(missing) + " too",
                 path=self._path,
                 line=row.header_line,
-                remedy="separate the columns with commas" if other_separator else "",
+                remedy="separate the columns with commas" if has_other_separator else "",
             )
-        return sources
+        return {column: names[0] for column, names in known.items() if names}
+
+    def _label(self, pair: Row) -> int | None:
+        """Return the pair's label; None if it has none, or one that `check_labels` will report."""
+        value = pair.fields.get("label")
+        has_label = not (value is None or (isinstance(value, str) and not value.strip()))
+        self._first_line.setdefault(has_label, pair.line)
+        if not has_label:
+            return None
+        label = binary_label(value) if self._label_map is None else self._label_map.get(str(value).strip())
+        if label is None:
+            self._unknown_labels.setdefault(str(value).strip(), pair.line)
+        return label
+
+    def check_labels(self) -> None:
+        if unknown := self._unknown_labels:
+            has_words = any(character.isalpha() for character in "".join(unknown))
+            raise DataError(
+                f"the label{'s' if len(unknown) > 1 else ''} {', '.join([*map(shown, unknown)][:8])}",
+                " or ".join(map(str, LABELS if self._label_map is None else self._label_map)),
+                path=self._path,
+                line=min(unknown.values()),
+                remedy=f"map them to 0 and 1, for example {LABEL_MAP_EXAMPLE}"
+                if has_words or self._label_map is not None
+                else "leave the label empty on every row if labels are not known",
+            )
+        if len(self._first_line) == 2:
+            expected, line = f"one, as on line {self._first_line[True]}", self._first_line[False]
+            raise DataError(
+                "no label", expected, path=self._path, line=line, remedy="label every pair or none"
+            )
 
     def log_aliases(self) -> None:
         used = {
             f"{name.strip()} for {column}": None
-            for sources in self._source_of.values()
+            for sources in self._sources_of.values()
             for column, name in sources.items()
             if name.strip().casefold() != column
         }
         if used:
             logger.info("%s: took the column %s", self._path, ", ".join(used))
 
-
-class _Labels:
-    """Reads a file's labels; `check` reports all unknown ones together after the last row."""
-
-    def __init__(self, path: Path, label_map: Mapping[str, int] | None) -> None:
-        self._path, self._map = path, label_map
-        self._unknown: dict[str, int] = {}
-        self._first_labelled = self._first_unlabelled = 0
-
-    def read(self, row: Row) -> int | None:
-        """Return the row's label; None if it has none, or one that `check` will report."""
-        value = row.fields.get("label")
-        if value is None or (isinstance(value, str) and not value.strip()):
-            self._first_unlabelled = self._first_unlabelled or row.line
-            return None
-        self._first_labelled = self._first_labelled or row.line
-        label = binary_label(value) if self._map is None else self._map.get(str(value).strip())
-        if label is None:
-            self._unknown.setdefault(str(value).strip(), row.line)
-        return label
-
-    def check(self) -> None:
-        """Raise a `DataError` for unknown labels, or if only some rows have one."""
-        if self._unknown:
-            found = [shown(label) for label in self._unknown]
-            is_word = any(character.isalpha() for character in "".join(self._unknown))
-            raise DataError(
-                f"the label{'s' if len(found) > 1 else ''} {', '.join(found[:8])}",
-                " or ".join(map(str, LABELS if self._map is None else self._map)),
-                path=self._path,
-                line=min(self._unknown.values()),
-                remedy=f"map them to 0 and 1, for example {LABEL_MAP_EXAMPLE}"
-                if is_word or self._map is not None
-                else "leave the label empty on every row if labels are not known",
-            )
-        if self._first_labelled and self._first_unlabelled:
-            raise DataError(
-                "no label",
-                f"one, as on line {self._first_labelled}",
-                path=self._path,
-                line=self._first_unlabelled,
-                remedy="label every pair or none",
-            )
+    def make_ids_unique(self, examples: RecordList[Example]) -> None:
+        """Refuse repeated ids, and number repeated ids that were made from content."""
+        line_of: dict[str, int] = {}
+        for example, line, has_id in zip(examples, examples.lines, self._has_id, strict=True):
+            if has_id and example.id in line_of:
+                found = f"the id {shown(example.id)} again, after line {line_of[example.id]}"
+                raise DataError(found, "each id once", path=self._path, line=line)
+            if has_id:
+                line_of[example.id] = line
+        made = [index for index, has_id in enumerate(self._has_id) if not has_id]
+        taken = line_of.keys() | {examples[index].id for index in made}
+        last_number: dict[str, int] = {}
+        for index in made:
+            id_ = examples[index].id
+            if id_ not in line_of and id_ not in last_number:
+                last_number[id_] = 1
+                continue
+            number = last_number.get(id_, 1) + 1
+            while f"{id_}-{number}" in taken:
+                number += 1
+            last_number[id_] = number
+            examples[index] = dataclasses.replace(examples[index], id=f"{id_}-{number}")
+        num_repeated = sum(number > 1 for number in last_number.values())
+        if num_repeated:
+            logger.info("%s: %d pairs appear more than once; all are kept", self._path, num_repeated)

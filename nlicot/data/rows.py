@@ -1,7 +1,7 @@
 """Read rows of CSV and JSON lines together with their line numbers.
 
-This module knows file formats; `pairs` and `thoughts` know what a row means. Any error in a file's content
-is a `DataError` with path and line.
+This module knows file formats; `pairs` and `thoughts` interpret a row. Any error in a file's content is a
+`DataError` with path and line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -52,10 +52,7 @@ class Row:
 
     def text(self, name: str) -> str:
         """Return the raw field, which must be a non-blank string."""
-        value = self.optional_text(name)
-        if value is None:
-            raise self.error(f"an empty {name}" if name in self.fields else self._missing(name), "text")
-        return value
+        return self._required(name, self.optional_text(name), "text")
 
     def optional_text(self, name: str) -> str | None:
         """Return the raw field; None if it is missing, null or blank."""
@@ -66,24 +63,30 @@ class Row:
             raise self.error(f"{name} {shown(value)}", "a string")
         if not value.strip():
             return None
-        if not value.isascii() or "\0" in value:
-            self._refuse_unwritable(name, value)
+        if value.isascii() and "\0" not in value:
+            return value
+        if "\0" in value:
+            raise self.error(f"a NUL character in {name}", "text", remedy="save the file as UTF-8")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start].encode("unicode_escape").decode()
+            raise self.error(
+                f"half a surrogate pair ({half}) in {name}", "text that UTF-8 can hold"
+            ) from None
         return value
 
-    def identifier(self, name: str = "id") -> str | None:
+    def identifier(self) -> str | None:
         """Return the id as a string (an integer is accepted too); None if there is none."""
-        value = self.fields.get(name)
+        value = self.fields.get("id")
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        text = self.optional_text(name)
+        text = self.optional_text("id")
         return None if text is None else text.strip()
 
     def label(self, name: str) -> int:
         """Return the label 0 or 1, given as a number or as a digit in a string."""
-        label = self.optional_label(name)
-        if label is None:
-            raise self.error(f"an empty {name}" if name in self.fields else self._missing(name), "0 or 1")
-        return label
+        return self._required(name, self.optional_label(name), "0 or 1")
 
     def optional_label(self, name: str) -> int | None:
         """Like `label`; None if it is missing, null or blank."""
@@ -95,11 +98,11 @@ class Row:
             raise self.error(f"{name} {shown(value)}", "0 or 1")
         return label
 
-    def whole_number(self, name: str, default: int) -> int:
-        """Return the field as an integer, 0 or more; `default` if it is missing, null or blank."""
+    def whole_number(self, name: str) -> int:
+        """Return the field as an integer, 0 or more; 0 if it is missing, null or blank."""
         value = self.fields.get(name)
         if value is None or value == "":
-            return default
+            return 0
         if isinstance(value, str) and value.isascii() and value.isdigit():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -117,19 +120,11 @@ class Row:
         """Build a `DataError` for this row's line."""
         return DataError(found, expected, path=self.path, line=self.line, remedy=remedy)
 
-    def _missing(self, name: str) -> str:
-        return f"no {name} among {', '.join(map(shown, self.fields)) or 'no fields at all'}"
-
-    def _refuse_unwritable(self, name: str, value: str) -> None:
-        if "\0" in value:
-            raise self.error(f"a NUL character in {name}", "text", remedy="save the file as UTF-8")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = value[error.start].encode("unicode_escape").decode()
-            raise self.error(
-                f"half a surrogate pair ({half}) in {name}", "text that UTF-8 can hold"
-            ) from None
+    def _required(self, name: str, value: T | None, expected: str) -> T:
+        if value is not None:
+            return value
+        among = ", ".join(map(shown, self.fields)) or "no fields at all"
+        raise self.error(f"an empty {name}" if name in self.fields else f"no {name} among {among}", expected)
 
 
 def binary_label(value: object) -> int | None:
@@ -153,6 +148,18 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+def read_records(path: Path, record_from: Callable[[Row], T], *, each: str = "") -> RecordList[T]:
+    """Read each row of a file as a record; with `each`, the name of a record, the file must have rows.
+
+    Raises:
+        DataError: as `read_rows` and `record_from`.
+    """
+    rows = [(record_from(row), row.line) for row in read_rows(path)]
+    if each and not rows:
+        raise DataError("no rows", f"a row for each {each}", path=path)
+    return RecordList((record for record, _ in rows), [line for _, line in rows])
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a CSV with a header, of JSON lines, or of a `.json` file that holds one array.
 
@@ -170,7 +177,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    names: list[str] | None = None
+    names: list[str] = []
     line = next_line = header_line = 1
     with _open_text(path, newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -179,60 +186,47 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 line, next_line = next_line, reader.line_num + 1
                 if not any(cells) and len(cells) < 2:
                     continue
-                if names is None:
-                    names, header_line = _column_names(path, line, cells), line
+                if not names:
+                    names, header_line = [cell.strip() for cell in cells], line
+                    if twice := [name for name in names if name and names.count(name) > 1]:
+                        raise DataError(
+                            f"the column {shown(twice[0])} twice", "each once", path=path, line=line
+                        )
                     continue
                 if len(cells) != len(names):
-                    raise DataError(
-                        f"{len(cells)} fields",
-                        f"{len(names)} as in the header",
-                        path=path,
-                        line=line,
-                        remedy="put a text that contains a comma in double quotes",
-                    )
+                    found, expected = f"{len(cells)} fields", f"{len(names)} as in the header"
+                    remedy = "put a text that contains a comma in double quotes"
+                    raise DataError(found, expected, path=path, line=line, remedy=remedy)
                 fields = dict(zip(names, cells, strict=True))
                 yield Row(path=path, line=line, header_line=header_line, fields=fields)
         except csv.Error as error:
-            raise DataError(
+            found, remedy = (
                 f"a CSV row that cannot be read: {error}",
-                path=path,
-                line=next_line,
-                remedy='inside a quoted text, write a double quote twice: ""',
-            ) from None
-
-
-def _column_names(path: Path, line: int, cells: list[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    for name in names:
-        if name and names.count(name) > 1:
-            raise DataError(f"the column {shown(name)} twice", "each once", path=path, line=line)
-    return names
+                "inside a quoted text, write a double quote twice",
+            )
+            raise DataError(found, path=path, line=next_line, remedy=f'{remedy}: ""') from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    is_array = path.suffix.lower() == ".json" and _starts_with_bracket(path)
-    for line, value in _array_elements(path) if is_array else _json_lines(path):
+    for line, value in _json_values(path):
         if not isinstance(value, dict):
             raise DataError(shown(value), "a JSON object", path=path, line=line)
         yield Row(path=path, line=line, header_line=line, fields=value)
 
 
-def _starts_with_bracket(path: Path) -> bool:
-    with _open_text(path, newline="\n") as file:
-        return next((text.lstrip().startswith("[") for text in file if text.strip()), False)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+def _json_values(path: Path) -> Iterator[tuple[int, object]]:
     # Lines end at "\n" only: U+2028 and similar characters may appear inside a JSON string.
     with _open_text(path, newline="\n") as file:
+        if path.suffix.lower() == ".json" and (content := file.read()).lstrip().startswith("["):
+            yield from _array_elements(content, path)
+            return
+        file.seek(0)
         for line, text in enumerate(file, start=1):
             if text.strip():
                 yield line, _parse_json(text.rstrip(), path, line)
 
 
-def _array_elements(path: Path) -> Iterator[tuple[int, object]]:
-    with _open_text(path, newline="\n") as file:
-        text = file.read()
+def _array_elements(text: str, path: Path) -> Iterator[tuple[int, object]]:
     num_elements = len(_parse_json(text, path, 1))
     decoder, line, position = json.JSONDecoder(), 1, 0
     for _ in range(num_elements):
@@ -270,19 +264,17 @@ def _similar_names(path: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    near = difflib.get_close_matches(path.name, names, n=3)
-    if near:
+    if near := difflib.get_close_matches(path.name, names, n=3):
         return f"did you mean {' or '.join(near)}?"
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"{folder} contains {listed or 'no files'}"
 
 
 def _not_utf8(path: Path) -> DataError:
-    with path.open("rb") as file:
-        for line, text in enumerate(file, start=1):
-            try:
-                text.decode()
-            except UnicodeDecodeError as error:
-                found = f"the byte 0x{text[error.start]:02x}"
-                return DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8")
-    return DataError("bytes that are not text", "UTF-8", path=path, remedy="save the file as UTF-8")
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        found, line = f"the byte 0x{content[error.start]:02x}", content.count(b"\n", 0, error.start) + 1
+        return DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8")
+    raise AssertionError(path)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from nlicot.data.rows import RecordList, Row, line_of, read_rows, shown
+from nlicot.data.rows import RecordList, Row, line_of, read_records, shown
 from nlicot.errors import DataError
 from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usage, content_id
 
@@ -22,12 +22,9 @@ logger = logging.getLogger(__name__)
 
 SCORES = range(1, 6)
 NO_PROVENANCE = Provenance()
-T = TypeVar("T")
 Text = TypeVar("Text", Thought, Reflection)
 Scored: TypeAlias = Score | Thought | Reflection
 """The possible rows of a file of scores."""
-
-# ------------------------------------------------------------------------------ reading
 
 
 def read_thoughts(path: Path) -> RecordList[Thought]:
@@ -36,10 +33,7 @@ def read_thoughts(path: Path) -> RecordList[Thought]:
     Raises:
         DataError: with path and line, for anything that cannot be read as it is.
     """
-    thoughts = _read_all(path, thought_from)
-    if not thoughts:
-        raise DataError("no rows", "a thought on each line", path=path)
-    return thoughts
+    return read_records(path, thought_from, each="thought")
 
 
 def read_reflections(path: Path) -> RecordList[Reflection]:
@@ -48,15 +42,7 @@ def read_reflections(path: Path) -> RecordList[Reflection]:
     Raises:
         DataError: with path and line, for anything that cannot be read as it is.
     """
-    return _read_all(path, reflection_from)
-
-
-def _read_all(path: Path, record_from: Callable[[Row], T]) -> RecordList[T]:
-    records, lines = [], []
-    for row in read_rows(path):
-        records.append(record_from(row))
-        lines.append(row.line)
-    return RecordList(records, lines)
+    return read_records(path, reflection_from)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +60,15 @@ def read_scores(path: Path) -> ScoredTexts:
     Raises:
         DataError: with path and line, for anything that cannot be read as it is.
     """
-    found: dict[type, tuple[list[Any], list[int]]] = {kind: ([], []) for kind in (Score, Thought, Reflection)}
-    for row in read_rows(path):
-        record = scored_from(row)
-        records, lines = found[type(record)]
-        records.append(record)
-        lines.append(row.line)
-    return ScoredTexts(
-        scores=RecordList(*found[Score]),
-        thoughts=RecordList(*found[Thought]),
-        reflections=RecordList(*found[Reflection]),
-    )
+    scored = read_records(path, scored_from)
+
+    def of_type(kind: type[Any]) -> RecordList[Any]:
+        found = [
+            (record, line) for record, line in zip(scored, scored.lines, strict=True) if type(record) is kind
+        ]
+        return RecordList([record for record, _ in found], [line for _, line in found])
+
+    return ScoredTexts(scores=of_type(Score), thoughts=of_type(Thought), reflections=of_type(Reflection))
 
 
 def thought_from(row: Row) -> Thought:
@@ -118,8 +102,8 @@ def _common_fields(row: Row) -> dict[str, Any]:
     premise, hypothesis = row.text("premise"), row.text("hypothesis")
     return {
         "id": row.identifier() or content_id(premise, hypothesis),
-        "sample": row.whole_number("sample", 0),
-        "round": row.whole_number("round", 0),
+        "sample": row.whole_number("sample"),
+        "round": row.whole_number("round"),
         "premise": premise,
         "hypothesis": hypothesis,
         "provenance": _provenance_from(row),
@@ -130,30 +114,32 @@ def scored_from(row: Row) -> Scored:
     """Parse a row of a file of scores: a score or a regenerated text; raises `DataError`."""
     if "score" in row.fields:
         return _score_from(row)
-    if not {"thought_process", "improved_thought_process"} & row.fields.keys():
+    if "improved_thought_process" in row.fields:
+        text: Thought | Reflection = reflection_from(row)
+    elif "thought_process" in row.fields:
+        text = thought_from(row)
+    else:
         raise row.error(
             f"the fields {', '.join(map(shown, row.fields)) or '(none)'}",
             "a score, or the thought_process or improved_thought_process of a regenerated text",
         )
-    text = reflection_from(row) if "improved_thought_process" in row.fields else thought_from(row)
     if not text.round:
-        raise row.error(
-            "a regenerated text of round 0", "round 1 or later", remedy="round 0 is the first text"
-        )
+        remedy = "round 0 is the first text"
+        raise row.error("a regenerated text of round 0", "round 1 or later", remedy=remedy)
     return text
 
 
 def _score_from(row: Row) -> Score:
-    score, target = row.whole_number("score", 0), row.optional_text("target") or "thought"
+    score, target = row.whole_number("score"), row.optional_text("target") or "thought"
     if score not in SCORES:
         raise row.error(f"score {shown(row.fields['score'])}", f"{SCORES[0]} to {SCORES[-1]}")
     if target not in ("thought", "reflection"):
         raise row.error(f"target {shown(target)}", "'thought' or 'reflection'")
     return Score(
         id=row.identifier() or row.text("id"),
-        sample=row.whole_number("sample", 0),
+        sample=row.whole_number("sample"),
         target="thought" if target == "thought" else "reflection",
-        round=row.whole_number("round", 0),
+        round=row.whole_number("round"),
         score=score,
         analysis=row.optional_text("analysis") or "",
         provenance=_provenance_from(row),
@@ -165,22 +151,13 @@ def _provenance_from(row: Row) -> Provenance:
         return NO_PROVENANCE
     inner = row.nested("provenance")
     usage = inner.nested("usage")
+    texts = ("backend", "model", "prompt_sha256", "created_at")
+    tokens = ("prompt_tokens", "completion_tokens")
     return Provenance(
-        backend=inner.optional_text("backend") or "",
-        model=inner.optional_text("model") or "",
-        prompt_sha256=inner.optional_text("prompt_sha256") or "",
+        **{name: inner.optional_text(name) or "" for name in texts},
         params=inner.nested("params").fields,
-        usage=Usage(
-            prompt_tokens=usage.whole_number("prompt_tokens", 0),
-            completion_tokens=usage.whole_number("completion_tokens", 0),
-        )
-        if usage.fields
-        else None,
-        created_at=inner.optional_text("created_at") or "",
+        usage=Usage(**{name: usage.whole_number(name) for name in tokens}) if usage.fields else None,
     )
-
-
-# ------------------------------------------------------------------------------ joining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,24 +203,23 @@ def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
     Raises:
         DataError: as the readers and the joins raise it.
     """
-    thoughts: Sequence[Thought] = ()
-    reflections: Sequence[Reflection] = ()
+    thoughts: list[Thought] = []
+    reflections: list[Reflection] = []
+    scores: list[Score] = []
     if files.thoughts:
         thoughts = join_thoughts(examples, read_thoughts(files.thoughts), path=files.thoughts)
     if files.reflections:
         read = read_reflections(files.reflections)
         reflections = join_reflections(examples, thoughts, read, path=files.reflections)
-    if files.scores is None:
-        return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=())
-    scored = read_scores(files.scores)
-    new_thoughts = join_thoughts(examples, scored.thoughts, path=files.scores)
-    new_reflections = join_reflections(examples, thoughts, scored.reflections, path=files.scores)
-    return JoinedTexts(
-        examples=examples,
-        thoughts=[*thoughts, *new_thoughts],
-        reflections=[*reflections, *new_reflections],
-        scores=join_scores(examples, scored.scores, path=files.scores),
-    )
+    if files.scores:
+        scored = read_scores(files.scores)
+        rewritten = join_thoughts(examples, scored.thoughts, path=files.scores)
+        reflections = reflections + join_reflections(
+            examples, thoughts, scored.reflections, path=files.scores
+        )
+        thoughts = thoughts + rewritten
+        scores = join_scores(examples, scored.scores, path=files.scores)
+    return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=scores)
 
 
 def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path: Path) -> RecordList[Text]:
@@ -260,7 +236,7 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
     position_of: dict[tuple[str, int, int], int] = {}
     joined: list[Text] = []
     lines: list[int] = []
-    num_repeated = num_relabelled = 0
+    num_relabelled = 0
     for index, thought in enumerate(thoughts):
         line = line_of(thoughts, index)
         matched = _with_pair(thought, pairs.find(thought, path, line))
@@ -268,10 +244,8 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
         first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
         if first == len(joined):
             joined.append(matched)
-            lines.extend([] if line is None else [line])
-        elif _without_provenance(joined[first]) == _without_provenance(matched):
-            num_repeated += 1
-        else:
+            lines += [] if line is None else [line]
+        elif _without_provenance(joined[first]) != _without_provenance(matched):
             number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
             earlier = f", after that on line {lines[first]}" if line is not None else ""
             raise DataError(
@@ -281,8 +255,8 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
                 line=line,
                 remedy="number several for one pair with the field sample, or delete one",
             )
-    if num_repeated:
-        logger.info("%s: dropped %d identical repetitions", path, num_repeated)
+    if len(joined) < len(thoughts):
+        logger.info("%s: dropped %d identical repetitions", path, len(thoughts) - len(joined))
     if num_relabelled:
         logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
     return RecordList(joined, lines)
@@ -303,14 +277,15 @@ def join_reflections(
     Raises:
         DataError: as `join_thoughts`, or a reflection is on a correct thought.
     """
-    first_thought = {(thought.id, thought.sample): thought for thought in thoughts if not thought.round}
+    label_of = {
+        (thought.id, thought.sample): thought.predicted_label for thought in thoughts if not thought.round
+    }
     joined = join_thoughts(examples, reflections, path=path)
-    usable: list[Reflection] = []
-    lines: list[int] = []
+    usable: list[int] = []
     num_without_thought = 0
     for index, reflection in enumerate(joined):
-        thought = first_thought.get((reflection.id, reflection.sample))
-        if thought is not None and thought.predicted_label == reflection.true_label:
+        thought_label = label_of.get((reflection.id, reflection.sample))
+        if thought_label == reflection.true_label:
             raise DataError(
                 f"a reflection on a correct thought (pair {shown(reflection.id)})",
                 "reflections on wrong thoughts only",
@@ -318,15 +293,15 @@ def join_reflections(
                 line=line_of(joined, index),
                 remedy="pass the thoughts that these reflections were generated from",
             )
-        num_without_thought += thought is None
+        num_without_thought += thought_label is None
         if reflection.reflected_label == reflection.true_label:
-            usable.append(reflection)
-            lines.extend(joined.lines[index : index + 1])
+            usable.append(index)
     if len(usable) < len(joined):
         logger.warning("%s: skipped %d reflections that miss the true label", path, len(joined) - len(usable))
     if thoughts and num_without_thought:
         logger.info("%s: %d reflections have no thought in the file of thoughts", path, num_without_thought)
-    return RecordList(usable, lines)
+    lines = [joined.lines[index] for index in usable] if joined.lines else []
+    return RecordList([joined[index] for index in usable], lines)
 
 
 def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
@@ -369,20 +344,18 @@ class _PairIndex:
         return {(example.premise, example.hypothesis): example for example in first_wins}
 
     def find(self, record: Thought | Reflection, path: Path, line: int | None) -> Example:
+        texts = record.premise, record.hypothesis
         same_id = self._by_id.get(record.id)
-        if same_id and (same_id.premise, same_id.hypothesis) == (record.premise, record.hypothesis):
+        if same_id and (same_id.premise, same_id.hypothesis) == texts:
             return same_id
-        example = self._by_text.get((record.premise, record.hypothesis))
-        if example is not None:
-            return example
-        reason = "the pair with that id has other texts, and no pair has these"
-        raise DataError(
-            f"{_kind(record)} of pair {shown(record.id)} matches no pair: "
-            f"{reason if same_id else 'no pair has that id or these texts'}",
-            path=path,
-            line=line,
-            remedy=f"pass the pairs file that these {_kind(record)}s were generated from",
-        )
+        if texts in self._by_text:
+            return self._by_text[texts]
+        reason = "no pair has that id or these texts"
+        if same_id:
+            reason = "the pair with that id has other texts, and no pair has these"
+        kind, remedy = _kind(record), "pass the pairs file that these {}s were generated from"
+        found = f"{kind} of pair {shown(record.id)} matches no pair: {reason}"
+        raise DataError(found, path=path, line=line, remedy=remedy.format(kind))
 
 
 def _with_pair(record: Text, example: Example) -> Text:
@@ -422,20 +395,16 @@ def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allo
     for split, (path, examples) in splits.items():
         if split == "train":
             continue
-        shared = [
-            index
-            for index, example in enumerate(examples)
-            if (example.premise, example.hypothesis) in id_in_train
-        ]
+        twins = [id_in_train.get((example.premise, example.hypothesis)) for example in examples]
+        shared = [index for index, twin in enumerate(twins) if twin is not None]
         if shared and not allow:
-            example = examples[shared[0]]
-            twin = id_in_train[example.premise, example.hypothesis]
-            more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+            first, more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+            twin = twins[first]
             raise DataError(
-                f"pair {shown(example.id)} of {split} in train too (there {shown(twin)}){more}",
+                f"pair {shown(examples[first].id)} of {split} in train too (there {shown(twin)}){more}",
                 "splits that share no pair",
                 path=path,
-                line=line_of(examples, shared[0]),
+                line=line_of(examples, first),
                 remedy="remove it from one of them, or allow it: --data.allow_overlap true",
             )
         if shared:

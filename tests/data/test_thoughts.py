@@ -106,7 +106,7 @@ def test_a_thought_with_a_missing_field_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_thoughts_file_without_thoughts_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found no rows, expected a thought on each line$"):
+    with pytest.raises(DataError, match=r"found no rows, expected a row for each thought$"):
         read_thoughts(jsonl_file(tmp_path))
 
 
