@@ -175,7 +175,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
 
     def run() -> list[Answer]:
         batch = by_length([str(index) for index in range(len(prompts))], prompts)
-        found = {int(one.id): one for one in decoder.decode_all(batch.ids, batch.prompts)}
+        found = {int(one.id): one for one in decoder.decode(batch)}
         return [answer(found[index]) for index in range(len(prompts))]
 
     return run

@@ -15,7 +15,7 @@ from typing import Any
 
 from nlicot.data.rows import shown
 from nlicot.errors import DataError
-from nlicot.evaluation.bootstrap import Interval
+from nlicot.evaluation.metrics import Interval
 from nlicot.text_tables import Table, aligned, counted, escaped, listed, percent, piped, printable
 
 SEVERITIES = ("error", "warning", "note")

@@ -26,7 +26,7 @@ from nlicot import completion
 from nlicot.audit.findings import Finding, Section, full_id, percent_range
 from nlicot.audit.inputs import AuditData, TargetText
 from nlicot.audit.minhash import normalised
-from nlicot.evaluation.bootstrap import Interval, wilson_interval
+from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
 

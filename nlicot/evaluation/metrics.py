@@ -1,41 +1,46 @@
-"""Accuracy, F1, calibration and other metrics of predictions, as records, as a dict and as a table.
+"""Accuracy, F1, calibration and other metrics of predictions, with their intervals and paired tests.
 
-Inputs are plain sequences, so that training, the report and notebooks share these functions.
+Metrics are functions of pair weights, one row of weights per resample: the sample itself (all ones) and its
+bootstrap use the same numpy code, many resamples at a time.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
-from nlicot.evaluation.bootstrap import (
-    Floats,
-    Interval,
-    Labels,
-    Metric,
-    bootstrap_metrics,
-    label_statistics,
-    probability_statistics,
-    wilson_interval,
-)
-from nlicot.records import LABEL_NAMES, LABELS
+from nlicot.records import LABELS
 
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+
+CONFIDENCE = 0.95
+NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
-TABLE_WIDTH = 80
+_MAX_WEIGHTS_PER_CHUNK = 2**19  # 4 MB of float64: measured fastest, and bounds the memory
 _UNANSWERED = -1
-PERCENTAGES = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-}
-SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A value measured on a sample, with its 95 % interval."""
+
+    value: float
+    interval: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +69,9 @@ class ClassificationMetrics:
     recall: Metric
     f1: Metric
     macro_f1: Metric
-    auroc: Metric | None
-    expected_calibration_error: Metric | None
-    brier: Metric | None
+    auroc: Metric | None = None
+    expected_calibration_error: Metric | None = None
+    brier: Metric | None = None
     confusion: Confusion
     support: int
     num_positive: int
@@ -113,28 +118,24 @@ def classification_metrics(
     """
     _check_input(true_labels, predicted_labels, p_entailment)
     true = np.array(true_labels, dtype=np.int64)
-    predicted = np.array(
-        [_UNANSWERED if label is None else label for label in predicted_labels], dtype=np.int64
-    )
+    answers = [_UNANSWERED if label is None else label for label in predicted_labels]
+    predicted = np.array(answers, dtype=np.int64)
     p: Floats | None = None
     if p_entailment is not None and all(probability is not None for probability in p_entailment):
         p = np.array(p_entailment, dtype=np.float64)
 
     def statistics(weights: Floats) -> dict[str, Floats]:
-        values = label_statistics(weights, true, predicted)
-        return values if p is None else values | probability_statistics(weights, true, p)
+        values = _label_statistics(weights, true, predicted)
+        return values if p is None else values | _probability_statistics(weights, true, p)
 
-    measured = bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed)
     return ClassificationMetrics(
-        accuracy=measured["accuracy"],
-        precision=measured["precision"],
-        recall=measured["recall"],
-        f1=measured["f1"],
-        macro_f1=measured["macro_f1"],
-        auroc=measured.get("auroc"),
-        expected_calibration_error=measured.get("expected_calibration_error"),
-        brier=measured.get("brier"),
-        confusion=_confusion(true, predicted),
+        **_bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed),
+        confusion=Confusion(
+            tp=int(np.sum((true == 1) & (predicted == 1))),
+            fp=int(np.sum((true == 0) & (predicted == 1))),
+            fn=int(np.sum((true == 1) & (predicted == 0))),
+            tn=int(np.sum((true == 0) & (predicted == 0))),
+        ),
         support=len(true),
         num_positive=int(np.sum(true == 1)),
         num_unanswered=int(np.sum(predicted == _UNANSWERED)),
@@ -147,9 +148,8 @@ def _check_input(
     predicted_labels: Sequence[int | None],
     p_entailment: Sequence[float | None] | None,
 ) -> None:
-    lengths = [len(true_labels), len(predicted_labels)]
-    if p_entailment is not None:
-        lengths.append(len(p_entailment))
+    given = (true_labels, predicted_labels, p_entailment)
+    lengths = [len(values) for values in given if values is not None]
     if len(set(lengths)) > 1 or not lengths[0]:
         raise ValueError(f"found sequences of {lengths} items, expected equally many and at least one")
     for index, label in enumerate(true_labels):
@@ -163,12 +163,121 @@ def _check_input(
             raise ValueError(f"p_entailment[{index}] is {p!r}, expected a probability from 0 to 1")
 
 
-def _confusion(true: Labels, predicted: Labels) -> Confusion:
-    return Confusion(
-        tp=int(np.sum((true == 1) & (predicted == 1))),
-        fp=int(np.sum((true == 0) & (predicted == 1))),
-        fn=int(np.sum((true == 1) & (predicted == 0))),
-        tn=int(np.sum((true == 0) & (predicted == 0))),
+def _bootstrap_metrics(
+    statistics: Callable[[Floats], dict[str, Floats]], num_items: int, *, num_resamples: int, seed: int
+) -> dict[str, Metric]:
+    """Return every statistic's value on the sample with its 95 % percentile bootstrap interval.
+
+    Resamples are drawn with replacement and represented by weights, the number of times each item was drawn
+    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13), once for all statistics.
+
+    Args:
+        statistics: maps weights `[R, num_items]` to named values `[R]`, NaN if undefined; a name without a
+            defined value on the sample gets no metric.
+    """
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
+    rng = np.random.default_rng(seed)
+    num_rows = max(1, _MAX_WEIGHTS_PER_CHUNK // num_items)
+    chunks = [
+        statistics(_draw_weights(rng, min(num_rows, num_resamples - start), num_items))
+        for start in range(0, num_resamples, num_rows)
+    ]
+    return {
+        name: Metric(
+            value=float(value[0]),
+            interval=_percentile_interval(np.concatenate([chunk[name] for chunk in chunks])),
+        )
+        for name, value in statistics(np.ones((1, num_items))).items()
+        if not np.isnan(value[0])
+    }
+
+
+def _draw_weights(rng: np.random.Generator, num_rows: int, num_items: int) -> Floats:
+    drawn = rng.integers(num_items, size=(num_rows, num_items))
+    drawn += np.arange(num_rows)[:, None] * num_items
+    counts = np.bincount(drawn.ravel(), minlength=num_rows * num_items)
+    return counts.reshape(num_rows, num_items).astype(np.float64)
+
+
+def _percentile_interval(values: Floats) -> Interval:
+    """Ignore resamples with an undefined value; if all are, the interval is [0, 1]."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return Interval(low=0.0, high=1.0)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high))
+
+
+def _label_statistics(weights: Floats, true: Labels, predicted: Labels) -> dict[str, Floats]:
+    groups = [true == 1, true == 0, predicted == 1, predicted == 0]
+    hits = [(true == 1) & (predicted == 1), (true == 0) & (predicted == 0)]
+    counts = weights @ np.stack(groups + hits, axis=1).astype(np.float64)
+    positive, negative, predicted_positive, predicted_negative, tp, tn = counts.T
+    f1 = _ratio(2 * tp, positive + predicted_positive)
+    return {
+        "accuracy": _ratio(tp + tn, positive + negative),
+        "precision": _ratio(tp, predicted_positive),
+        "recall": _ratio(tp, positive),
+        "f1": f1,
+        "macro_f1": (f1 + _ratio(2 * tn, negative + predicted_negative)) / 2,
+    }
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _probability_statistics(weights: Floats, true: Labels, p: Floats) -> dict[str, Floats]:
+    num_pairs = weights.sum(axis=1)
+    confidence = np.maximum(p, 1 - p)
+    is_correct = (p > 0.5) == (true == 1)
+    upper_edges = np.arange(1, NUM_CALIBRATION_BINS + 1) / NUM_CALIBRATION_BINS
+    bins = np.searchsorted(upper_edges, confidence, side="left")
+    # A bin's weighted count times |accuracy - confidence| is the absolute sum of its pairs' gaps.
+    gaps = np.zeros((len(p), NUM_CALIBRATION_BINS))
+    gaps[np.arange(len(p)), bins] = is_correct - confidence
+    return {
+        "auroc": _auroc(weights, true, p),
+        "expected_calibration_error": np.abs(weights @ gaps).sum(axis=1) / num_pairs,
+        "brier": (weights @ np.square(p - true)) / num_pairs,
+    }
+
+
+def _auroc(weights: Floats, true: Labels, p: Floats) -> Floats:
+    order = np.argsort(p, kind="stable")
+    ties_start = np.flatnonzero(np.diff(p[order], prepend=-1.0))
+    weights, true = np.take(weights, order, axis=1), true[order]  # 4 times as fast as indexing
+    positives = np.add.reduceat(weights * true, ties_start, axis=1)
+    negatives = np.add.reduceat(weights * (1 - true), ties_start, axis=1)
+    ranked_below = np.cumsum(negatives, axis=1) - negatives / 2
+    num_comparisons = positives.sum(axis=1) * negatives.sum(axis=1)
+    num_won = (positives * ranked_below).sum(axis=1)
+    auroc: Floats = np.full(len(weights), np.nan)
+    np.divide(num_won, num_comparisons, out=auroc, where=num_comparisons > 0)
+    return auroc
+
+
+def wilson_interval(successes: int, total: int) -> Interval:
+    """Return the 95 % score interval of a proportion (Wilson 1927, JASA 22, 209-212).
+
+    Unlike the bootstrap interval, it has a width if all or none succeed, so it suits small groups.
+
+    Raises:
+        ValueError: `total` is below 1, or `successes` is not in 0 to `total`.
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"{successes} successes of {total}, expected 0 <= successes <= total and total >= 1")
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    proportion = successes / total
+    centre = proportion + z**2 / (2 * total)
+    half_width = z * math.sqrt(proportion * (1 - proportion) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    # The ends are exact in theory, but rounding would leave 1e-17 or 0.9999999999999999.
+    return Interval(
+        low=0.0 if successes == 0 else (centre - half_width) / scale,
+        high=1.0 if successes == total else (centre + half_width) / scale,
     )
 
 
@@ -243,10 +352,6 @@ def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNem
     The exact two-sided binomial test, p = 1/2, on the items that only one of them answered correctly (McNemar
     1947, Psychometrika 12, 153-157). It sums integers, so it neither approximates nor underflows early.
 
-    Args:
-        correct_a: True for each item that model A answered correctly.
-        correct_b: the same for model B, in the same order.
-
     Raises:
         ValueError: no items, or unequal lengths.
 
@@ -265,50 +370,3 @@ def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNem
         binomial = binomial * (num_discordant - k) // (k + 1)
         tail += binomial
     return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**num_discordant))
-
-
-def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
-    """Return the metrics as JSON content, without those that are None.
-
-    A metric becomes `{"value": ..., "low": ..., "high": ...}`; everything else keeps its name and shape.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in asdict(metrics).items():
-        if name in PERCENTAGES | SCORES:
-            if value is not None:
-                flat[name] = {"value": value["value"], **value["interval"]}
-        else:
-            flat[name] = value
-    return flat
-
-
-def format_table(metrics: ClassificationMetrics, title: str) -> str:
-    """Format the metrics as text of at most 80 columns, with label proportions and confusion matrix."""
-    lines = [textwrap.fill(title, TABLE_WIDTH), "", f"{'metric':<12}{'value':>8}   95 % interval"]
-    for name, heading in (PERCENTAGES | SCORES).items():
-        metric: Metric | None = getattr(metrics, name)
-        if metric is not None:
-            style = "{:.1%}" if name in PERCENTAGES else "{:.3f}"
-            value, low, high = map(style.format, (metric.value, metric.interval.low, metric.interval.high))
-            lines.append(f"{heading:<12}{value:>8}   {low:>6} to {high:>6}")
-    positive = metrics.num_positive / metrics.support
-    lines += [
-        "",
-        f"{metrics.support} pairs: {positive:.1%} are entailment, "
-        f"{metrics.predicted_positive_share:.1%} predicted so, {metrics.num_unanswered} unanswered",
-        "",
-        *_confusion_lines(metrics),
-    ]
-    return "\n".join(lines)
-
-
-def _confusion_lines(metrics: ClassificationMetrics) -> list[str]:
-    cells = metrics.confusion
-    num_negative = metrics.support - metrics.num_positive
-    rows: list[tuple[str | int, ...]] = [
-        ("true/predicted", LABEL_NAMES[1], LABEL_NAMES[0], "no answer"),
-        (LABEL_NAMES[1], cells.tp, cells.fn, metrics.num_positive - cells.tp - cells.fn),
-        (LABEL_NAMES[0], cells.fp, cells.tn, num_negative - cells.fp - cells.tn),
-    ]
-    num_columns = 4 if metrics.num_unanswered else 3
-    return [f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:num_columns]) for row in rows]

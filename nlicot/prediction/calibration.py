@@ -14,19 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nlicot import completion
 from nlicot.data.atomic_write import write_json
 from nlicot.errors import ConfigError
-from nlicot.evaluation.bootstrap import Metric
-from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
+from nlicot.evaluation.metrics import ClassificationMetrics, Floats, Labels, classification_metrics
 from nlicot.records import Prediction
 
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
-
-FILE = "decision.json"
 EPSILON = 1e-6
 """Probabilities are clipped this far from 0 and 1 before taking logits."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
@@ -41,7 +35,9 @@ class Decision:
 
     def calibrated(self, p: Floats) -> Floats:
         """Return the probabilities at this temperature."""
-        return p if self.temperature == 1 else _sigmoid(_logit(p) / self.temperature)
+        if self.temperature == 1:
+            return p
+        return np.asarray(1 / (1 + np.exp(-(_logit(p) / self.temperature))), dtype=np.float64)
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the label and probability of this decision."""
@@ -55,6 +51,11 @@ class Decision:
         return replace(prediction, predicted_label=label, p_entailment=p, completion=rendered)
 
 
+def _logit(p: Floats) -> Floats:
+    clipped = np.clip(p, EPSILON, 1 - EPSILON)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """The decision fitted on all pairs, with metrics without it, cross-fitted, and in-sample."""
@@ -63,16 +64,14 @@ class Tuned:
     plain: ClassificationMetrics
     cross_fitted: ClassificationMetrics
     in_sample: ClassificationMetrics
-    folds: Sequence[Decision]
 
 
-def fit_decision(true_labels: Sequence[int], p_entailment: Sequence[float]) -> Decision:
+def fit_decision(true: Labels, p: Floats) -> Decision:
     """Fit the temperature with the least log-loss (Guo et al. 2017), then the most accurate threshold.
 
     If all labels or all probabilities are equal, return the plain decision.
     """
-    true, p = np.array(true_labels, dtype=np.int64), np.array(p_entailment, dtype=np.float64)
-    if len(set(true.tolist())) < 2 or len(set(p.tolist())) < 2:
+    if len(np.unique(true)) < 2 or len(np.unique(p)) < 2:
         return Decision()
     temperature = _best_temperature(true, p)
     calibrated = Decision(temperature=temperature).calibrated(p)
@@ -120,20 +119,18 @@ def tune(
     true = np.array(true_labels, dtype=np.int64)
     p = np.array(p_entailment, dtype=np.float64)
     fold_of = _folds(true, num_folds, seed)
-    decided, calibrated, decisions = np.zeros_like(true), np.zeros_like(p), []
+    decided, calibrated = np.zeros_like(true), np.zeros_like(p)
     for fold in range(num_folds):
         held_out = fold_of == fold
-        decision = fit_decision(true[~held_out].tolist(), p[~held_out].tolist())
-        decisions.append(decision)
+        decision = fit_decision(true[~held_out], p[~held_out])
         calibrated[held_out] = decision.calibrated(p[held_out])
         decided[held_out] = calibrated[held_out] >= decision.threshold
-    decision = fit_decision(true.tolist(), p.tolist())
+    decision = fit_decision(true, p)
     return Tuned(
         decision=decision,
         plain=_measured(true, p, Decision()),
         cross_fitted=classification_metrics(true.tolist(), decided.tolist(), calibrated.tolist()),
         in_sample=_measured(true, p, decision),
-        folds=decisions,
     )
 
 
@@ -149,8 +146,7 @@ def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
     for label in (0, 1):
         members = np.flatnonzero(true == label).tolist()
         generator.shuffle(members)
-        for position, index in enumerate(members):
-            fold_of[index] = position % num_folds
+        fold_of[members] = np.arange(len(members)) % num_folds
     return fold_of
 
 
@@ -170,9 +166,10 @@ def format_tuned(tuned: Tuned) -> str:
     ):
         accuracy = metrics.accuracy
         span = f"({accuracy.interval.low:.1%} to {accuracy.interval.high:.1%})"
+        scores = (metrics.expected_calibration_error, metrics.brier)
+        ece, brier = ("" if metric is None else f"{metric.value:.3f}" for metric in scores)
         lines.append(
-            f"{name:<16}{accuracy.value:>8.1%}{span:>18}{metrics.macro_f1.value:>10.1%}"
-            f"{_plain(metrics.expected_calibration_error):>8}{_plain(metrics.brier):>8}"
+            f"{name:<16}{accuracy.value:>8.1%}{span:>18}{metrics.macro_f1.value:>10.1%}{ece:>8}{brier:>8}"
         )
     decision = tuned.decision
     lines.append(f"threshold {decision.threshold:.3f}, temperature {decision.temperature:.2f}")
@@ -181,63 +178,35 @@ def format_tuned(tuned: Tuned) -> str:
     return "\n".join(lines)
 
 
-def _plain(metric: Metric | None) -> str:
-    return "" if metric is None else f"{metric.value:.3f}"
+def store(path: Path, tuned: Tuned, *, split: str, num_pairs: int) -> None:
+    """Store the decision in its run's `decision.json`."""
+    content = {
+        "threshold": tuned.decision.threshold,
+        "temperature": tuned.decision.temperature,
+        "split": split,
+        "num_pairs": num_pairs,
+        "accuracy_plain": tuned.plain.accuracy.value,
+        "accuracy_cross_fitted": tuned.cross_fitted.accuracy.value,
+        "accuracy_in_sample": tuned.in_sample.accuracy.value,
+    }
+    write_json(path, content)
 
 
-def store(folder: Path, tuned: Tuned, *, split: str, num_pairs: int) -> Path:
-    """Store the decision in its run's folder.
-
-    Raises:
-        ConfigError: the split is test.
-    """
-    if split == "test":
-        raise ConfigError("--tune_threshold refuses the test split: tune on dev")
-    path = folder / FILE
-    write_json(
-        path,
-        {
-            "threshold": tuned.decision.threshold,
-            "temperature": tuned.decision.temperature,
-            "split": split,
-            "num_pairs": num_pairs,
-            "accuracy_plain": tuned.plain.accuracy.value,
-            "accuracy_cross_fitted": tuned.cross_fitted.accuracy.value,
-            "accuracy_in_sample": tuned.in_sample.accuracy.value,
-        },
-    )
-    return path
-
-
-def load(folder: Path) -> Decision | None:
-    """Load the decision stored in a run's folder, or return None.
+def load(path: Path) -> Decision:
+    """Load the decision stored in a run's `decision.json`.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return None
+    remedy = "run `validate --tune_threshold` again or remove the file"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         decision = Decision(threshold=float(found["threshold"]), temperature=float(found["temperature"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: no valid threshold and temperature ({error}); "
-            "run `validate --tune_threshold` again or remove the file"
-        ) from error
+        raise ConfigError(f"{path}: no valid threshold and temperature ({error}); {remedy}") from error
     if not (0 <= decision.threshold <= 1 and decision.temperature > 0):
         raise ConfigError(
             f"{path}: found threshold {decision.threshold} and temperature {decision.temperature}, expected "
-            "one from 0 to 1 and one above 0; run `validate --tune_threshold` again or remove the file"
+            f"one from 0 to 1 and one above 0; {remedy}"
         )
     return decision
-
-
-def _logit(p: Floats) -> Floats:
-    clipped = np.clip(p, EPSILON, 1 - EPSILON)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped), dtype=np.float64)
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float64)

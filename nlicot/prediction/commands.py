@@ -11,24 +11,14 @@ from pathlib import Path
 from typing import cast
 
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import format_table
+from nlicot.evaluation.metrics_file import label_summary, record_metrics
 from nlicot.model.loaded_model import silence_libraries
-from nlicot.prediction import calibration
-from nlicot.prediction.ensemble import Decoded, decode, member_weights, read_member
-from nlicot.prediction.faithfulness import format_probe
-from nlicot.prediction.metrics_file import (
-    format_groups,
-    label_summary,
-    measure,
-    record_faithfulness,
-    record_metrics,
-)
-from nlicot.prediction.submission import write_predictions
-from nlicot.prediction.votes import ensemble
+from nlicot.prediction.prediction_files import write_predictions
+from nlicot.prediction.predictor import Decoded, decode, ensemble, member_weights, read_member
 from nlicot.records import Example, Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
-from nlicot.run.folder import METRICS
+from nlicot.run.folder import DECISION, METRICS
 from nlicot.settings import ValidateSettings
 
 
@@ -48,14 +38,19 @@ def validate(runs: Sequence[TrainedRun]) -> int:
     job.report_metrics(predictions)
     print(where)
     if settings.tune_threshold:
+        from nlicot.prediction import calibration
+
         tuned = calibration.tune(
             [int(example.label or 0) for example in job.examples],
             [float(prediction.p_entailment or 0.0) for prediction in predictions],
         )
-        path = calibration.store(job.run_folder, tuned, split=settings.split, num_pairs=len(job.examples))
+        path = job.run_folder / DECISION
+        calibration.store(path, tuned, split=settings.split, num_pairs=len(job.examples))
         print(f"\n{calibration.format_tuned(tuned)}\n\nstored in   {path}; `test` and `predict` use it")
     if settings.probe_thoughts:
-        table = decoded.predictor.probe(job.examples, decoded.members[0])
+        from nlicot.prediction.faithfulness import format_probe, probe_thoughts, record_faithfulness
+
+        table = probe_thoughts(decoded.predictor, job.examples, decoded.members[0])
         record_faithfulness(job.metrics_path, settings.split, table)
         print(f"\n{format_probe(table)}")
     return 0
@@ -113,12 +108,15 @@ class _Job:
         return decoded.members[0] if len(self.members) == 1 else ensemble(decoded.members, self.weights)
 
     def with_tuned_threshold(self, predictions: list[Prediction]) -> list[Prediction]:
-        decision = calibration.load(self.run_folder)
-        if decision is None:
+        path = self.run_folder / DECISION
+        if not path.is_file():
             return predictions
+        from nlicot.prediction import calibration
+
+        decision = calibration.load(path)
         print(
             f"threshold {decision.threshold:.3f} and temperature {decision.temperature:.2f}, "
-            f"as tuned on dev ({self.run_folder / calibration.FILE})"
+            f"as tuned on dev ({path})"
         )
         return [decision.apply(prediction) for prediction in predictions]
 
@@ -130,11 +128,8 @@ class _Job:
         return f"predictions  {csv_path}\nthoughts     {jsonl_path}"
 
     def report_metrics(self, predictions: Sequence[Prediction]) -> None:
-        metrics = measure(self.examples, predictions)
-        entry = record_metrics(self.metrics_path, self.split, metrics, self.examples, predictions)
         pairs_path = self.data.path(self.split, "pairs")
-        print(format_table(metrics, f"{self.split}: {len(self.examples)} pairs of {pairs_path}"))
-        print(format_groups(entry))
+        print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
         print(f"\nmetrics      {self.metrics_path}")
 
 

@@ -9,10 +9,11 @@ cache.
 from __future__ import annotations
 
 import hashlib
+import os.path
 import random
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,14 +21,10 @@ from torch import Tensor
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.errors import ConfigError
-from nlicot.model.fast.attention.spans import common_prefix_len
 from nlicot.model.lora import causal_lm
 from nlicot.model.prompt_format import PromptFormat
-from nlicot.prediction.answer_script import Answer, Choice, FreeText, Row, Script
-from nlicot.prediction.grammar import ThoughtGrammar
+from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Script, ThoughtGrammar
 from nlicot.prediction.kv_cache import RowCache, growing_cache
-from nlicot.prediction.votes import Vote, combine
 from nlicot.records import Prediction
 from nlicot.settings import DecodingSettings
 
@@ -46,27 +43,6 @@ class PromptBatch:
     prompts: list[list[int]]
 
 
-def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
-    """Return the forms of the prompt and of the answer for a model trained on the forms `trained`.
-
-    Raises:
-        ConfigError: the model was not trained to answer in that form.
-    """
-    if think is None:
-        think = set(trained) == {Form.THOUGHT_FIRST}
-    if think:
-        order = ((Form.THOUGHT_FIRST, Form.THOUGHT_FIRST), (Form.LABEL_FIRST, Form.LABEL_FIRST))
-    else:
-        order = ((Form.LABEL_ONLY, Form.LABEL_ONLY), (Form.LABEL_FIRST, Form.LABEL_ONLY))
-    for prompt, answer in order:
-        if prompt in trained:
-            return prompt, answer
-    known = ", ".join(sorted(form.value for form in trained))
-    raise ConfigError(
-        f"--model.decoding.think: found {str(think).lower()}, but the run was trained on {known} only"
-    )
-
-
 class Decoder:
     """Decodes prompts with one model.
 
@@ -83,39 +59,28 @@ class Decoder:
         self.device = self.model.lm_head.weight.device
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
 
-    def decode(self, batch: PromptBatch, *, form: Form) -> list[Prediction]:
-        """Return one prediction for each prompt, in the batch's order."""
-        order = {id_: index for index, id_ in enumerate(batch.ids)}
-        found = self.decode_all(batch.ids, batch.prompts, form=form)
-        return sorted(found, key=lambda prediction: order[prediction.id])
-
-    def decode_all(
-        self, ids: Sequence[str], prompts: Sequence[Sequence[int]], *, form: Form = Form.THOUGHT_FIRST
-    ) -> Iterator[Prediction]:
+    def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
         """Yield one prediction for each prompt, in the order in which they finish.
 
         Args:
-            ids: the pairs' ids.
-            prompts: their encoded prompts; sorted longest first, they need the least padding.
+            batch: the prompts; sorted longest first, they need the least padding.
             form: the parts of a completion and their order.
         """
         if form is Form.LABEL_ONLY:
-            rows = [[*prompt, *self.grammar.label_opening_ids] for prompt in prompts]
+            rows = [[*prompt, *self.grammar.label_opening_ids] for prompt in batch.prompts]
             for index, p_entailment in self.label_probabilities(rows):
-                yield combine(ids[index], [Vote(p_entailment, None, "label_only")], form)
+                yield average([_vote(batch.ids[index], p_entailment, None, "label_only")], form=form)
             return
         opening, script = self._student_script(form)
         num_votes = self.settings.votes if self.settings.temperature > 0 else 1
-        votes: dict[int, list[Vote]] = {}
-        rows = [[*prompt, *opening] for prompt in prompts]
+        votes: dict[int, list[Prediction]] = {}
+        rows = [[*prompt, *opening] for prompt in batch.prompts]
         for index, answer in self._run(rows, script, num_votes):
-            votes.setdefault(index, []).append(
-                Vote(
-                    answer.probabilities[0][1], answer.texts[0], "closed" if answer.closed[0] else "truncated"
-                )
-            )
+            status = "closed" if answer.closed[0] else "truncated"
+            vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
+            votes.setdefault(index, []).append(vote)
             if len(votes[index]) == num_votes:
-                yield combine(ids[index], votes.pop(index), form)
+                yield average(votes.pop(index), form=form)
 
     def _student_script(self, form: Form) -> tuple[list[int], Script]:
         budget = self.settings.max_thought_tokens
@@ -169,40 +134,27 @@ class Decoder:
             num_slots = max(1, (self.settings.batch_size - len(running.rows)) // num_samples)
             if pending and len(running.rows) <= COMPACT_BELOW * self.settings.batch_size:
                 entering = [pending.popleft() for _ in range(min(num_slots, len(pending)))]
-                encoded = self._prefill([prompts[index] for index in entering], prefix)
-                seeds = [_seed_text(prompts[index]) for index in entering]
-                self._enter(running, entering, seeds, encoded, script, num_samples)
+                hidden, state = self._prefill([prompts[index] for index in entering], prefix)
+                if num_samples > 1:
+                    copies = torch.arange(len(entering), device=self.device).repeat_interleave(num_samples)
+                    state.select(copies)
+                    hidden = hidden[copies]
+                for index in entering:
+                    # Sampling is seeded by the prompt, not by its slot: a row is the same in any batch.
+                    seed = hashlib.sha256(repr(list(prompts[index])).encode()).hexdigest()
+                    for sample in range(num_samples):
+                        running.rows.append(Row(script=script))
+                        running.owners.append(index)
+                        running.generators.append(random.Random(f"{self.settings.seed}/{sample}/{seed}"))
+                running.append(hidden, state)
             yield from self._step(running)
-
-    def _enter(
-        self,
-        running: _Running,
-        entering: Sequence[int],
-        seeds: Sequence[str],
-        encoded: tuple[Tensor, RowCache],
-        script: Script,
-        num_samples: int,
-    ) -> None:
-        """Append the rows of these encoded prompts to the running ones."""
-        hidden, state = encoded
-        if num_samples > 1:
-            copies = torch.arange(len(entering), device=self.device).repeat_interleave(num_samples)
-            state.select(copies)
-            hidden = hidden[copies]
-        for index, seed in zip(entering, seeds, strict=True):
-            for sample in range(num_samples):
-                running.rows.append(Row(script=script))
-                running.owners.append(index)
-                running.generators.append(random.Random(f"{self.settings.seed}/{sample}/{seed}"))
-        running.hidden = hidden if running.hidden is None else torch.cat([running.hidden, hidden])
-        running.state = state if running.state is None else RowCache.joined([running.state, state])
-        running.escaping = torch.cat([running.escaping, running.escaping.new_zeros(len(hidden))])
 
     def _encode_prefix(self, rows: Sequence[Sequence[int]]) -> RowCache | None:
         """Encode the prefix that all rows share (instruction and definitions) once."""
         if len(rows) < 2:
             return None
-        prefix_len = common_prefix_len([list(row) for row in rows], min(map(len, rows)) - 1)
+        common = os.path.commonprefix([list(row) for row in rows])  # noqa: RUF071 (of ids, not of a path)
+        prefix_len = min(len(common), min(map(len, rows)) - 1)
         if not prefix_len:
             return None
         ids = torch.tensor([list(rows[0][:prefix_len])], device=self.device)
@@ -210,9 +162,7 @@ class Decoder:
         self._forward(ids, prefix.mask, torch.arange(prefix_len, device=self.device)[None], prefix.cache)
         return prefix
 
-    def _prefill(
-        self, rows: Sequence[Sequence[int]], prefix: RowCache | None = None
-    ) -> tuple[Tensor, RowCache]:
+    def _prefill(self, rows: Sequence[Sequence[int]], prefix: RowCache | None) -> tuple[Tensor, RowCache]:
         """Encode rows of ids; return their last hidden states `[B, H]` and their cache.
 
         Args:
@@ -256,7 +206,6 @@ class Decoder:
     def _step(self, running: _Running) -> Iterator[tuple[int, Answer]]:
         """Decode one token of each row; yield the answers of the rows that it finishes."""
         assert running.hidden is not None
-        assert running.state is not None
         logits = self._logits(running.hidden)
         closing = torch.tensor([row.closing_id for row in running.rows], device=self.device)
         chosen = self._choose(self.grammar.constrained(logits, running.escaping, closing), running.generators)
@@ -273,9 +222,9 @@ class Decoder:
         if len(kept) < COMPACT_BELOW * len(running.rows):
             running.select(kept)
             feed = [feed[slot] for slot in kept]
-        if not running.rows:
-            return
         state = running.state
+        if state is None:
+            return
         tokens = torch.tensor(feed, device=self.device)[:, None]
         positions, state.mask = state.positions, state.with_next()
         running.hidden = self._forward(tokens, state.mask, positions, state.cache)
@@ -311,11 +260,6 @@ class Decoder:
         return (probabilities / times).argmax(-1)
 
 
-def _seed_text(prompt: Sequence[int]) -> str:
-    """Seed sampling by the prompt, not by its slot, so that a row is the same in any batch."""
-    return hashlib.sha256(repr(list(prompt)).encode()).hexdigest()
-
-
 @dataclass(slots=True, kw_only=True)
 class _Running:
     """The state of the running rows, slot by slot."""
@@ -326,6 +270,12 @@ class _Running:
     generators: list[random.Random] = field(default_factory=list)
     hidden: Tensor | None = None
     state: RowCache | None = None
+
+    def append(self, hidden: Tensor, state: RowCache) -> None:
+        """Append the hidden states and the cache of new rows."""
+        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
+        self.state = state if self.state is None else RowCache.joined([self.state, state])
+        self.escaping = torch.cat([self.escaping, self.escaping.new_zeros(len(hidden))])
 
     def select(self, kept: Sequence[int]) -> None:
         """Keep only these slots."""
@@ -340,16 +290,59 @@ class _Running:
             self.state.select(slots)
 
 
-def by_length(ids: Sequence[str], prompts: Sequence[list[int]]) -> PromptBatch:
-    """Sort prompts by length, longest first: little padding, and memory peaks at the start."""
+def _vote(id_: str, p_entailment: float, thought_process: str | None, status: str) -> Prediction:
+    return Prediction(
+        id=id_,
+        predicted_label=int(p_entailment >= 0.5),
+        p_entailment=p_entailment,
+        thought_process=thought_process,
+        status=status,
+        completion="",
+    )
+
+
+def average(
+    answers: Sequence[Prediction], weights: Sequence[float] | None = None, form: Form = Form.THOUGHT_FIRST
+) -> Prediction:
+    """Average several answers to one pair: votes of one model, or predictions of an ensemble's members.
+
+    The thought is that of the answer with the largest weight among those with a thought and the same label,
+    else of the largest with a thought.
+
+    Args:
+        answers: at least one.
+        weights: one per answer, none negative, not all 0; by default they are equal.
+        form: the form of the completion.
+    """
+    weights = weights or [1.0] * len(answers)
+    probabilities = [float(answer.p_entailment or 0.0) for answer in answers]
+    mean = sum(weight * p for weight, p in zip(weights, probabilities, strict=True)) / sum(weights)
+    label = int(mean >= 0.5)
+    by_weight = [answers[index] for index in sorted(range(len(answers)), key=lambda i: -weights[i])]
+    thinking = [answer for answer in by_weight if answer.thought_process is not None]
+    chosen = next((one for one in thinking if one.predicted_label == label), (thinking or by_weight)[0])
+    num_agreeing = sum(answer.predicted_label == label for answer in answers)
+    return replace(
+        chosen,
+        predicted_label=label,
+        p_entailment=mean,
+        completion=completion.render(chosen.thought_process, label, form),
+        agreement=num_agreeing / len(answers) if len(answers) > 1 else None,
+    )
+
+
+def by_length(
+    ids: Sequence[str],
+    prompts: Sequence[list[int]],
+    *,
+    batch_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+) -> PromptBatch:
+    """Sort prompts by length, longest first: little padding, and memory peaks at the start.
+
+    Several ranks take batches in turn, so that no pair is decoded twice; this returns those of one rank.
+    """
     order = sorted(range(len(ids)), key=lambda index: (-len(prompts[index]), index))
-    return PromptBatch(ids=[ids[i] for i in order], prompts=[prompts[i] for i in order])
-
-
-def prompt_batches(ids: Sequence[str], prompts: Sequence[list[int]], batch_size: int) -> list[PromptBatch]:
-    """Sort prompts by length and cut them into batches."""
-    ordered = by_length(ids, prompts)
-    return [
-        PromptBatch(ids=ordered.ids[at : at + batch_size], prompts=ordered.prompts[at : at + batch_size])
-        for at in range(0, len(ids), batch_size)
-    ]
+    mine = [index for place, index in enumerate(order) if place // batch_size % world_size == rank]
+    return PromptBatch(ids=[ids[index] for index in mine], prompts=[prompts[index] for index in mine])

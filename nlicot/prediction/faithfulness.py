@@ -1,4 +1,4 @@
-"""Does the thought drive the decision? Read labels again after changed thoughts, or with the premise blanked.
+"""Does the thought decide the label? Read labels again after changed thoughts, or with the premise blanked.
 
 Interventions after Lanham et al. 2023 (arXiv:2307.13702): a thought matters to the label only if the label
 changes with it.
@@ -6,12 +6,16 @@ changes with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from nlicot import completion
 from nlicot.completion import Form
+from nlicot.data.atomic_write import write_json
+from nlicot.evaluation.metrics_file import read_metrics
 from nlicot.prediction.decoding import Decoder, by_length
+from nlicot.prediction.predictor import Predictor
 from nlicot.records import Example, Prediction
 
 BLANK = "(left out)"
@@ -29,39 +33,44 @@ class Probe:
 
 
 def probe_thoughts(
-    decoder: Decoder,
-    encode: Callable[[str, str], list[int]],
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    *,
-    form: Form,
+    predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Probe]:
     """Compare the labels of `predictions` with those under each intervention.
 
+    Thoughts are changed only if the label follows them.
+
     Args:
-        encode: returns the prompt ids of a premise and a hypothesis.
+        predictor: the model that made the predictions.
         examples: the pairs.
         predictions: their predictions, in the same order.
-        form: the form of the answers; thoughts are changed only if the label follows them.
     """
+    decoder = predictor.decoder
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
     found = {"as it is": before}
-    if form is Form.THOUGHT_FIRST:
-        thoughts = [prediction.thought_process or "" for prediction in predictions]
-        prompts = [encode(example.premise, example.hypothesis) for example in examples]
-        for name, changed in (
-            ("thought left out", [""] * len(thoughts)),
-            ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
-            ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
-        ):
-            found[name] = _labels_after(decoder, prompts, changed)
-    blanked = [encode(BLANK, example.hypothesis) for example in examples]
-    batch = by_length([str(index) for index in range(len(blanked))], blanked)
-    answers = {
-        int(one.id): one.predicted_label for one in decoder.decode_all(batch.ids, batch.prompts, form=form)
-    }
+    with predictor.autocast():
+        if predictor.form is Form.THOUGHT_FIRST:
+            thoughts = [prediction.thought_process or "" for prediction in predictions]
+            prompts = [predictor.encode(example.premise, example.hypothesis) for example in examples]
+            for name, changed in (
+                ("thought left out", [""] * len(thoughts)),
+                ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
+                ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
+            ):
+                found[name] = _labels_after(decoder, prompts, changed)
+        blanked = [predictor.encode(BLANK, example.hypothesis) for example in examples]
+        batch = by_length([str(index) for index in range(len(blanked))], blanked)
+        answers = {int(one.id): one.predicted_label for one in decoder.decode(batch, form=predictor.form)}
     found["premise blanked"] = [int(answers[index] or 0) for index in range(len(blanked))]
-    return [_counted(name, examples, before, after) for name, after in found.items()]
+    true = [example.label for example in examples]
+    return [
+        Probe(
+            name=name,
+            num=len(after),
+            num_flipped=sum(a != b for a, b in zip(before, after, strict=True)),
+            num_right=None if None in true else sum(a == b for a, b in zip(after, true, strict=True)),
+        )
+        for name, after in found.items()
+    ]
 
 
 def _first_half(thought: str) -> str:
@@ -84,16 +93,11 @@ def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequ
     return [int(probabilities[index] >= 0.5) for index in range(len(rows))]
 
 
-def _counted(name: str, examples: Sequence[Example], before: Sequence[int], after: Sequence[int]) -> Probe:
-    labelled = all(example.label is not None for example in examples)
-    return Probe(
-        name=name,
-        num=len(after),
-        num_flipped=sum(a != b for a, b in zip(before, after, strict=True)),
-        num_right=sum(label == example.label for label, example in zip(after, examples, strict=True))
-        if labelled
-        else None,
-    )
+def record_faithfulness(path: Path, split: str, table: Sequence[Probe]) -> None:
+    """Record the probe's results with the split's metrics in `metrics.json`."""
+    content = read_metrics(path)
+    content[split]["faithfulness"] = [asdict(probe) for probe in table]
+    write_json(path, content)
 
 
 def format_probe(table: Sequence[Probe]) -> str:

@@ -1,6 +1,14 @@
-"""Constrain generation so that a thought stays one valid JSON string."""
+"""What the model may answer: a script of texts, choices and literals, and the tokens allowed inside a text.
+
+The decoder takes each row through a script. A student's has a thought and a label; a teacher's has the fields
+of its stage.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,9 +16,101 @@ from torch import Tensor
 from nlicot import completion
 from nlicot.model.prompt_format import PromptFormat
 
+INSIDE_STRING = re.compile(r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*\\?')
+"""Text after which a JSON string stays open and valid, if no backslash is open before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeText:
+    """The inside of a JSON string, up to its closing quote or token budget; then `closing_ids` are fed."""
+
+    closing_ids: Sequence[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of several literals, chosen by the logits of their first tokens; then `following_ids` are fed."""
+
+    options: Sequence[Sequence[int]]
+    following_ids: Sequence[int] = ()
+
+
+Script = Sequence[FreeText | Choice]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A row's texts, whether each closed by itself, and its choices' probabilities, in script order."""
+
+    texts: list[str]
+    closed: list[bool]
+    probabilities: list[list[float]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A row and its progress through a script."""
+
+    script: Script
+    step: int = 0
+    pending: list[int] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    closed: list[bool] = field(default_factory=list)
+    probabilities: list[list[float]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """True if the model has nothing left to decide; trailing literals are skipped."""
+        return self.step == len(self.script)
+
+    @property
+    def in_text(self) -> bool:
+        """True if the model writes the next token, inside a text."""
+        return not self.done and not self.pending and isinstance(self.script[self.step], FreeText)
+
+    @property
+    def closing_id(self) -> int:
+        """The token that ends the current text; arbitrary outside of a text."""
+        step = None if self.done else self.script[self.step]
+        return step.closing_ids[0] if isinstance(step, FreeText) else 0
+
+    def next_token(self, chosen: int, closes: bool, logits: Tensor) -> int:
+        """Return the token to feed, given the model's choice and its logits `[V]`."""
+        if self.pending:
+            return self.pending.pop(0)
+        step = self.script[self.step]
+        if isinstance(step, Choice):
+            probabilities: list[float] = logits[[option[0] for option in step.options]].softmax(-1).tolist()
+            self.probabilities.append(probabilities)
+            best = max(range(len(probabilities)), key=probabilities.__getitem__)
+            literal = [*step.options[best], *step.following_ids]
+        else:
+            if len(self.tokens) == len(self.closed):
+                self.tokens.append([])
+            text = self.tokens[-1]
+            if not closes and len(text) < step.max_tokens:
+                text.append(chosen)
+                return chosen
+            self.closed.append(closes)
+            literal = list(step.closing_ids)
+        self.step += 1
+        first, *self.pending = literal
+        return first
+
+    def answer(self, prompt_format: PromptFormat) -> Answer:
+        """Return the finished answer."""
+        texts = []
+        for ids in self.tokens:
+            text = prompt_format.decode_inner(ids)
+            if _num_trailing_backslashes(text) % 2:  # the token budget ended inside an escape
+                text = text[:-1]
+            texts.append(completion.unescape(text))
+        return Answer(texts=texts, closed=self.closed, probabilities=self.probabilities)
+
 
 class ThoughtGrammar:
-    """The tokens that may come next inside a thought.
+    """The tokens that may come next inside a thought, so that it stays one valid JSON string.
 
     A thought ends with the first token of the scaffold that follows it, as in training. No other token with
     an unescaped quote, a control character or a control token is allowed; after an odd number of
@@ -24,15 +124,14 @@ class ThoughtGrammar:
         zero, one = (prompt_format.encode_segment(digit, first=False) for digit in "01")
         assert len(zero) == len(one) == 1, "a label must be one token"
         self.label_ids = (zero[0], one[0])
-        self.special_ids = prompt_format.special_ids
         # Lists first: setting one entry of a tensor takes microseconds, and each has 49,152.
         ends, toggles, keeps, plain, escaped = ([False] * num_logits for _ in range(5))
         for token, text in enumerate(prompt_format.token_texts):
-            if token in self.special_ids or not text:
+            if token in prompt_format.special_ids or not text:
                 continue
             plain[token] = _stays_in_string(text)
             escaped[token] = text[0] in '"\\/bfnrt' and _stays_in_string(text[1:])
-            trailing = len(text) - len(text.rstrip("\\"))
+            trailing = _num_trailing_backslashes(text)
             ends[token] = trailing % 2 == 1 and trailing < len(text)
             toggles[token] = trailing % 2 == 1 and trailing == len(text)
             keeps[token] = trailing % 2 == 0 and trailing == len(text)
@@ -65,9 +164,9 @@ class ThoughtGrammar:
         )
         return constrained.scatter_(1, closing[:, None], ends)
 
-    def mask(self, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """Return `[B, V]` to add to logits: 0 if a token may come next, else -inf; see `constrained`."""
-        return self.constrained(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping, closing)
+    def mask(self, escaping: Tensor) -> Tensor:
+        """Return `[B, V]` to add to logits: 0 if a token may come next, else -inf."""
+        return self.constrained(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping)
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """Return `[B]`: whether a backslash is open after these tokens."""
@@ -78,16 +177,9 @@ class ThoughtGrammar:
         )
 
 
+def _num_trailing_backslashes(text: str) -> int:
+    return len(text) - len(text.rstrip("\\"))
+
+
 def _stays_in_string(text: str) -> bool:
-    """Return whether a JSON string stays open and valid after this text (no backslash open before it)."""
-    index = 0
-    while index < len(text):
-        if text[index] == "\\":
-            if index + 1 < len(text) and text[index + 1] not in '"\\/bfnrt':
-                return False
-            index += 2
-            continue
-        if text[index] == '"' or ord(text[index]) < 0x20:
-            return False
-        index += 1
-    return True
+    return INSIDE_STRING.fullmatch(text) is not None

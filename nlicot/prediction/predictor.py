@@ -1,21 +1,35 @@
-"""Predictions for pairs by one loaded model, in this process or as one of several ranks."""
+"""From pairs to predictions, by one model or by several checkpoints one after the other.
+
+Equal bases of checkpoints are loaded once. With several processes, each is a rank that decodes a part.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from lightning.fabric import Fabric
+from tqdm import tqdm
 
 from nlicot.completion import Form
-from nlicot.errors import ConfigError
-from nlicot.model.loaded_model import LoadedModel
-from nlicot.prediction.decoding import Decoder, PromptBatch, answer_forms, prompt_batches
-from nlicot.prediction.faithfulness import Probe, probe_thoughts
+from nlicot.errors import CheckpointError, ConfigError
+from nlicot.model.base_model import PRECISIONS, compute_dtype
+from nlicot.model.loaded_model import LoadedModel, ResolvedModel, load_for_prediction, resolve_model
+from nlicot.model.lora import merge_dense
+from nlicot.prediction.decoding import Decoder, PromptBatch, average, by_length
+from nlicot.prediction.prediction_files import PartialPredictions, in_order_of
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Prediction
-from nlicot.settings import DecodingSettings
+from nlicot.run.config import TrainedRun
+from nlicot.run.data import RunData
+from nlicot.run.folder import CheckpointMetadata
+from nlicot.settings import DecodingSettings, ModelSettings, TrainerSettings
 
 
 class Predictor:
@@ -42,46 +56,51 @@ class Predictor:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._prompts = prompts
-        self._prompt_form, self._answer_form = answer_forms(forms, settings.think)
-        self._decoder = Decoder(loaded.model, loaded.prompt_format, settings)
-        self._autocast = autocast
+        self._prompt_form, self.form = _answer_forms(forms, settings.think)
+        self.decoder = Decoder(loaded.model, loaded.prompt_format, settings)
+        self.autocast = autocast
+
+    def encode(self, premise: str, hypothesis: str) -> list[int]:
+        """Return the ids of a pair's prompt."""
+        prompt = self._prompts.render(premise, hypothesis, form=self._prompt_form)
+        return self.decoder.prompt_format.encode_prompt(prompt)
 
     def batch(self, examples: Sequence[Example], *, rank: int = 0, world_size: int = 1) -> PromptBatch:
-        """Encode the prompts that this rank decodes, the longest first.
-
-        Ranks take batches in turn, so that no pair is decoded twice; what one rank takes goes to the decoder
-        at once, which refills its rows.
-        """
-        prompts = [self._encode(example.premise, example.hypothesis) for example in examples]
-        ids = [example.id for example in examples]
-        batches = prompt_batches(ids, prompts, self._decoder.settings.batch_size)[rank::world_size]
-        return PromptBatch(
-            ids=[id_ for batch in batches for id_ in batch.ids],
-            prompts=[prompt for batch in batches for prompt in batch.prompts],
+        """Encode the prompts that this rank decodes, the longest first."""
+        return by_length(
+            [example.id for example in examples],
+            [self.encode(example.premise, example.hypothesis) for example in examples],
+            batch_size=self.decoder.settings.batch_size,
+            rank=rank,
+            world_size=world_size,
         )
 
     def decode(self, batch: PromptBatch) -> Iterator[Prediction]:
         """Yield one prediction per prompt, as soon as it is done."""
-        with self._autocast():
-            yield from self._decoder.decode_all(batch.ids, batch.prompts, form=self._answer_form)
+        with self.autocast():
+            yield from self.decoder.decode(batch, form=self.form)
 
-    def probe(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Probe]:
-        """Measure how labels change without the thought, with another one, and without the premise."""
-        with self._autocast():
-            return probe_thoughts(self._decoder, self._encode, examples, predictions, form=self._answer_form)
 
-    def _encode(self, premise: str, hypothesis: str) -> list[int]:
-        prompt = self._prompts.render(premise, hypothesis, form=self._prompt_form)
-        return self._decoder.prompt_format.encode_prompt(prompt)
+def _answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
+    """Return the forms of the prompt and of the answer for a model trained on the forms `trained`."""
+    if think is None:
+        think = set(trained) == {Form.THOUGHT_FIRST}
+    if think:
+        order = ((Form.THOUGHT_FIRST, Form.THOUGHT_FIRST), (Form.LABEL_FIRST, Form.LABEL_FIRST))
+    else:
+        order = ((Form.LABEL_ONLY, Form.LABEL_ONLY), (Form.LABEL_FIRST, Form.LABEL_ONLY))
+    for prompt, answer in order:
+        if prompt in trained:
+            return prompt, answer
+    known = ", ".join(sorted(form.value for form in trained))
+    raise ConfigError(
+        f"--model.decoding.think: found {str(think).lower()}, but the run was trained on {known} only"
+    )
 
 
 def check_votes(forms: Collection[Form], settings: DecodingSettings) -> None:
-    """Refuse votes that would all be the same.
-
-    Raises:
-        ConfigError: several votes without a temperature or without thoughts, or as `answer_forms`.
-    """
-    _, form = answer_forms(forms, settings.think)
+    """Refuse votes that would all be the same, and an answer in a form that was not trained."""
+    _, form = _answer_forms(forms, settings.think)
     if settings.votes > 1 and form is Form.LABEL_ONLY:
         raise ConfigError(
             f"--votes {settings.votes}: voting needs sampled thoughts, but this run predicts the label "
@@ -94,6 +113,148 @@ def check_votes(forms: Collection[Form], settings: DecodingSettings) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A checkpoint that was read and whose base was found; nothing heavy is loaded yet."""
+
+    checkpoint: Path
+    weights: dict[str, torch.Tensor]
+    metadata: CheckpointMetadata
+    prompts: StudentPrompts
+    resolved: ResolvedModel
+    settings: ModelSettings
+    trainer: TrainerSettings
+
+    def loaded_as(self) -> tuple[Any, ...]:
+        """Return what must be equal for two adapters to fit on one base in memory."""
+        settings = self.settings
+        dtype = compute_dtype(settings.dtype)
+        return self.resolved.base, settings.quantization, dtype, settings.lora
+
+    def fingerprint(self, examples: Sequence[Example]) -> str:
+        """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
+        digest = hashlib.sha256(self.checkpoint.read_bytes())
+        forms = sorted(form.value for form in self.metadata.forms)
+        digest.update(repr((self.settings.decoding, forms)).encode())
+        digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
+        for example in examples:
+            digest.update(f"{example.id}\x1f{example.premise}\x1f{example.hypothesis}\x1e".encode())
+        return digest.hexdigest()
+
+
+def read_member(run: TrainedRun) -> Member:
+    """Read a checkpoint and find its base.
+
+    Raises:
+        CheckpointError: it is not a checkpoint of nlicot, or was trained with other settings.
+        ConfigError: the run cannot answer as the settings ask.
+        ModelError: the base cannot be found, or cannot run on this machine.
+    """
+    label = f"--ckpt_path {run.checkpoint}"
+    try:
+        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
+    metadata = CheckpointMetadata.from_checkpoint(content, label=label)
+    data = RunData(run.settings)
+    settings = run.settings.model
+    if "model.base" not in run.typed and settings.base == run.configured_base:
+        settings = replace(settings, base=metadata.base)  # the run may have used its fallback
+    if any(name.startswith(("data.prompts", "definitions", "config")) for name in run.typed):
+        prompts = data.prompts
+    else:  # those of its training, even if this version words them differently
+        prompts = StudentPrompts.from_dict(dict(metadata.prompts))
+    resolved = resolve_model(settings, on_sample=data.on_sample)
+    metadata.check(CheckpointMetadata.of(resolved, prompts, metadata.forms))
+    check_votes(metadata.forms, settings.decoding)
+    return Member(
+        checkpoint=run.checkpoint,
+        weights=content["state_dict"],
+        metadata=metadata,
+        prompts=prompts,
+        resolved=resolved,
+        settings=settings,
+        trainer=run.settings.trainer,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Each member's predictions in the order of the examples, and the predictor of the last member.
+
+    Attributes:
+        is_main: whether this process is the one that writes files; the others' predictions are empty.
+    """
+
+    members: list[list[Prediction]]
+    partials: list[PartialPredictions]
+    predictor: Predictor
+    is_main: bool
+
+
+def decode(members: Sequence[Member], examples: Sequence[Example], split: str, folder: Path) -> Decoded:
+    """Predict all examples with each member; predictions that an interrupted process left are not repeated.
+
+    Args:
+        folder: where predictions go as they are made, and are found again.
+    """
+    decoded: list[list[Prediction]] = []
+    partials: list[PartialPredictions] = []
+    loaded: LoadedModel | None = None
+    for index, member in enumerate(members):
+        fabric = _start_processes(member)
+        if loaded is None or member.loaded_as() != members[index - 1].loaded_as():
+            loaded = load_for_prediction(member.resolved, member.settings)
+            loaded.model.to(fabric.device)
+        loaded.load_adapter(member.weights, label=f"--ckpt_path {member.checkpoint}")
+        with fabric.autocast():  # the merged update is rounded like the adapter's own products
+            undo_merge = merge_dense(loaded.model) if member.settings.decoding.merge else None
+        predictor = Predictor(
+            loaded, member.prompts, member.metadata.forms, member.settings.decoding, autocast=fabric.autocast
+        )
+        partials.append(PartialPredictions(folder, split, member.fingerprint(examples), fabric.global_rank))
+        decoded.append(_decode(predictor, examples, partials[-1], fabric))
+        if undo_merge is not None and index + 1 < len(members):
+            undo_merge()
+    return Decoded(members=decoded, partials=partials, predictor=predictor, is_main=fabric.is_global_zero)
+
+
+def _start_processes(member: Member) -> Fabric:
+    """Start one process per device, as the trainer's settings say; each runs this command from the start."""
+    trainer = member.trainer
+    strategy: Any = trainer.strategy if isinstance(trainer.strategy, str) else "auto"
+    fabric = Fabric(
+        accelerator=trainer.accelerator if isinstance(trainer.accelerator, str) else "auto",
+        strategy=strategy,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _decode(
+    predictor: Predictor, examples: Sequence[Example], partial: PartialPredictions, fabric: Fabric
+) -> list[Prediction]:
+    done = partial.read()
+    fabric.barrier()  # all ranks have read before one of them writes
+    if done and fabric.is_global_zero:
+        print(f"{len(done)} of {len(examples)} predictions were made before; continuing with the others")
+    known = {prediction.id for prediction in done}
+    left = [example for example in examples if example.id not in known]
+    batch = predictor.batch(left, rank=fabric.global_rank, world_size=fabric.world_size)
+    fresh: list[Prediction] = []
+    bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
+    with partial.writer() as store, bar:
+        for prediction in predictor.decode(batch):
+            store(prediction)
+            fresh.append(prediction)
+            bar.update()
+    every = [*done, *gather(fresh, fabric.world_size)]
+    return in_order_of(examples, every) if fabric.is_global_zero else []
+
+
 def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
     """Return the predictions of all ranks."""
     if world_size == 1:
@@ -101,3 +262,25 @@ def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
     parts: list[Any] = [None] * world_size
     dist.all_gather_object(parts, predictions)
     return [prediction for part in parts for prediction in part]
+
+
+def ensemble(members: Sequence[Sequence[Prediction]], weights: Sequence[float]) -> list[Prediction]:
+    """Average the members' predictions of each pair, in the first member's order."""
+    by_id = [{prediction.id: prediction for prediction in member} for member in members]
+    return [average([member[first.id] for member in by_id], weights) for first in members[0]]
+
+
+def member_weights(given: str | None, num_members: int) -> list[float]:
+    """Parse `--weights`; without it all members weigh the same."""
+    if given is None:
+        return [1.0] * num_members
+    try:
+        weights = [float(part) for part in given.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != num_members or min(weights) < 0 or not sum(weights):
+        raise ConfigError(
+            f"--weights: found {given!r}, expected {num_members} comma-separated numbers, one per "
+            "--ckpt_path, none negative, not all zero"
+        )
+    return weights

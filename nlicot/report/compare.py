@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from nlicot.evaluation.bootstrap import Interval, wilson_interval
 from nlicot.evaluation.metrics import (
     GroupAccuracy,
+    Interval,
     accuracy_by,
     length_bins,
     mcnemar_exact,
-    metrics_to_dict,
+    wilson_interval,
 )
+from nlicot.evaluation.metrics_file import metrics_to_dict
 from nlicot.report.read_runs import Answer, Run
 
 NUM_BINS = 10

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from nlicot.evaluation.bootstrap import Interval
+from nlicot.evaluation.metrics import Interval
 from nlicot.report.compare import Breakdown, CalibrationBin
 from nlicot.report.read_runs import Run
 from nlicot.report.tables import shortened

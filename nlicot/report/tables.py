@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nlicot.evaluation.bootstrap import Metric
+from nlicot.evaluation.metrics import Metric
 from nlicot.report.compare import Comparison, Spread
 from nlicot.report.read_runs import Run
 from nlicot.text_tables import Table, aligned, escaped, piped, printable

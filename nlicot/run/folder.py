@@ -15,7 +15,7 @@ from nlicot.prompts import StudentPrompts
 if TYPE_CHECKING:
     from nlicot.model.loaded_model import ResolvedModel
 
-CONFIG, FIT_SUMMARY, METRICS = "config.yaml", "fit.json", "metrics.json"
+CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 METADATA_KEY = "nlicot"
 

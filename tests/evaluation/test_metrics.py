@@ -9,19 +9,19 @@ import math
 import numpy as np
 import pytest
 
-from nlicot.evaluation import bootstrap
-from nlicot.evaluation.bootstrap import Interval, wilson_interval
+from nlicot.evaluation import metrics as evaluation_metrics
 from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     Confusion,
+    Interval,
     McNemar,
     accuracy_by,
     classification_metrics,
-    format_table,
     length_bins,
     mcnemar_exact,
-    metrics_to_dict,
+    wilson_interval,
 )
+from nlicot.evaluation.metrics_file import format_table, metrics_to_dict
 
 TRUE = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PREDICTED = [1, 1, 1, 0, 1, 0, 0, 0, 0, 0]
@@ -219,7 +219,7 @@ def test_bootstrap_is_deterministic_by_seed():
 def test_bootstrap_does_not_depend_on_how_it_is_chunked(monkeypatch: pytest.MonkeyPatch):
     true, predicted, p = random_predictions(0)
     whole = metrics_to_dict(classification_metrics(true, predicted, p, num_resamples=101))
-    monkeypatch.setattr(bootstrap, "_MAX_WEIGHTS_PER_CHUNK", 7 * len(true))
+    monkeypatch.setattr(evaluation_metrics, "_MAX_WEIGHTS_PER_CHUNK", 7 * len(true))
     chunked = metrics_to_dict(classification_metrics(true, predicted, p, num_resamples=101))
     for name in values(classification_metrics(true, predicted, p, num_resamples=1)):
         assert chunked[name] == pytest.approx(whole[name], abs=1e-12), name

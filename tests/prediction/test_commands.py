@@ -10,7 +10,7 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.prediction import calibration as threshold
-from nlicot.prediction.resume import PartialPredictions
+from nlicot.prediction.prediction_files import PartialPredictions
 from nlicot.prompts import StudentPrompts
 from tests.small_model import write_small_model
 
@@ -197,8 +197,7 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     printed = capsys.readouterr().out
     assert "cross-fitted" in printed
     assert "premise blanked" in printed
-    decision = threshold.load(root / "tuned")
-    assert decision is not None
+    decision = threshold.load(root / "tuned" / "decision.json")
     measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
     assert [probe["name"] for probe in measured["faithfulness"]] == ["as it is", "premise blanked"]
     plain = {row["id"]: row for row in _run(root, "predict", ["both"])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,7 @@ from nlicot.completion import Form
 from nlicot.model import base_model
 from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
-from nlicot.prediction.decoding import (
-    Decoder,
-    PromptBatch,
-    prompt_batches,
-)
+from nlicot.prediction.decoding import Decoder, PromptBatch, by_length
 from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
@@ -91,7 +87,12 @@ def _decode(
     **settings: Any,
 ) -> list[Prediction]:
     settings = {"max_thought_tokens": BUDGET, **settings}
-    return Decoder(model, prompt_format, DecodingSettings(**settings)).decode(_batch(prompts), form=form)
+    decoder = Decoder(model, prompt_format, DecodingSettings(**settings))
+    return _in_order(decoder.decode(_batch(prompts), form=form))
+
+
+def _in_order(found: Iterable[Prediction]) -> list[Prediction]:
+    return sorted(found, key=lambda prediction: int(prediction.id.removeprefix("p")))
 
 
 def _said(prediction: Prediction) -> tuple[Any, ...]:
@@ -220,7 +221,7 @@ def test_votes_are_the_mean_of_rows_that_were_sampled_alone(small: Any, prompt_f
     prompts = _prompts(prompt_format, num=5)
     settings = DecodingSettings(max_thought_tokens=BUDGET, temperature=1.0, votes=3, batch_size=8)
     voted = Decoder(small, prompt_format, settings).decode(_batch(prompts), form=Form.THOUGHT_FIRST)
-    for prompt, found in zip(prompts, voted, strict=True):
+    for prompt, found in zip(prompts, _in_order(voted), strict=True):
         decoder = Decoder(small, prompt_format, settings)
         opening, script = decoder._student_script(Form.THOUGHT_FIRST)
         answers = [answer for _, answer in decoder._run([[*prompt, *opening]], script, 3)]
@@ -255,15 +256,24 @@ def test_no_row_is_lost_or_reordered(small: Any, prompt_format: PromptFormat, nu
     assert [prediction.id for prediction in found] == [f"p{index}" for index in range(num)]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("num", [1, 3, 4, 5, 17])
-def test_batches_hold_every_prompt_once_the_longest_first(prompt_format: PromptFormat, num: int) -> None:
+def test_ranks_take_each_prompt_once_in_batches_by_length(
+    prompt_format: PromptFormat, num: int, world_size: int
+) -> None:
     prompts = _prompts(prompt_format, num=num)
     ids = [f"p{index}" for index in range(num)]
-    batches = prompt_batches(ids, prompts, 4)
-    found = {id_: prompt for batch in batches for id_, prompt in zip(batch.ids, batch.prompts, strict=True)}
+    parts = [
+        by_length(ids, prompts, batch_size=4, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    found = {id_: prompt for part in parts for id_, prompt in zip(part.ids, part.prompts, strict=True)}
     assert found == dict(zip(ids, prompts, strict=True))
-    assert [len(batch.ids) for batch in batches[:-1]] == [4] * (len(batches) - 1)
-    lengths = [len(prompt) for batch in batches for prompt in batch.prompts]
+    num_batches = -(-num // 4)
+    for rank, part in enumerate(parts):
+        batches = range(rank, num_batches, world_size)
+        assert len(part.ids) == sum(min(4, num - 4 * batch) for batch in batches)
+    in_turn = [parts[i % world_size].prompts[4 * (i // world_size) :][:4] for i in range(num_batches)]
+    lengths = [len(prompt) for batch in in_turn for prompt in batch]
     assert lengths == sorted(lengths, reverse=True)
 
 

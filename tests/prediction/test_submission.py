@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.completion import render
-from nlicot.prediction.submission import write_predictions
+from nlicot.prediction.prediction_files import write_predictions
 from nlicot.records import Example, Prediction
 
 EXAMPLES = [

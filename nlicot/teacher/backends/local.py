@@ -17,8 +17,8 @@ from nlicot.records import Usage
 from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
 
 if TYPE_CHECKING:
-    from nlicot.prediction.answer_script import Answer, Script
     from nlicot.prediction.decoding import Decoder
+    from nlicot.prediction.grammar import Answer, Script
 
 GATHERING_S = 0.02
 """How long a request waits for others to share its batch."""
@@ -128,7 +128,7 @@ class _Form:
     """A schema as literals to feed, texts to generate and choices to read from logits."""
 
     def __init__(self, request: Request, decoder: Decoder) -> None:
-        from nlicot.prediction.answer_script import Choice, FreeText
+        from nlicot.prediction.grammar import Choice, FreeText
 
         fields: dict[str, dict[str, Any]] = request.schema.schema["properties"]
         self._encode = decoder.prompt_format.encode_segment

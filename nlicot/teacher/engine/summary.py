@@ -7,13 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from nlicot.evaluation.metrics import (
-    accuracy_by,
-    classification_metrics,
-    format_table,
-    length_bins,
-    metrics_to_dict,
-)
+from nlicot.evaluation.metrics import accuracy_by, classification_metrics, length_bins
+from nlicot.evaluation.metrics_file import format_table, metrics_to_dict
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.session import RunReport
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nlicot.evaluation.bootstrap import Interval, wilson_interval
+from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABELS, Example, Thought
 from nlicot.teacher.stages.prompts import RELATIONS
 

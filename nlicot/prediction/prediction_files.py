@@ -1,13 +1,46 @@
-"""Keep predictions as they are made, so that a killed process does not repeat them."""
+"""Files of predictions: a CSV to submit, JSON lines to read, and partial files that survive a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from nlicot.records import Prediction, to_json_dict
+from nlicot.data.atomic_write import write_csv, write_jsonl
+from nlicot.records import Example, Prediction, to_json_dict
+
+
+def write_predictions(
+    folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> tuple[Path, Path]:
+    """Write `<split>.csv` (one `prediction` column) and `<split>.jsonl`, in the input's order.
+
+    Args:
+        folder: output folder; an earlier run's predictions of the same split are replaced.
+        split: name of the split.
+        examples: the input rows.
+        predictions: one for each example, in any order.
+
+    Raises:
+        KeyError: an example has no prediction; nothing is written then.
+    """
+    ordered = in_order_of(examples, predictions)
+    csv_path, jsonl_path = folder / f"{split}.csv", folder / f"{split}.jsonl"
+    pairs = [to_json_dict(example) for example in examples]
+    for pair in pairs:
+        if "label" in pair:
+            pair["true_label"] = pair.pop("label")
+    rows = ({**pair, **to_json_dict(found)} for pair, found in zip(pairs, ordered, strict=True))
+    write_jsonl(jsonl_path, rows, overwrite=True)
+    write_csv(csv_path, ["prediction"], [[found.predicted_label] for found in ordered], overwrite=True)
+    return csv_path, jsonl_path
+
+
+def in_order_of(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return each example's prediction; raise KeyError if one is missing."""
+    by_id = {prediction.id: prediction for prediction in predictions}
+    return [by_id[example.id] for example in examples]
 
 
 class PartialPredictions:
