@@ -25,20 +25,11 @@ from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
 from nlicot.records import Reflection, Thought, to_json_dict
 from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
+from nlicot.teacher.engine import session
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.engine.progress import ProgressBar
 from nlicot.teacher.engine.scheduler import run_log
-from nlicot.teacher.engine.session import (
-    Phase,
-    RunReport,
-    RunSettings,
-    failure_of,
-    log_to,
-    outcomes,
-    rows_of,
-    run_phases,
-)
 from nlicot.teacher.engine.summary import StageStatistics, summarise
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map
 from nlicot.teacher.stages.base import Stage, StageSettings
@@ -76,7 +67,8 @@ def run(command: str, settings: Namespace) -> int:
     if not only_probe:
         refuse_overwriting(*output_paths.values(), overwrite=settings.overwrite)
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
-    with _open_journal(journal_path, settings, _job(stages, settings, root)) as journal, log_to(log_path):
+    job = _job(stages, settings, root)
+    with _open_journal(journal_path, settings, job) as journal, session.log_to(log_path):
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
         if settings.reparse or settings.retry_failures:
             journal.discard_outcomes(failed_only=not settings.reparse)
@@ -88,26 +80,18 @@ def run(command: str, settings: Namespace) -> int:
     return 0
 
 
-# ------------------------------------------------------------------ planning
-
-
 def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Stage[Any]:
-    """Read a split's inputs and prompts, and set up the stage over them.
-
-    Raises:
-        ConfigError: a setting, prompt or definition that cannot be used, or an id that is not in the split.
-        DataError: pairs that cannot be read, missing thoughts, or a text that matches no pair.
-    """
+    """Read a split's inputs and prompts, and set up the stage over them."""
     examples = read_examples(root.pairs(split), label_map=settings.label_map)
     known = {example.id for example in examples}
     wanted = known if settings.ids is None else set(settings.ids)
     if unknown := ", ".join(sorted(wanted - known)):
         raise ConfigError(f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)}")
     chosen = [example for example in examples if example.id in wanted][: settings.limit]
-    names = [field.name for field in dataclasses.fields(StageSettings)]
+    fields = dataclasses.fields(StageSettings)
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
-        "settings": StageSettings(**{name: settings[name] for name in names}),
+        "settings": StageSettings(**{field.name: settings[field.name] for field in fields}),
         "prompts": load_prompts(command, settings),
     }
     if command == "generate":
@@ -145,24 +129,13 @@ def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | Non
 def _job(stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot) -> str:
     """Identify a run by what it asks: a budget covers all starts of the same run, and no other run."""
     first = next(iter(stages.values()))
-    content = [
-        first.name,
-        settings.backend,
-        settings.server_url,
-        first.models,
-        str(root.path.resolve()),
-        list(stages),
-        first.settings.params(),
-        definitions_name(settings),
-        str(settings.prompt),
-    ]
+    folder, prompt = str(root.path.resolve()), str(settings.prompt)
+    content = [first.name, settings.backend, settings.server_url, first.models, folder, list(stages)]
+    content += [first.settings.params(), definitions_name(settings), prompt]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-# ------------------------------------------------------------------ running
-
-
-def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> RunReport:
+def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> session.RunReport:
     """Ask all questions that the journal has no answer to."""
     stage = next(iter(stages.values()))
     backend = connect(
@@ -176,13 +149,13 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
     run_log.info("%s: %s of %s, prompt %s, %s", stage.name, models, settings.backend, prompt, splits)
     num_questions = sum(1 for stage in stages.values() for _ in stage.questions())
     with contextlib.closing(ProgressBar(num_questions, stage.name)) as progress_bar:
-        return run_phases(
+        return session.run_phases(
             _phases(stages, settings, journal),
             stage=stage.name,
             backend=backend,
             models=stage.models,
             journal=journal,
-            settings=RunSettings(
+            settings=session.RunSettings(
                 concurrency=BACKENDS[settings.backend].in_flight(settings.concurrency),
                 requests_per_minute=settings.requests_per_minute,
                 tokens_per_minute=settings.tokens_per_minute,
@@ -193,8 +166,8 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
         )
 
 
-def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> list[Phase]:
-    phases = [Phase(tasks=stage.tasks) for stage in stages.values()]
+def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> list[session.Phase]:
+    phases = [session.Phase(tasks=stage.tasks) for stage in stages.values()]
     stage = next(iter(stages.values()))
     if not isinstance(stage, GenerateStage):
         return phases
@@ -208,7 +181,8 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
 
     def judge() -> None:
         found = journal.outcomes([task.key for task in small.tasks()]).values()
-        report = probe(thought_from(row) for outcome in found if outcome.ok for row in rows_of(outcome))
+        rows = (row for outcome in found if outcome.ok for row in session.rows_of(outcome))
+        report = probe(thought_from(row) for row in rows)
         if settings.probe or report.lopsided:
             print(report)
         else:
@@ -219,7 +193,7 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
                 "(docs/teacher.md, 'What the labels mean'), or continue with --yes"
             )
 
-    first = Phase(tasks=small.tasks, after=judge)
+    first = session.Phase(tasks=small.tasks, after=judge)
     return [first] if settings.probe else [first, *phases]
 
 
@@ -228,7 +202,7 @@ def _write_output(
     stage: Stage[Any],
     path: Path,
     settings: Namespace,
-    report: RunReport,
+    report: session.RunReport,
     journal: Journal,
     log_path: Path,
 ) -> None:
@@ -236,12 +210,12 @@ def _write_output(
     statistics, failures = StageStatistics(), []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for outcome in outcomes(journal, stage.tasks(), report.tally):
+        for outcome in session.outcomes(journal, stage.tasks(), report.tally):
             statistics.add(outcome)
             if outcome.ok:
                 yield from outcome.rows
             else:
-                failures.append(to_json_dict(failure_of(outcome)))
+                failures.append(to_json_dict(session.failure_of(outcome)))
 
     write_jsonl(path, rows(), overwrite=settings.overwrite)
     failures_path = path.with_suffix(".failures.jsonl")
@@ -256,9 +230,6 @@ def _write_output(
     print(f"{split}: {summary.text}\n\n{split:<13}{path}")
     if failures:
         print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
-
-
-# ------------------------------------------------------------------ the journal
 
 
 def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Journal:
@@ -291,16 +262,12 @@ def _export_journal(journal_path: Path, settings: Namespace) -> None:
 
 
 def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:
-    interrupted = journal.interrupted
-    for intent in interrupted:
+    for intent in journal.interrupted:
         run_log.info("%s: in flight when an earlier run ended (request %s)", intent.pair, intent.key)
-    if interrupted:
-        pairs = ", ".join(intent.pair for intent in interrupted[:MAX_PAIRS_LISTED])
-        more = len(interrupted) - MAX_PAIRS_LISTED
-        logger.info(
-            "an earlier run ended with %d requests in flight, possibly billed; they are %s: %s%s",
-            len(interrupted),
-            "looked up in its batch jobs" if runs_jobs else "sent again",
-            pairs,
-            f" and {more} more" if more > 0 else "",
-        )
+    num = len(journal.interrupted)
+    if num:
+        pairs = ", ".join(intent.pair for intent in journal.interrupted[:MAX_PAIRS_LISTED])
+        more = f" and {num - MAX_PAIRS_LISTED} more" if num > MAX_PAIRS_LISTED else ""
+        action = "looked up in its batch jobs" if runs_jobs else "sent again"
+        message = "an earlier run ended with %d requests in flight, possibly billed; they are %s: %s%s"
+        logger.info(message, num, action, pairs, more)

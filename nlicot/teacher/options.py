@@ -16,16 +16,10 @@ from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap, Names
 from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
+from nlicot.records import LABELS
 from nlicot.teacher.backends.registry import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
-from nlicot.teacher.stages.prompts import (
-    DEFINITIONS,
-    RELATIONS,
-    SCORE_PROMPTS,
-    PromptType,
-    TeacherPrompt,
-    load_prompt,
-)
+from nlicot.teacher.stages.prompts import RELATIONS, STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",
@@ -142,18 +136,19 @@ def _check(stage: str, settings: Namespace) -> None:
 
 def label_definitions(settings: Namespace) -> LabelDefinitions | None:
     """Return the definitions that a file or texts give; texts win, and None means the defaults."""
-    given = settings.definitions
-    texts = {name: given[name] for name in DEFINITIONS if given[name] is not None}
+    given, defaults = settings.definitions, asdict(LabelDefinitions())
+    texts = {name: given[name] for name in defaults if given[name] is not None}
     if given.file is None and not texts:
         return None
-    base = asdict(LabelDefinitions()) if given.file is None else read_definitions(given.file)
+    base = defaults if given.file is None else read_definitions(given.file)
     return LabelDefinitions(**fold_definitions(base | texts, label="--definitions"))
 
 
 def load_prompts(stage: str, settings: Namespace) -> dict[PromptType, TeacherPrompt]:
     """Load a stage's prompts; `--prompt` replaces that of the first question."""
-    kinds = {"reflect": (PromptType.REFLECTION,), "score": SCORE_PROMPTS}
-    first, *others = kinds.get(stage) or (PromptType(settings.prompt_type),)
+    first, *others = STAGE_PROMPTS[stage]
+    if stage == "generate":
+        first = PromptType(settings.prompt_type)
     definitions = label_definitions(settings)
     prompts = {first: load_prompt(first, settings.prompt, definitions)}
     return prompts | {kind: load_prompt(kind, definitions=definitions) for kind in others}
@@ -162,7 +157,7 @@ def load_prompts(stage: str, settings: Namespace) -> dict[PromptType, TeacherPro
 def definitions_name(settings: Namespace) -> str:
     """Name the definitions in the identity of a run, as earlier versions did for a file."""
     given = settings.definitions
-    texts = [given[name] for name in DEFINITIONS]
+    texts = [given.entailment, given.no_entailment]
     return str(given.file) if texts == [None, None] else json.dumps([str(given.file), *texts])
 
 
@@ -180,9 +175,8 @@ def relation_map(settings: Namespace) -> dict[str, int] | None:
     if found is None:
         return None
     labels = dict(found) if isinstance(found, Mapping) else {}
-    if set(labels) != set(RELATIONS) or any(
-        type(label) is not int or label >> 1 for label in labels.values()
-    ):
+    are_labels = all(type(label) is int and label in LABELS for label in labels.values())
+    if set(labels) != set(RELATIONS) or not are_labels:
         raise ConfigError(
             f"{source}: found {labels or found}, expected 0 or 1 for each of {', '.join(RELATIONS)}"
         )

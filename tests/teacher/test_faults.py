@@ -11,7 +11,7 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.thoughts import read_thoughts
-from nlicot.teacher import commands
+from nlicot.teacher.engine import session
 from nlicot.teacher.engine.retry_policy import RetryPolicy
 from nlicot.teacher.engine.session import RunSettings
 from tests.teacher.fake_answers import (
@@ -66,7 +66,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = functools.partial(RunSettings, policy=RetryPolicy(first_pause_s=0.001))
-    monkeypatch.setattr(commands, "RunSettings", settings)
+    monkeypatch.setattr(session, "RunSettings", settings)
     monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

@@ -52,14 +52,10 @@ class StageSettings:
 class Stage(ABC, Generic[Item]):
     """A stage over its inputs; its questions and tasks are in the output's order.
 
-    Args:
-        endpoint: where the requests go.
-        prompts: every prompt that the stage may use; the first one asks each item's first question.
+    `prompts` are all that the stage may use; the first one asks each item's first question.
     """
 
-    name: ClassVar[str]
-    """The command's name."""
-
+    name: ClassVar[str]  # the command's
     endpoint: Endpoint
     settings: StageSettings
     prompts: Mapping[PromptType, TeacherPrompt]

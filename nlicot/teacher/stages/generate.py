@@ -22,12 +22,9 @@ RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(Stage[Example]):
-    """`generate` over pairs.
+    """`generate` over pairs: `num_samples` thoughts for each.
 
-    Args:
-        prompts: one, of type `initial_generation` or `relation`.
-        num_samples: thoughts per pair.
-        relation_map: the label of each relation, for the prompt `relation`.
+    `relation_map` is the label of each relation, for the prompt `relation`.
     """
 
     name = "generate"

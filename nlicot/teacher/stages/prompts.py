@@ -1,7 +1,6 @@
 """The teacher's prompts: the files that ship or the user's own, filled with the meaning of the labels.
 
 A prompt file has a `system` and a `user` text with placeholders in braces, and may have `definitions`.
-All that words a prompt is part of its hash, which is stored in every record made with it.
 """
 
 from __future__ import annotations
@@ -37,8 +36,12 @@ class PromptType(StrEnum):
     REFLECTION_REGENERATION = "reflection_regeneration"
 
 
-SCORE_PROMPTS = (PromptType.SCORING, PromptType.REGENERATION, PromptType.REFLECTION_REGENERATION)
-"""The prompts of the stage `score`, the judge's first."""
+STAGE_PROMPTS = {
+    "generate": (PromptType.INITIAL_GENERATION,),
+    "reflect": (PromptType.REFLECTION,),
+    "score": (PromptType.SCORING, PromptType.REGENERATION, PromptType.REFLECTION_REGENERATION),
+}
+"""The prompts of each stage, that of the first question first; `generate` may use `relation` instead."""
 _PAIR = ("premise", "hypothesis")
 _JUDGED = (*_PAIR, "true_label", "predicted_label", "thought_process")
 REQUIRED: dict[PromptType, tuple[str, ...]] = {
@@ -72,15 +75,7 @@ class TeacherPrompt:
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
 
     def render(self, **texts: str) -> tuple[Message, ...]:
-        """Fill the placeholders; braces inside the texts stay as they are.
-
-        >>> prompt = TeacherPrompt(type=PromptType.RELATION, system="", user="{premise}|{hypothesis}")
-        >>> prompt.render(premise="{hypothesis}", hypothesis="b")[0].content
-        '{hypothesis}|b'
-
-        Raises:
-            ValueError: a placeholder in the prompt has no text.
-        """
+        """Fill the placeholders; braces inside the texts stay as they are."""
         texts |= vars(self.definitions)
         for name in _PLACEHOLDER.findall(self.system + self.user):
             if name in ALLOWED[self.type] and name not in texts:
@@ -94,7 +89,7 @@ class TeacherPrompt:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all that words the prompt."""
+        """Hash of all that words the prompt; stored in every record made with it."""
         content = [self.type.value, self.system, self.user, asdict(self.definitions)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

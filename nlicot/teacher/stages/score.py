@@ -28,7 +28,6 @@ class ScoreStage(Stage[Text]):
     """`score` over thoughts and reflections.
 
     Args:
-        prompts: those of `SCORE_PROMPTS`.
         threshold: a text with a lower score is rewritten.
         num_rounds: maximum number of rewrites; 0 only scores.
         regenerate_with: the model of round 1, of round 2 ...; the last one serves all later rounds.
@@ -38,7 +37,7 @@ class ScoreStage(Stage[Text]):
     texts: Sequence[Text]
     threshold: int = 4
     num_rounds: int = 3
-    regenerate_with: tuple[str, ...] = ()
+    regenerate_with: Sequence[str] = ()
 
     @property
     def models(self) -> list[str]:
