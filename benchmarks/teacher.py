@@ -37,9 +37,8 @@ from nlicot.teacher.backends.base import Reply  # noqa: E402
 from nlicot.teacher.backends.registry import connect, endpoint  # noqa: E402
 from nlicot.teacher.engine.journal import Journal  # noqa: E402
 from nlicot.teacher.engine.session import Phase, RunSettings, run_phases  # noqa: E402
-from nlicot.teacher.stages.base import StageSettings  # noqa: E402
-from nlicot.teacher.stages.generate import GenerateStage  # noqa: E402
-from nlicot.teacher.stages.prompts import PromptType, load_prompt  # noqa: E402
+from nlicot.teacher.prompt import PromptType, load_prompt  # noqa: E402
+from nlicot.teacher.stages import GenerateStage, StageSettings  # noqa: E402
 
 IN_FLIGHT = 64
 DELAY_S = 0.05

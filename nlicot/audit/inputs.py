@@ -14,7 +14,7 @@ from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Thought
-from nlicot.teacher.stages.prompts import PROMPTS_FOLDER
+from nlicot.teacher.prompt import PROMPTS_FOLDER
 
 SPLITS = ("train", "dev", "test")
 KINDS = ("pairs", "thoughts", "reflections", "scores")

@@ -11,7 +11,7 @@ from nlicot.audit.findings import Finding, Section, full_id, percent_range, uniq
 from nlicot.audit.inputs import AuditData
 from nlicot.evaluation.metrics import accuracy_by, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
-from nlicot.teacher.stages.label_check import ProbeReport, probe
+from nlicot.teacher.label_check import ProbeReport, probe
 from nlicot.text_tables import Table, percent
 
 LOW_ACCURACY = 0.7

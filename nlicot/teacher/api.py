@@ -21,11 +21,8 @@ from nlicot.records import Example, Failure, Reflection, Thought
 from nlicot.teacher.backends.base import Backend, Endpoint
 from nlicot.teacher.engine import session
 from nlicot.teacher.engine.journal import Journal
-from nlicot.teacher.stages.base import Stage, StageSettings
-from nlicot.teacher.stages.generate import GenerateStage
-from nlicot.teacher.stages.prompts import STAGE_PROMPTS, TeacherPrompt, load_prompt
-from nlicot.teacher.stages.reflect import ReflectStage
-from nlicot.teacher.stages.score import ScoreStage
+from nlicot.teacher.prompt import STAGE_PROMPTS, TeacherPrompt, load_prompt
+from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
 T = TypeVar("T")
 
@@ -73,7 +70,7 @@ def run_stage(
     Args:
         backend: `backends.registry.connect` returns one.
         journal: a file that stores every answer: with the same one, nothing is paid for twice.
-        prompts: replace the default ones of their types; `stages.prompts.load_prompt` loads them.
+        prompts: replace the default ones of their types; `prompt.load_prompt` loads them.
         run: limits and budget.
 
     Raises:

@@ -31,12 +31,9 @@ from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load
 from nlicot.teacher.engine.progress import ProgressBar
 from nlicot.teacher.engine.scheduler import run_log
 from nlicot.teacher.engine.summary import StageStatistics, summarise
+from nlicot.teacher.label_check import pairs_to_probe, probe
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map
-from nlicot.teacher.stages.base import Stage, StageSettings
-from nlicot.teacher.stages.generate import GenerateStage
-from nlicot.teacher.stages.label_check import pairs_to_probe, probe
-from nlicot.teacher.stages.reflect import ReflectStage
-from nlicot.teacher.stages.score import ScoreStage
+from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
 logger = logging.getLogger(__name__)
 OUTPUT_PATH = {"generate": DataRoot.thoughts, "reflect": DataRoot.reflections, "score": DataRoot.scores}

@@ -19,7 +19,7 @@ from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.records import LABELS
 from nlicot.teacher.backends.registry import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
-from nlicot.teacher.stages.prompts import RELATIONS, STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
+from nlicot.teacher.prompt import RELATIONS, STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 
 DESCRIPTIONS = {
     "generate": "Ask a teacher for a blind chain of thought and a label for each pair.",

@@ -10,10 +10,10 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.thoughts import read_thoughts
-from nlicot.teacher.answers.parse import SCHEMAS, parse_answer
+from nlicot.teacher.answers import SCHEMAS, parse_answer
 from nlicot.teacher.backends.base import Connection, Message, Refused, Reply, Request
 from nlicot.teacher.backends.local import LocalBackend
-from nlicot.teacher.stages.prompts import PromptType
+from nlicot.teacher.prompt import PromptType
 
 
 def request(kind: PromptType, text: str, model: str = "bundled", max_tokens: int = 16) -> Request:

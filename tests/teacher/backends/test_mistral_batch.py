@@ -518,7 +518,7 @@ from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
 from nlicot.teacher.engine.retry_policy import RetryPolicy
 from nlicot.teacher.engine.session import RunSettings
-from nlicot.teacher.stages.base import StageSettings
+from nlicot.teacher.stages import StageSettings
 
 url, folder, num = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 examples = [

@@ -6,7 +6,7 @@ import pytest
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
-from nlicot.teacher.answers.parse import SCHEMAS
+from nlicot.teacher.answers import SCHEMAS
 from nlicot.teacher.backends.base import Message, Request
 from nlicot.teacher.engine.pricing import (
     Estimate,
@@ -19,7 +19,7 @@ from nlicot.teacher.engine.pricing import (
     price_of,
 )
 from nlicot.teacher.options import parse
-from nlicot.teacher.stages.prompts import PromptType, load_prompt
+from nlicot.teacher.prompt import PromptType, load_prompt
 
 REPOSITORY = Path(__file__).parents[3]
 

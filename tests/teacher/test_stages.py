@@ -16,7 +16,7 @@ from nlicot.records import Score, Thought
 from nlicot.teacher.api import generate_thoughts, reflect_on, score_texts
 from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.openai import OpenAIBackend
-from nlicot.teacher.stages.base import StageSettings
+from nlicot.teacher.stages import StageSettings
 from tests.teacher.fake_server import FakeServer
 
 NUM_PAIRS = 12

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from nlicot.records import Failure, Provenance, Usage
-from nlicot.teacher.answers.parse import SCHEMAS, Answer, Unparsable
-from nlicot.teacher.answers.retry_until_valid import NoValidAnswer, ValidAnswer, ask_until_valid
+from nlicot.teacher.answers import SCHEMAS, Answer, NoValidAnswer, Unparsable, ValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Message, Reply, Request
-from nlicot.teacher.stages.prompts import PromptType
+from nlicot.teacher.prompt import PromptType
 
 KIND = PromptType.INITIAL_GENERATION
 GOOD = '{"thought_process": "It rains.", "predicted_label": 1}'

@@ -19,7 +19,7 @@ from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions
 from nlicot.teacher.backends.base import Message
 
-PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
+PROMPTS_FOLDER = Path(__file__).with_name("prompts")
 RELATIONS = ("entailment", "neutral", "contradiction")
 DEFINITIONS = ("entailment", "no_entailment")
 FILE_KEYS = ("system", "user", "definitions")

@@ -9,8 +9,8 @@ import yaml
 
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.teacher.answers.parse import SCHEMAS
-from nlicot.teacher.stages.prompts import (
+from nlicot.teacher.answers import SCHEMAS
+from nlicot.teacher.prompt import (
     ALLOWED,
     REQUIRED,
     PromptType,

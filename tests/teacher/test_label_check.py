@@ -9,7 +9,7 @@ import pytest
 from nlicot.data.pairs import read_examples
 from nlicot.data.thoughts import read_thoughts
 from nlicot.records import Example, Thought
-from nlicot.teacher.stages.label_check import pairs_to_probe, probe
+from nlicot.teacher.label_check import pairs_to_probe, probe
 
 REAL = os.environ.get("NLICOT_REAL_DATA")
 real_data = pytest.mark.skipif(REAL is None, reason="NLICOT_REAL_DATA is not set")

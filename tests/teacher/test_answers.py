@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from nlicot.teacher.answers.parse import SCHEMAS, Answer, Unparsable, parse_answer
-from nlicot.teacher.stages.prompts import PromptType
+from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable, parse_answer
+from nlicot.teacher.prompt import PromptType
 
 THOUGHT = PromptType.INITIAL_GENERATION
 REFLECTION = PromptType.REFLECTION

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABELS, Example, Thought
-from nlicot.teacher.stages.prompts import RELATIONS
+from nlicot.teacher.prompt import RELATIONS
 
 NUM_PROBED = 100
 MIN_PAIRS_OF_A_LABEL = 10
