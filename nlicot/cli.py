@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
 import logging
 import os
 import sys
@@ -13,37 +15,14 @@ from nlicot import __version__
 from nlicot.errors import ConfigError, NlicotError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """A command: its name, its line in `--help`, and the function that runs it."""
+def _main_of(module: str) -> Callable[[str, Sequence[str]], int]:
+    """Return a command's `main`, whose module is imported when it is called."""
 
-    name: str
-    summary: str
-    run: Callable[[str, Sequence[str]], int]
+    def run(name: str, args: Sequence[str]) -> int:
+        code: int = importlib.import_module(module).main(args)
+        return code
 
-
-def _split(name: str, args: Sequence[str]) -> int:
-    from nlicot.data.split import main
-
-    return main(args)
-
-
-def _prepare(name: str, args: Sequence[str]) -> int:
-    from nlicot.prepare.command import main
-
-    return main(args)
-
-
-def _audit(name: str, args: Sequence[str]) -> int:
-    from nlicot.audit.command import main
-
-    return main(args)
-
-
-def _inspect(name: str, args: Sequence[str]) -> int:
-    from nlicot.inspection.command import main
-
-    return main(args)
+    return run
 
 
 def _fit(name: str, args: Sequence[str]) -> int:
@@ -61,8 +40,8 @@ def _prediction(name: str, args: Sequence[str]) -> int:
     runs = parse_prediction(name, args)
     from nlicot.prediction import commands
 
-    functions = {"validate": commands.validate, "test": commands.test, "predict": commands.predict}
-    return functions[name](runs)
+    code: int = getattr(commands, name)(runs)
+    return code
 
 
 def _teacher(name: str, args: Sequence[str]) -> int:
@@ -74,44 +53,36 @@ def _teacher(name: str, args: Sequence[str]) -> int:
     return run(name, settings)
 
 
-def _report(name: str, args: Sequence[str]) -> int:
-    from nlicot.report.command import main
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its name, its line in `--help`, and the function that runs it."""
 
-    return main(args)
+    name: str
+    summary: str
+    run: Callable[[str, Sequence[str]], int]
 
 
-GROUPS: dict[str, list[Command]] = {
+_split, _prepare = _main_of("nlicot.data.split"), _main_of("nlicot.prepare.command")
+_inspect, _audit = _main_of("nlicot.inspection.command"), _main_of("nlicot.audit.command")
+_report = _main_of("nlicot.report.command")
+GROUPS = {
     "data (costs nothing)": [
-        Command(
-            name="split", summary="split a CSV of pairs into train and dev, no premise in both", run=_split
-        ),
-        Command(
-            name="prepare", summary="the examples that fit would train on, as instruction data", run=_prepare
-        ),
-        Command(
-            name="inspect", summary="training examples token by token, as fit encodes them", run=_inspect
-        ),
-        Command(name="audit", summary="problems in a data root, before training", run=_audit),
+        Command("split", "split a CSV of pairs into train and dev, no premise in both", _split),
+        Command("prepare", "the examples that fit would train on, as instruction data", _prepare),
+        Command("inspect", "training examples token by token, as fit encodes them", _inspect),
+        Command("audit", "problems in a data root, before training", _audit),
     ],
     "teacher (costs money, or the time of a local model)": [
-        Command(name="generate", summary="a teacher's thought and label for each pair", run=_teacher),
-        Command(
-            name="reflect", summary="a stronger teacher's reflections on the wrong thoughts", run=_teacher
-        ),
-        Command(name="score", summary="a judge's scores, and rewrites of texts that score low", run=_teacher),
+        Command("generate", "a teacher's thought and label for each pair", _teacher),
+        Command("reflect", "a stronger teacher's reflections on the wrong thoughts", _teacher),
+        Command("score", "a judge's scores, and rewrites of texts that score low", _teacher),
     ],
-    "training (costs GPU time)": [
-        Command(name="fit", summary="train an adapter on a data root", run=_fit),
-    ],
+    "training (costs GPU time)": [Command("fit", "train an adapter on a data root", _fit)],
     "evaluation and prediction (costs some GPU time)": [
-        Command(name="validate", summary="metrics on all dev pairs", run=_prediction),
-        Command(name="test", summary="metrics on labelled test pairs", run=_prediction),
-        Command(
-            name="predict", summary="predictions for unlabelled pairs, as CSV and JSON lines", run=_prediction
-        ),
-        Command(
-            name="report", summary="runs side by side, a page of their mistakes, a model card", run=_report
-        ),
+        Command("validate", "metrics on all dev pairs", _prediction),
+        Command("test", "metrics on labelled test pairs", _prediction),
+        Command("predict", "predictions for unlabelled pairs, as CSV and JSON lines", _prediction),
+        Command("report", "runs side by side, a page of their mistakes, a model card", _report),
     ],
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}
@@ -136,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("nlicot").setLevel(
-        logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.ERROR
-    )
+    is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.getLogger("nlicot").setLevel(logging.INFO if is_first_process else logging.ERROR)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -160,8 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Command:
     if name in COMMANDS:
         return COMMANDS[name]
-    import difflib
-
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"{name}: unknown command; {hint}available: {', '.join(COMMANDS)}")

@@ -163,9 +163,6 @@ class CommandParser(ArgumentParser):
             settings: values below those of `--config` files and flags: a recipe, or a run's own settings.
             source: the origin of `settings`, for messages.
             check: raises `ConfigError` for settings that do not fit each other, before they are printed, too.
-
-        Raises:
-            ConfigError: an unknown setting, with the nearest name, or a value of the wrong type.
         """
         if self._own_page and f"--{self._own_page}.help" in args:
             self._page = self._own_page

@@ -44,11 +44,7 @@ def find_config(path: Path) -> Path:
 
 
 def read_yaml(path: Path, *, label: str, loader: type = yaml.SafeLoader) -> Any:
-    """Read a YAML file; `label` names it in messages: its path, after the flag that named it if any.
-
-    Raises:
-        ConfigError: the file cannot be read or is not YAML.
-    """
+    """Read a YAML file; `label` names it in messages: its path, after the flag that named it if any."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), loader)
     except OSError as error:
@@ -67,9 +63,6 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     A scalar stays text until the type of its setting decides: a run named `5e-4` is a name, a learning rate
     of `5e-4` a number.
-
-    Raises:
-        ConfigError: the file is missing, not YAML, or not a mapping.
     """
     found = find_config(path)
     if not found.exists():

@@ -33,7 +33,6 @@ class DataError(NlicotError):
     Args:
         found: the value in the file; without `expected`, the whole message.
         expected: valid values.
-        path: the file.
         line: 1-based line of the file.
         remedy: what to do next.
     """
@@ -49,10 +48,8 @@ class DataError(NlicotError):
     ) -> None:
         self.path, self.line = path, line
         where = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
-        text = f"{where}found {found}" if expected else f"{where}{found}"
-        if expected:
-            text += f", expected {expected}"
-        super().__init__(text + (f" ({remedy})" if remedy else ""))
+        text = f"found {found}, expected {expected}" if expected else found
+        super().__init__(where + text + (f" ({remedy})" if remedy else ""))
 
 
 class ConfigError(NlicotError):

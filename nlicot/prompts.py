@@ -1,11 +1,8 @@
 """The student's prompts and the label definitions.
 
 A prompt is a template with the placeholders `{premise}`, `{hypothesis}`, `{entailment}` and
-`{no_entailment}`; the last two are filled with the label definitions, which depend on the data.
-`model.prompt_format` adds a model's own markers.
-
-The instruction comes before the pair: the prefix that all prompts share goes through the model once per
-micro-batch, in training and in prediction.
+`{no_entailment}`; `model.prompt_format` adds a model's own markers. The instruction comes before the pair:
+the prefix that all prompts share goes through the model once per micro-batch, in training and in prediction.
 """
 
 from __future__ import annotations
@@ -77,9 +74,6 @@ class StudentPrompts:
         label_only: asks for the label only.
         label_first: asks for the label, then a thought.
         definitions: the meaning of the labels on this data.
-
-    Raises:
-        ConfigError: a template does not contain `{premise}` and `{hypothesis}` exactly once.
     """
 
     thinking: str = THINKING_TEMPLATE
@@ -91,11 +85,9 @@ class StudentPrompts:
         for name in ("thinking", "label_only", "label_first"):
             found = _PLACEHOLDER.findall(getattr(self, name))
             for placeholder in ("premise", "hypothesis"):
-                if found.count(placeholder) != 1:
-                    num = found.count(placeholder)
-                    raise ConfigError(
-                        f"data.prompts.{name}: found {{{placeholder}}} {num} times, expected once"
-                    )
+                if (num := found.count(placeholder)) != 1:
+                    count = f"{{{placeholder}}} {num} times"
+                    raise ConfigError(f"data.prompts.{name}: found {count}, expected once")
 
     def render(self, premise: str, hypothesis: str, *, form: Form = Form.THOUGHT_FIRST) -> str:
         """Render the prompt of one pair; braces in the texts are kept.
@@ -104,17 +96,12 @@ class StudentPrompts:
         >>> prompts.render("{hypothesis}", "b", form=Form.LABEL_ONLY)
         '{hypothesis} => b?'
         """
-        values = {
-            "premise": premise,
-            "hypothesis": hypothesis,
-            "entailment": self.definitions.entailment,
-            "no_entailment": self.definitions.no_entailment,
-        }
         template = {
             Form.THOUGHT_FIRST: self.thinking,
             Form.LABEL_ONLY: self.label_only,
             Form.LABEL_FIRST: self.label_first,
         }[form]
+        values = {"premise": premise, "hypothesis": hypothesis, **vars(self.definitions)}
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,20 +123,13 @@ def read_definitions(path: Path) -> dict[str, str]:
     """Read label definitions from a YAML file with `entailment` and `no_entailment`.
 
     The teacher's `relation_map` may be in the same file.
-
-    Raises:
-        ConfigError: the file cannot be read, has no text for one of them, or has an unknown key.
     """
     label = f"--definitions {path}"
     return fold_definitions(read_yaml(path, label=label), label=label, other_keys=("relation_map",))
 
 
 def fold_definitions(content: Any, *, label: str, other_keys: Sequence[str] = ()) -> dict[str, str]:
-    """Check definitions, and fold each to one line without a full stop: it becomes part of a sentence.
-
-    Raises:
-        ConfigError: one has no text, or there is an unknown key.
-    """
+    """Check definitions, and fold each to one line without a full stop: it becomes part of a sentence."""
     names = tuple(_EXPECTED)
     if not isinstance(content, dict):
         raise ConfigError(f"{label}: expected the keys {' and '.join(names)}")

@@ -158,24 +158,19 @@ def to_json_dict(record: Any) -> dict[str, Any]:
     {'id': 'a', 'premise': 'P', 'hypothesis': 'H', 'label': 1}
     """
     # Not by dataclasses.asdict, which copies deeply: a teacher's run makes a thousand of these per second.
-    fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    fields = _fields(record)
     provenance = fields.pop("provenance", _NO_PROVENANCE)
     if provenance != _NO_PROVENANCE:
-        fields["provenance"] = _provenance_fields(provenance)
+        fields["provenance"] = _fields(provenance)
+        if provenance.usage is not None:
+            fields["provenance"]["usage"] = _fields(provenance.usage)
     if fields.get("round") == 0:
         del fields["round"]
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
 _NO_PROVENANCE = Provenance()
-
-
-def _provenance_fields(provenance: Provenance) -> dict[str, Any]:
-    fields = {name: getattr(provenance, name) for name in Provenance.__dataclass_fields__}
-    usage = provenance.usage
-    if usage is not None:
-        fields["usage"] = {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-        }
-    return fields

@@ -43,12 +43,8 @@ def find_builder(
     """Create a builder by its short name or class path.
 
     Args:
-        name: such as `reflected`, or `my_module.MyBuilder`.
         args: arguments of the class; text is converted to the argument's type.
         flag: the setting that names the builder, for messages.
-
-    Raises:
-        ConfigError: there is no such builder, or it does not accept `args`.
     """
     kind = BUILDERS.get(name) or _imported(name, flag)
     args = _checked(kind, args, f"{flag}_args") if args else {}

@@ -1,15 +1,12 @@
-"""The base class of all builders: at most one target per pair, the same selection, the same report.
-
-A subclass defines `target`: which thought and label, if any, a pair's completion contains.
-"""
+"""The base class of all builders: at most one target per pair, the same selection, the same report."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -22,7 +19,20 @@ from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 Text = TypeVar("Text", Thought, Reflection)
 CountTokens: TypeAlias = Callable[[str], int]
 _Scores: TypeAlias = dict[tuple[str, str, int, int], int]
-"""Scores by target, pair, sample and round."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """A pair's texts, and all scores by target, pair, sample and round."""
+
+    thoughts: Sequence[Thought]
+    reflections: Sequence[Reflection]
+    score_of: _Scores
+
+    def of_sample(self, number: int) -> _Texts:
+        thoughts = [thought for thought in self.thoughts if thought.sample == number]
+        reflections = [reflection for reflection in self.reflections if reflection.sample == number]
+        return _Texts(thoughts, reflections, self.score_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +106,7 @@ class Builder(ABC):
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """Return the content of the example's completion, or None to leave the pair out.
+        """Return the thought and label of the example's completion, or None to leave the pair out.
 
         Called for each sample and round of the pair's texts, or once with None if it has no thought.
         """
@@ -124,18 +134,14 @@ class Builder(ABC):
                 equal or missing.
             prompts: the templates and definitions of the prompts.
             count_tokens: the number of tokens of a thought in a completion of the student.
-
-        Raises:
-            ConfigError: `max_thought_tokens` applies to a thought and there is no `count_tokens`.
         """
         prompts = prompts or StudentPrompts()
         thoughts_of, reflections_of = _by_pair(thoughts), _by_pair(reflections)
         score_of: _Scores = {(each.target, each.id, each.sample, each.round): each.score for each in scores}
-
         built = []
         for example in examples:
-            own = thoughts_of.get(example.id, ()), reflections_of.get(example.id, ())
-            target = self._choose(example, *own, score_of, count_tokens)
+            texts = _Texts(thoughts_of.get(example.id, ()), reflections_of.get(example.id, ()), score_of)
+            target = self._choose(example, texts, count_tokens)
             for row, form in self.rows(target) if target else ():
                 built.append(
                     TrainingExample(
@@ -157,46 +163,32 @@ class Builder(ABC):
         kept = [index for indices in by_label.values() for index in rng.sample(indices, size)]
         return [built[index] for index in sorted(kept)]
 
-    def _choose(
-        self,
-        example: Example,
-        thoughts: Sequence[Thought],
-        reflections: Sequence[Reflection],
-        score_of: _Scores,
-        count_tokens: CountTokens | None,
-    ) -> Target | None:
+    def _choose(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Target | None:
         """Return the preferred target among the samples' best; without thoughts there is one sample, 0."""
-        candidates = []
         # A reflection counts if its own sample has a thought, or if no sample has one.
-        for number in sorted({thought.sample for thought in thoughts}) or [0]:
-            own_thoughts = [thought for thought in thoughts if thought.sample == number]
-            own_reflections = [reflection for reflection in reflections if reflection.sample == number]
-            target = self._best_round(example, own_thoughts, own_reflections, score_of, count_tokens)
-            if target is not None:
-                candidates.append(target)
+        samples = sorted({thought.sample for thought in texts.thoughts}) or [0]
+        best = (self._best_round(example, texts.of_sample(sample), count_tokens) for sample in samples)
+        found = [target for target in best if target is not None]
         if self.prefer == "shortest":
-            candidates.sort(key=lambda target: len(target.thought_process or ""))
-        return candidates[0] if candidates else None
+            found.sort(key=lambda target: len(target.thought_process or ""))
+        return found[0] if found else None
 
-    def _best_round(
-        self,
-        example: Example,
-        thoughts: Sequence[Thought],
-        reflections: Sequence[Reflection],
-        score_of: _Scores,
-        count_tokens: CountTokens | None,
-    ) -> Target | None:
+    def _best_round(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Target | None:
         """Return the acceptable target with the highest score among the rounds of one sample."""
-        rounds = {thought.round for thought in thoughts} | {reflection.round for reflection in reflections}
         best, best_score = None, -1
-        for number in sorted(rounds) or [0]:
-            thought, reflection = _in_round(thoughts, number), _in_round(reflections, number)
+        for number in sorted(
+            {each.round for each in texts.thoughts} | {each.round for each in texts.reflections}
+        ) or [0]:
+            thought, reflection = _in_round(texts.thoughts, number), _in_round(texts.reflections, number)
             target = self.target(example, thought, reflection)
             if target is None or self._is_too_long(target, count_tokens):
                 continue
             text = {"thought": thought, "reflection": reflection}.get(target.source)
-            key = None if text is None else (target.source, text.id, text.sample, text.round)
-            score = None if key is None else score_of.get(key)
+            score = (
+                None
+                if text is None
+                else texts.score_of.get((target.source, text.id, text.sample, text.round))
+            )
             if self.min_score is not None and score is not None and score < self.min_score:
                 continue
             if (score or 0) > best_score:
@@ -219,20 +211,17 @@ class Builder(ABC):
         return count_tokens(thought) > self.max_thought_tokens
 
 
-def _by_pair(texts: Iterable[Text]) -> dict[str, list[Text]]:
-    found: dict[str, list[Text]] = {}
+def _by_pair(texts: Iterable[Text]) -> Mapping[str, list[Text]]:
+    found: dict[str, list[Text]] = defaultdict(list)
     for text in texts:
-        found.setdefault(text.id, []).append(text)
+        found[text.id].append(text)
     return found
 
 
 def _in_round(texts: Sequence[Text], number: int) -> Text | None:
     """Return the text that is current in a round: its own, or else the last earlier one."""
-    current: Text | None = None
-    for text in texts:
-        if text.round <= number and (current is None or text.round >= current.round):
-            current = text
-    return current
+    earlier = [text for text in texts if text.round <= number]
+    return max(reversed(earlier), key=lambda text: text.round, default=None)
 
 
 def build_report(num_pairs: int, built: Sequence[TrainingExample]) -> BuildReport:

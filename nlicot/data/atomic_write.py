@@ -1,7 +1,4 @@
-"""Write files atomically: each appears complete or not at all, and replaces nothing unless asked to.
-
-Text, JSON, JSON lines and CSV are written to a temporary file, which is then renamed.
-"""
+"""Write files atomically: each appears complete or not at all, and replaces nothing unless asked to."""
 
 from __future__ import annotations
 
@@ -20,11 +17,7 @@ from nlicot.errors import ConfigError
 
 
 def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
-    """Check, before any work is done, that no finished output would be lost.
-
-    Raises:
-        ConfigError: one of `paths` exists and `overwrite` is false, or it is a folder.
-    """
+    """Check, before any work is done, that no finished output would be lost."""
     for path in paths:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder, expected the name of a file to write")
@@ -34,11 +27,7 @@ def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write `text` as UTF-8, completely or not at all.
-
-    Raises:
-        ConfigError: the file exists and `overwrite` is false, or its folder is not writable.
-    """
+    """Write `text` as UTF-8, completely or not at all."""
     with _atomic(path, overwrite) as file:
         file.write(text)
 
@@ -49,7 +38,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool = False) -> None:
-    """Write one JSON object per line as `rows` yields them; raises as `write_text`."""
+    """Write one JSON object per line as `rows` yields them."""
     with _atomic(path, overwrite) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -58,7 +47,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, overwrite: bool =
 def write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], *, overwrite: bool = False
 ) -> None:
-    """Write a CSV with lines that end in "\\n"; None becomes an empty cell. Raises as `write_text`."""
+    """Write a CSV with lines that end in "\\n"; None becomes an empty cell."""
     with _atomic(path, overwrite) as file:
         writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
         writer.writerow(header)

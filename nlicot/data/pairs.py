@@ -36,9 +36,6 @@ def read_examples(
         path: a `.csv`, `.jsonl` or `.json` file.
         label_map: the meaning of the file's own labels; without it they must be 0 or 1.
         id_prefix: prepended to ids made from content.
-
-    Raises:
-        DataError: with path and line, for anything that cannot be read as it is.
     """
     reader = _PairReader(path, label_map, id_prefix)
     examples = read_records(path, reader.example_from, each="pair")

@@ -51,13 +51,7 @@ class DataRoot:
 
 
 def working_root(root: Path | None) -> DataRoot:
-    """Return a data root that a command may write to: `root`, or else `data/try`, a copy of the sample.
-
-    The copy is made if it does not exist, and the log says that it is used.
-
-    Raises:
-        ConfigError: `root` is the sample itself, or no copy of it can be made.
-    """
+    """Return a data root that a command may write to: `root`, or else `data/try`, a copy of the sample."""
     if root is not None:
         named = DataRoot(root.expanduser())
         if named.is_sample:

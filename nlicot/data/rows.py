@@ -149,11 +149,7 @@ def shown(value: object) -> str:
 
 
 def read_records(path: Path, record_from: Callable[[Row], T], *, each: str = "") -> RecordList[T]:
-    """Read each row of a file as a record; with `each`, the name of a record, the file must have rows.
-
-    Raises:
-        DataError: as `read_rows` and `record_from`.
-    """
+    """Read each row of a file as a record; with `each`, the name of a record, the file must have rows."""
     rows = [(record_from(row), row.line) for row in read_rows(path)]
     if each and not rows:
         raise DataError("no rows", f"a row for each {each}", path=path)
@@ -161,11 +157,7 @@ def read_records(path: Path, record_from: Callable[[Row], T], *, each: str = "")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a CSV with a header, of JSON lines, or of a `.json` file that holds one array.
-
-    Raises:
-        DataError: the file is missing, of an unknown format, not UTF-8, or has a row that cannot be read.
-    """
+    """Yield the rows of a CSV with a header, of JSON lines, or of a `.json` file that holds one array."""
     readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:

@@ -84,11 +84,6 @@ def write_split(
 
     Returns:
         The pairs of each file by its path, train first.
-
-    Raises:
-        ConfigError: `dev` is not between 0 and 1, an output exists and `overwrite` is false, or it is the
-            input file.
-        DataError: the pairs cannot be read, have no labels, or have fewer than two premises.
     """
     paths = [out_root / "original_data" / name for name in ("train.csv", "dev.csv")]
     if pairs_path.resolve() in [path.resolve() for path in paths]:

@@ -28,20 +28,12 @@ Scored: TypeAlias = Score | Thought | Reflection
 
 
 def read_thoughts(path: Path) -> RecordList[Thought]:
-    """Read a teacher's thoughts, including files of the predecessor; unknown fields are ignored.
-
-    Raises:
-        DataError: with path and line, for anything that cannot be read as it is.
-    """
+    """Read a teacher's thoughts, including files of the predecessor; unknown fields are ignored."""
     return read_records(path, thought_from, each="thought")
 
 
 def read_reflections(path: Path) -> RecordList[Reflection]:
-    """Read reflections; an empty file is valid, because there may have been nothing to reflect on.
-
-    Raises:
-        DataError: with path and line, for anything that cannot be read as it is.
-    """
+    """Read reflections; an empty file is valid, because there may have been nothing to reflect on."""
     return read_records(path, reflection_from)
 
 
@@ -55,11 +47,7 @@ class ScoredTexts:
 
 
 def read_scores(path: Path) -> ScoredTexts:
-    """Read a file of scores, which also contains the regenerated thoughts and reflections.
-
-    Raises:
-        DataError: with path and line, for anything that cannot be read as it is.
-    """
+    """Read a file of scores, which also contains the regenerated thoughts and reflections."""
     scored = read_records(path, scored_from)
 
     def of_type(kind: type[Any]) -> RecordList[Any]:
@@ -72,7 +60,7 @@ def read_scores(path: Path) -> ScoredTexts:
 
 
 def thought_from(row: Row) -> Thought:
-    """Parse a row as a thought; raises `DataError`."""
+    """Parse a row as a thought."""
     return Thought(
         **_common_fields(row),
         thought_process=row.text("thought_process"),
@@ -83,10 +71,7 @@ def thought_from(row: Row) -> Thought:
 
 
 def reflection_from(row: Row) -> Reflection:
-    """Parse a row as a reflection; raises `DataError`.
-
-    Older files have the reflected label as `predicted_label`.
-    """
+    """Parse a row as a reflection; older files have the reflected label as `predicted_label`."""
     reflected = row.optional_label("reflected_label")
     return Reflection(
         **_common_fields(row),
@@ -111,7 +96,7 @@ def _common_fields(row: Row) -> dict[str, Any]:
 
 
 def scored_from(row: Row) -> Scored:
-    """Parse a row of a file of scores: a score or a regenerated text; raises `DataError`."""
+    """Parse a row of a file of scores: a score or a regenerated text."""
     if "score" in row.fields:
         return _score_from(row)
     if "improved_thought_process" in row.fields:
@@ -170,11 +155,7 @@ class TextFiles:
 
     @classmethod
     def found(cls, thoughts: Path, reflections: Path, scores: Path, *, needed: Container[Path]) -> TextFiles:
-        """Select the files that exist; without thoughts nothing else is read either.
-
-        Raises:
-            DataError: a file among `needed` does not exist.
-        """
+        """Select the files that exist; without thoughts nothing else is read either."""
         if not thoughts.exists() and thoughts not in needed:
             return cls()
         for path, kind in ((reflections, "reflections"), (scores, "scores")):
@@ -198,11 +179,7 @@ class JoinedTexts:
 
 
 def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
-    """Read a split's texts and join them to their pairs.
-
-    Raises:
-        DataError: as the readers and the joins raise it.
-    """
+    """Read a split's texts and join them to their pairs."""
     thoughts: list[Thought] = []
     reflections: list[Reflection] = []
     scores: list[Score] = []
@@ -227,10 +204,6 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
 
     A pair is found by id if its texts are the same, otherwise by exact premise and hypothesis (the first of
     several identical pairs). Identical repetitions are dropped and counted. `path` is for messages.
-
-    Raises:
-        DataError: a thought matches no pair, or a pair has two different ones with the same sample number
-            and round.
     """
     pairs = _PairIndex(examples)
     position_of: dict[tuple[str, int, int], int] = {}
@@ -239,13 +212,19 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
     num_relabelled = 0
     for index, thought in enumerate(thoughts):
         line = line_of(thoughts, index)
-        matched = _with_pair(thought, pairs.find(thought, path, line))
+        pair = pairs.find(thought, path, line)
+        true_label: Any = pair.label
+        if true_label is None and isinstance(thought, Reflection):
+            true_label = thought.true_label
+        matched = dataclasses.replace(  # the texts are equal, but now stored once
+            thought, id=pair.id, premise=pair.premise, hypothesis=pair.hypothesis, true_label=true_label
+        )
         num_relabelled += thought.true_label not in (None, matched.true_label)
         first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
         if first == len(joined):
             joined.append(matched)
             lines += [] if line is None else [line]
-        elif _without_provenance(joined[first]) != _without_provenance(matched):
+        elif dataclasses.replace(matched, provenance=joined[first].provenance) != joined[first]:
             number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
             earlier = f", after that on line {lines[first]}" if line is not None else ""
             raise DataError(
@@ -273,9 +252,6 @@ def join_reflections(
             reflection of any round is one on the first thought, that of round 0.
         reflections: as they were read.
         path: the file of the reflections, for messages.
-
-    Raises:
-        DataError: as `join_thoughts`, or a reflection is on a correct thought.
     """
     label_of = {
         (thought.id, thought.sample): thought.predicted_label for thought in thoughts if not thought.round
@@ -305,11 +281,7 @@ def join_reflections(
 
 
 def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
-    """Return each score once, after checking that its pair exists; `path` is for messages.
-
-    Raises:
-        DataError: a score matches no pair, or a text has two different scores.
-    """
+    """Return each score once, after checking that its pair exists; `path` is for messages."""
     ids = {example.id for example in examples}
     first: dict[tuple[str, str, int, int], Score] = {}
     for index, score in enumerate(scores):
@@ -358,23 +330,6 @@ class _PairIndex:
         raise DataError(found, path=path, line=line, remedy=remedy.format(kind))
 
 
-def _with_pair(record: Text, example: Example) -> Text:
-    true_label: Any = example.label
-    if example.label is None and isinstance(record, Reflection):
-        true_label = record.true_label
-    return dataclasses.replace(
-        record,
-        id=example.id,
-        premise=example.premise,  # equal, but now stored once
-        hypothesis=example.hypothesis,
-        true_label=true_label,
-    )
-
-
-def _without_provenance(record: Text) -> Text:
-    return dataclasses.replace(record, provenance=NO_PROVENANCE)
-
-
 def _kind(record: Thought | Reflection) -> str:
     return type(record).__name__.lower()
 
@@ -385,9 +340,6 @@ def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allo
     Args:
         splits: each split's file and pairs by its name; nothing is checked without a `train`.
         allow: also only count shared pairs.
-
-    Raises:
-        DataError: a pair, by exact premise and hypothesis, is in train and in another split.
     """
     _, train = splits.get("train", (None, ()))
     id_in_train = {(example.premise, example.hypothesis): example.id for example in train}

@@ -84,11 +84,20 @@ def _fit_command(
     settings: Namespace, root: DataRoot, name: str, path: Path, definitions: LabelDefinitions
 ) -> str:
     """Return the `fit` command that trains on the file, with the same builder and definitions."""
-    words = ["python", "-m", "nlicot", "fit"]
-    words += (
+    builder = (
         ["--config", f"configs/{name}.yaml"] if name in BUILDERS else ["--data.builder", settings.builder]
     )
-    words += ["--root", str(root.path), "--data.prepared", str(path)]
+    words = [
+        "python",
+        "-m",
+        "nlicot",
+        "fit",
+        *builder,
+        "--root",
+        str(root.path),
+        "--data.prepared",
+        str(path),
+    ]
     if definitions != LabelDefinitions():
         for key, text in asdict(definitions).items():
             words += [f"--definitions.{key}", text]
@@ -107,12 +116,8 @@ def _parser() -> CommandParser:
     add("--root", type=Path, default=None, help="the data root (default: a copy of the sample, data/try)")
     add("--split", type=Names, default=None, help="such as train,dev (default: whichever exist of both)")
     add("--builder", type=str, default="reflected", help=f"{', '.join(BUILDERS)}, or a class path")
-    add(
-        "--builder_args",
-        type=dict[str, Any],
-        default={},
-        help="NAME=VALUE ..., such as balance=true min_score=4",
-    )
+    args_help = "NAME=VALUE ..., such as balance=true min_score=4"
+    add("--builder_args", type=dict[str, Any], default={}, help=args_help)
     add("--format", type=Literal[FORMATS], default="text", help="the format of a row")
     add("--prompt_format", type=Literal[tuple(MARKERS)], default="mistral", help="markers around prompts")
     parser.add_class_arguments(LabelDefinitions, "definitions")

@@ -13,14 +13,14 @@ interpret markers inside a premise; `fit` does not.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nlicot import completion
-from nlicot.data.rows import Row, read_rows
-from nlicot.errors import DataError
+from nlicot.data.rows import Row, read_records
 from nlicot.records import TrainingExample
 
 
@@ -51,36 +51,25 @@ def to_row(example: TrainingExample, row_format: str, markers: Markers) -> dict[
     """
     prompt = f"{markers.opening}{example.prompt}{markers.closing}"
     answer = f"{markers.gap}{example.completion}"
-    content: dict[str, Any]
-    if row_format == "text":
-        content = {"text": prompt + answer}
-    elif row_format == "prompt-completion":
-        content = {"prompt": prompt, "completion": answer}
-    else:
-        assert row_format == "messages", row_format
-        turns = (("user", example.prompt), ("assistant", example.completion))
-        content = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    return {**content, "id": example.id, "label": example.label, "source": example.source}
+    turns = (("user", example.prompt), ("assistant", example.completion))
+    content: dict[str, dict[str, Any]] = {
+        "text": {"text": prompt + answer},
+        "prompt-completion": {"prompt": prompt, "completion": answer},
+        "messages": {"messages": [{"role": role, "content": text} for role, text in turns]},
+    }
+    return {**content[row_format], "id": example.id, "label": example.label, "source": example.source}
 
 
 def read_prepared(path: Path) -> list[TrainingExample]:
-    """Read the training examples of a prepared file, in any of the formats.
-
-    Raises:
-        DataError: a row is in none of them, or its completion is invalid.
-    """
-    examples = [from_row(row, default_id=f"row-{number}") for number, row in enumerate(read_rows(path), 1)]
-    if not examples:
-        raise DataError("no rows", "a row for each training example", path=path)
-    return examples
+    """Read the training examples of a prepared file, in any of the formats."""
+    numbers = itertools.count(1)
+    return read_records(
+        path, lambda row: from_row(row, default_id=f"row-{next(numbers)}"), each="training example"
+    )
 
 
 def from_row(row: Row, *, default_id: str) -> TrainingExample:
-    """Parse a row in any of the formats, including the predecessor's `text`.
-
-    Raises:
-        DataError: the row is in none of them, or its completion is invalid.
-    """
+    """Parse a row in any of the formats, including the predecessor's `text`."""
     source = row.optional_text("source")
     prompt, answer = _prompt_and_answer(row, is_ours=source is not None)
     parsed = completion.parse(answer)
@@ -103,10 +92,9 @@ def _prompt_and_answer(row: Row, *, is_ours: bool) -> tuple[str, str]:
     text = row.optional_text("text")
     if text is None:
         return _unwrapped(row.text("prompt"), is_ours=is_ours), row.text("completion")
-    halves = _halves(text, is_ours=is_ours)
-    if halves is None:
-        raise row.error("a text of another format", "[INST] prompt [/INST] completion")
-    return halves
+    if halves := _halves(text, is_ours=is_ours):
+        return halves
+    raise row.error("a text of another format", "[INST] prompt [/INST] completion")
 
 
 def _turns(row: Row) -> tuple[str, str]:
