@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from nlicot.teacher.prompt import PROMPTS_FOLDER
 
 SPLITS = ("train", "dev", "test")
 KINDS = ("pairs", "thoughts", "reflections", "scores")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,15 @@ class AuditData:
 
     splits: Sequence[SplitData]
     prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+def normalised(text: str) -> str:
+    """Return the words of a text in lower case, without punctuation.
+
+    >>> normalised(" The dog's  asleep!")
+    'the dog s asleep'
+    """
+    return " ".join(_WORD.findall(text.casefold()))
 
 
 def read_splits(

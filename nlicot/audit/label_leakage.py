@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from nlicot import completion
 from nlicot.audit.findings import Finding, Section, full_id, percent_range
-from nlicot.audit.inputs import AuditData, TargetText
-from nlicot.audit.minhash import normalised
+from nlicot.audit.inputs import AuditData, TargetText, normalised
 from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
@@ -71,25 +70,24 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
     """
     true = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(true, minlength=2)
-    folds = _folds(groups)
-    one_label = any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS))
-    if counts.min() < MIN_OF_EACH_LABEL or one_label:
+    if counts.min() < MIN_OF_EACH_LABEL:
+        return None
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    fold_of = np.random.default_rng(0).permutation(len(number_of)) % NUM_FOLDS
+    folds = fold_of[[number_of[group] for group in groups]]
+    if any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS)):
         return None
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
     features = HashingVectorizer(
         ngram_range=(1, 2), n_features=NUM_FEATURES, alternate_sign=False, token_pattern=r"(?u)\b\w+\b"
     ).transform(texts)
-    p_one = np.zeros(len(true))
-    for fold in range(NUM_FOLDS):
-        held_out = folds == fold
-        if held_out.any():
-            # The dual is four times as fast if there are more features than texts.
-            settings = {"solver": "liblinear", "dual": True, "tol": 0.01, "max_iter": 1000, "random_state": 0}
-            model = LogisticRegression(C=INVERSE_REGULARISATION, **settings)
-            model.fit(features[~held_out], true[~held_out])
-            p_one[held_out] = model.predict_proba(features[held_out])[:, 1]
+    # The dual is four times as fast if there are more features than texts.
+    settings = {"solver": "liblinear", "dual": True, "tol": 0.01, "max_iter": 1000, "random_state": 0}
+    model = LogisticRegression(C=INVERSE_REGULARISATION, **settings)
+    p_one = cross_val_predict(model, features, true, cv=PredefinedSplit(folds), method="predict_proba")[:, 1]
     right = (p_one > 0.5) == (true == 1)
     return Guess(
         accuracy=float(right.mean()),
@@ -98,14 +96,6 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
         right=right,
         p_one=p_one,
     )
-
-
-def _folds(groups: Sequence[Hashable]) -> npt.NDArray[np.int64]:
-    """Deal the groups out to folds, the same way each time."""
-    number_of: dict[Hashable, int] = {}
-    numbers = np.array([number_of.setdefault(group, len(number_of)) for group in groups], dtype=np.int64)
-    dealt = np.random.default_rng(0).permutation(len(number_of)) % NUM_FOLDS
-    return dealt[numbers]
 
 
 # ---------------------------------------------------------------- hypotheses
@@ -144,15 +134,19 @@ def check_hypotheses(data: AuditData) -> Section | None:
     if guess is None:
         return None
     words = telling_words(examples)
-    findings = [*_hypothesis_leak(guess, labelled), *_word_findings(words, labelled)]
-    shown = [each for label in reversed(LABELS) for each in _of_label(words, label)[:MAX_SHOWN_WORDS]]
+    of_label = {label: [each for each in words if each.label == label] for label in LABELS}
+    findings = _hypothesis_leak(guess, labelled)
+    for label, telling in of_label.items():
+        findings += _telling_words_finding(label, [each.word for each in telling], labelled)
+    rows = [
+        (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
+        for label in reversed(LABELS)
+        for each in of_label[label][:MAX_SHOWN_WORDS]
+    ]
     table = Table(
         title="words of hypotheses that go with one label",
         header=("word", "label", "pairs", "of that label", "PMI"),
-        rows=[
-            (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
-            for each in shown
-        ],
+        rows=rows,
     )
     return Section(
         name="hypotheses",
@@ -161,20 +155,16 @@ def check_hypotheses(data: AuditData) -> Section | None:
         f"{percent(guess.accuracy)} ({percent_range(guess.interval)}), "
         f"the majority label on {percent(guess.majority)}" + ("" if findings else ": no leak"),
         findings=tuple(findings),
-        tables=(table,) if shown else (),
+        tables=(table,) if rows else (),
         figures={"baseline": guess.figures, "words": [asdict(each) for each in words]},
     )
 
 
-def _of_label(words: Sequence[TellingWord], label: int) -> list[TellingWord]:
-    return [each for each in words if each.label == label]
-
-
-def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> Iterator[Finding]:
+def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> list[Finding]:
     if guess.interval.low <= guess.majority or guess.gain < SMALL_GAIN:
-        return
+        return []
     sure = np.flatnonzero(guess.right & (np.maximum(guess.p_one, 1 - guess.p_one) >= SURE))
-    yield Finding(
+    finding = Finding(
         name="hypothesis gives the label away",
         severity="error" if guess.gain >= LARGE_GAIN else "warning",
         summary=f"without the premise {percent(guess.accuracy)} of labels are guessed, "
@@ -184,6 +174,7 @@ def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> I
         ids=tuple(full_id(labelled[index][0], labelled[index][1].id) for index in sure),
         figures={**guess.figures, "gain": guess.gain},
     )
+    return [finding]
 
 
 def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
@@ -200,17 +191,16 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
         if example.label is not None:
             num_label[example.label] += 1
             in_label[example.label].update(set(normalised(example.hypothesis).split()))
-    num_pairs = num_label.total()
     totals = in_label[0] + in_label[1]
     candidates = [word for word, num in totals.items() if num >= MIN_PAIRS]
-    if not candidates or 0 in (num_label[label] for label in LABELS):
+    if not candidates or len(num_label) < len(LABELS):
         return []
     min_z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * len(candidates)))
     found = []
     for word in candidates:
         for label in LABELS:
             num, with_label = totals[word], in_label[label][word]
-            base = num_label[label] / num_pairs
+            base = num_label[label] / num_label.total()
             z = (with_label - num * base) / math.sqrt(num * base * (1 - base))
             if z >= min_z and with_label / num >= MIN_PROPORTION:
                 pmi = math.log((with_label + SMOOTHING * base) / (num + SMOOTHING) / base)
@@ -218,19 +208,10 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
     return sorted(found, key=lambda each: (-each.pmi, each.word))
 
 
-def _word_findings(
-    words: Sequence[TellingWord], labelled: Sequence[tuple[str, Example]]
+def _telling_words_finding(
+    label: int, telling: Sequence[str], labelled: Sequence[tuple[str, Example]]
 ) -> Iterator[Finding]:
-    for label in LABELS:
-        telling = [each.word for each in _of_label(words, label)]
-        if not telling:
-            continue
-        ids = tuple(
-            full_id(split, example.id)
-            for split, example in labelled
-            if example.label == label
-            if not set(telling).isdisjoint(normalised(example.hypothesis).split())
-        )
+    if telling:
         yield Finding(
             name="telling words",
             severity="warning",
@@ -238,7 +219,12 @@ def _word_findings(
             f"{listed(telling, MAX_SHOWN_WORDS)}",
             advice="expect a student to rely on them; collect pairs with such a word and the other label, "
             "and measure on those separately",
-            ids=ids,
+            ids=tuple(
+                full_id(split, example.id)
+                for split, example in labelled
+                if example.label == label
+                and not set(telling).isdisjoint(normalised(example.hypothesis).split())
+            ),
             figures={"label": label, "words": telling},
         )
 
@@ -250,65 +236,6 @@ MIN_STYLE_GAIN = 0.3
 """Steps before the last one argue too, so some gain is legitimate: 0.22 on data without the fault."""
 _WORD = re.compile(r"\w+")
 _STEP = re.compile(r"\bstep\s+\d+\s*[:.)]", re.IGNORECASE)
-
-
-def check_voice(data: AuditData) -> Section | None:
-    """Cross a target's source with its label, and let linear models guess the label from the target only."""
-    split = next((split for split in data.splits if split.targets), None)
-    if split is None:
-        return None
-    targets = split.targets
-    counts = {
-        source: [sum(t.source == source and t.label == label for t in targets) for label in LABELS]
-        for source in sorted({target.source for target in targets})
-    }
-    num_right = sum(max(each) for each in counts.values())
-    majority = max(sum(each[label] for each in counts.values()) for label in LABELS) / len(targets)
-    by_source = num_right / len(targets)
-    source_range = percent_range(wilson_interval(num_right, len(targets)))
-    accuracies = [
-        ("the majority label", percent(majority), "-"),
-        ("its source (thought or reflection)", percent(by_source), source_range),
-    ]
-    figures: dict[str, Any] = {
-        "split": split.name,
-        "by_source": {source: {"0": zeros, "1": ones} for source, (zeros, ones) in counts.items()},
-        "majority": majority,
-        "source_accuracy": by_source,
-    }
-    groups = [normalised(target.example.premise) for target in targets]
-    labels = [target.label for target in targets]
-    guesses = {}
-    for name, title, text_of in (
-        ("voice", "its style: no last step, the pair's own words blanked", style_of),
-        ("steps", "its text without the last step", lambda target: without_last_step(target.text)),
-        ("whole", "its whole text, last step included", lambda target: target.text),
-    ):
-        guess = guesses[name] = guess_labels([text_of(target) for target in targets], labels, groups)
-        figures[name] = guess.figures if guess else None
-        if guess:
-            accuracies.append((title, percent(guess.accuracy), percent_range(guess.interval)))
-    style = guesses["voice"]
-    rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
-    return Section(
-        name="voice",
-        title="Source, style and label",
-        summary=f"{len(targets)} targets of {split.name}: the source predicts {percent(by_source)} of labels"
-        + (f", the style {percent(style.accuracy)}" if style else ""),
-        findings=(
-            *_source_finding(split.name, targets, counts, by_source, majority),
-            *_style_finding(split.name, targets, style),
-        ),
-        tables=(
-            Table(title="targets", header=("source", "label 0", "label 1"), rows=rows),
-            Table(
-                title="how well a target's label is predicted from",
-                header=("", "right", "95 %"),
-                rows=accuracies,
-            ),
-        ),
-        figures=figures,
-    )
 
 
 def without_last_step(thought: str) -> str:
@@ -329,6 +256,68 @@ def style_of(target: TargetText) -> str:
     own = set(_WORD.findall(f"{target.example.premise} {target.example.hypothesis}".casefold()))
     words = _WORD.findall(without_last_step(target.text).casefold())
     return " ".join("_" if word in own else word for word in words)
+
+
+PARTS_OF_TARGETS = (
+    ("voice", "its style: no last step, the pair's own words blanked", style_of),
+    ("steps", "its text without the last step", lambda target: without_last_step(target.text)),
+    ("whole", "its whole text, last step included", lambda target: target.text),
+)
+"""Name in JSON, title, and the text from which a linear model guesses the label."""
+
+
+def check_voice(data: AuditData) -> Section | None:
+    """Cross a target's source with its label, and let linear models guess the label from the target only."""
+    split = next((split for split in data.splits if split.targets), None)
+    if split is None:
+        return None
+    targets = split.targets
+    labels = [target.label for target in targets]
+    groups = [normalised(target.example.premise) for target in targets]
+    num_of = Counter((target.source, target.label) for target in targets)
+    counts = {
+        source: [num_of[source, label] for label in LABELS] for source in sorted({s for s, _ in num_of})
+    }
+    num_right = sum(map(max, counts.values()))
+    by_source, majority = num_right / len(targets), max(Counter(labels).values()) / len(targets)
+    source_range = percent_range(wilson_interval(num_right, len(targets)))
+    accuracies = [
+        ("the majority label", percent(majority), "-"),
+        ("its source (thought or reflection)", percent(by_source), source_range),
+    ]
+    figures: dict[str, Any] = {
+        "split": split.name,
+        "by_source": {source: {"0": zeros, "1": ones} for source, (zeros, ones) in counts.items()},
+        "majority": majority,
+        "source_accuracy": by_source,
+    }
+    guesses = {
+        name: guess_labels([text_of(target) for target in targets], labels, groups)
+        for name, _, text_of in PARTS_OF_TARGETS
+    }
+    for name, title, _ in PARTS_OF_TARGETS:
+        guess = guesses[name]
+        figures[name] = guess.figures if guess else None
+        if guess:
+            accuracies.append((title, percent(guess.accuracy), percent_range(guess.interval)))
+    style = guesses["voice"]
+    rows = [(source, str(zeros), str(ones)) for source, (zeros, ones) in counts.items()]
+    header = ("", "right", "95 %")
+    return Section(
+        name="voice",
+        title="Source, style and label",
+        summary=f"{len(targets)} targets of {split.name}: the source predicts {percent(by_source)} of labels"
+        + (f", the style {percent(style.accuracy)}" if style else ""),
+        findings=(
+            *_source_finding(split.name, targets, counts, by_source, majority),
+            *_style_finding(split.name, targets, style),
+        ),
+        tables=(
+            Table(title="targets", header=("source", "label 0", "label 1"), rows=rows),
+            Table(title="how well a target's label is predicted from", header=header, rows=accuracies),
+        ),
+        figures=figures,
+    )
 
 
 def _source_finding(

@@ -8,8 +8,8 @@ import pytest
 
 from nlicot.audit.checks import run_checks
 from nlicot.audit.counts import check_counts
-from nlicot.audit.inputs import AuditData, SplitData
-from nlicot.audit.minhash import THRESHOLD, Shingles, normalised, pair_groups, text_groups
+from nlicot.audit.duplicates import THRESHOLD, pair_groups, similarity
+from nlicot.audit.inputs import AuditData, SplitData, normalised
 from nlicot.records import Example, Thought
 from tests.audit.planted import changed, clean, named, only, section_of, thought_of, words
 
@@ -95,20 +95,22 @@ def test_near_duplicates_of_other_labels_are_contrasts_not_faults() -> None:
     assert section_of(found, "duplicates").figures["num_groups"] == 1
 
 
-def brute_force(texts: list[str]) -> list[set[int]]:
-    """Chains of texts whose bigram sets have a Jaccard index of THRESHOLD or more, by all pairs."""
+def brute_force(texts: list[str]) -> list[list[int]]:
+    """Each text joins the first group whose first text has a Jaccard index of THRESHOLD or more with it."""
     sets = []
     for text in texts:
         edged = ["<", *text.split(), ">"]
         sets.append(set(itertools.pairwise(edged)))
-    groups = [{index} for index in range(len(texts))]
-    for a in range(len(texts)):
-        for b in range(a):
-            if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= THRESHOLD and groups[a] is not groups[b]:
-                groups[a] |= groups[b]
-                for member in groups[a]:
-                    groups[member] = groups[a]
-    return groups
+    groups: list[list[int]] = []
+    for index, own in enumerate(sets):
+        for group in groups:
+            first = sets[group[0]]
+            if len(own & first) / len(own | first) >= THRESHOLD:
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return [group for group in groups if len(group) > 1]
 
 
 def test_minhash_finds_what_comparing_all_pairs_finds() -> None:
@@ -122,11 +124,10 @@ def test_minhash_finds_what_comparing_all_pairs_finds() -> None:
                 copy[place] = f"other{rng.randint(0, 10**6)}"
             texts.append(" ".join(copy))
     rng.shuffle(texts)
-    numbers = text_groups(Shingles(texts))
-    expected = brute_force(texts)
-    for index, number in enumerate(numbers):
-        assert {other for other, n in enumerate(numbers) if n == number} == expected[index]
-    assert 60 <= len(set(numbers)) < len(texts)
+    groups = pair_groups([(text, text) for text in texts])
+    assert groups == brute_force(texts)
+    assert len(groups) >= 60
+    assert pair_groups([("the same premise", text) for text in texts]) == groups
 
 
 def test_one_thought_for_two_pairs_is_found() -> None:
@@ -156,12 +157,12 @@ def test_groups_hold_near_duplicates_of_their_first_pair_in_both_texts() -> None
     premise, other, hypothesis = (words(rng, 30) for _ in range(3))
     premises = [premise, f"{premise} too", other, premise]
     hypotheses = [hypothesis, f"{hypothesis} now", hypothesis, "a whale sings"]
-    assert pair_groups(premises, hypotheses) == [[0, 1]]
+    assert pair_groups(list(zip(premises, hypotheses, strict=True))) == [[0, 1]]
 
 
-@pytest.mark.parametrize(("a", "b", "similarity"), [("x y", "x y", 1.0), ("x y", "x z", 0.2), ("", "", 1.0)])
-def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, similarity: float) -> None:
-    assert Shingles([a, b]).similarity(0, 1) == similarity
+@pytest.mark.parametrize(("a", "b", "expected"), [("x y", "x y", 1.0), ("x y", "x z", 0.2), ("", "", 1.0)])
+def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, expected: float) -> None:
+    assert similarity(a, b) == expected
 
 
 def test_a_text_without_letters_has_no_words() -> None:
