@@ -11,7 +11,6 @@ class LabelOnly(Builder):
 
     Args:
         only_with_thoughts: keep only the pairs that have a thought, to match the pairs of an ablation.
-        selection: as for every builder.
     """
 
     thinks = False

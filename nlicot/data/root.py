@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from nlicot.config_files import SAMPLE
+from nlicot.data.atomic_write import build_folder_once
 from nlicot.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -67,28 +67,22 @@ def working_root(root: Path | None) -> DataRoot:
         _relative(SAMPLE),
     )
     if not TRY_ROOT.exists():
-        _copy_folder(SAMPLE, TRY_ROOT)
+        try:
+            build_folder_once(TRY_ROOT, _copy_sample, marker="original_data/train.csv")
+        except OSError as error:
+            raise ConfigError(
+                f"{_relative(TRY_ROOT)}: the sample cannot be copied there ({error.strerror or error}); "
+                "name your own folder with --root"
+            ) from None
     return DataRoot(_relative(TRY_ROOT))
 
 
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder such that `target` exists completely or not at all; the copy is writable."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                copy = temporary / path.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-        temporary.rename(target)
-    except OSError as error:
-        if not target.exists():  # otherwise another process was faster, with the same content
-            raise ConfigError(
-                f"{_relative(target)}: the sample cannot be copied there ({error.strerror or error}); "
-                "name your own folder with --root"
-            ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _copy_sample(folder: Path) -> None:
+    for path in SAMPLE.rglob("*"):
+        if path.is_file():
+            copy = folder / path.relative_to(SAMPLE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)  # without its mode: the copy is writable
 
 
 def _relative(path: Path) -> Path:

@@ -6,7 +6,7 @@ A premise in both would let a model recognise texts instead of inferring, and in
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +55,10 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
 def _premises_for(proportion: float, labels_of: Mapping[str, Counter[int | None]], seed: int) -> set[str]:
     premises = list(labels_of)
     random.Random(seed).shuffle(premises)
-    missing: dict[int | None, float] = {}
+    missing: dict[int | None, float] = defaultdict(float)
     for labels in labels_of.values():
         for label, count in labels.items():
-            missing[label] = missing.get(label, 0.0) + proportion * count
+            missing[label] += proportion * count
     chosen = set()
     for premise in premises:
         labels = labels_of[premise]
@@ -98,9 +98,8 @@ def write_split(
         raise DataError(str(error), path=pairs_path) from None
     written = dict(zip(paths, (split.train, split.dev), strict=True))
     for path, pairs in written.items():
-        header = ["id", "premise", "hypothesis", "label"]
-        if any(pair.phenomenon for pair in pairs):
-            header.append("phenomenon")
+        names = ["id", "premise", "hypothesis", "label", "phenomenon"]
+        header = names if any(pair.phenomenon for pair in pairs) else names[:-1]
         rows = ([getattr(pair, name) for name in header] for pair in pairs)
         write_csv(path, header, rows, overwrite=overwrite)
     return written

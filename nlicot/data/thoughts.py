@@ -246,12 +246,8 @@ def join_reflections(
 ) -> RecordList[Reflection]:
     """Give each reflection its pair's id and label; skip and count those that miss the true label.
 
-    Args:
-        examples: the pairs of the split.
-        thoughts: the result of `join_thoughts`; if empty, reflections are not checked against them. A
-            reflection of any round is one on the first thought, that of round 0.
-        reflections: as they were read.
-        path: the file of the reflections, for messages.
+    `thoughts` are the result of `join_thoughts`; if there are none, reflections are not checked against them.
+    A reflection of any round is one on the first thought, that of round 0. `path` is for messages.
     """
     label_of = {
         (thought.id, thought.sample): thought.predicted_label for thought in thoughts if not thought.round
