@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from nlicot.builders import find_builder
 from nlicot.builders.base import Builder
 from nlicot.command_line import LabelMap
 from nlicot.config_files import SAMPLE
@@ -163,10 +162,6 @@ class DataSettings:
     over_budget: Literal["cut", "drop"] = "cut"
     limit_train: int | None = None
     limit_dev: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.builder, str):
-            find_builder(self.builder)  # refuses an unknown name
 
 
 SINGLE_FILES = tuple(

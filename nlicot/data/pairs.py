@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nlicot.data.rows import RecordList, Row, binary_label, read_records, shown
+from nlicot.data.rows import RecordList, Row, binary_label, line_of, read_records, shown
 from nlicot.errors import DataError
 from nlicot.records import LABELS, Example, content_id
 
@@ -132,19 +132,19 @@ class _PairReader:
 
     def make_ids_unique(self, examples: RecordList[Example]) -> None:
         """Refuse repeated ids, and number repeated ids that were made from content."""
-        line_of: dict[str, int] = {}
+        line_by_id: dict[str, int] = {}
         for example, line, has_id in zip(examples, examples.lines, self._has_id, strict=True):
-            if has_id and example.id in line_of:
-                found = f"the id {shown(example.id)} again, after line {line_of[example.id]}"
+            if has_id and example.id in line_by_id:
+                found = f"the id {shown(example.id)} again, after line {line_by_id[example.id]}"
                 raise DataError(found, "each id once", path=self._path, line=line)
             if has_id:
-                line_of[example.id] = line
+                line_by_id[example.id] = line
         made = [index for index, has_id in enumerate(self._has_id) if not has_id]
-        taken = line_of.keys() | {examples[index].id for index in made}
+        taken = line_by_id.keys() | {examples[index].id for index in made}
         last_number: dict[str, int] = {}
         for index in made:
             id_ = examples[index].id
-            if id_ not in line_of and id_ not in last_number:
+            if id_ not in line_by_id and id_ not in last_number:
                 last_number[id_] = 1
                 continue
             number = last_number.get(id_, 1) + 1
@@ -155,3 +155,35 @@ class _PairReader:
         num_repeated = sum(number > 1 for number in last_number.values())
         if num_repeated:
             logger.info("%s: %d pairs appear more than once; all are kept", self._path, num_repeated)
+
+
+def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allow: bool = False) -> None:
+    """Check that no pair of another split is also in train; shared premises are only counted in the log.
+
+    Args:
+        splits: each split's file and pairs by its name; nothing is checked without a `train`.
+        allow: also only count shared pairs.
+    """
+    _, train = splits.get("train", (None, ()))
+    id_in_train = {(example.premise, example.hypothesis): example.id for example in train}
+    train_premises = {example.premise for example in train}
+    for split, (path, examples) in splits.items():
+        if split == "train":
+            continue
+        twins = [id_in_train.get((example.premise, example.hypothesis)) for example in examples]
+        shared = [index for index, twin in enumerate(twins) if twin is not None]
+        if shared and not allow:
+            first, more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+            twin = twins[first]
+            raise DataError(
+                f"pair {shown(examples[first].id)} of {split} in train too (there {shown(twin)}){more}",
+                "splits that share no pair",
+                path=path,
+                line=line_of(examples, first),
+                remedy="remove it from one of them, or allow it: --data.allow_overlap true",
+            )
+        if shared:
+            logger.warning("%s: %d pairs of %s are in train too, as allowed", path, len(shared), split)
+        num_premises = sum(example.premise in train_premises for example in examples)
+        if num_premises:
+            logger.info("%s: %d pairs of %s have a premise of train", path, num_premises, split)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -328,35 +328,3 @@ class _PairIndex:
 
 def _kind(record: Thought | Reflection) -> str:
     return type(record).__name__.lower()
-
-
-def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allow: bool = False) -> None:
-    """Check that no pair of another split is also in train; shared premises are only counted in the log.
-
-    Args:
-        splits: each split's file and pairs by its name; nothing is checked without a `train`.
-        allow: also only count shared pairs.
-    """
-    _, train = splits.get("train", (None, ()))
-    id_in_train = {(example.premise, example.hypothesis): example.id for example in train}
-    train_premises = {example.premise for example in train}
-    for split, (path, examples) in splits.items():
-        if split == "train":
-            continue
-        twins = [id_in_train.get((example.premise, example.hypothesis)) for example in examples]
-        shared = [index for index, twin in enumerate(twins) if twin is not None]
-        if shared and not allow:
-            first, more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-            twin = twins[first]
-            raise DataError(
-                f"pair {shown(examples[first].id)} of {split} in train too (there {shown(twin)}){more}",
-                "splits that share no pair",
-                path=path,
-                line=line_of(examples, first),
-                remedy="remove it from one of them, or allow it: --data.allow_overlap true",
-            )
-        if shared:
-            logger.warning("%s: %d pairs of %s are in train too, as allowed", path, len(shared), split)
-        num_premises = sum(example.premise in train_premises for example in examples)
-        if num_premises:
-            logger.info("%s: %d pairs of %s have a premise of train", path, num_premises, split)

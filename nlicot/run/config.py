@@ -14,11 +14,19 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.run.folder import BEST, CONFIG, run_file
-from nlicot.settings import SINGLE_FILES, FitSettings, InspectSettings, PredictionSettings, ValidateSettings
+from nlicot.settings import (
+    SINGLE_FILES,
+    FitSettings,
+    InspectSettings,
+    PredictionSettings,
+    RunSettings,
+    ValidateSettings,
+)
 
 DESCRIPTIONS = {
     "fit": "Train an adapter. configs/recipe.yaml is always loaded; --config files and flags win.",
@@ -82,11 +90,9 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     parser = _parser("fit", FitSettings)
     resumed = typed_settings(args).get("resume")
     found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
-    return FitCommand(
-        settings=FitSettings(**vars(parser.instantiate(found))),
-        values=found,
-        yaml=parser.dump(found, skip_unset=False),
-    )
+    settings = FitSettings(**vars(parser.instantiate(found)))
+    _check_builder(settings)
+    return FitCommand(settings=settings, values=found, yaml=parser.dump(found, skip_unset=False))
 
 
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
@@ -102,7 +108,9 @@ def parse_inspect(args: Sequence[str]) -> InspectSettings:
     for name in ONLY_FIT:  # a run's config.yaml may be given with --config
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
     found = vars(parser.instantiate(parser.parse(args, **_recipe(), check=_check_num)))
-    return InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
+    settings = InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
+    _check_builder(settings)
+    return settings
 
 
 def _check_num(found: Namespace) -> None:
@@ -150,12 +158,20 @@ def _trained_run(
             configured["data"].pop(name, None)
     found = parser.parse(args, **base)
     found.pop("ckpt_path")
+    settings = kind(**vars(parser.instantiate(found)))
+    if typed & {"data", "data.builder", "config"}:  # the run's own was checked when it was fitted
+        _check_builder(settings)
     return TrainedRun(
         checkpoint=checkpoint,
-        settings=kind(**vars(parser.instantiate(found))),
+        settings=settings,
         typed=typed,
         configured_base=configured["model"]["base"],
     )
+
+
+def _check_builder(settings: RunSettings) -> None:
+    if isinstance(settings.data.builder, str):
+        find_builder(settings.data.builder)
 
 
 def _parser(command: str, settings: type, skip: Collection[str] = ()) -> CommandParser:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from nlicot import completion
 from nlicot.builders import find_builder
 from nlicot.builders.base import Builder, CountTokens, build_report
 from nlicot.completion import Form
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import check_disjoint, read_examples
 from nlicot.data.root import DataRoot
-from nlicot.data.thoughts import JoinedTexts, TextFiles, check_disjoint, read_joined
+from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
 from nlicot.errors import DataError
 from nlicot.prepare.formats import read_prepared
 from nlicot.prompts import LabelDefinitions, StudentPrompts
@@ -39,14 +40,18 @@ class RunData:
         self.root = DataRoot(settings.root.expanduser())
         self.label_map = settings.label_map
         self.seed = settings.seed_everything
-        builder = settings.data.builder
-        self.builder: Builder = find_builder(builder) if isinstance(builder, str) else builder
         self.prompts = settings.data.prompts or StudentPrompts()
         if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
             self.prompts = replace(self.prompts, definitions=settings.definitions)
         self.pairs: dict[str, list[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
+
+    @cached_property
+    def builder(self) -> Builder:
+        """The builder of the training examples; predictions need none."""
+        builder = self.settings.builder
+        return find_builder(builder) if isinstance(builder, str) else builder
 
     @property
     def on_sample(self) -> bool:

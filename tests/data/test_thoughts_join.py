@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from nlicot.data import thoughts as joining
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import check_disjoint, read_examples
 from nlicot.data.rows import RecordList
 from nlicot.data.thoughts import (
-    check_disjoint,
     join_reflections,
     join_scores,
     join_thoughts,
