@@ -9,14 +9,14 @@ from __future__ import annotations
 import httpx2
 
 
-class ConnectionPool:
+class ConnectionPool(httpx2.AsyncBaseTransport):
     """Each connection is an `httpx2` transport of its own; the caller bounds the requests in flight."""
 
     def __init__(self) -> None:
         self._idle: list[httpx2.AsyncHTTPTransport] = []
         self._ssl = httpx2.create_ssl_context(trust_env=False)  # created once: it takes 20 ms
 
-    async def exchange(self, request: httpx2.Request) -> httpx2.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request, and read its whole response. Redirects are not followed: a key must not leak."""
         connection = self._idle.pop() if self._idle else self._open()
         try:

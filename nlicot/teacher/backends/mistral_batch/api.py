@@ -1,11 +1,11 @@
-"""Mistral's files and batch jobs over HTTP: one exchange per method, and the lines of their files."""
+"""Mistral's files and batch jobs through its SDK: one exchange per method, and the lines of their files."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,25 +45,23 @@ class BatchApi(MistralBackend):
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a file of requests, and return its id."""
-        files, data = {"file": (name, content)}, {"purpose": "batch"}
-        return str(_json(await self._checked("POST", "files", files=files, data=data))["id"])
+        call = self._sdk.files.upload_async(file={"file_name": name, "content": content}, purpose="batch")
+        return str(_json(await self._call(call))["id"])
 
-    async def create(
-        self, file_id: str, model: str, metadata: Mapping[str, str], *, timeout_hours: int
-    ) -> Job:
+    async def create(self, file_id: str, model: str, metadata: dict[str, str], *, timeout_hours: int) -> Job:
         """Create a job over an uploaded file. After a `Transient` it may exist all the same."""
-        fields = {
-            "input_files": [file_id],
-            "model": model,
-            "endpoint": "/v1/chat/completions",
-            "metadata": metadata,
-            "timeout_hours": timeout_hours,
-        }
-        return _job(_json(await self._checked("POST", "batch/jobs", json=fields)))
+        call = self._sdk.batch.jobs.create_async(
+            input_files=[file_id],
+            model=model,
+            endpoint="/v1/chat/completions",
+            metadata=metadata,
+            timeout_hours=timeout_hours,
+        )
+        return _job(_json(await self._call(call)))
 
     async def get(self, job_id: str) -> Job | None:
         """Return a job; None if the server does not know it."""
-        response = await self._checked("GET", f"batch/jobs/{job_id}", or_missing=True)
+        response = await self._call(self._sdk.batch.jobs.get_async(job_id=job_id), or_missing=True)
         return None if response.status_code == 404 else _job(_json(response))
 
     async def find(self, metadata: Mapping[str, str]) -> Job | None:
@@ -74,9 +72,8 @@ class BatchApi(MistralBackend):
         """
         seen: set[str] = set()
         for page in itertools.count():
-            params = {"page": page, "page_size": JOBS_PER_PAGE}
-            found = _json(await self._checked("GET", "batch/jobs", params=params))
-            jobs = [_job(fields) for fields in found.get("data") or ()]
+            call = self._sdk.batch.jobs.list_async(page=page, page_size=JOBS_PER_PAGE)
+            jobs = [_job(fields) for fields in _json(await self._call(call)).get("data") or ()]
             for job in jobs:
                 if metadata.items() <= job.metadata.items():
                     return job
@@ -87,13 +84,11 @@ class BatchApi(MistralBackend):
 
     async def download(self, file_id: str) -> str:
         """Return a file's text; "" if the server no longer has it."""
-        response = await self._checked("GET", f"files/{file_id}/content", or_missing=True)
+        response = await self._call(self._sdk.files.download_async(file_id=file_id), or_missing=True)
         return "" if response.status_code == 404 else text_of(response)
 
-    async def _checked(
-        self, method: str, path: str, *, or_missing: bool = False, **content: Any
-    ) -> httpx2.Response:
-        response = await self._exchange(method, path, **content)
+    async def _call(self, call: Awaitable[Any], *, or_missing: bool = False) -> httpx2.Response:
+        response = await self._response(self._response_to(call))
         if response.is_success or (or_missing and response.status_code == 404):
             return response
         raise fault_of(response.status_code, response.headers, text_of(response))
