@@ -36,7 +36,7 @@ from nlicot.records import Example, Usage  # noqa: E402
 from nlicot.teacher.backends.base import Reply  # noqa: E402
 from nlicot.teacher.backends.registry import connect, endpoint  # noqa: E402
 from nlicot.teacher.engine.journal import Journal  # noqa: E402
-from nlicot.teacher.engine.session import Phase, RunSettings, run_phases  # noqa: E402
+from nlicot.teacher.engine.scheduler import Phase, RunSettings, run_phases  # noqa: E402
 from nlicot.teacher.prompt import PromptType, load_prompt  # noqa: E402
 from nlicot.teacher.stages import GenerateStage, StageSettings  # noqa: E402
 
@@ -208,7 +208,7 @@ def resuming(num: int) -> dict[str, float]:
 
 
 async def _run_through(stage: GenerateStage, journal: Journal, num: int) -> None:
-    from nlicot.teacher.engine.budget import Budget
+    from nlicot.teacher.engine.pricing import Budget
     from nlicot.teacher.engine.rate_limiter import RateLimiter
     from nlicot.teacher.engine.scheduler import Scheduler
 

@@ -19,7 +19,7 @@ from nlicot.data.rows import Row
 from nlicot.data.thoughts import Scored, reflection_from, scored_from, thought_from
 from nlicot.records import Example, Failure, Reflection, Thought
 from nlicot.teacher.backends.base import Backend, Endpoint
-from nlicot.teacher.engine import session
+from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.prompt import STAGE_PROMPTS, TeacherPrompt, load_prompt
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
@@ -33,7 +33,7 @@ class StageResult(Generic[T]):
 
     records: list[T]
     failures: list[Failure]
-    report: session.RunReport
+    report: scheduler.RunReport
 
 
 def generate_thoughts(examples: Sequence[Example], **options: Any) -> StageResult[Thought]:
@@ -62,7 +62,7 @@ def run_stage(
     settings: StageSettings,
     journal: Path | str,
     prompts: Sequence[TeacherPrompt] = (),
-    run: session.RunSettings | None = None,
+    run: scheduler.RunSettings | None = None,
     **inputs: Any,
 ) -> StageResult[T]:
     """Run a stage, and read its records.
@@ -81,17 +81,17 @@ def run_stage(
     endpoint = Endpoint(name=backend.name, server=backend.server)
     stage = stage_class(endpoint=endpoint, settings=settings, prompts=given | defaults | given, **inputs)
     with Journal(Path(journal), job=stage.name) as opened:
-        report = session.run_phases(
-            [session.Phase(tasks=stage.tasks)],
+        report = scheduler.run_phases(
+            [scheduler.Phase(tasks=stage.tasks)],
             stage=stage.name,
             backend=backend,
             models=stage.models,
             journal=opened,
-            settings=run or session.RunSettings(),
+            settings=run or scheduler.RunSettings(),
         )
-        found = list(session.outcomes(opened, stage.tasks(), report.tally))
+        found = list(scheduler.outcomes(opened, stage.tasks(), report.tally))
     return StageResult(
-        records=[record_from(row) for outcome in found if outcome.ok for row in session.rows_of(outcome)],
-        failures=[session.failure_of(outcome) for outcome in found if not outcome.ok],
+        records=[record_from(row) for outcome in found if outcome.ok for row in scheduler.rows_of(outcome)],
+        failures=[scheduler.failure_of(outcome) for outcome in found if not outcome.ok],
         report=report,
     )

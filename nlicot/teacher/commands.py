@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
 from nlicot.records import Reflection, Thought, to_json_dict
 from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
-from nlicot.teacher.engine import session
+from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of
-from nlicot.teacher.engine.progress import ProgressBar
+from nlicot.teacher.engine.progress import ProgressBar, summarise
 from nlicot.teacher.engine.scheduler import run_log
-from nlicot.teacher.engine.summary import StageStatistics, summarise
 from nlicot.teacher.label_check import pairs_to_probe, probe
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
@@ -65,7 +64,7 @@ def run(command: str, settings: Namespace) -> int:
         refuse_overwriting(*output_paths.values(), overwrite=settings.overwrite)
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
     job = _job(stages, settings, root)
-    with _open_journal(journal_path, settings, job) as journal, session.log_to(log_path):
+    with _open_journal(journal_path, settings, job) as journal, scheduler.log_to(log_path):
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
         if settings.reparse or settings.retry_failures:
             journal.discard_outcomes(failed_only=not settings.reparse)
@@ -132,7 +131,7 @@ def _job(stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot) 
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> session.RunReport:
+def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> scheduler.RunReport:
     """Ask all questions that the journal has no answer to."""
     stage = next(iter(stages.values()))
     backend = connect(
@@ -146,13 +145,13 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
     run_log.info("%s: %s of %s, prompt %s, %s", stage.name, models, settings.backend, prompt, splits)
     num_questions = sum(1 for stage in stages.values() for _ in stage.questions())
     with contextlib.closing(ProgressBar(num_questions, stage.name)) as progress_bar:
-        return session.run_phases(
+        return scheduler.run_phases(
             _phases(stages, settings, journal),
             stage=stage.name,
             backend=backend,
             models=stage.models,
             journal=journal,
-            settings=session.RunSettings(
+            settings=scheduler.RunSettings(
                 concurrency=BACKENDS[settings.backend].in_flight(settings.concurrency),
                 requests_per_minute=settings.requests_per_minute,
                 tokens_per_minute=settings.tokens_per_minute,
@@ -163,8 +162,8 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
         )
 
 
-def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> list[session.Phase]:
-    phases = [session.Phase(tasks=stage.tasks) for stage in stages.values()]
+def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> list[scheduler.Phase]:
+    phases = [scheduler.Phase(tasks=stage.tasks) for stage in stages.values()]
     stage = next(iter(stages.values()))
     if not isinstance(stage, GenerateStage):
         return phases
@@ -178,7 +177,7 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
 
     def judge() -> None:
         found = journal.outcomes([task.key for task in small.tasks()]).values()
-        rows = (row for outcome in found if outcome.ok for row in session.rows_of(outcome))
+        rows = (row for outcome in found if outcome.ok for row in scheduler.rows_of(outcome))
         report = probe(thought_from(row) for row in rows)
         if settings.probe or report.lopsided:
             print(report)
@@ -190,7 +189,7 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
                 "(docs/teacher.md, 'What the labels mean'), or continue with --yes"
             )
 
-    first = session.Phase(tasks=small.tasks, after=judge)
+    first = scheduler.Phase(tasks=small.tasks, after=judge)
     return [first] if settings.probe else [first, *phases]
 
 
@@ -199,32 +198,25 @@ def _write_output(
     stage: Stage[Any],
     path: Path,
     settings: Namespace,
-    report: session.RunReport,
+    report: scheduler.RunReport,
     journal: Journal,
     log_path: Path,
 ) -> None:
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
-    statistics, failures = StageStatistics(), []
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for outcome in session.outcomes(journal, stage.tasks(), report.tally):
-            statistics.add(outcome)
-            if outcome.ok:
-                yield from outcome.rows
-            else:
-                failures.append(to_json_dict(session.failure_of(outcome)))
-
-    write_jsonl(path, rows(), overwrite=settings.overwrite)
+    found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
+    rows = (row for outcome in found if outcome.ok for row in outcome.rows)
+    write_jsonl(path, rows, overwrite=settings.overwrite)
+    failures = [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]
     failures_path = path.with_suffix(".failures.jsonl")
     failures_path.unlink(missing_ok=True)
     if failures:
         write_jsonl(failures_path, failures, overwrite=True)
-    summary = summarise(stage.name, statistics, report)
+    content, text = summarise(stage.name, found, report)
     stem = f"{log_path.stem}-{split}.summary"
-    write_json(log_path.with_name(f"{stem}.json"), summary.content)
-    write_text(log_path.with_name(f"{stem}.txt"), summary.text + "\n", overwrite=True)
-    run_log.info("%s: %s", split, summary.text.splitlines()[0])
-    print(f"{split}: {summary.text}\n\n{split:<13}{path}")
+    write_json(log_path.with_name(f"{stem}.json"), content)
+    write_text(log_path.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
+    run_log.info("%s: %s", split, text.splitlines()[0])
+    print(f"{split}: {text}\n\n{split:<13}{path}")
     if failures:
         print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
 

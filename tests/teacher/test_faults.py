@@ -11,9 +11,9 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.thoughts import read_thoughts
-from nlicot.teacher.engine import session
-from nlicot.teacher.engine.retry_policy import RetryPolicy
-from nlicot.teacher.engine.session import RunSettings
+from nlicot.teacher.engine import scheduler
+from nlicot.teacher.engine.rate_limiter import RetryPolicy
+from nlicot.teacher.engine.scheduler import RunSettings
 from tests.teacher.fake_answers import (
     CUT,
     DROP,
@@ -66,7 +66,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = functools.partial(RunSettings, policy=RetryPolicy(first_pause_s=0.001))
-    monkeypatch.setattr(session, "RunSettings", settings)
+    monkeypatch.setattr(scheduler, "RunSettings", settings)
     monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

@@ -1,14 +1,6 @@
 """The interface of a teacher's backend: requests in, replies or faults out.
 
-A backend sends each request once. It does not retry, parse or save anything: that is the job of `scheduler`,
-`answers` and `journal`. The class of a fault says what may be done about it:
-
-    Fault
-    +-- Transient           sent again after growing pauses: timeouts, dropped connections, 408, 5xx
-    |   +-- RateLimited     the same, and all requests wait: 429
-    +-- BrokenEnvelope      a paid 200 whose body contains no answer: sent again twice
-    +-- Rejected            400, 413, 422: this request will never be accepted
-    +-- Refused             401, 402, 403, an unknown model: no request will be accepted
+A backend sends each request once; `engine.scheduler` retries, as the class of the fault allows, and saves.
 """
 
 from __future__ import annotations
@@ -36,12 +28,8 @@ class Endpoint:
 class Connection:
     """The constructor argument of every backend.
 
-    Args:
-        server: its address, with or without `/v1`.
-        api_key: sent to this server only, and neither logged nor saved; "" sends none.
-        timeout_s: limit for a whole reply, however slowly it arrives.
-        concurrency: maximum number of requests in flight.
-        journal_folder: for state that must survive this process.
+    `api_key` is sent to `server` only, and neither logged nor saved; "" sends none. `timeout_s` limits a
+    whole reply, however slowly it arrives. `journal_folder` is for state that must survive this process.
     """
 
     server: str = ""
@@ -84,15 +72,11 @@ class Request:
     def key(self) -> str:
         """Return the SHA-256 of everything that determines the answer: equal requests are sent once."""
         if not self._key:  # cached: it identifies the task, then the request
-            content = {
-                "stage": self.stage,
-                "backend": self.backend,
-                "server": self.server,
-                "model": self.model,
+            names = ("stage", "backend", "server", "model", "sample")
+            content = {name: getattr(self, name) for name in names} | {
                 "messages": [[message.role, message.content] for message in self.messages],
                 "params": dict(self.params),
                 "schema": [self.schema.name, self.schema.schema],
-                "sample": self.sample,
             }
             # ASCII, so that a text with half a surrogate pair can be encoded too.
             canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -108,27 +92,22 @@ class Request:
 class Reply:
     """A server's reply.
 
-    `finish_reason` is `stop`, `length` or the server's own word; `usage` is None if the server gave none;
-    `raw` is the unchanged body; `created` is the server's time in seconds since 1970. `salvaged`: the text
-    comes from a body that is not a valid envelope.
+    `raw` is the unchanged body, `created` the server's time in seconds since 1970. `salvaged`: the text comes
+    from a body that is not a valid envelope.
     """
 
     text: str
     finish_reason: str
     usage: Usage | None
     raw: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
     created: float | None = None
     salvaged: bool = False
 
     def to_json(self) -> str:
         """Serialise for the journal."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields["headers"] = dict(self.headers)
-        if self.usage is not None:
-            fields["usage"] = dataclasses.asdict(self.usage)
-        return json.dumps(fields)
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Reply:
@@ -138,49 +117,42 @@ class Reply:
         return cls(usage=None if usage is None else Usage(**usage), **fields)
 
 
+@dataclass(eq=False)
 class Fault(Exception):
     """A request without a usable reply.
 
-    Args:
-        kind: one word for counting, such as `timeout`, `http_503`, `connection`.
-        message: the report of the server or the connection.
-        retry_after_s: the pause that the server asked for.
-        possibly_paid: the server may have answered, and charged, all the same.
-        raw: the body, if there is one.
+    `kind` is one word for counting, such as `timeout`, `http_503`, `connection`; `retry_after_s` the pause
+    that the server asked for; `raw` the body, if any. `possibly_paid`: the server may have charged for it.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        message: str,
-        *,
-        retry_after_s: float | None = None,
-        possibly_paid: bool = False,
-        raw: str = "",
-    ) -> None:
-        super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.possibly_paid, self.raw = kind, message, possibly_paid, raw
-        self.retry_after_s = retry_after_s
+    kind: str
+    message: str
+    retry_after_s: float | None = None
+    possibly_paid: bool = False
+    raw: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
 
 
 class Transient(Fault):
-    """Worth sending again after a pause."""
+    """Sent again after growing pauses: timeouts, dropped connections, 408, 5xx."""
 
 
 class RateLimited(Transient):
-    """Too many requests: all of them wait, not only this one."""
+    """429: the same, and all requests wait."""
 
 
 class BrokenEnvelope(Fault):
-    """A 200 whose body contains no answer, not even one that can be salvaged."""
+    """A paid 200 whose body contains no answer, not even one that can be salvaged; sent again twice."""
 
 
 class Rejected(Fault):
-    """The server will never accept this request."""
+    """400, 413, 422: this request will never be accepted."""
 
 
 class Refused(Fault):
-    """The server accepts no request: key, payment, permission or model."""
+    """401, 402, 403, an unknown model: no request will be accepted."""
 
 
 class Backend(Protocol):
@@ -190,18 +162,10 @@ class Backend(Protocol):
     server: str
 
     async def complete(self, request: Request) -> Reply:
-        """Send one request, once.
-
-        Raises:
-            Fault: one of the classes above.
-        """
+        """Send one request, once; raises a `Fault` if no usable reply arrives."""
 
     async def models(self) -> list[str] | None:
-        """List the models that the server serves; None if it has no list.
-
-        Raises:
-            Fault: the server cannot be reached or refuses.
-        """
+        """List the models that the server serves, None if it has no list; raises a `Fault` as well."""
 
     async def close(self) -> None:
         """Close connections."""

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import email.utils
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from nlicot.records import Usage
-from nlicot.teacher.backends.base import (
-    BrokenEnvelope,
-    Fault,
-    RateLimited,
-    Refused,
-    Rejected,
-    Reply,
-    Request,
-    Transient,
-)
+from nlicot.teacher.backends import base
+from nlicot.teacher.backends.base import Fault, Rejected, Reply, Request
 
 Send = Callable[[dict[str, Any]], Awaitable[Reply]]
 MAX_SHOWN = 200
@@ -34,12 +28,13 @@ _UNKNOWN_MODEL = re.compile(
 def response_formats(request: Request) -> list[dict[str, Any]]:
     """Return the fields that ask for JSON in a request's body, the strongest form first."""
     schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
-    formats: list[dict[str, Any]] = [
-        {"type": "json_schema", "json_schema": schema},
-        {"type": "json_object", "schema": request.schema.schema},  # llama.cpp's Python server
-        {"type": "json_object"},
+    return [
+        {"response_format": {"type": "json_schema", "json_schema": schema}},
+        # For llama.cpp's Python server.
+        {"response_format": {"type": "json_object", "schema": request.schema.schema}},
+        {"response_format": {"type": "json_object"}},
+        {},
     ]
-    return [*({"response_format": form} for form in formats), {}]
 
 
 class StructuredOutput:
@@ -54,11 +49,7 @@ class StructuredOutput:
         self._probing = asyncio.Lock()
 
     async def ask(self, request: Request, send: Send) -> Reply:
-        """Send the request in the strongest form that the server accepts.
-
-        Raises:
-            Rejected: the server rejected every form, so the form is not the cause.
-        """
+        """Send the request; raises `Rejected` if the server rejects every form: that is not the cause."""
         if request.model not in self._accepted:
             async with self._probing:
                 if request.model not in self._accepted:
@@ -80,25 +71,22 @@ class StructuredOutput:
 
 
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
-    """Read the body of a 200; of the headers, those about rate limits are kept.
+    """Read the body of a 200; raises `BrokenEnvelope` if there is no text in it, not even a salvaged one.
 
-    Raises:
-        BrokenEnvelope: there is no text in it, not even one that can be salvaged.
+    Of the headers, those about rate limits are kept.
     """
-    usage, created = None, None
+    usage, created, finish_reason, salvaged = None, None, "stop", False
     try:
         content = json.loads(body)
         choice = content["choices"][0]
         text: str | None = _text(choice["message"]["content"])
         finish_reason = str(choice.get("finish_reason") or "stop")
         usage, created = _usage(content.get("usage")), content.get("created")
-        salvaged = False
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        text, finish_reason, salvaged = salvage(body), "stop", True
+        text, salvaged = salvage(body), True
     if text is None:
-        raise BrokenEnvelope(
-            "broken_envelope", f"no answer in the body: {_one_line(body)}", possibly_paid=True, raw=body
-        )
+        message = f"no answer in the body: {_one_line(body)}"
+        raise base.BrokenEnvelope("broken_envelope", message, possibly_paid=True, raw=body)
     return Reply(
         text=text,
         finish_reason=finish_reason,
@@ -119,9 +107,7 @@ def _text(content: Any) -> str:
 
 def _usage(found: Any) -> Usage | None:
     try:
-        return Usage(
-            prompt_tokens=int(found["prompt_tokens"]), completion_tokens=int(found["completion_tokens"])
-        )
+        return Usage(**{name: int(found[name]) for name in ("prompt_tokens", "completion_tokens")})
     except (TypeError, KeyError, ValueError):
         return None
 
@@ -129,12 +115,10 @@ def _usage(found: Any) -> Usage | None:
 def salvage(body: str) -> str | None:
     """Return the answer's text in a body that is not a valid envelope, if its content string is complete."""
     for found in _CONTENT.finditer(body):
-        try:
-            text = json.loads(found[1], strict=False)
-        except ValueError:
-            continue
-        if text.strip():
-            return str(text)
+        with contextlib.suppress(ValueError):
+            text: str = json.loads(found[1], strict=False)
+            if text.strip():
+                return text
     return None
 
 
@@ -142,17 +126,17 @@ def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
     """Classify a response that is not a 200."""
     kind, message = f"http_{status}", message_of(body) or f"status {status}"
     if status == 429:
-        return RateLimited(kind, message, retry_after_s=retry_after_s(headers), raw=body)
+        return base.RateLimited(kind, message, retry_after_s=retry_after_s(headers), raw=body)
     if status >= 500 and "response_format" in body:
         # llama.cpp's Python server reports an unsupported format like this; retrying does not help.
         return Rejected("response_format", message, raw=body)
     if status in (408, 409, 425) or status >= 500:
-        return Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
+        return base.Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
     if status in (400, 404, 422) and _UNKNOWN_MODEL.search(body):
-        return Refused("unknown_model", message, raw=body)
+        return base.Refused("unknown_model", message, raw=body)
     if status in (400, 413, 422):
         return Rejected(kind, message, raw=body)
-    return Refused(kind, message, raw=body)
+    return base.Refused(kind, message, raw=body)
 
 
 def message_of(body: str) -> str:
@@ -174,14 +158,9 @@ def _one_line(text: str) -> str:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Read Retry-After, a number of seconds or an HTTP date (RFC 9110, section 10.2.3)."""
     value = headers.get("retry-after", "").strip()
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
         at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=datetime.UTC)
-    return max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
+        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp() - time.time())
+    return None

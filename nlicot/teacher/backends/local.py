@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nlicot.errors import ModelError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
 
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 GATHERING_S = 0.02
 """How long a request waits for others to share its batch."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    request: Request
-    answered: asyncio.Future[Reply]
+Waiting = tuple[Request, asyncio.Future[Reply]]
 
 
 class LocalBackend:
@@ -38,17 +33,17 @@ class LocalBackend:
 
     def __init__(self, connection: Connection) -> None:
         self._batch_size = connection.concurrency
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._gathering: asyncio.Task[None] | None = None
         self._decoders: dict[str, Decoder] = {}
 
     async def complete(self, request: Request) -> Reply:
         """Wait for other requests, and decode together with them."""
-        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answered))
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.create_task(self._answer_all())
-        return await waiting.answered
+        return await answered
 
     async def models(self) -> list[str] | None:
         """Return None: any model that can be loaded is accepted."""
@@ -66,29 +61,27 @@ class LocalBackend:
             if not batch:
                 return
             try:
-                replies = await asyncio.to_thread(self._decode, [one.request for one in batch])
+                replies = await asyncio.to_thread(self._decode, [request for request, _ in batch])
             except BaseException as error:
-                for one in batch:
-                    if not one.answered.done():
-                        one.answered.set_exception(error)
+                for _, answered in batch:
+                    if not answered.done():
+                        answered.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
             else:
-                for one, reply in zip(batch, replies, strict=True):
-                    if not one.answered.done():
-                        one.answered.set_result(reply)
+                for (_, answered), reply in zip(batch, replies, strict=True):
+                    if not answered.done():
+                        answered.set_result(reply)
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[Waiting]:
         """Take the oldest request and those that can be decoded with it."""
-        kinds = [_decoding_kind(one.request) for one in self._waiting]
-        batch = [one for one, kind in zip(self._waiting, kinds, strict=True) if kind == kinds[0]]
-        batch = batch[: self._batch_size]
+        kinds = [_decoding_kind(request) for request, _ in self._waiting]
+        alike = [one for one, kind in zip(self._waiting, kinds, strict=True) if kind == kinds[0]]
+        batch = alike[: self._batch_size]
         self._waiting = [one for one in self._waiting if one not in batch]
         return batch
 
     def _decode(self, requests: list[Request]) -> list[Reply]:
-        from nlicot.errors import ModelError
-
         try:
             decoder = self._decoder(requests[0])
         except ModelError as error:
@@ -135,25 +128,21 @@ class _Form:
         self._options = {name: _options(field) for name, field in fields.items()}
         num_texts = sum(not options for options in self._options.values())
         budget = max(1, int(request.params.get("max_tokens", 512)) // max(1, num_texts))
-        names = list(fields)
-        self.opening_ids = self._encode("{" + self._prefix(names[0]), first=True)
+        quotes = {
+            name: "" if options and not isinstance(options[0], str) else '"'
+            for name, options in self._options.items()
+        }
+        prefixes = [f'"{name}": {quote}' for name, quote in quotes.items()]
+        self.opening_ids = self._encode("{" + prefixes[0], first=True)
         self.script: Script = []
-        for name, following in zip(names, [*names[1:], None], strict=True):
-            literal = "}" if following is None else f", {self._prefix(following)}"
-            options = self._options[name]
-            closing_ids = self._encode(self._quote(name) + literal, first=False)
+        literals = [*(f", {prefix}" for prefix in prefixes[1:]), "}"]
+        for (name, options), literal in zip(self._options.items(), literals, strict=True):
+            closing_ids = self._encode(quotes[name] + literal, first=False)
             if options:
                 option_ids = [self._encode(str(option), first=False) for option in options]
                 self.script.append(Choice(options=option_ids, following_ids=closing_ids))
             else:
                 self.script.append(FreeText(closing_ids=closing_ids, max_tokens=budget))
-
-    def _quote(self, name: str) -> str:
-        options = self._options[name]
-        return "" if options and not isinstance(options[0], str) else '"'
-
-    def _prefix(self, name: str) -> str:
-        return f'"{name}": {self._quote(name)}'
 
     def reply(self, found: Answer, num_prompt_tokens: int, latency_s: float) -> Reply:
         """Build the reply from the texts and the options' probabilities of one row."""

@@ -1,15 +1,11 @@
-"""The table of backends, and how one is connected: its server, its API key, its class.
-
-A new backend is one file and one entry in `BACKENDS`. Its class implements the `Backend` protocol and takes a
-`Connection`; it is imported only when it is used.
-"""
+"""The registry of backends: a class that implements `Backend` and takes a `Connection` is one entry."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +15,9 @@ from nlicot.teacher.backends.base import Backend, Connection, Endpoint, bare_add
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEntry:
-    """One backend.
+    """One backend; `class_path` is imported only when it is used.
 
     Args:
-        class_path: module and class name, separated by dots.
         key_variable: the environment variable (or line in `.env`) that holds the API key; None needs none.
         key_page: the page that issues keys; a backend that names one requires a key.
         default_server: used without --server_url; None requires one, "" means that there is no server.
@@ -64,7 +59,7 @@ BACKENDS: dict[str, BackendEntry] = {
     ),
     "mistral-batch": replace(
         _MISTRAL,
-        class_path="nlicot.teacher.backends.mistral_batch.backend.MistralBatchBackend",
+        class_path="nlicot.teacher.backends.mistral_batch.MistralBatchBackend",
         prices="batch",
         max_batch=10_000,
     ),
@@ -72,16 +67,10 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def endpoint(backend: str, server_url: str | None) -> Endpoint:
-    """Return the name and server that go into the key of every request.
-
-    Raises:
-        ConfigError: the backend needs a server's address and has none.
-    """
+    """Return the name and server that go into the key of every request."""
     default = BACKENDS[backend].default_server
-    if default == "":
-        return Endpoint(name=backend, server="")
-    server = server_url or default
-    if not server:
+    server = "" if default == "" else server_url or default
+    if server is None:
         raise ConfigError(
             f"--backend {backend}: found no --server_url, expected the server's address, "
             "for example http://localhost:8000"
@@ -97,11 +86,7 @@ def connect(
     concurrency: int = 16,
     journal_folder: Path = Path(),
 ) -> Backend:
-    """Return a backend that is ready for requests.
-
-    Raises:
-        ConfigError: a key or an address is missing.
-    """
+    """Return a backend that is ready for requests."""
     entry, server = BACKENDS[backend], endpoint(backend, server_url).server
     api_key = _find_key(entry.key_variable) if entry.key_variable else ""
     if entry.key_page and not api_key:
@@ -109,8 +94,7 @@ def connect(
             f"--backend {backend}: found no {entry.key_variable} in the environment or in .env, expected the "
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
-    module_name, _, class_name = entry.class_path.rpartition(".")
-    backend_class: Callable[[Connection], Backend] = getattr(import_module(module_name), class_name)
+    backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
     return backend_class(
         Connection(
             server=server,
@@ -124,12 +108,10 @@ def connect(
 
 def _find_key(variable: str) -> str:
     """Return a key from the environment, else from `.env` in the working folder, else ""."""
-    key = os.environ.get(variable, "").strip()
-    path = Path(".env")
-    if key or not path.is_file():
-        return key
-    for line in path.read_text(encoding="utf-8").splitlines():
+    key, path = os.environ.get(variable, "").strip(), Path(".env")
+    lines = path.read_text(encoding="utf-8").splitlines() if not key and path.is_file() else []
+    for line in lines:
         name, _, value = line.strip().removeprefix("export ").partition("=")
         if name.strip() == variable and value.strip():
             return value.strip().strip("\"'")
-    return ""
+    return key

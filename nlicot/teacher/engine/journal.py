@@ -1,8 +1,7 @@
 """A stage's state on disk: requests, replies, and the outcome of each task, in one SQLite file.
 
 An attempt is committed before it is sent, and a reply before it is parsed: a killed process loses at most
-what was in flight, and an equal request is answered from here. The table `finals` holds outcomes; it only
-saves work, since all of it can be recomputed from the replies.
+what was in flight. Outcomes (`finals`) only save work: they can all be recomputed from the replies.
 """
 
 from __future__ import annotations
@@ -41,17 +40,12 @@ CREATE TABLE IF NOT EXISTS finals (
     key TEXT PRIMARY KEY, ok INTEGER NOT NULL, correct INTEGER, content TEXT NOT NULL
 ) WITHOUT ROWID;
 """
-UNANSWERED = "WHERE fault IS NULL AND key NOT IN (SELECT key FROM replies)"
 OUTCOMES_PER_WRITE = 256
-KEYS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The outcome of a task: records as JSON objects, or one failure if not `ok`.
-
-    `correct`: the teacher's label equals the true one; None if either is missing.
-    """
+    """A task's records as JSON objects, or one failure if not `ok`; `correct` is None without both labels."""
 
     ok: bool
     correct: bool | None
@@ -76,26 +70,22 @@ class Journal:
             batch job are not, since the job is found again.
 
     Raises:
-        JournalInUse: another process holds it.
-        DataError: the file is not a journal.
-        DiskFull: it cannot be written.
+        DataError, JournalInUse, DiskFull: it is not a journal, held by another process, or not writable.
     """
 
     def __init__(self, path: Path, *, job: str = "", interrupted_are_paid: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.job = path, job
-        self._lock = _lock(path)
-        # In a notebook requests run in another thread, while the one that opened the journal waits.
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._unwritten: dict[str, Outcome] = {}
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(_lock(path))
+            # In a notebook requests run in another thread, while the one that opened the journal waits.
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            opened.callback(self._database.close)
             with _disk_errors(path):
                 self._database.executescript(PRAGMAS + SCHEMA)
                 self.interrupted = self._close_interrupted(interrupted_are_paid)
-        except BaseException:
-            self._database.close()
-            self._lock.close()
-            raise
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -105,21 +95,17 @@ class Journal:
 
     def close(self) -> None:
         """Write what is pending, and unlock the journal."""
-        try:
+        with self._opened:
             self.flush()
-        finally:
-            self._database.close()
-            self._lock.close()
 
     def _close_interrupted(self, possibly_paid: bool) -> list[InterruptedRequest]:
         """List what a killed process left in flight, and mark it so that it is listed only once."""
-        query = f"SELECT key, pair FROM attempts {UNANSWERED} ORDER BY number"
+        unanswered = "WHERE fault IS NULL AND key NOT IN (SELECT key FROM replies)"
+        query = f"SELECT key, pair FROM attempts {unanswered} ORDER BY number"
         rows = self._database.execute(query).fetchall()
-        close = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = ? {UNANSWERED}"
-        self._database.execute(close, (int(possibly_paid),))
+        mark = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = ? {unanswered}"
+        self._database.execute(mark, (int(possibly_paid),))
         return [InterruptedRequest(key=key, pair=pair) for key, pair in rows]
-
-    # ------------------------------------------------------------- requests and replies
 
     def start_attempt(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
         """Record that a request is about to be sent; returns the attempt's number."""
@@ -153,12 +139,10 @@ class Journal:
 
     def spent_usd(self) -> float:
         """Return what this job has cost: its replies, and the reservations of attempts possibly paid."""
-        replies = "SELECT TOTAL(cost_usd) FROM replies WHERE job = ?"
-        lost = "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = ? AND possibly_paid = 1"
-        rows = [self._database.execute(query, (self.job,)).fetchone() for query in (replies, lost)]
-        return float(sum(row[0] for row in rows))
-
-    # ------------------------------------------------------------- outcomes
+        replies = "SELECT TOTAL(cost_usd) FROM replies WHERE job = :job"
+        lost = "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = :job AND possibly_paid = 1"
+        query = f"SELECT ({replies}) + ({lost})"
+        return float(self._database.execute(query, {"job": self.job}).fetchone()[0])
 
     def save_outcome(self, key: str, outcome: Outcome) -> None:
         """Record a task's outcome; several are written together."""
@@ -180,25 +164,22 @@ class Journal:
     def outcomes(self, keys: Sequence[str]) -> dict[str, Outcome]:
         """Return the outcomes of those `keys` that have one."""
         self.flush()
+        found = self._select("key, ok, correct, content", keys)
         return {
             key: Outcome(
                 ok=bool(ok), correct=None if correct is None else bool(correct), rows=json.loads(content)
             )
-            for key, ok, correct, content in self._select("key, ok, correct, content", keys)
+            for key, ok, correct, content in found
         }
 
     def statuses(self, keys: Sequence[str]) -> dict[str, tuple[bool, bool | None]]:
         """Return `ok` and `correct` of those `keys` that have an outcome."""
-        return {
-            key: (bool(ok), None if correct is None else bool(correct))
-            for key, ok, correct in self._select("key, ok, correct", keys)
-        }
+        found = self._select("key, ok, correct", keys)
+        return {key: (bool(ok), None if correct is None else bool(correct)) for key, ok, correct in found}
 
     def _select(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(keys), KEYS_PER_QUERY):
-            some = keys[start : start + KEYS_PER_QUERY]
-            marks = ",".join("?" * len(some))
-            yield from self._database.execute(f"SELECT {columns} FROM finals WHERE key IN ({marks})", some)
+        query = f"SELECT {columns} FROM finals WHERE key IN (SELECT value FROM json_each(?))"
+        return self._database.execute(query, (json.dumps(keys),))
 
     def discard_outcomes(self, *, failed_only: bool) -> None:
         """Discard outcomes so that they are recomputed from the replies, which stay.
@@ -257,16 +238,20 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if "full" in str(error) or "disk I/O" in str(error):
-            raise DiskFull(
-                f"{path}: cannot be written ({error}); all answers so far are saved, "
-                "free some disk space and run the same command again"
-            ) from None
-        raise
+        if "full" not in str(error) and "disk I/O" not in str(error):
+            raise
+        raise disk_full(path, str(error)) from None
     except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"not a journal ({error}); move the file away to start a new one", path=path
-        ) from None
+        message = f"not a journal ({error}); move the file away to start a new one"
+        raise DataError(message, path=path) from None
+
+
+def disk_full(path: Path, reason: str | None) -> DiskFull:
+    """Return the error of a file that cannot be written."""
+    return DiskFull(
+        f"{path}: cannot be written ({reason}); all answers so far are saved, "
+        "free some disk space and run the same command again"
+    )
 
 
 def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

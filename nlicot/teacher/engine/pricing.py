@@ -1,20 +1,21 @@
-"""The cost of a run: tokens counted with a real tokenizer, dollars from a dated price table.
+"""The cost of a run: a dated price table, an estimate before the run, and a spending cap during it.
 
 A price that is not known is reported as unknown, never counted as zero.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from nlicot.config_files import hint, read_yaml
 from nlicot.data.rows import shown
-from nlicot.errors import ConfigError
+from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Request
 from nlicot.teacher.backends.registry import BACKENDS
@@ -22,11 +23,13 @@ from nlicot.teacher.backends.registry import BACKENDS
 PRICES_PATH = Path(__file__).parents[1] / "prices.yaml"
 TABLE_KEYS = ("as_of", "source", "batch_discount", "models", "aliases")
 MILLION = 1_000_000
+DEFAULT_MAX_TOKENS = 4096
 SHORT_TEXT_TOKENS = 60
 """A short text in an answer, JSON included: the low end of the estimate. The high end is `max_tokens`."""
 MESSAGE_TOKENS = 4
 """Control tokens around each message."""
-DEFAULT_MAX_TOKENS = 4096
+MARGIN_TOKENS = 64
+"""For what a server adds: control tokens, and its own text about the schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,32 +39,23 @@ class Price:
     input: float
     output: float
 
-    def cost_usd(self, usage: Usage) -> float:
-        """Return the cost of these tokens.
-
-        >>> Price(input=0.5, output=1.5).cost_usd(Usage(prompt_tokens=1_000_000, completion_tokens=2_000_000))
-        3.5
-        """
-        return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / MILLION
+    def cost_usd(self, num_prompt_tokens: int, num_completion_tokens: int) -> float:
+        """Return the cost of these tokens."""
+        return (num_prompt_tokens * self.input + num_completion_tokens * self.output) / MILLION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceTable:
-    """Prices by model on a date; the batch API charges `batch_discount` times the price."""
+    """Prices by model or alias on a date; the batch API charges `batch_discount` times the price."""
 
     as_of: str
     batch_discount: float
-    source: str = ""
+    source: str
     models: Mapping[str, Price]
-    aliases: Mapping[str, str]
 
 
 def load_prices(path: Path | None = None) -> PriceTable:
-    """Read the price table that ships with the package, or the user's.
-
-    Raises:
-        ConfigError: the file cannot be read, has an unknown key, or a price is not two amounts.
-    """
+    """Read the price table that ships with the package, or the user's."""
     label = f"--prices {path or PRICES_PATH}"
     content = read_yaml(path or PRICES_PATH, label=label)
     if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
@@ -83,8 +77,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
         as_of=str(content.get("as_of", "an unknown date")),
         batch_discount=float(discount),
         source=str(content.get("source", "")),
-        models=models,
-        aliases={str(name): str(model) for name, model in aliases.items()},
+        models=models | {str(name): models[model] for name, model in aliases.items()},
     )
 
 
@@ -93,9 +86,6 @@ def parse_price(text: str) -> Price:
 
     >>> parse_price("0.5,1.5")
     Price(input=0.5, output=1.5)
-
-    Raises:
-        ConfigError: the text is not two amounts.
     """
     try:
         return _price([float(part) for part in text.split(",")], "--price")
@@ -110,18 +100,17 @@ def _price(value: Any, label: str) -> Price:
 
 
 def _is_amount(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
 def price_of(model: str, table: PriceTable, override: Price | None, *, backend: str) -> Price | None:
     """Return a model's price on a backend; None if it is not known."""
-    if override is not None:
-        return override
     kind = BACKENDS[backend].prices
+    if override is not None or kind == "unknown":
+        return override
     if kind == "free":
         return Price(input=0.0, output=0.0)
-    found = None if kind == "unknown" else table.models.get(table.aliases.get(model, model))
+    found = table.models.get(model)
     if found is None or kind == "list":
         return found
     return Price(input=found.input * table.batch_discount, output=found.output * table.batch_discount)
@@ -134,9 +123,14 @@ def _tokenizer() -> Any:
     return MistralTokenizer.v3(is_tekken=True).instruct_tokenizer.tokenizer
 
 
+@lru_cache(maxsize=8)  # a system prompt is the same in every request
 def count_tokens(text: str) -> int:
     """Count the text's tokens in Mistral's vocabulary (tekken)."""
     return len(_tokenizer().encode(text, bos=False, eos=False))
+
+
+def _max_tokens(request: Request) -> int:
+    return int(request.params.get("max_tokens") or DEFAULT_MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,50 +150,104 @@ class Estimate:
 def estimate(requests: Iterable[Request], prices: Mapping[str, Price | None]) -> Estimate:
     """Estimate the tokens and dollars of a run that has not started."""
     num_requests = prompt_tokens = low = high = 0
-    usd: list[float] | None = [0.0, 0.0]
-    system_lengths: dict[str, int] = {}  # a system prompt is the same in every request
+    low_usd, high_usd, is_known = 0.0, 0.0, True
     for request in requests:
-        num_requests += 1
-        num_prompt = 0
-        for message in request.messages:
-            num_tokens = system_lengths.get(message.content) if message.role == "system" else None
-            if num_tokens is None:
-                num_tokens = count_tokens(message.content) + MESSAGE_TOKENS
-            if message.role == "system":
-                system_lengths[message.content] = num_tokens
-            num_prompt += num_tokens
-        prompt_tokens += num_prompt
-        longest = int(request.params.get("max_tokens") or DEFAULT_MAX_TOKENS)
-        shortest = min(_short_answer_tokens(request), longest)
+        num_prompt = sum(count_tokens(message.content) + MESSAGE_TOKENS for message in request.messages)
+        fields = request.schema.schema.get("properties", {}).values()
+        num_texts = sum(field == {"type": "string"} for field in fields)
+        longest = _max_tokens(request)
+        shortest = min(SHORT_TEXT_TOKENS * max(1, num_texts), longest)
+        num_requests, prompt_tokens = num_requests + 1, prompt_tokens + num_prompt
         low, high = low + shortest, high + longest
         price = prices.get(request.model)
         if price is None:
-            usd = None
-        elif usd is not None:
-            for end, num in enumerate((shortest, longest)):
-                usd[end] += price.cost_usd(Usage(prompt_tokens=num_prompt, completion_tokens=num))
+            is_known = False
+        else:
+            low_usd += price.cost_usd(num_prompt, shortest)
+            high_usd += price.cost_usd(num_prompt, longest)
     return Estimate(
         num_requests=num_requests,
         prompt_tokens=prompt_tokens,
         completion_tokens=(low, high),
-        usd=None if usd is None else (usd[0], usd[1]),
+        usd=(low_usd, high_usd) if is_known else None,
     )
-
-
-def _short_answer_tokens(request: Request) -> int:
-    fields = request.schema.schema.get("properties", {}).values()
-    num_texts = len([field for field in fields if field == {"type": "string"}])
-    return SHORT_TEXT_TOKENS * max(1, num_texts)
 
 
 def format_estimate(found: Estimate, *, as_of: str) -> str:
     """Format the estimate as two lines."""
     low, high = found.completion_tokens
-    if found.usd is None:
-        dollars = "price unknown (--price INPUT,OUTPUT, dollars per million tokens)"
-    else:
+    dollars = "price unknown (--price INPUT,OUTPUT, dollars per million tokens)"
+    if found.usd is not None:
         dollars = f"${found.usd[0]:.2f} to ${found.usd[1]:.2f} (prices as of {as_of})"
     return (
         f"{found.num_requests:,} requests, {found.prompt_tokens:,} prompt tokens, "
         f"{low:,} to {high:,} completion tokens\n  {dollars}"
     )
+
+
+def max_prompt_tokens(request: Request) -> int:
+    """Return an upper bound that needs no tokenizer: a token is at least one byte of text."""
+    num_bytes = sum(len(message.content.encode()) for message in request.messages)
+    return num_bytes + len(json.dumps(request.schema.schema)) + MARGIN_TOKENS
+
+
+@dataclass(slots=True)
+class Budget:
+    """Dollars spent, and reserved for requests in flight, up to a cap.
+
+    Args:
+        prices: price of each model; None if it is not known.
+        cap_usd: None is unlimited.
+        spent_usd: spent by earlier starts of the same run.
+    """
+
+    prices: Mapping[str, Price | None]
+    cap_usd: float | None = None
+    spent_usd: float = 0.0
+    reserved_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = [model for model, price in self.prices.items() if price is None]
+        if self.cap_usd is not None and unknown:
+            raise ConfigError(
+                f"--budget {self.cap_usd}: the price of {', '.join(unknown)} is not known; "
+                "give it with --price INPUT,OUTPUT (dollars per million tokens)"
+            )
+
+    def reserve(self, request: Request) -> float:
+        """Set aside the maximum that a request could cost, and return it.
+
+        Raises:
+            BudgetReached: it could exceed the cap.
+        """
+        price = self.prices.get(request.model)
+        if price is None:
+            return 0.0
+        cost = price.cost_usd(max_prompt_tokens(request), _max_tokens(request))
+        if self.cap_usd is not None and self.spent_usd + self.reserved_usd + cost > self.cap_usd:
+            raise BudgetReached(
+                f"--budget {self.cap_usd}: {self.spent_usd:.4f} spent, {self.reserved_usd:.4f} reserved, and "
+                f"the next request may cost {cost:.4f}; all answers so far are saved, "
+                "run the same command with a larger --budget to continue"
+            )
+        self.reserved_usd += cost
+        return cost
+
+    def settle(self, request: Request, reserved: float, usage: Usage | None) -> float | None:
+        """Replace a reservation by the cost of the reply, and return it; None if the price is not known.
+
+        A reply without usage costs its reservation.
+        """
+        self.reserved_usd -= reserved
+        price = self.prices.get(request.model)
+        if price is None:
+            return None
+        cost = reserved if usage is None else price.cost_usd(usage.prompt_tokens, usage.completion_tokens)
+        self.spent_usd += cost
+        return cost
+
+    def release(self, reserved: float, *, possibly_paid: bool) -> None:
+        """Return a reservation, or count it as spent if the server may have charged for it."""
+        self.reserved_usd -= reserved
+        if possibly_paid:
+            self.spent_usd += reserved

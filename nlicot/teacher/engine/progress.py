@@ -1,18 +1,25 @@
-"""The progress bar of a teacher run: rate, accuracy, failures, tokens, cost, time left."""
+"""The progress bar of a running stage, and the summary of a finished one."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from nlicot.teacher.engine.budget import Budget
-from nlicot.teacher.engine.scheduler import Tally
+from nlicot.evaluation.metrics import accuracy_by, classification_metrics, length_bins
+from nlicot.evaluation.metrics_file import format_table, metrics_to_dict
+from nlicot.teacher.engine.journal import Outcome
+from nlicot.teacher.engine.pricing import Budget
+from nlicot.teacher.engine.scheduler import RunReport, Tally
 
 REDRAW_INTERVAL_S = 0.2
+LARGE_SPLIT = 10_000
+"""From this many thoughts on, intervals use 200 resamples instead of 2000."""
 
 
 class ProgressBar:
@@ -49,11 +56,82 @@ def describe(tally: Tally, budget: Budget) -> str:
     >>> describe(Tally(num_judged=4, num_correct=3, prompt_tokens=1200), Budget(prices={}))
     'right 75 %, failed 0, tokens 1,200'
     """
-    parts = []
+    parts = [f"failed {tally.num_failed}", f"tokens {tally.prompt_tokens + tally.completion_tokens:,}"]
     if tally.num_judged:
-        parts.append(f"right {tally.num_correct / tally.num_judged:.0%}".replace("%", " %"))
-    parts.append(f"failed {tally.num_failed}")
-    parts.append(f"tokens {tally.prompt_tokens + tally.completion_tokens:,}")
+        parts.insert(0, f"right {tally.num_correct / tally.num_judged:.0%}".replace("%", " %"))
     if budget.spent_usd:
         parts.append(f"cost ${budget.spent_usd:.4f}")
     return ", ".join(parts)
+
+
+def summarise(stage: str, outcomes: Sequence[Outcome], report: RunReport) -> tuple[dict[str, Any], str]:
+    """Summarise a finished run, for a JSON file and for the terminal."""
+    rows = [row for outcome in outcomes if outcome.ok for row in outcome.rows]
+    failures = Counter(str(outcome.rows[0]["kind"]) for outcome in outcomes if not outcome.ok)
+    origins = [row.get("provenance", {}) for row in rows]
+    tally, num_failed = report.tally, failures.total()
+    content: dict[str, Any] = {
+        "stage": stage,
+        "num_records": len(rows),
+        "num_failed": num_failed,
+        "failures": dict(failures),
+        "faults_on_the_way": dict(tally.faults),
+        "by_model": dict(Counter(str(origin.get("model", "")) for origin in origins)),
+        "num_repaired": sum(bool(origin.get("params", {}).get("repaired")) for origin in origins),
+        "num_requests": tally.num_requests,
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        "cost_usd": round(report.spent_usd, 6) if report.cost_known else None,
+        "duration_s": round(report.duration_s, 2),
+    }
+    cost = f"${report.spent_usd:.4f} in all" if report.cost_known else "of unknown price"
+    kinds = ", ".join(f"{kind}: {num}" for kind, num in failures.most_common())
+    parts = [
+        f"{len(rows)} records, {num_failed} failed{f' ({kinds})' if kinds else ''}; "
+        f"{tally.num_requests} requests, {tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens, "
+        f"{cost}, {report.duration_s:.1f} s"
+    ]
+    texts = [row for row in rows if "score" not in row]
+    thoughts = [row for row in texts if "improved_thought_process" not in row]
+    judged = [row for row in thoughts if row.get("true_label") is not None]
+    if judged:
+        parts.append(_teacher_metrics(judged, content))
+    if texts:
+        lengths = sorted(map(_num_words, texts))
+        quartiles = [lengths[round(quarter / 4 * (len(lengths) - 1))] for quarter in range(5)]
+        names = ("least", "first_quartile", "median", "third_quartile", "most")
+        content["thought_words"] = dict(zip(names, quartiles, strict=True))
+    scores = Counter((row["target"], row.get("round", 0), row["score"]) for row in rows if "score" in row)
+    if scores:
+        parts.append(_scores(scores, content))
+    return content, "\n\n".join(parts)
+
+
+def _num_words(row: dict[str, Any]) -> int:
+    return len((row.get("improved_thought_process") or row["thought_process"]).split())
+
+
+def _teacher_metrics(thoughts: list[dict[str, Any]], content: dict[str, Any]) -> str:
+    true, predicted = ([row[name] for row in thoughts] for name in ("true_label", "predicted_label"))
+    num_resamples = 2000 if len(true) < LARGE_SPLIT else 200
+    metrics = classification_metrics(true, predicted, num_resamples=num_resamples)
+    content["teacher"] = metrics_to_dict(metrics)
+    correct = [truth == found for truth, found in zip(true, predicted, strict=True)]
+    groups = accuracy_by(length_bins(list(map(_num_words, thoughts))), correct)
+    content["accuracy_by_length"] = {
+        group.name: {"num": group.num, "accuracy": group.accuracy} for group in groups
+    }
+    lines = [format_table(metrics, "the teacher against the true labels"), "", "by length of the thought"]
+    lines += [f"  {group.name:<16}{group.accuracy:>7.1%} of {group.num}" for group in groups]
+    return "\n".join(lines)
+
+
+def _scores(scores: Counter[tuple[str, int, int]], content: dict[str, Any]) -> str:
+    rounds: dict[str, dict[str, int]] = {}
+    for (target, round_, score), num in sorted(scores.items()):
+        rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num
+    content["scores"] = rounds
+    lines = [f"{'scores':<24}" + "".join(f"{score:>7}" for score in range(1, 6))]
+    for name, counts in rounds.items():
+        lines.append(f"{name:<24}" + "".join(f"{counts.get(str(score), 0):>7}" for score in range(1, 6)))
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How fast to send: requests in flight, requests and tokens per minute, and pauses that all requests share.
+"""How fast to send: caps and pauses, requests in flight, requests and tokens per minute, shared pauses.
 
 Pacing is by schedule (the generic cell rate algorithm, ITU-T I.371): each request gets the earliest time that
 the rate allows. The number in flight adapts like TCP's window: halved by a 429, then increased by one for
@@ -8,23 +8,57 @@ each window of successes (Jacobson 1988).
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Mapping
-
-from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
+from dataclasses import dataclass
 
 # Headers that announce a limit: Mistral's names, then OpenAI's.
 REQUESTS_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-requests")
 TOKENS_HEADERS = ("x-ratelimit-limit-tokens-minute", "x-ratelimit-limit-tokens")
 
 
-class Pace:
-    """A schedule that allows `per_minute` units.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Every cap and pause of a run: retries of one request, shared pauses after a 429, and batch jobs."""
 
-    Args:
-        per_minute: None is unlimited, until one of `headers` announces a limit.
-    """
+    max_attempts: int = 6
+    max_broken_replies: int = 3  # attempts of one request that are paid for and contain no answer
+    first_pause_s: float = 0.5
+    max_pause_s: float = 30.0
+    max_unanswered_at_start: int = 5  # the run ends if this many requests fail before one is answered
+
+    first_shared_pause_s: float = 1.0
+    max_shared_pause_s: float = 60.0  # a per-minute quota is full again by then
+    max_retry_after_s: float = 120.0
+    min_halving_interval_s: float = 1.0
+
+    used_rate: float = 0.98  # of an allowed rate: the server's minute and ours start at different times
+    max_catch_up_s: float = 0.02  # a request this late is on time, so that delays do not lower the rate
+
+    batch_quiet_s: float = 2.0  # a batch job is created once no request has arrived for this long
+    batch_poll_s: float = 5.0
+    batch_max_poll_s: float = 60.0
+    batch_poll_growth: float = 1.5
+    batch_settle_s: float = 20.0  # how long a new job may be missing from the server's list
+    batch_max_attempts: int = 10
+    batch_min_timeout_s: float = 600.0  # for one exchange: uploading a full batch takes minutes
+
+    def pause_s(self, attempt: int, retry_after_s: float | None, jitter: random.Random) -> float:
+        """Return a random pause (full jitter: Brooker 2015, "Exponential backoff and jitter").
+
+        It is at least what the server asked for, up to `max_pause_s`.
+        """
+        pause = jitter.uniform(0, min(self.max_pause_s, self.first_pause_s * 2**attempt))
+        return max(pause, min(retry_after_s or 0.0, self.max_pause_s))
+
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+class Pace:
+    """A schedule of `per_minute` units; None is unlimited, until one of `headers` announces a limit."""
 
     def __init__(
         self,
@@ -39,10 +73,10 @@ class Pace:
 
     def claim(self, units: float, now: float) -> float:
         """Reserve `units` on the schedule and return the time at which they may be sent."""
-        if self.per_minute is None:
-            return now
-        start = max(self._next_at, now - self._policy.max_catch_up_s)
-        self._next_at = start + units * 60 / (self.per_minute * self._policy.used_rate)
+        start = now
+        if self.per_minute is not None:
+            start = self._next_at = max(self._next_at, now - self._policy.max_catch_up_s)
+            self.correct(units)
         return start
 
     def correct(self, units: float) -> None:
@@ -62,10 +96,7 @@ class Pace:
 class RateLimiter:
     """Admits requests; each one that was admitted must be released.
 
-    Args:
-        concurrency: maximum number of requests in flight.
-        requests_per_minute: None takes the limit in the server's headers, if there is one.
-        tokens_per_minute: prompt and completion tokens together; None as above.
+    At most `concurrency` are in flight; None for a rate takes the limit in the server's headers, if any.
     """
 
     def __init__(

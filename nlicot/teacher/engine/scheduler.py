@@ -1,37 +1,36 @@
-"""Runs a stage's tasks concurrently; each request is answered once, and its reply saved before it is parsed.
+"""Runs a stage's phases from the first request to the last, with its tasks side by side.
 
 A task is a coroutine that sends requests through the `Ask` it is given. `Ask` looks into the journal first: a
-task that runs again after a kill gets the same answers and only pays for new ones.
+task that runs again after a kill gets the same answers and only pays for new ones. A reply is saved before it
+is parsed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import random
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from nlicot.data.rows import Row
 from nlicot.errors import NoAnswers, TeacherRefused, TeacherStopped
-from nlicot.records import Failure
-from nlicot.teacher.backends.base import (
-    Backend,
-    BrokenEnvelope,
-    Fault,
-    RateLimited,
-    Refused,
-    Rejected,
-    Reply,
-    Request,
-    Transient,
-    writable,
-)
-from nlicot.teacher.engine.budget import Budget
+from nlicot.records import Failure, to_json_dict
+from nlicot.teacher.backends import base
+from nlicot.teacher.backends.base import Backend, Fault, Reply, Request, writable
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
-from nlicot.teacher.engine.rate_limiter import RateLimiter
+from nlicot.teacher.engine.pricing import Budget, Price
+from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
 
+MAX_MODELS_SHOWN = 20
 TASKS_PER_LOOKUP = 512
 TOKENS_PER_CHARACTER = 0.3
 """Estimate for pacing, until the reply gives the real number."""
@@ -41,12 +40,12 @@ run_log = logging.getLogger("nlicot.teacher.log")
 """Written to a run's log file only, since the terminal shows a progress bar."""
 
 
+@dataclass(eq=False)
 class Unanswered(Exception):
     """A request without a usable reply: its pair is listed as failed, and the next run tries again."""
 
-    def __init__(self, fault: Fault, attempts: int) -> None:
-        super().__init__(str(fault))
-        self.fault, self.attempts = fault, attempts
+    fault: Fault
+    attempts: int
 
 
 class Interrupted(TeacherStopped):
@@ -83,19 +82,47 @@ class Tally:
         """Count a task's outcome."""
         self.num_finished += 1
         self.num_failed += not ok
-        if correct is not None:
-            self.num_judged += 1
-            self.num_correct += correct
+        self.num_judged += correct is not None
+        self.num_correct += correct is True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Limits of a run; None for a rate takes the limit in the server's headers.
+
+    `budget_usd` is a cap that includes earlier starts of the same run; an unknown price is None.
+    """
+
+    concurrency: int = 16
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    budget_usd: float | None = None
+    prices: Mapping[str, Price | None] = field(default_factory=dict)
+    policy: RetryPolicy = DEFAULT_POLICY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Tasks to run; `after` is called once they are done, and may raise to end the run."""
+
+    tasks: Callable[[], Iterable[Task]]
+    after: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The result of a run, for its summary."""
+
+    tally: Tally
+    spent_usd: float
+    cost_known: bool
+    duration_s: float
 
 
 class Scheduler:
-    """Runs tasks against one backend.
+    """Runs tasks against one backend, within the concurrency and the retry policy of `limiter`.
 
-    Args:
-        limiter: its concurrency and retry policy are used here as well.
-        stage: recorded in failures.
-        on_progress: called after each task.
-        seed: seed of the jitter in pauses; answers do not depend on it.
+    `on_progress` is called after each task; `stage` is recorded in failures.
     """
 
     def __init__(
@@ -111,12 +138,12 @@ class Scheduler:
     ) -> None:
         self.tally = Tally()
         self._backend, self._journal, self._limiter, self._budget = backend, journal, limiter, budget
-        self._stage, self._on_progress, self._random = stage, on_progress, random.Random(seed)
-        self._policy = limiter.policy
+        self._policy, self._stage, self._on_progress = limiter.policy, stage, on_progress
+        self._jitter = random.Random(seed)  # of pauses; answers do not depend on it
         self._stop_reason: TeacherStopped | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[object] | None] = set()
-        self._in_flight: dict[str, asyncio.Future[Reply]] = {}
+        self._in_flight: dict[str, asyncio.Event] = {}
         self._num_unanswered_at_start: int | None = 0  # None once a request was answered
         self._answered_earlier = False
 
@@ -170,93 +197,87 @@ class Scheduler:
         for task in tasks:
             if self._stop_reason is not None:
                 return
-            await self._run_task(task)
+            try:
+                outcome = await self._outcome_of(task)
+            except TeacherStopped as reason:
+                self.stop(reason)
+            except Unanswered as unanswered:
+                self._fail(task, unanswered.fault, unanswered.attempts)
+            else:
+                self._count(outcome.ok, outcome.correct)
 
-    async def _run_task(self, task: Task) -> None:
+    async def _outcome_of(self, task: Task) -> Outcome:
         reply_keys: list[str] = []
 
         async def ask(request: Request) -> Reply:
-            key = request.key()
-            reply_keys.append(key)
-            return await self._ask(request, key, task.pair)
+            reply_keys.append(request.key())
+            return await self._ask(request, task.pair)
 
-        try:
-            outcome = await task.run(ask)
-            if not outcome.ok:
-                outcome.rows[0]["reply_keys"] = reply_keys
-                self.tally.faults[str(outcome.rows[0]["kind"])] += 1
-                run_log.warning("%s: no usable answer: %s", task.pair, outcome.rows[0]["message"])
-            self._journal.save_outcome(task.key, outcome)
-        except TeacherStopped as reason:
-            self.stop(reason)
-        except Unanswered as unanswered:
-            self._fail(task, unanswered)
-        else:
-            self._count(outcome.ok, outcome.correct)
+        outcome = await task.run(ask)
+        if not outcome.ok:
+            outcome.rows[0]["reply_keys"] = reply_keys
+            self.tally.faults[str(outcome.rows[0]["kind"])] += 1
+            run_log.warning("%s: no usable answer: %s", task.pair, outcome.rows[0]["message"])
+        self._journal.save_outcome(task.key, outcome)
+        return outcome
 
-    def _fail(self, task: Task, unanswered: Unanswered) -> None:
-        fault, limit = unanswered.fault, self._policy.max_unanswered_at_start
-        run_log.warning("%s: failed after %d attempts: %s", task.pair, unanswered.attempts, fault)
+    def _fail(self, task: Task, fault: Fault, attempts: int) -> None:
+        run_log.warning("%s: failed after %d attempts: %s", task.pair, attempts, fault)
         self.tally.unanswered[task.key] = Failure(
             id=task.pair,
             stage=self._stage,
             kind=fault.kind,
             message=writable(fault.message),
-            attempts=unanswered.attempts,
+            attempts=attempts,
             raw=writable(fault.raw),
         )
         self._count(False, None)
         # When a run continues, the few requests that the server rejects come first: the rest may pass.
-        known_to_be_rejected = self._answered_earlier and isinstance(fault, Rejected)
+        known_to_be_rejected = self._answered_earlier and isinstance(fault, base.Rejected)
         if self._num_unanswered_at_start is not None and not known_to_be_rejected:
             self._num_unanswered_at_start += 1
-            if self._num_unanswered_at_start == limit:
-                self.stop(
-                    NoAnswers(
-                        f"{self._backend.server}: none of the first {limit} requests was answered: "
-                        f"{fault.message}"
-                    )
-                )
+            if self._num_unanswered_at_start == self._policy.max_unanswered_at_start:
+                num = self._num_unanswered_at_start
+                message = f"none of the first {num} requests was answered: {fault.message}"
+                self.stop(NoAnswers(f"{self._backend.server}: {message}"))
 
     def _count(self, ok: bool, correct: bool | None) -> None:
         self.tally.count(ok, correct)
         self._on_progress(self.tally, self._budget)
 
-    # ------------------------------------------------------------- one request
-
-    async def _ask(self, request: Request, key: str, pair: str) -> Reply:
+    async def _ask(self, request: Request, pair: str) -> Reply:
         """Return the reply: from the journal, after waiting for an equal request in flight, or by sending."""
+        key = request.key()
         while (equal := self._in_flight.get(key)) is not None:
-            await asyncio.wait([equal])
+            await equal.wait()
         reply = self._journal.reply(key)
         if reply is not None:
             return reply
-        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._in_flight[key] = answered
+        answered = self._in_flight[key] = asyncio.Event()
         try:
-            return await self._send_until_answered(request, key, pair)
+            return await self._send_until_answered(request, pair)
         finally:
             del self._in_flight[key]
-            answered.cancel()
+            answered.set()
 
-    async def _send_until_answered(self, request: Request, key: str, pair: str) -> Reply:
+    async def _send_until_answered(self, request: Request, pair: str) -> Reply:
         policy, num_broken = self._policy, 0
         for attempt in range(1, policy.max_attempts + 1):
             pause_s = 0.0
             try:
-                reply = await self._send(request, key, pair)
-            except RateLimited as fault:
+                reply = await self._send(request, pair)
+            except base.RateLimited as fault:
                 self._limiter.slow_down(fault.retry_after_s)
                 last: Fault = fault
-            except Transient as fault:
-                last, pause_s = fault, policy.pause_s(attempt, fault.retry_after_s, self._random)
-            except BrokenEnvelope as fault:
+            except base.Transient as fault:
+                last, pause_s = fault, policy.pause_s(attempt, fault.retry_after_s, self._jitter)
+            except base.BrokenEnvelope as fault:
                 last, num_broken = fault, num_broken + 1
                 if num_broken == policy.max_broken_replies:
                     raise Unanswered(fault, attempt) from fault
-            except Rejected as fault:
+            except base.Rejected as fault:
                 raise Unanswered(fault, attempt) from fault
-            except Refused as fault:
+            except base.Refused as fault:
                 raise TeacherRefused(f"{self._backend.server}: {fault.message}") from fault
             else:
                 self._num_unanswered_at_start = None
@@ -267,13 +288,9 @@ class Scheduler:
                 await asyncio.sleep(pause_s)
         raise Unanswered(last, policy.max_attempts) from last
 
-    async def _send(self, request: Request, key: str, pair: str) -> Reply:
-        """Make one attempt, recorded before and after.
-
-        Raises:
-            Fault: raised by the backend.
-            TeacherStopped: the run is stopping; the request was not sent.
-        """
+    async def _send(self, request: Request, pair: str) -> Reply:
+        """Make one attempt, recorded before and after; raises as the backend, or if the run is stopping."""
+        key = request.key()
         num_claimed = int(sum(len(message.content) for message in request.messages) * TOKENS_PER_CHARACTER)
         await self._limiter.admit(num_claimed)
         try:
@@ -307,3 +324,149 @@ class Scheduler:
             num_used = reply.usage.prompt_tokens + reply.usage.completion_tokens
         self._limiter.succeeded(reply.headers, num_claimed, num_used)
         return reply
+
+
+def run_phases(
+    phases: Sequence[Phase],
+    *,
+    stage: str,
+    backend: Backend,
+    models: Sequence[str],
+    journal: Journal,
+    settings: RunSettings,
+    on_progress: Callable[[Tally, Budget], None] = lambda tally, budget: None,
+) -> RunReport:
+    """Run the phases in turn until every task has succeeded or failed. Also works inside a notebook.
+
+    Args:
+        on_progress: called once the models are known to be served, then after each task.
+
+    Raises:
+        TeacherStopped: the run ended early; the journal holds every answer that arrived.
+    """
+    budget = Budget(
+        prices={model: settings.prices.get(model) for model in models},
+        cap_usd=settings.budget_usd,
+        spent_usd=journal.spent_usd(),
+    )
+    limiter = RateLimiter(
+        settings.concurrency,
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+        policy=settings.policy,
+    )
+    scheduler = Scheduler(backend, journal, limiter, budget, stage=stage, on_progress=on_progress)
+    started = time.monotonic()
+
+    async def run() -> None:
+        try:
+            await _check_models(backend, models)
+            on_progress(scheduler.tally, budget)
+            for phase in phases:
+                with _ctrl_c_stops(scheduler):
+                    await scheduler.run(phase.tasks())
+                phase.after()
+        finally:
+            await backend.close()
+
+    _run_in_new_loop(run())
+    return RunReport(
+        tally=scheduler.tally,
+        spent_usd=budget.spent_usd,
+        cost_known=None not in budget.prices.values(),
+        duration_s=time.monotonic() - started,
+    )
+
+
+async def _check_models(backend: Backend, models: Sequence[str]) -> None:
+    """Refuse models that the server does not serve, before anything is paid."""
+    try:
+        served = await backend.models()
+    except Fault as fault:
+        raise TeacherRefused(f"{backend.server}: cannot list the server's models: {fault}") from fault
+    if served is None or set(models) <= set(served):
+        return
+    unknown = ", ".join(model for model in models if model not in served)
+    listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
+    more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
+    message = f"--model: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
+    raise TeacherRefused(message)
+
+
+@contextlib.contextmanager
+def _ctrl_c_stops(scheduler: Scheduler) -> Iterator[None]:
+    """Make the first Ctrl-C wait for the requests in flight, and the second end the run at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, running = asyncio.get_running_loop(), asyncio.current_task()
+    assert running is not None
+    num_pressed = 0
+
+    def on_ctrl_c() -> None:
+        nonlocal num_pressed
+        num_pressed += 1
+        if num_pressed > 1:
+            running.cancel()
+        else:
+            scheduler.stop(Interrupted("stopped; all answers are saved, run the same command to continue"))
+
+    loop.add_signal_handler(signal.SIGINT, on_ctrl_c)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if num_pressed < 2:
+            raise
+        running.uncancel()
+        message = "stopped at once; requests in flight may have been billed and will be sent again"
+        raise Interrupted(message) from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _run_in_new_loop(coroutine: Coroutine[None, None, None]) -> None:
+    """Run a coroutine to its end, in another thread if a loop is running here (a notebook's)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+        return
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
+
+
+def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Outcome]:
+    """Iterate over the outcomes of the tasks, in order, without tasks that were never reached."""
+    for chunk in in_chunks(tasks, TASKS_PER_LOOKUP):
+        found = journal.outcomes([task.key for task in chunk])
+        for task in chunk:
+            if task.key in found:
+                yield found[task.key]
+            elif task.key in tally.unanswered:
+                yield Outcome(ok=False, correct=None, rows=[to_json_dict(tally.unanswered[task.key])])
+
+
+def rows_of(outcome: Outcome) -> list[Row]:
+    """Return the records of a usable outcome in the form that `nlicot.data` reads."""
+    return [Row(path=Path(), line=0, header_line=0, fields=fields) for fields in outcome.rows]
+
+
+def failure_of(outcome: Outcome) -> Failure:
+    """Return the failure in an outcome that is not usable."""
+    return Failure(**{name: value for name, value in outcome.rows[0].items() if name != "reply_keys"})
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Write the events of a run to its own log file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    run_log.addHandler(handler)
+    run_log.setLevel(logging.INFO)
+    run_log.propagate = False
+    try:
+        yield
+    finally:
+        run_log.removeHandler(handler)
+        handler.close()

@@ -30,10 +30,10 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
-from nlicot.teacher.backends.mistral_batch.api import BatchAnswer, answers_of
-from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
+from nlicot.teacher.backends.mistral import BatchAnswer, answers_of
+from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
 from nlicot.teacher.backends.registry import BACKENDS, connect
-from nlicot.teacher.engine.retry_policy import RetryPolicy
+from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from tests.teacher.fake_answers import default_answer, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
@@ -515,9 +515,9 @@ from pathlib import Path
 from nlicot.records import Example
 from nlicot.teacher.api import generate_thoughts
 from nlicot.teacher.backends.base import Connection
-from nlicot.teacher.backends.mistral_batch.backend import MistralBatchBackend
-from nlicot.teacher.engine.retry_policy import RetryPolicy
-from nlicot.teacher.engine.session import RunSettings
+from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+from nlicot.teacher.engine.rate_limiter import RetryPolicy
+from nlicot.teacher.engine.scheduler import RunSettings
 from nlicot.teacher.stages import StageSettings
 
 url, folder, num = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

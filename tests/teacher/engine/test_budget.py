@@ -11,8 +11,7 @@ import pytest
 from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import AnswerSchema, Message, Request
-from nlicot.teacher.engine.budget import Budget, max_prompt_tokens
-from nlicot.teacher.engine.pricing import Price, count_tokens
+from nlicot.teacher.engine.pricing import Budget, Price, count_tokens, max_prompt_tokens
 
 # A request below reserves 100 prompt tokens (34 bytes, a schema of 2, a margin of 64) and its max_tokens.
 TEXT = "x" * 34

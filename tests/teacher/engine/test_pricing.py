@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from nlicot.errors import ConfigError
-from nlicot.records import Usage
 from nlicot.teacher.answers import SCHEMAS
 from nlicot.teacher.backends.base import Message, Request
 from nlicot.teacher.engine.pricing import (
@@ -173,8 +172,8 @@ def test_price_flag_refuses_anything_but_two_amounts(text: str) -> None:
 
 def test_cost_is_counted_per_million_tokens() -> None:
     price = Price(input=0.5, output=1.5)
-    assert price.cost_usd(Usage(prompt_tokens=2_000, completion_tokens=400)) == pytest.approx(0.0016)
-    assert price.cost_usd(Usage(prompt_tokens=0, completion_tokens=0)) == 0
+    assert price.cost_usd(2_000, 400) == pytest.approx(0.0016)
+    assert price.cost_usd(0, 0) == 0
 
 
 # ------------------------------------------------------------------ tokens

@@ -26,13 +26,19 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
-from nlicot.teacher.engine.budget import Budget
 from nlicot.teacher.engine.journal import Journal, Outcome
-from nlicot.teacher.engine.pricing import Price
-from nlicot.teacher.engine.rate_limiter import RateLimiter
-from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
-from nlicot.teacher.engine.scheduler import Ask, Interrupted, Scheduler, Tally, Task
-from nlicot.teacher.engine.session import Phase, RunSettings, run_phases
+from nlicot.teacher.engine.pricing import Budget, Price
+from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
+from nlicot.teacher.engine.scheduler import (
+    Ask,
+    Interrupted,
+    Phase,
+    RunSettings,
+    Scheduler,
+    Tally,
+    Task,
+    run_phases,
+)
 from tests.teacher.engine.test_journal import no_file_grows_beyond
 from tests.teacher.virtual_time import elapsed_s, run_virtually
 

@@ -1,66 +1,151 @@
 """Mistral's batch API: half the price, and answers within hours.
 
 Requests that arrive together become one job, and each waits for its line in the job's results. No request is
-in two jobs at once, whatever kills the program: `ledger` records its batch first.
+in two jobs at once, whatever kills the program: a file per batch is written before its job is created, and
+again once the job's id is known. A job whose id was not saved is found on the server by its metadata.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
+import errno
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nlicot.teacher.backends.base import (
-    Connection,
-    Fault,
-    RateLimited,
-    Refused,
-    Rejected,
-    Reply,
-    Request,
-    Transient,
-)
-from nlicot.teacher.backends.mistral_batch.api import BatchAnswer, BatchApi, Job, answers_of, request_line
-from nlicot.teacher.backends.mistral_batch.ledger import Batch, Ledger
-from nlicot.teacher.engine.retry_policy import DEFAULT_POLICY, RetryPolicy
+from nlicot.data.atomic_write import write_json
+from nlicot.errors import DataError
+from nlicot.teacher.backends import base
+from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
+from nlicot.teacher.backends.mistral import OVER, BatchAnswer, Job, MistralJobs, answers_of, request_line
+from nlicot.teacher.engine.journal import disk_full
+from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RetryPolicy
 
 WRITE_CLOSED_AFTER_S = 1.0
-TIMEOUT_HOURS = 24
-"""The server gives up a job after this time."""
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Outcome = BatchAnswer | Fault
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    request: Request
-    outcome: asyncio.Future[Outcome]
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """The requests of one job; `open_keys` are those whose answers were not delivered yet.
+
+    `attempt` counts earlier batches of exactly these requests, such as one that expired; `intended_at` is the
+    time from which the job may exist.
+    """
+
+    fingerprint: str
+    attempt: int
+    num_requests: int
+    open_keys: set[str]
+    intended_at: float = 0.0
+    job_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The unique name of its file."""
+        return f"{self.fingerprint[:32]}-{self.attempt}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata by which its job is found."""
+        return {"nlicot_fingerprint": self.fingerprint, "nlicot_attempt": str(self.attempt)}
+
+
+class Ledger:
+    """The batches of one folder; `holding` maps each open request to its batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.holding: dict[str, Batch] = {}
+        self._num_attempts: Counter[str] = Counter()
+        self._unwritten: dict[str, Batch] = {}
+        for path in sorted(folder.glob("*.json")):
+            try:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                self._hold(Batch(**(fields | {"open_keys": set(fields["open_keys"])})))
+            except (ValueError, TypeError, KeyError) as error:
+                message = f"not a record of a batch ({error}); move it away to send its requests again"
+                raise DataError(message, path=path) from None
+
+    def path(self, batch: Batch) -> Path:
+        """Return the path of a batch's file."""
+        return self._folder / f"{batch.name}.json"
+
+    def draft(self, keys: Iterable[str]) -> Batch:
+        """Make a batch of these requests; it is recorded only once it is saved."""
+        keys = sorted(keys)
+        fingerprint = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        return Batch(
+            fingerprint=fingerprint,
+            attempt=self._num_attempts[fingerprint],
+            num_requests=len(keys),
+            open_keys=set(keys),
+        )
+
+    def save(self, batch: Batch) -> None:
+        """Write a batch atomically."""
+        self._hold(batch)
+        self._write(batch)
+
+    def forget(self, batch: Batch) -> None:
+        """Delete a batch whose job was never created."""
+        for key in batch.open_keys:
+            self.holding.pop(key, None)
+        self._num_attempts[batch.fingerprint] -= 1
+        self._unwritten.pop(batch.name, None)
+        self.path(batch).unlink(missing_ok=True)
+
+    def close_key(self, key: str) -> None:
+        """Note that a request's answer was delivered; `write_closed` saves it."""
+        batch = self.holding.pop(key, None)
+        if batch is not None:
+            batch.open_keys.discard(key)
+            self._unwritten[batch.name] = batch
+
+    def write_closed(self) -> None:
+        """Save which requests have been closed."""
+        while self._unwritten:
+            self._write(self._unwritten.popitem()[1])
+
+    def _hold(self, batch: Batch) -> None:
+        self.holding.update(dict.fromkeys(batch.open_keys, batch))
+        attempts = max(self._num_attempts[batch.fingerprint], batch.attempt + 1)
+        self._num_attempts[batch.fingerprint] = attempts
+
+    def _write(self, batch: Batch) -> None:
+        fields = {name: getattr(batch, name) for name in Batch.__slots__}
+        try:
+            write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise disk_full(self.path(batch), error.strerror) from None
 
 
 class MistralBatchBackend:
     """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together.
 
     Batches are recorded in `batches/` under the journal's folder.
-
-    Raises:
-        DataError: the record of an earlier batch cannot be read.
     """
 
     name = "mistral-batch"
 
     def __init__(self, connection: Connection, policy: RetryPolicy = DEFAULT_POLICY) -> None:
         timeout_s = max(connection.timeout_s, policy.batch_min_timeout_s)
-        self._api = BatchApi(dataclasses.replace(connection, timeout_s=timeout_s))
+        self._api = MistralJobs(dataclasses.replace(connection, timeout_s=timeout_s))
         self.server = self._api.server
         self._ledger = Ledger(connection.journal_folder / "batches")
         self._max_requests, self._policy = connection.concurrency, policy
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, tuple[Request, asyncio.Future[Outcome]]] = {}
         self._gathered: list[str] = []
         self._came_early: dict[str, Outcome] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,9 +165,8 @@ class MistralBatchBackend:
         # Recorded later, in another turn of the event loop: first the caller must save the answer.
         self._ledger.close_key(key)
         if self._closing_keys is None:
-            self._closing_keys = asyncio.get_running_loop().call_later(
-                WRITE_CLOSED_AFTER_S, self._write_closed_keys
-            )
+            loop = asyncio.get_running_loop()
+            self._closing_keys = loop.call_later(WRITE_CLOSED_AFTER_S, self._write_closed_keys)
         if isinstance(outcome, Fault):
             raise outcome
         return outcome.reply(time.monotonic() - started)
@@ -93,29 +177,25 @@ class MistralBatchBackend:
 
     async def close(self) -> None:
         """Stop waiting. Jobs continue on the server, and the next start finds them."""
-        for timer in (self._gathering, self._closing_keys):
-            if timer is not None:
-                timer.cancel()
         tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
+        for pending in (self._gathering, self._closing_keys, *tasks):
+            if pending is not None:
+                pending.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._api.close()
         self._ledger.write_closed()
 
-    # ------------------------------------------------------------- gathering
-
     async def _outcome_of(self, key: str, request: Request) -> Outcome:
         assert key not in self._waiting, "the same request twice at once"
-        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
-        self._waiting[key] = waiting
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = request, outcome
         try:
-            batch = self._ledger.holding(key)
+            batch = self._ledger.holding.get(key)
             if batch is None:
                 self._gather(key)
             elif batch.name not in self._tasks:
                 self._start(batch, self._resume(batch))
-            return await waiting.outcome
+            return await outcome
         finally:
             del self._waiting[key]
 
@@ -137,7 +217,7 @@ class MistralBatchBackend:
         by_model: dict[str, dict[str, Request]] = {}
         for key in gathered:
             if key in self._waiting:  # else the caller was cancelled
-                request = self._waiting[key].request
+                request = self._waiting[key][0]
                 by_model.setdefault(request.model, {})[key] = request
         for model, requests in by_model.items():
             batch = self._ledger.draft(requests)
@@ -145,23 +225,17 @@ class MistralBatchBackend:
 
     def _start(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
         """Work on a batch; an exception is passed on to every request that waits for it."""
-        task = asyncio.create_task(work)
-        self._tasks[batch.name] = task
+        task = self._tasks[batch.name] = asyncio.create_task(work)
 
         def on_end(task: asyncio.Task[None]) -> None:
             del self._tasks[batch.name]
             error = None if task.cancelled() else task.exception()
             if error is not None:
-                for waiting in self._waiting_for(batch.open_keys):
-                    waiting.outcome.set_exception(error)
+                for key in batch.open_keys & self._waiting.keys():
+                    if not self._waiting[key][1].done():
+                        self._waiting[key][1].set_exception(error)
 
         task.add_done_callback(on_end)
-
-    def _waiting_for(self, keys: Iterable[str]) -> list[_Waiting]:
-        found = [self._waiting[key] for key in keys if key in self._waiting]
-        return [waiting for waiting in found if not waiting.outcome.done()]
-
-    # ------------------------------------------------------------- one batch
 
     async def _create(self, batch: Batch, model: str, requests: dict[str, Request]) -> None:
         """Create a batch's job, unless the server has it: the record on this side may have been lost."""
@@ -172,10 +246,9 @@ class MistralBatchBackend:
             batch.intended_at = time.time()
             self._ledger.save(batch)
             try:
-                create = functools.partial(self._api.create, timeout_hours=TIMEOUT_HOURS)
-                job = await self._retry(create, file_id, model, batch.metadata, on=RateLimited)
+                job = await self._retry(self._api.create, file_id, model, batch.metadata, on=base.RateLimited)
             except Fault as fault:
-                if isinstance(fault, Transient) and not isinstance(fault, RateLimited):
+                if isinstance(fault, Transient) and not isinstance(fault, base.RateLimited):
                     # It may exist. It is looked up when its requests are sent again, so nothing is lost.
                     raise Transient(fault.kind, fault.message, raw=fault.raw) from fault
                 self._ledger.forget(batch)
@@ -216,63 +289,58 @@ class MistralBatchBackend:
         # Answers first: five failures before any answer would end the run.
         for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].status != 200):
             outcome = answers.get(key) or _unanswered(job, num_good < job.num_succeeded)
-            waiting = self._waiting_for([key])
-            if waiting:
-                waiting[0].outcome.set_result(outcome)
+            if key in self._waiting and not self._waiting[key][1].done():
+                self._waiting[key][1].set_result(outcome)
             else:
                 self._came_early[key] = outcome
 
     async def _wait_until_over(self, batch: Batch, job_id: str) -> Job:
-        pause_s, last_status = self._policy.batch_poll_s, ""
-        while True:
+        last_status = ""
+        for pause_s in self._pauses():
             job = await self._retry(self._api.get, job_id)
             if job is None:
-                raise Refused(
+                raise base.Refused(
                     "unknown_batch_job",
                     f"the server does not know batch job {job_id}; if another workspace created it, use that "
                     f"workspace's key (or move {self._ledger.path(batch)} away to send its "
                     f"{len(batch.open_keys)} open requests again, and pay for them again)",
                 )
-            if job.is_over:
+            if job.status in OVER:
                 logger.info("batch job %s: %s, %d answers", job_id, job.status, job.num_succeeded)
                 return job
             if job.status != last_status:
                 logger.info("batch job %s: %s", job_id, job.status)
                 last_status = job.status
             await asyncio.sleep(pause_s)
-            pause_s = self._longer(pause_s)
+        raise AssertionError("pauses never end")
 
     async def _retry(
         self, exchange: Callable[..., Awaitable[T]], *args: Any, on: type[Transient] = Transient
     ) -> T:
         """Repeat an exchange while the server or the connection has problems: a batch takes hours anyway."""
-        pause_s, num_attempts = self._policy.batch_poll_s, 0
-        while True:
+        for attempt, pause_s in enumerate(self._pauses(), 1):
             try:
                 return await exchange(*args)
             except on as fault:
-                num_attempts += 1
-                if num_attempts == self._policy.batch_max_attempts:
+                if attempt == self._policy.batch_max_attempts:
                     fault.possibly_paid = False  # the job's answers will be found again
                     raise
                 wait_s = max(pause_s, min(fault.retry_after_s or 0.0, self._policy.batch_max_poll_s))
                 logger.info("%s: %s; again in %.0f s", self.server, fault, wait_s)
             await asyncio.sleep(wait_s)
-            pause_s = self._longer(pause_s)
+        raise AssertionError("pauses never end")
 
-    def _longer(self, pause_s: float) -> float:
-        return min(self._policy.batch_poll_growth * pause_s, self._policy.batch_max_poll_s)
+    def _pauses(self) -> Iterator[float]:
+        pause_s = self._policy.batch_poll_s
+        while True:
+            yield pause_s
+            pause_s = min(self._policy.batch_poll_growth * pause_s, self._policy.batch_max_poll_s)
 
 
 def _unanswered(job: Job, some_are_lost: bool) -> Fault:
-    """Explain why a job that is over has no line for a request.
-
-    Args:
-        some_are_lost: the server counts more answers, all paid, than it returned.
-    """
-    kind = f"batch_{job.status.lower()}"
+    """Explain why a job has no line for a request; `some_are_lost`: the server counts more paid answers."""
     message = f"batch job {job.id} ended as {job.status} without an answer"
     message += f": {job.errors}" if job.errors else ""
-    if job.status in ("FAILED", "CANCELLED"):  # by its content, or by the user: a new job does not help
-        return Rejected(kind, message, possibly_paid=some_are_lost)
-    return Transient(kind, message, possibly_paid=some_are_lost)
+    # By its content, or by the user: a new job does not help.
+    fault = base.Rejected if job.status in ("FAILED", "CANCELLED") else Transient
+    return fault(f"batch_{job.status.lower()}", message, possibly_paid=some_are_lost)
