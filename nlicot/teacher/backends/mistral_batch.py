@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +65,15 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.holding: dict[str, Batch] = {}
-        self._num_attempts: Counter[str] = Counter()
         self._unwritten: dict[str, Batch] = {}
         for path in sorted(folder.glob("*.json")):
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
-                self._hold(Batch(**(fields | {"open_keys": set(fields["open_keys"])})))
+                batch = Batch(**(fields | {"open_keys": set(fields["open_keys"])}))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"not a record of a batch ({error}); move it away to send its requests again"
                 raise DataError(message, path=path) from None
+            self.holding.update(dict.fromkeys(batch.open_keys, batch))
 
     def path(self, batch: Batch) -> Path:
         """Return the path of a batch's file."""
@@ -84,23 +83,26 @@ class Ledger:
         """Make a batch of these requests; it is recorded only once it is saved."""
         keys = sorted(keys)
         fingerprint = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        return Batch(
-            fingerprint=fingerprint,
-            attempt=self._num_attempts[fingerprint],
-            num_requests=len(keys),
-            open_keys=set(keys),
-        )
+        batch = Batch(fingerprint=fingerprint, attempt=0, num_requests=len(keys), open_keys=set(keys))
+        while self.path(batch).exists():
+            batch.attempt += 1
+        return batch
 
     def save(self, batch: Batch) -> None:
         """Write a batch atomically."""
-        self._hold(batch)
-        self._write(batch)
+        self.holding.update(dict.fromkeys(batch.open_keys, batch))
+        fields = {name: getattr(batch, name) for name in Batch.__slots__}
+        try:
+            write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise disk_full(self.path(batch), error.strerror) from None
 
     def forget(self, batch: Batch) -> None:
         """Delete a batch whose job was never created."""
         for key in batch.open_keys:
             self.holding.pop(key, None)
-        self._num_attempts[batch.fingerprint] -= 1
         self._unwritten.pop(batch.name, None)
         self.path(batch).unlink(missing_ok=True)
 
@@ -114,21 +116,7 @@ class Ledger:
     def write_closed(self) -> None:
         """Save which requests have been closed."""
         while self._unwritten:
-            self._write(self._unwritten.popitem()[1])
-
-    def _hold(self, batch: Batch) -> None:
-        self.holding.update(dict.fromkeys(batch.open_keys, batch))
-        attempts = max(self._num_attempts[batch.fingerprint], batch.attempt + 1)
-        self._num_attempts[batch.fingerprint] = attempts
-
-    def _write(self, batch: Batch) -> None:
-        fields = {name: getattr(batch, name) for name in Batch.__slots__}
-        try:
-            write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise disk_full(self.path(batch), error.strerror) from None
+            self.save(self._unwritten.popitem()[1])
 
 
 class MistralBatchBackend:

@@ -135,10 +135,9 @@ def _max_tokens(request: Request) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The size of a run; `usd` is None if the price of a model is not known.
+    """The size of a run, from short answers to answers of `max_tokens`; `usd` is None if a price is unknown.
 
-    Intervals go from short answers to answers of `max_tokens`. Further requests after an unusable answer, and
-    those of regeneration, are not included.
+    Further requests after an unusable answer, and those of regeneration, are not included.
     """
 
     num_requests: int
@@ -193,13 +192,7 @@ def max_prompt_tokens(request: Request) -> int:
 
 @dataclass(slots=True)
 class Budget:
-    """Dollars spent, and reserved for requests in flight, up to a cap.
-
-    Args:
-        prices: price of each model; None if it is not known.
-        cap_usd: None is unlimited.
-        spent_usd: spent by earlier starts of the same run.
-    """
+    """Dollars spent, by earlier starts too, and reserved for requests in flight; no cap is None."""
 
     prices: Mapping[str, Price | None]
     cap_usd: float | None = None
@@ -215,11 +208,7 @@ class Budget:
             )
 
     def reserve(self, request: Request) -> float:
-        """Set aside the maximum that a request could cost, and return it.
-
-        Raises:
-            BudgetReached: it could exceed the cap.
-        """
+        """Set aside the maximum that a request could cost, and return it; raises `BudgetReached`."""
         price = self.prices.get(request.model)
         if price is None:
             return 0.0
@@ -234,10 +223,7 @@ class Budget:
         return cost
 
     def settle(self, request: Request, reserved: float, usage: Usage | None) -> float | None:
-        """Replace a reservation by the cost of the reply, and return it; None if the price is not known.
-
-        A reply without usage costs its reservation.
-        """
+        """Replace a reservation by the cost of the reply (the same if it has no usage), and return it."""
         self.reserved_usd -= reserved
         price = self.prices.get(request.model)
         if price is None:
