@@ -244,7 +244,7 @@ def test_a_pair_in_train_and_in_another_split_is_an_error() -> None:
 
 def test_shared_pairs_can_be_allowed_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     splits = {"train": (Path("train.csv"), PAIRS), "test": (Path("test.csv"), PAIRS[:1])}
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
+    with caplog.at_level(logging.INFO, logger=check_disjoint.__module__):
         check_disjoint(splits, allow=True)
     assert caplog.messages == [
         "test.csv: 1 pairs of test are in train too, as allowed",
@@ -254,7 +254,7 @@ def test_shared_pairs_can_be_allowed_and_are_counted(caplog: pytest.LogCaptureFi
 
 def test_a_shared_premise_is_only_counted(caplog: pytest.LogCaptureFixture) -> None:
     dev = [Example(id="c", premise="P", hypothesis="I"), Example(id="d", premise="R", hypothesis="H")]
-    with caplog.at_level(logging.INFO, logger=joining.__name__):
+    with caplog.at_level(logging.INFO, logger=check_disjoint.__module__):
         check_disjoint({"dev": (Path("dev.csv"), dev), "train": (Path("train.csv"), PAIRS)})
     assert caplog.messages == ["dev.csv: 1 pairs of dev have a premise of train"]
 
