@@ -19,7 +19,7 @@ from nlicot.evaluation.metrics_file import PERCENTAGES, SCORES
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
-from nlicot.report.read_runs import Run, section
+from nlicot.report.read_runs import Run, interpreting, section
 from nlicot.report.tables import rendered, with_interval
 from nlicot.text_tables import escaped, printable
 
@@ -33,27 +33,7 @@ LICENSES = {
 TAGS = ["natural-language-inference", "chain-of-thought", "lora", "nlicot"]
 HUB_METRICS = ("accuracy", "f1", "precision", "recall")
 """Those that the hub knows by the same name."""
-RECIPE = {
-    "quantisation of the base": "model.quantization",
-    "dtype": "model.dtype",
-    "LoRA rank": "model.lora.r",
-    "LoRA alpha": "model.lora.alpha",
-    "LoRA dropout": "model.lora.dropout",
-    "LoRA projections": "model.lora.target_modules",
-    "learning rate": "model.learning_rate",
-    "weight decay": "model.weight_decay",
-    "warm-up ratio": "model.warmup_ratio",
-    "examples per optimizer step": "data.effective_batch",
-    "maximum tokens per example": "data.max_length",
-    "maximum epochs": "trainer.max_epochs",
-    "maximum tokens per thought when decoding": "model.decoding.max_thought_tokens",
-    "temperature when decoding": "model.decoding.temperature",
-    "seed": "seed_everything",
-}
-"""Rows of the recipe's table, and their keys in the configuration."""
-FEW_PAIRS = 300
-MANY_TRUNCATED = 0.05
-MISCALIBRATED = 0.1
+PROBE = {"name", "num", "num_flipped", "num_right"}
 
 
 class Raw(str):
@@ -63,53 +43,66 @@ class Raw(str):
 
 
 def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str | None) -> str:
-    """Render the card of one run; the names of the license (default: the base's) and the data are the hub's.
-
-    Raises:
-        ConfigError: the run has no folder, and so no recipe.
-        DataError: a file of its folder is broken.
-    """
+    """Render the card of one run; names of the license (default: the base's) and the data are the hub's."""
     if run.folder is None or not run.config:
         raise ConfigError(
             f"--card: found no config.yaml that belongs to {run.predictions_path}, "
             "expected a run's folder as `fit` makes it"
         )
-    base, metrics, split = base_of(run), run.metrics, run.predictions_path.stem
-    prompts = _prompts(run)
-    probes = section(run.read_json("metrics.json"), split).get("faithfulness") or []
+    base = base_of(run)
     thinks = any(answer.thought_process for answer in run.answers)
     form = Form.THOUGHT_FIRST if thinks else Form.LABEL_ONLY
     if run.builder.replace("_", "").lower() == "labelfirst":
         form = Form.LABEL_FIRST
+    with interpreting(run.folder / "config.yaml"):
+        prompts = _prompts(run)
     body = rendered(
         "card.md",
         finalize=lambda text: text if isinstance(text, Raw) else escaped(str(text)),
-        name=run.name,
+        run=run,
         base=base if _on_hub(base) else Path(base).name,
-        builder=run.builder,
         thinks=thinks,
         definitions=prompts.definitions,
         prompt=Raw(_fenced(prompts.render("{premise}", "{hypothesis}", form=form))),
-        fitted=run.read_json("fit.json"),
-        split=split,
-        metrics=metrics,
+        setting=lambda key: _setting(run.config, key),
+        **_recorded(run, run.folder),
+        metrics=run.metrics,
+        truncated=sum(answer.status == "truncated" for answer in run.answers) / run.metrics.support,
         label_names=LABEL_NAMES,
-        figures=[
-            (title, with_interval(metric))
-            for name, title in (PERCENTAGES | SCORES).items()
-            if (metric := getattr(metrics, name)) is not None
-        ],
-        recipe=[(title, found) for title, key in RECIPE.items() if (found := _setting(run.config, key))],
+        with_interval=with_interval,
+        titles=PERCENTAGES | SCORES,
         breakdowns=breakdowns({run.name: run.answers}),
         audit=audit,
         dataset=dataset,
-        probes=[probe for probe in probes if {"name", "num", "num_flipped", "num_right"} <= probe.keys()],
-        decision=run.read_json("decision.json"),
-        limits=_limits(run),
         version=__version__,
     )
     metadata = _metadata(run, base, license_, dataset)
     return f"---\n{metadata}\n---\n\n{body.strip()}\n"
+
+
+def _recorded(run: Run, folder: Path) -> dict[str, Any]:
+    """Return the facts that `fit` and `validate` recorded in the run's JSON files."""
+    training = []
+    with interpreting(folder / "fit.json"):
+        fitted = run.read_json("fit.json")
+        if "optimizer_steps" in fitted:
+            training.append(("optimizer steps", fitted["optimizer_steps"]))
+        if "best_step" in fitted and fitted.get("best") is not None:
+            best = f"{fitted.get('monitor') or 'best'} {fitted['best']:.3f}"
+            training.append(("checkpoint", f"step {fitted['best_step']}, {best}"))
+        built = dict(fitted.get("built") or {})
+    with interpreting(folder / "metrics.json"):
+        probes = section(run.read_json("metrics.json"), run.split).get("faithfulness") or []
+        probes = [probe for probe in probes if probe.keys() >= PROBE]
+    with interpreting(folder / "decision.json"):
+        decision = run.read_json("decision.json")
+        if decision.keys() >= {"threshold", "accuracy_cross_fitted"}:
+            rounded = {key: f"{decision[key]:.3f}" for key in ("threshold", "accuracy_cross_fitted")}
+            decision = {key: decision[key] for key in ("num_pairs", "split")} | rounded
+        else:
+            decision = {}
+    found = {"training": training, "built": built, "on_sample": fitted.get("on_sample")}
+    return {**found, "probes": probes, "decision": decision}
 
 
 def base_of(run: Run) -> str:
@@ -132,7 +125,7 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
                 task_name="Natural language inference",
                 dataset_type=dataset or "own",
                 dataset_name=dataset or "the authors' own pairs",
-                dataset_split=printable(run.predictions_path.stem),
+                dataset_split=printable(run.split),
                 metric_type=name,
                 metric_name=f"{PERCENTAGES[name]} ({interval})",
                 metric_value=round(metric.value, 4),
@@ -180,28 +173,3 @@ def _fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text (CommonMark 0.31, section 4.5)."""
     fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _limits(run: Run) -> list[str]:
-    limits, metrics = [], run.metrics
-    if run.read_json("fit.json").get("on_sample"):
-        limits.append(
-            "Trained on the small sample that ships with nlicot: it only shows that the program works."
-        )
-    if metrics.support < FEW_PAIRS:
-        limits.append(f"Measured on only {metrics.support} pairs, so the intervals are wide.")
-    if metrics.accuracy.interval.low <= run.majority:
-        limits.append(
-            f"The accuracy interval is not entirely above {run.majority:.1%}, the majority-class baseline, "
-            "so the model is not shown to beat it."
-        )
-    truncated = sum(answer.status == "truncated" for answer in run.answers) / metrics.support
-    if truncated > MANY_TRUNCATED:
-        limits.append(f"{100 * truncated:.0f} % of the thoughts reached their budget before they ended.")
-    if metrics.num_unanswered:
-        limits.append(f"{metrics.num_unanswered} pairs got no answer; they count as wrong.")
-    error = metrics.expected_calibration_error
-    if error is not None and error.value > MISCALIBRATED:
-        points = f"{100 * error.value:.0f} points"
-        limits.append(f"Its probabilities are off by {points} on average; use them only to rank pairs.")
-    return limits

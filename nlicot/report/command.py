@@ -10,7 +10,7 @@ from nlicot.audit.findings import from_json
 from nlicot.command_line import CommandParser
 from nlicot.data.atomic_write import refuse_overwriting, write_text
 from nlicot.errors import ConfigError
-from nlicot.report.compare import compare, to_dict
+from nlicot.report.compare import compare
 from nlicot.report.read_runs import read_json, read_runs
 from nlicot.report.tables import as_markdown, as_text
 
@@ -27,7 +27,6 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"--compare: found 1 run, expected two or more (of one: report {named[0]})")
     if settings.card and len(named) > 1:
         raise ConfigError(f"--card: found {len(named)} runs, expected the one that the card describes")
-    overwrite = settings.overwrite
     out = settings.out
     json_paths = [path for path in (settings.json, out and out / "comparison.json") if path]
     markdown_paths = [path for path in (settings.markdown, out and out / "comparison.md") if path]
@@ -37,26 +36,25 @@ def main(args: Sequence[str]) -> int:
             f"report: found one file named twice among {', '.join(map(str, paths))}, "
             "expected a different one for each of --out, --json, --markdown, --html and --card"
         )
-    refuse_overwriting(*paths, overwrite=overwrite)
+    refuse_overwriting(*paths, overwrite=settings.overwrite)
     audit = from_json(read_json(settings.audit), settings.audit) if settings.audit else None
     comparison = compare(read_runs(named, settings.split, settings.checkpoints_root))
     print(as_text(comparison))
-    for path in json_paths:
-        content = json.dumps(to_dict(comparison), indent=2, ensure_ascii=False) + "\n"
-        write_text(path, content, overwrite=overwrite)
-    for path in markdown_paths:
-        write_text(path, as_markdown(comparison), overwrite=overwrite)
+    as_json = json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    written = dict.fromkeys(json_paths, as_json) | dict.fromkeys(markdown_paths, as_markdown(comparison))
+    for path, text in written.items():
+        write_text(path, text, overwrite=settings.overwrite)
     if settings.html:
         from nlicot.report.page import as_html
 
-        write_text(settings.html, as_html(comparison, audit), overwrite=overwrite)
+        write_text(settings.html, as_html(comparison, audit), overwrite=settings.overwrite)
         print(f"\npage         {settings.html}")
     if settings.card:
         from nlicot.report.card import LICENSES, as_card, base_of
 
         (run,) = comparison.runs
         card = as_card(run, audit, license_=settings.license, dataset=settings.dataset)
-        write_text(settings.card, card, overwrite=overwrite)
+        write_text(settings.card, card, overwrite=settings.overwrite)
         print(f"\nmodel card   {settings.card}")
         if not settings.license and base_of(run) not in LICENSES:
             print("It names no license, since the license of the base is unknown; add --license ID.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class PairOfRuns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All figures of some runs on one split."""
+    """All figures of some runs on one split, or on several if predictions files were given."""
 
     split: str
     runs: Sequence[Run]
@@ -75,6 +75,19 @@ class Comparison:
         """Number of pairs, the same for every run."""
         return len(self.runs[0].answers)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        return {
+            "split": self.split,
+            "num_pairs": self.num_pairs,
+            "runs": [
+                {"name": run.name, "builder": run.builder, "seed": run.seed, **metrics_to_dict(run.metrics)}
+                for run in self.runs
+            ],
+            "groups": [asdict(group) for group in self.groups],
+            "tests": [asdict(test) for test in self.tests],
+        }
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compare runs of different names on the same pairs in the same order; one run has only figures."""
@@ -82,21 +95,17 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         # A run without a configuration is a group of its own.
         by_recipe.setdefault(run.recipe or f"only {run.name}", []).append(run)
-    return Comparison(
-        # A predictions file may be of another split than `--split`.
-        split=", ".join(sorted({run.predictions_path.stem for run in runs})),
-        runs=runs,
-        groups=[
-            SeedGroup(
-                names=[run.name for run in members],
-                builder=members[0].builder,
-                accuracy=_spread([run.metrics.accuracy.value for run in members]),
-                macro_f1=_spread([run.metrics.macro_f1.value for run in members]),
-            )
-            for members in by_recipe.values()
-        ],
-        tests=_tests(runs),
-    )
+    groups = [
+        SeedGroup(
+            names=[run.name for run in members],
+            builder=members[0].builder,
+            accuracy=_spread([run.metrics.accuracy.value for run in members]),
+            macro_f1=_spread([run.metrics.macro_f1.value for run in members]),
+        )
+        for members in by_recipe.values()
+    ]
+    split = ", ".join(sorted({run.split for run in runs}))
+    return Comparison(split=split, runs=runs, groups=groups, tests=_tests(runs))
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -105,15 +114,16 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _tests(runs: Sequence[Run]) -> list[PairOfRuns]:
-    right = [{answer.id: answer.correct for answer in run.answers} for run in runs]
-    pairs = list(itertools.combinations(range(len(runs)), 2))
-    p_values = [mcnemar_exact([*right[a].values()], [*right[b].values()]).p_value for a, b in pairs]
+    ids = [answer.id for answer in runs[0].answers]
+    right = {run.name: [answer.correct for answer in run.answers] for run in runs}
+    pairs = list(combinations(right, 2))
+    p_values = [mcnemar_exact(right[a], right[b]).p_value for a, b in pairs]
     return [
         PairOfRuns(
-            first=runs[a].name,
-            second=runs[b].name,
-            only_first=[id_ for id_ in right[a] if right[a][id_] > right[b][id_]],
-            only_second=[id_ for id_ in right[a] if right[b][id_] > right[a][id_]],
+            first=a,
+            second=b,
+            only_first=[id_ for id_, of_a, of_b in zip(ids, right[a], right[b], strict=True) if of_a > of_b],
+            only_second=[id_ for id_, of_a, of_b in zip(ids, right[a], right[b], strict=True) if of_b > of_a],
             p_value=p_value,
             p_holm=p_holm,
         )
@@ -130,23 +140,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
+        corrected[index] = highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
     return corrected
-
-
-def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return the comparison as JSON values."""
-    return {
-        "split": comparison.split,
-        "num_pairs": comparison.num_pairs,
-        "runs": [
-            {"name": run.name, "builder": run.builder, "seed": run.seed, **metrics_to_dict(run.metrics)}
-            for run in comparison.runs
-        ],
-        "groups": [asdict(group) for group in comparison.groups],
-        "tests": [asdict(test) for test in comparison.tests],
-    }
 
 
 # ---------------------------------------------------------------- breakdowns and calibration
@@ -168,40 +163,37 @@ class Breakdown:
 
 def breakdowns(answers: Answers) -> list[Breakdown]:
     """Break accuracy down by phenomenon and by the lengths of thought and premise, if the pairs have them."""
-    found = []
-
-    def add(title: str, note: str, groups: Mapping[str, Sequence[str | None]]) -> None:
-        correct = {name: [answer.correct for answer in answers[name]] for name in groups}
-        by_run = {name: accuracy_by(groups[name], correct[name]) for name in groups}
-        found.append(Breakdown(title=title, note=note, by_run=by_run))
-
     pairs = next(iter(answers.values()))
+    found: list[tuple[str, str, Mapping[str, Sequence[str | None]]]] = []
     phenomena = [pair.phenomenon for pair in pairs]
     if any(phenomena):
         note = "As labelled by the authors of the pairs."
-        add("By phenomenon", note, dict.fromkeys(answers, phenomena))
+        found.append(("By phenomenon", note, dict.fromkeys(answers, phenomena)))
     num_words = {
-        name: [_num_words(answer.thought_process) for answer in of_run]
+        name: [len((answer.thought_process or "").split()) for answer in of_run]
         for name, of_run in answers.items()
         if any(answer.thought_process for answer in of_run)
     }
     if num_words:
         # The bins are cut for all runs together, so that they are the same in each.
-        bins = iter(length_bins([*itertools.chain.from_iterable(num_words.values())]))
+        bins = iter(length_bins([*chain.from_iterable(num_words.values())]))
         note = "Cut at the quartiles of all runs' thoughts; runs without thoughts are left out."
-        add(
-            "By length of the thought",
-            note,
-            {name: [next(bins) for _ in of_run] for name, of_run in num_words.items()},
-        )
+        by_run = {name: [next(bins) for _ in lengths] for name, lengths in num_words.items()}
+        found.append(("By length of the thought", note, by_run))
     if all(pair.premise for pair in pairs):
-        premise_bins = length_bins([_num_words(pair.premise) for pair in pairs])
-        add("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))
-    return found
-
-
-def _num_words(text: str | None) -> int:
-    return len((text or "").split())
+        premise_bins = length_bins([len((pair.premise or "").split()) for pair in pairs])
+        found.append(
+            ("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))
+        )
+    correct = {name: [answer.correct for answer in of_run] for name, of_run in answers.items()}
+    return [
+        Breakdown(
+            title=title,
+            note=note,
+            by_run={name: accuracy_by(groups, correct[name]) for name, groups in by_run.items()},
+        )
+        for title, note, by_run in found
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +224,5 @@ def calibration(answers: Sequence[Answer]) -> list[CalibrationBin]:
             proportion=float(true[inside].mean()),
             interval=wilson_interval(int(true[inside].sum()), int(inside.sum())),
         )
-        for inside in (bins == index for index in range(NUM_BINS))
-        if inside.any()
+        for inside in (bins == index for index in np.unique(bins))
     ]

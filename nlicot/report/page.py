@@ -23,7 +23,7 @@ from nlicot.evaluation.metrics_file import PERCENTAGES
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Comparison, breakdowns, calibration
-from nlicot.report.read_runs import CURVES, Run, read_curves, read_json, section
+from nlicot.report.read_runs import CURVES, Run, interpreting, read_curves, read_json, section
 from nlicot.report.tables import rendered, runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
 
@@ -35,7 +35,7 @@ _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u202
 
 
 def as_html(comparison: Comparison, audit: Audit | None) -> str:
-    """Render the whole page; a broken file of a run's folder or its data root is a `DataError`."""
+    """Render the whole page."""
     runs = comparison.runs
     answers = {run.name: run.answers for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
@@ -106,8 +106,9 @@ def _teacher(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for path in sorted((Path(root).expanduser() / "logs" / folder).glob("*.summary.json"))
         }
         for split, path in newest.items():
-            shown = {"stage": stage, "split": printable(split), "path": str(path)}
-            found.append(shown | _summary(read_json(path)))
+            with interpreting(path):
+                summary = _summary(read_json(path))
+            found.append({"stage": stage, "split": printable(split), "path": str(path), **summary})
     return found
 
 
@@ -130,7 +131,10 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
         "models": ", ".join(map(printable, section(content, "by_model"))),
         "facts": facts,
         "confusion": counts and _confusion(counts, counts["tp"] + counts["fn"], sum(counts.values())),
-        "by_length": {printable(name): of for name, of in section(content, "accuracy_by_length").items()},
+        "by_length": [
+            (printable(name), f"{100 * group['accuracy']:.1f} % of {group['num']}")
+            for name, group in section(content, "accuracy_by_length").items()
+        ],
     }
 
 

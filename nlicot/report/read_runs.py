@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +20,9 @@ from nlicot.evaluation.metrics import ClassificationMetrics, classification_metr
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
 
-NOT_IN_RECIPE = {
-    "seed_everything",
-    "run",
-    "resume",
-    "preflight",
-    "checkpoints_root",
-    "final_evaluation",
-    "config",
-}
+NOT_IN_RECIPE = frozenset(
+    ("seed_everything", "run", "resume", "preflight", "checkpoints_root", "final_evaluation", "config")
+)
 """Keys of a configuration that do not make another ablation."""
 TEXTS = ("premise", "hypothesis", "phenomenon", "thought_process", "status")
 """Optional fields of a prediction."""
@@ -66,9 +61,7 @@ class Answer:
 class Run:
     """A run's answers on one split.
 
-    `recipe` is the configuration without seed and names, as canonical JSON: runs with the same recipe are
-    one ablation with several seeds. It is None without a configuration; `folder` is None for predictions
-    outside of a run's folder.
+    `folder` is None, and `config` empty, for predictions outside of a run's folder.
     """
 
     name: str
@@ -76,8 +69,6 @@ class Run:
     folder: Path | None
     config: dict[str, Any]
     builder: str
-    seed: int | None
-    recipe: str | None
     answers: Sequence[Answer]
 
     @cached_property
@@ -92,6 +83,26 @@ class Run:
         num_positive, num = self.metrics.num_positive, self.metrics.support
         return max(num_positive, num - num_positive) / num
 
+    @property
+    def split(self) -> str:
+        """The split that the predictions file is named after."""
+        return self.predictions_path.stem
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in the configuration."""
+        return self.config.get("seed_everything")
+
+    @property
+    def recipe(self) -> str | None:
+        """The configuration without seed and names, as canonical JSON, which seeds of one ablation share."""
+        if not self.config:
+            return None
+        recipe = {name: value for name, value in self.config.items() if name not in NOT_IN_RECIPE}
+        for part in ("model", "data"):
+            recipe[part] = {k: value for k, value in section(self.config, part).items() if k != "seed"}
+        return json.dumps(recipe, sort_keys=True, default=str)
+
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run's folder; empty if there is none."""
         path = self.folder and self.folder / name
@@ -105,11 +116,7 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        DataError: the file cannot be read as one.
-    """
+    """Read one JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -121,25 +128,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def interpreting(path: Path) -> Iterator[None]:
+    """Refuse a file that the program wrote itself if its content turns out to be damaged."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"missing {error}" if isinstance(error, KeyError) else error
+        message = f"not as `fit`, `validate` or `generate` writes it ({problem}); delete it or make it again"
+        raise DataError(message, path=path) from error
+
+
 def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
     """Read runs given by their folders, their names within `root`, or predictions files.
 
     A run has its folder's name; if two folders have the same name, both are named as they were given. All
     answers are in the first run's order, so that the bootstrap draws the same pairs for every run.
-
-    Raises:
-        ConfigError: a run is missing, is given twice, has no predictions of the split, or other pairs or
-            labels than the first.
-        DataError: predictions have no true labels, or are broken.
     """
     found = [_read_run(run, split, root) for run in runs]
     num_given = Counter(run.predictions_path.resolve() for run in found)
-    for run in found:
+    num_named = Counter(run.name for run in found)
+    for number, (given, run) in enumerate(zip(runs, found, strict=True)):
         if num_given[run.predictions_path.resolve()] > 1:
             raise ConfigError(f"--compare: found {run.name} twice, expected different runs")
-    num_named = Counter(run.name for run in found)
-    names = [given if num_named[run.name] > 1 else run.name for given, run in zip(runs, found, strict=True)]
-    found = [replace(run, name=name) for name, run in zip(names, found, strict=True)]
+        if num_named[run.name] > 1:
+            found[number] = replace(run, name=given)
     return [replace(run, answers=_in_order_of(found[0], run)) for run in found]
 
 
@@ -149,14 +162,13 @@ def _in_order_of(first: Run, run: Run) -> list[Answer]:
     labels = {id_: answer.true_label for id_, answer in by_id.items()}
     differing = [id_ for id_ in expected | labels if expected.get(id_) != labels.get(id_)]
     if differing:
-        id_ = differing[0]
         here, there = (
             "missing" if label is None else f"labelled {label}"
-            for label in (expected.get(id_), labels.get(id_))
+            for label in (expected.get(differing[0]), labels.get(differing[0]))
         )
         more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
         raise ConfigError(
-            f"--compare: found pair {id_!r} {here} in {first.name} and {there} in {run.name}{more}, "
+            f"--compare: found pair {differing[0]!r} {here} in {first.name} and {there} in {run.name}{more}, "
             "expected predictions of the same pairs"
         )
     return [by_id[id_] for id_ in expected]
@@ -171,23 +183,20 @@ def _read_run(given: str, split: str, root: Path) -> Run:
         folder = _find_folder(given, root)
         path = folder / "predictions" / f"{split}.jsonl"
         if not path.is_file():
-            raise _no_predictions(given, path, folder, split)
+            raise _no_predictions(given, path, folder)
     config = {} if folder is None else _read_config(folder / "config.yaml")
-    builder = section(config, "data").get("builder")
-    if isinstance(builder, dict):
-        builder = str(builder.get("class_path", "")).rpartition(".")[2]
-    if not builder and folder and (folder / "fit.json").is_file():
-        builder = read_json(folder / "fit.json").get("builder")
-    return Run(
+    run = Run(
         name=path.stem if folder is None else folder.resolve().name,
         predictions_path=path,
         folder=folder,
         config=config,
-        builder=str(builder or ""),
-        seed=config.get("seed_everything"),
-        recipe=_recipe(config) if config else None,
+        builder="",
         answers=_read_answers(path),
     )
+    builder = section(config, "data").get("builder")
+    if isinstance(builder, dict):
+        builder = str(builder.get("class_path", "")).rpartition(".")[2]
+    return replace(run, builder=str(builder or run.read_json("fit.json").get("builder") or ""))
 
 
 def _find_folder(given: str, root: Path) -> Path:
@@ -202,7 +211,8 @@ def _find_folder(given: str, root: Path) -> Path:
     return next((path for path in candidates if (path / "predictions").is_dir()), candidates[0])
 
 
-def _no_predictions(given: str, path: Path, folder: Path, split: str) -> ConfigError:
+def _no_predictions(given: str, path: Path, folder: Path) -> ConfigError:
+    split = path.stem
     others = ", ".join(sorted(other.stem for other in path.parent.glob("*.jsonl")))
     flags = f"--ckpt_path {folder / 'best.ckpt'}" + ("" if split in ("dev", "test") else f" --split {split}")
     return ConfigError(
@@ -218,13 +228,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
     return renamed(config)
-
-
-def _recipe(config: dict[str, Any]) -> str:
-    recipe = {name: value for name, value in config.items() if name not in NOT_IN_RECIPE}
-    for part in ("model", "data"):
-        recipe[part] = {name: value for name, value in section(config, part).items() if name != "seed"}
-    return json.dumps(recipe, sort_keys=True, default=str)
 
 
 def _read_answers(path: Path) -> list[Answer]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nlicot.evaluation.metrics import Metric
+from nlicot.evaluation.metrics import Interval, Metric
 from nlicot.report.compare import Comparison, Spread
-from nlicot.report.read_runs import Run
 from nlicot.text_tables import Table, aligned, escaped, piped, printable
 
 MAX_IDS = 3
@@ -54,40 +53,52 @@ def _title(comparison: Comparison) -> str:
 def runs_table(comparison: Comparison) -> Table:
     """Return the figures of the runs, numbered, one row each."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
-    rows = [[str(number), *_run(run)] for number, run in enumerate(comparison.runs, start=1)]
+    rows = []
+    for number, run in enumerate(comparison.runs, start=1):
+        seed = NONE if run.seed is None else str(run.seed)
+        metrics = run.metrics
+        percentages = map(_percentage, (metrics.accuracy, metrics.f1, metrics.macro_f1))
+        scores = map(_score, (metrics.auroc, metrics.expected_calibration_error, metrics.brier))
+        names = (printable(run.name), printable(run.builder or NONE))
+        rows.append([str(number), *names, seed, *percentages, *scores])
     return Table(header=header, rows=rows)
 
 
-def _run(run: Run) -> list[str]:
-    metrics = run.metrics
-    return [
-        printable(run.name),
-        printable(run.builder or NONE),
-        NONE if run.seed is None else str(run.seed),
-        *(_percent(metric) for metric in (metrics.accuracy, metrics.f1, metrics.macro_f1)),
-        *(
-            with_interval(metric)
-            for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)
-        ),
-    ]
+def _percentage(metric: Metric) -> str:
+    return _percent(metric.value, metric.interval.low, metric.interval.high)
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _score(metric: Metric | None) -> str:
+    return NONE if metric is None else with_interval(metric.value, metric.interval)
+
+
+def with_interval(value: float, interval: Interval) -> str:
+    """Format a figure with its interval, to three digits."""
+    return f"{value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def seeds_tables(comparison: Comparison) -> list[Table]:
     """Return the table of seeds; none if every recipe has only one run."""
-    if all(len(group.names) == 1 for group in comparison.groups):
+    if len(comparison.groups) == len(comparison.runs):
         return []
     number_of = _numbers(comparison)
     header = ("runs", "builder", "accuracy %: mean (min to max)", "sd", "macro F1 %: mean (min to max)", "sd")
-    rows = [
-        [
-            ", ".join(number_of[name] for name in group.names),
-            printable(group.builder or NONE),
-            *_spread(group.accuracy),
-            *_spread(group.macro_f1),
-        ]
-        for group in comparison.groups
-    ]
+    rows = []
+    for group in comparison.groups:
+        numbers = ", ".join(number_of[name] for name in group.names)
+        rows.append(
+            [numbers, printable(group.builder or NONE), *_spread(group.accuracy), *_spread(group.macro_f1)]
+        )
     return [Table(header=header, rows=rows)]
+
+
+def _spread(spread: Spread) -> list[str]:
+    sd = NONE if spread.sd is None else f"{100 * spread.sd:.1f}"
+    return [_percent(spread.mean, spread.lowest, spread.highest), sd]
 
 
 def tests_tables(comparison: Comparison) -> list[Table]:
@@ -102,6 +113,10 @@ def tests_tables(comparison: Comparison) -> list[Table]:
     if len(rows) == 1:  # a single test needs no correction
         table = table.columns(*table.header[:-1])
     return [table] if rows else []
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
 def _right_in_one_only(comparison: Comparison) -> list[str]:
@@ -119,27 +134,6 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
 
 def _numbers(comparison: Comparison) -> dict[str, str]:
     return {run.name: str(number) for number, run in enumerate(comparison.runs, start=1)}
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _percent(metric: Metric) -> str:
-    low, high = metric.interval.low, metric.interval.high
-    return f"{100 * metric.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def with_interval(metric: Metric | None) -> str:
-    """Format a metric with its interval, to three digits."""
-    if metric is None:
-        return NONE
-    return f"{metric.value:.3f} ({metric.interval.low:.3f} to {metric.interval.high:.3f})"
-
-
-def _spread(spread: Spread) -> list[str]:
-    sd = NONE if spread.sd is None else f"{100 * spread.sd:.1f}"
-    return [f"{100 * spread.mean:.1f} ({100 * spread.lowest:.1f} to {100 * spread.highest:.1f})", sd]
 
 
 def rendered(template: str, *, finalize: Callable[[Any], Any] | None = None, **content: Any) -> str:

@@ -159,3 +159,27 @@ def test_a_card_describes_one_run_with_a_folder(tmp_path: Path, capsys: pytest.C
     assert "found no config.yaml that belongs to" in capsys.readouterr().err
     assert main(["report", "--card", run, other]) == 2  # the run is taken for the file
     assert "is a folder, expected the name of a file to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("metrics.json", {"dev": {"faithfulness": ["blank"]}}, "'str' object has no attribute 'keys'"),
+        ("fit.json", {"best_step": 2, "best": "low"}, "Unknown format code 'f'"),
+        ("fit.json", {"built": 3}, "'int' object is not iterable"),
+        (
+            "decision.json",
+            {"threshold": 0.5, "accuracy_cross_fitted": 0.6, "split": "dev"},
+            "missing 'num_pairs'",
+        ),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: dict[str, Any], expected: str
+) -> None:
+    run = _write_run(tmp_path)
+    (run / name).write_text(json.dumps(content))
+    assert main(["report", str(run), "--card", str(tmp_path / "card.md")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run / name}: not as `fit`, `validate` or `generate` writes it ({expected}" in line
+    assert line.endswith("); delete it or make it again")

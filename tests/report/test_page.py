@@ -251,6 +251,37 @@ def test_the_newest_summary_of_the_teacher_is_shown(tmp_path: Path) -> None:
     assert "80.0 % of 10" in page
 
 
+TEACHER = {
+    "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
+    "confusion": {"tp": 1, "fp": 2, "fn": 3, "tn": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        ({"accuracy": {"value": 0.5, "high": 0.6}}, "missing 'low'"),
+        ({"accuracy": {"value": "half", "low": 0.4, "high": 0.6}}, "Unknown format code"),
+        ({"confusion": {"tp": 1, "fp": 2, "tn": 4}}, "missing 'fn'"),
+        ({"confusion": {"tp": 1, "fp": None, "fn": 3, "tn": 4}}, "unsupported operand"),
+    ],
+)
+def test_a_damaged_summary_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: dict[str, Any], expected: str
+) -> None:
+    path = tmp_path / "data" / "logs" / "thoughts" / "20260101-000000-train.summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"teacher": TEACHER | damaged}))
+    run = _write_run(tmp_path, "a", ANSWERS, config=f"root: {tmp_path / 'data'}")
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "--html", str(page)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: not as `fit`, `validate` or `generate` writes it (" in line
+    assert expected in line
+    assert line.endswith("); delete it or make it again")
+    assert not page.exists()
+
+
 def test_an_audit_is_shown_most_severe_first_with_links_to_its_pairs(tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     audit.write_text(
