@@ -33,7 +33,7 @@ def matrix_rate() -> float:
     """
     import torch
 
-    from nlicot.model.base_model import compute_dtype
+    from nlicot.model.loaded_model import compute_dtype
 
     on_gpu = torch.cuda.is_available()
     size = 8192 if on_gpu else 2048

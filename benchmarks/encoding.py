@@ -48,7 +48,7 @@ def encode(root: Path, num_examples: int, out: Path) -> None:
     from nlicot.data.root import DataRoot
     from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model import base_model as base
-    from nlicot.model.encoded_dataset import encode_dataset
+    from nlicot.model.encoding import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import StudentPrompts
 

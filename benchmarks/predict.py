@@ -104,11 +104,12 @@ def read_prompts(adapter: Path | None) -> Any:
 
 def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool | None = None) -> Any:
     """Load the model with its adapter, not merged, in eval mode, and its prompt format."""
-    from nlicot.model import base_model as base
+    from nlicot.model import loaded_model
+    from nlicot.model.base_model import resolve
     from nlicot.model.prompt_format import load_prompt_format
 
-    resolved = base.resolve("bundled")
-    model = base.load(
+    resolved = resolve("bundled")
+    model = loaded_model.load_base(
         resolved, quantization=quantization, dtype=options.dtype, for_training=False, dense=dense
     )
     if options.adapter is not None:
@@ -153,7 +154,7 @@ def num_weights() -> tuple[int, int]:
 
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """Prepare the project's decoder."""
-    from nlicot.model.lora import merge_dense
+    from nlicot.model.loaded_model import merge_dense
     from nlicot.prediction.decoding import Decoder, by_length
     from nlicot.settings import DecodingSettings
 
@@ -624,7 +625,7 @@ def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> floa
 
 def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Return what the figures depend on."""
-    from nlicot.model.base_model import compute_dtype
+    from nlicot.model.loaded_model import compute_dtype
 
     real = os.environ.get("NLICOT_REAL_DATA")
     labels = next((found[0].labels for found in runs.values()), [])

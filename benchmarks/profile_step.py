@@ -30,7 +30,7 @@ def main() -> None:
 
     from nlicot.model.fast import kernels
     from nlicot.model.fast.patch import patch_layers
-    from nlicot.model.lora import attach
+    from nlicot.model.loaded_model import attach
     from nlicot.settings import LoraSettings
     from nlicot.training.batches import MicroBatch
     from nlicot.training.loss import token_losses

@@ -122,7 +122,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     from nlicot.data.root import DataRoot
     from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model.base_model import cache_folder
-    from nlicot.model.encoded_dataset import encode_dataset
+    from nlicot.model.encoding import encode_dataset
     from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
 
@@ -160,11 +160,12 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
 
 def loaded(options: argparse.Namespace) -> Any:
     """Load the 4-bit base."""
-    from nlicot.model import base_model as base
+    from nlicot.model.base_model import ResolvedBase
+    from nlicot.model.loaded_model import load_base
 
     folder = base_folder(options)
     name = "bundled" if options.shape == "bundled" else str(folder)
-    return base.load(base.ResolvedBase(name=name, folder=folder), for_training=True)
+    return load_base(ResolvedBase(name=name, folder=folder), for_training=True)
 
 
 # -------------------------------------------------------------------- contenders
@@ -176,11 +177,10 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     from torch.utils.data import DataLoader
 
     from nlicot.model import base_model as base
-    from nlicot.model.base_model import PRECISIONS, compute_dtype
-    from nlicot.model.loaded_model import ResolvedModel, load_for_training
+    from nlicot.model.loaded_model import ResolvedModel, compute_dtype, load_model
     from nlicot.prompts import StudentPrompts
     from nlicot.run.folder import CheckpointMetadata
-    from nlicot.settings import LoraSettings, ModelSettings
+    from nlicot.settings import PRECISIONS, LoraSettings, ModelSettings
     from nlicot.training.module import NliModule
     from nlicot.training.sampler import WindowDataset, WindowSampler
 
@@ -201,7 +201,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     resolved = ResolvedModel(
         base=base.ResolvedBase(name=settings.base, folder=base_folder(options)), prompt_format=prompt_format
     )
-    loaded = load_for_training(resolved, settings, seed=0)
+    loaded = load_model(resolved, settings, for_training=True, seed=0)
     module = NliModule(loaded, settings, CheckpointMetadata.of(resolved, StudentPrompts(), ()))
     sampler = WindowSampler(len(train), window_size=options.effective_batch, seed=0, shuffle=True)
     windows = WindowDataset(train, token_budget=options.micro_batch_tokens)
@@ -228,7 +228,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, TrainerCallback
 
-    from nlicot.model.base_model import multiplies_bfloat16
+    from nlicot.model.loaded_model import multiplies_bfloat16
 
     ends: list[float] = []
 
@@ -344,8 +344,7 @@ def dev_loss(model: Any, rows: Sequence[dict[str, Any]]) -> float:
     import torch
     from torch.nn import functional
 
-    from nlicot.model.base_model import multiplies_bfloat16
-    from nlicot.model.lora import causal_lm
+    from nlicot.model.loaded_model import causal_lm, multiplies_bfloat16
 
     # Lightning returns a module on the CPU.
     inner = causal_lm(model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -365,7 +364,7 @@ def flops_per_token(model: Any, supervised_share: float) -> float:
     """Count operations: frozen matrices, the adapter, and the head at supervised positions."""
     import torch
 
-    from nlicot.model.lora import causal_lm
+    from nlicot.model.loaded_model import causal_lm
 
     config = causal_lm(model).config
     with torch.device("meta"):
@@ -487,7 +486,7 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures depend on."""
     import torch
 
-    from nlicot.model.base_model import compute_dtype
+    from nlicot.model.loaded_model import compute_dtype
 
     on_gpu = torch.cuda.is_available()
     return {

@@ -230,6 +230,8 @@ Precision = Literal[
     "bf16-mixed", "32-true", "16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine",
     "transformer-engine-float16", "bf16", "16", "32", "64",
 ]  # fmt: skip
+PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16-mixed", "float32": "32-true"}
+"""Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
 
 
 @dataclass(frozen=True, kw_only=True)

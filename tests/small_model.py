@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlicot.model.base_model import resolve
-from nlicot.model.loaded_model import load_for_training, resolve_model
+from nlicot.model.loaded_model import load_model, resolve_model
 from nlicot.run.data import RunData
 from nlicot.run.folder import CheckpointMetadata
 from nlicot.settings import DataSettings, ModelSettings, RunSettings
@@ -25,7 +25,7 @@ def small_training(
     read.read_for_fit()
     resolved = resolve_model(model, on_sample=True)
     metadata = CheckpointMetadata.of(resolved, read.prompts, read.forms)
-    loaded = load_for_training(resolved, model, seed=0)
+    loaded = load_model(resolved, model, for_training=True, seed=0)
     return kind(loaded, model, metadata), PairsData(read, resolved.prompt_format)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nlicot.model.base_model import multiplies_bfloat16
+from nlicot.model.loaded_model import multiplies_bfloat16
 
 PROJECT = Path(__file__).parents[1]
 CAPS = [

@@ -1,4 +1,4 @@
-"""From a training example to token ids; `encoded_dataset` stores them for training.
+"""From training examples to token ids and a loss mask, stored in an Arrow file that training memory-maps.
 
 Prompt and completion are encoded segment by segment (`completion.segments`), never by searching a rendered
 string, so the mask covers exactly the completion and its EOS, whatever the texts contain. A thought that
@@ -8,20 +8,25 @@ exceeds the length budget loses whole sentences, or the example is dropped; JSON
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from nlicot import completion
-from nlicot.completion import Completion, Form, Segment, SegmentKind
+from nlicot.completion import Completion, Form, SegmentKind
+from nlicot.data.atomic_write import build_folder_once
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
 OverBudget = Literal["cut", "drop"]
 CHUNK_SIZE = 1_000
 """Number of examples whose texts go through the tokenizer together."""
+EXAMPLES, REPORT = "examples.arrow", "report.json"
 
 
 class TokenKind(IntEnum):
@@ -44,26 +49,90 @@ class EncodedExample:
     was_cut: bool = False
 
 
-def encode_completion(
-    prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
-) -> tuple[list[int], list[int]]:
-    """Return the ids of a completion, EOS included, and their kinds."""
-    segments = completion.segments(thought_process, label, form)
-    ids_by_segment = [
-        prompt_format.encode_segment(segment.text, first=not index) for index, segment in enumerate(segments)
-    ]
-    return _join(prompt_format, segments, ids_by_segment)
+@dataclass(slots=True, kw_only=True)
+class EncodingReport:
+    """Counts of encoded examples and their tokens, and of those that exceeded the length budget."""
+
+    num_examples: int = 0
+    num_cut: int = 0
+    num_dropped: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+    longest: int = 0
+
+    def count(self, encoded: EncodedExample | None) -> None:
+        """Count one example; None was dropped."""
+        if encoded is None:
+            self.num_dropped += 1
+            return
+        length = len(encoded.input_ids)
+        self.num_examples += 1
+        self.num_cut += encoded.was_cut
+        self.num_tokens += length
+        self.num_supervised += length - encoded.kinds.count(TokenKind.PROMPT)
+        self.longest = max(self.longest, length)
 
 
-def _join(
-    prompt_format: PromptFormat, segments: Iterable[Segment], ids_by_segment: Iterable[list[int]]
-) -> tuple[list[int], list[int]]:
-    ids: list[int] = []
-    kinds: list[int] = []
-    for segment, tokens in zip(segments, ids_by_segment, strict=True):
-        ids += tokens
-        kinds += [int(TokenKind[segment.kind.name])] * len(tokens)
-    return [*ids, prompt_format.eos_id], [*kinds, int(TokenKind.SCAFFOLD)]
+def encode_dataset(
+    prompt_format: PromptFormat,
+    examples: Sequence[TrainingExample],
+    *,
+    max_length: int,
+    over_budget: OverBudget,
+    cache: Path,
+) -> tuple[Any, EncodingReport]:
+    """Return the examples as a memory-mapped `datasets.Dataset`, with their counts.
+
+    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Stored in `cache` by a hash of the
+    examples, the prompt format and the budget, so that a second call encodes nothing.
+    """
+    import pyarrow
+    from datasets import Dataset, Features, Value
+    from datasets import List as ListOf
+
+    features = Features(
+        {
+            "id": Value("string"),
+            "input_ids": ListOf(Value("int32")),
+            "kinds": ListOf(Value("int8")),
+            "label": Value("int8"),
+            "length": Value("int32"),
+            "num_by_kind": ListOf(Value("int32")),
+        }
+    )
+
+    def encode(folder: Path) -> None:
+        schema, report = features.arrow_schema, EncodingReport()
+        encoded = encode_examples(prompt_format, examples, max_length=max_length, over_budget=over_budget)
+        with (
+            pyarrow.OSFile(str(folder / EXAMPLES), "wb") as file,
+            pyarrow.ipc.new_stream(file, schema) as stream,
+        ):
+            while chunk := list(itertools.islice(encoded, CHUNK_SIZE)):
+                for each in chunk:
+                    report.count(each)
+                rows = [
+                    {
+                        "id": each.id,
+                        "input_ids": each.input_ids,
+                        "kinds": each.kinds,
+                        "label": each.label,
+                        "length": len(each.input_ids),
+                        "num_by_kind": [each.kinds.count(kind) for kind in TokenKind],
+                    }
+                    for each in chunk
+                    if each is not None
+                ]
+                stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
+        (folder / REPORT).write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+    digest = hashlib.sha256(f"v2\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
+    for each in examples:
+        digest.update(f"{each.id}\x1f{each.prompt}\x1f{each.completion}\x1e".encode())
+    folder = cache / "encoded" / digest.hexdigest()[:20]
+    build_folder_once(folder, encode, marker=REPORT)
+    report = EncodingReport(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    return Dataset.from_file(str(folder / EXAMPLES)), report
 
 
 def encode_example(
@@ -98,14 +167,7 @@ def encode_examples(
         )
         prompts = prompt_format.encode_prompts([example.prompt for example in chunk])
         for example, whole, prompt_ids, thought_ids in zip(chunk, parsed, prompts, thoughts, strict=True):
-            segments = completion.segments(whole.thought_process, whole.label, whole.form)
-            ids_by_segment = [
-                thought_ids
-                if segment.kind is SegmentKind.THOUGHT
-                else encode_scaffold(segment.text, first=not index)
-                for index, segment in enumerate(segments)
-            ]
-            ids, kinds = _join(prompt_format, segments, ids_by_segment)
+            ids, kinds = _join_segments(prompt_format, whole, encode_scaffold, thought_ids)
             max_ids = max_length - len(prompt_ids)
             was_cut = len(ids) > max_ids and over_budget == "cut"
             if was_cut:
@@ -138,3 +200,29 @@ def _cut(prompt_format: PromptFormat, whole: Completion, max_ids: int) -> tuple[
         if len(ids) <= max_ids:
             return ids, kinds
     return None
+
+
+def encode_completion(
+    prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a completion, EOS included, and their kinds."""
+    whole = Completion(thought_process=thought_process, label=label, form=form)
+    return _join_segments(prompt_format, whole, prompt_format.encode_segment)
+
+
+def _join_segments(
+    prompt_format: PromptFormat,
+    whole: Completion,
+    encode_segment: Callable[..., list[int]],
+    thought_ids: list[int] | None = None,
+) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    kinds: list[int] = []
+    for index, segment in enumerate(completion.segments(whole.thought_process, whole.label, whole.form)):
+        if segment.kind is SegmentKind.THOUGHT and thought_ids is not None:
+            segment_ids = thought_ids
+        else:
+            segment_ids = encode_segment(segment.text, first=not index)
+        ids += segment_ids
+        kinds += [int(TokenKind[segment.kind.name])] * len(segment_ids)
+    return [*ids, prompt_format.eos_id], [*kinds, int(TokenKind.SCAFFOLD)]

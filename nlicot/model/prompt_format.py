@@ -18,25 +18,31 @@ from typing import Any, ClassVar, Self
 
 from nlicot import completion
 from nlicot.errors import ModelError
-from nlicot.model.base_model import AUTO, BUNDLED, CONFIG_FILE, bundled_file, is_unpacked, resolve
+from nlicot.model.base_model import BUNDLED, CONFIG_FILE, bundled_file, is_unpacked, resolve
 
+AUTO = "auto"
 MISTRAL_V3_VOCABULARY = 32768
 MISTRAL_V3_MODELS = ("mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3")
 """Hub models whose tokenizer is part of the package `mistral_common`, so nothing is downloaded for it."""
 
 
 class PromptFormat(ABC):
-    """Encodes prompts and completion segments so that decoding returns the text byte for byte."""
+    """Encodes prompts and completion segments so that decoding returns the text byte for byte.
+
+    Attributes:
+        special_ids: the control tokens, which a thought must not contain.
+    """
 
     name: ClassVar[str]
     eos_id: int
     pad_id: int
     vocab_size: int
+    special_ids: frozenset[int]
 
     @classmethod
-    @abstractmethod
     def fits(cls, config: Mapping[str, Any]) -> bool:
         """Decide by a model's `config.json` if `auto` selects this format."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -45,7 +51,7 @@ class PromptFormat(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each prompt, up to where the model's answer starts."""
+        """Return the ids of each prompt, up to the start of the model's answer."""
 
     @abstractmethod
     def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
@@ -76,45 +82,36 @@ class PromptFormat(ABC):
         """Each id's text, to find tokens with a quote, a backslash or a line break."""
         return [self.decode_inner([token]) for token in range(self.vocab_size)]
 
-    @property
-    @abstractmethod
-    def special_ids(self) -> frozenset[int]:
-        """The control tokens, which a thought must not contain."""
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the format's ids, stored in checkpoints and caches."""
         probe = 'Premise: "a  b"\n[INST] \U0001f600 e\u0301 </s> {"thought_process": "x\\n"}'
-        ids = [
-            self.encode_prompt(probe),
-            self.encode_segment(probe, first=True),
-            self.eos_id,
-            self.vocab_size,
-        ]
+        texts = [self.encode_prompt(probe), self.encode_segment(probe, first=True)]
+        ids = [*texts, self.eos_id, self.vocab_size]
         return hashlib.sha256(json.dumps([self.name, ids]).encode()).hexdigest()
 
 
 class MistralFormat(PromptFormat):
-    """Mistral's v3 instruction format, with the SentencePiece model of `mistral_common`.
-
-    Args:
-        tokenizer_path: a `tokenizer.model.v3`; default: the one of `mistral_common`.
-    """
+    """Mistral's v3 instruction format, with a given SentencePiece file or that of `mistral_common`."""
 
     name = "mistral"
 
-    def __init__(self, tokenizer_path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        tokenizer = (
-            MistralTokenizer.from_file(str(tokenizer_path)) if tokenizer_path else MistralTokenizer.v3()
-        )
+        tokenizer = MistralTokenizer.from_file(str(path)) if path else MistralTokenizer.v3()
         self._tokenizer = tokenizer.instruct_tokenizer.tokenizer
-        self._model = self._tokenizer._model  # the SentencePiece model
+        self._model = model = self._tokenizer._model  # the SentencePiece model
         self.eos_id = self._tokenizer.eos_id
-        # Mistral has no padding token; masks follow lengths, so any id works.
-        self.pad_id = self._tokenizer.eos_id
+        self.pad_id = self.eos_id  # Mistral has no padding token; masks follow lengths, so any id works
         self.vocab_size = self._tokenizer.n_words
+        ids = range(self.vocab_size)
+        self.special_ids = frozenset(each for each in ids if model.IsControl(each) or model.IsUnknown(each))
+        plain = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        plain.ParseFromString(model.serialized_model_proto())
+        plain.normalizer_spec.add_dummy_prefix = False
+        self._without_prefix = SentencePieceProcessor(model_proto=plain.SerializeToString())
 
     @classmethod
     def fits(cls, config: Mapping[str, Any]) -> bool:
@@ -124,8 +121,8 @@ class MistralFormat(PromptFormat):
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> MistralFormat:
         """Load the folder's `tokenizer.model.v3`, else that of `mistral_common`."""
-        tokenizer_path = folder / "tokenizer.model.v3"
-        loaded = cls(tokenizer_path if tokenizer_path.is_file() else None)
+        path = folder / "tokenizer.model.v3"
+        loaded = cls(path if path.is_file() else None)
         if loaded.vocab_size != int(config["vocab_size"]):
             raise ModelError(
                 f"{folder}: found a vocabulary of {config['vocab_size']} tokens, expected "
@@ -141,41 +138,19 @@ class MistralFormat(PromptFormat):
 
     def encode_segment(self, text: str, *, first: bool) -> list[int]:
         """SentencePiece puts a space before each text it encodes; only the first segment keeps it."""
-        if first:
-            return list(self._tokenizer.encode(text, bos=False, eos=False))
-        return list(self._without_prefix.encode(text))
+        return list((self._model if first else self._without_prefix).encode(text))
 
     def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode the texts on all cores."""
-        ids: list[list[int]] = self._without_prefix.encode(list(texts), num_threads=-1)
-        return ids
+        return list(self._without_prefix.encode(list(texts), num_threads=-1))
 
     def decode_inner(self, ids: Sequence[int]) -> str:
         """Return the text without control tokens, a leading space included."""
-        text: str = self._without_prefix.decode([token for token in ids if token not in self.special_ids])
-        return text
+        return str(self._without_prefix.decode([token for token in ids if token not in self.special_ids]))
 
     def control_text(self, token: int) -> str:
         """Return the piece's name."""
         return str(self._model.IdToPiece(token))
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """The control tokens and `<unk>`."""
-        ids, model = range(self.vocab_size), self._model
-        return frozenset(token for token in ids if model.IsControl(token) or model.IsUnknown(token))
-
-    @cached_property
-    def _without_prefix(self) -> Any:
-        """The same SentencePiece model without its dummy prefix."""
-        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-
-        model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-        model.ParseFromString(self._model.serialized_model_proto())
-        model.normalizer_spec.add_dummy_prefix = False
-        processor = SentencePieceProcessor()
-        processor.LoadFromSerializedProto(model.SerializeToString())
-        return processor
 
 
 class ChatFormat(PromptFormat):
@@ -191,13 +166,10 @@ class ChatFormat(PromptFormat):
             )
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
-
-    @classmethod
-    def fits(cls, config: Mapping[str, Any]) -> bool:
-        """Select any model."""
-        return True
+        added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
+        self.special_ids = frozenset({*tokenizer.all_special_ids, *added})
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> ChatFormat:
@@ -211,39 +183,27 @@ class ChatFormat(PromptFormat):
         before, after = self._template_ids
         return [[*before, *ids, *after] for ids in self.encode_segments(prompts)]
 
-    def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode the texts on all cores; byte-level tokenizers have no dummy prefix."""
-        ids: list[list[int]] = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-        )["input_ids"]
-        return ids
-
-    def decode_inner(self, ids: Sequence[int]) -> str:
-        """Return the text of all ids, control tokens included."""
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def control_text(self, token: int) -> str:
-        """Return the token's name."""
-        return str(self.tokenizer.convert_ids_to_tokens(token))
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The tokenizer's special tokens, added ones included."""
-        added = {token for token, text in self.tokenizer.added_tokens_decoder.items() if text.special}
-        return frozenset({*self.tokenizer.all_special_ids, *added})
-
     @cached_property
-    def _template_ids(self) -> tuple[list[int], list[int]]:
-        """The template's ids before and after a prompt."""
+    def _template_ids(self) -> list[list[int]]:
         marker = "\x02prompt\x03"
         turns = [{"role": "user", "content": marker}]
         rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         before, _, after = rendered.partition(marker)
-        first, last = self.tokenizer([before, after], add_special_tokens=False)["input_ids"]
-        return first, last
+        return list(self.tokenizer([before, after], add_special_tokens=False)["input_ids"])
+
+    def encode_segments(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode the texts on all cores; byte-level tokenizers have no dummy prefix."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        return list(self.tokenizer(list(texts), **options)["input_ids"])
+
+    def decode_inner(self, ids: Sequence[int]) -> str:
+        """Return the text of all ids, control tokens included."""
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(ids), **options))
+
+    def control_text(self, token: int) -> str:
+        """Return the token's name."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
 
 PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (
@@ -254,11 +214,7 @@ PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (
 
 
 def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
-    """Load the prompt format of a model's folder.
-
-    Args:
-        folder: the model's files.
-        name: the name of a format in `PROMPT_FORMATS`, or `auto`.
+    """Load the prompt format of a model's folder: the one of that name, or for `auto` the first that fits.
 
     Raises:
         ModelError: the name is unknown, or the tokenizer does not support the format.
@@ -272,15 +228,7 @@ def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
 
 
 def prompt_format_of_base(base: str, name: str = AUTO) -> PromptFormat:
-    """Load the prompt format of a base without its weights, for commands that only look at tokens.
-
-    Args:
-        base: `bundled`, a folder with `config.json` and a tokenizer, or a hub name.
-        name: as for `load_prompt_format`.
-
-    Raises:
-        ModelError: the base is not available, or its tokenizer does not support the format.
-    """
+    """Load the prompt format of a base without its weights, for commands that only look at tokens."""
     if base in MISTRAL_V3_MODELS and name in (AUTO, MistralFormat.name) and not Path(base).is_dir():
         return MistralFormat()
     if base == BUNDLED and name in (AUTO, ChatFormat.name) and not is_unpacked():

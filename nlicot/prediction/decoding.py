@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.model.lora import causal_lm
+from nlicot.model.loaded_model import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Script, ThoughtGrammar
 from nlicot.records import Prediction

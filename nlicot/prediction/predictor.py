@@ -19,9 +19,14 @@ from tqdm import tqdm
 
 from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError
-from nlicot.model.base_model import PRECISIONS, compute_dtype
-from nlicot.model.loaded_model import LoadedModel, ResolvedModel, load_for_prediction, resolve_model
-from nlicot.model.lora import merge_dense
+from nlicot.model.loaded_model import (
+    LoadedModel,
+    ResolvedModel,
+    compute_dtype,
+    load_model,
+    merge_dense,
+    resolve_model,
+)
 from nlicot.prediction.decoding import Decoder, PromptBatch, average, by_length
 from nlicot.prediction.prediction_files import PartialPredictions, in_order_of
 from nlicot.prompts import StudentPrompts
@@ -29,7 +34,7 @@ from nlicot.records import Example, Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.folder import CheckpointMetadata
-from nlicot.settings import DecodingSettings, ModelSettings, TrainerSettings
+from nlicot.settings import PRECISIONS, DecodingSettings, ModelSettings, TrainerSettings
 
 
 class Predictor:
@@ -204,7 +209,7 @@ def decode(members: Sequence[Member], examples: Sequence[Example], split: str, f
     for index, member in enumerate(members):
         fabric = _start_processes(member)
         if loaded is None or member.loaded_as() != members[index - 1].loaded_as():
-            loaded = load_for_prediction(member.resolved, member.settings)
+            loaded = load_model(member.resolved, member.settings, for_training=False)
             loaded.model.to(fabric.device)
         loaded.load_adapter(member.weights, label=f"--ckpt_path {member.checkpoint}")
         with fabric.autocast():  # the merged update is rounded like the adapter's own products
@@ -228,7 +233,7 @@ def _start_processes(member: Member) -> Fabric:
         strategy=strategy,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
-        precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],  # type: ignore[arg-type]
+        precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
     )
     fabric.launch()
     return fabric

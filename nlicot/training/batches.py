@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast.attention.spans import Spans, common_prefix_len
+from nlicot.model.fast.attention import Spans, common_prefix_len
 
 LENGTH_MULTIPLE = 32
 """oneDNN keeps kernels for each number of tokens, so keep the number of distinct lengths small."""

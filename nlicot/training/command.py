@@ -22,8 +22,13 @@ from nlicot.builders import builder_name
 from nlicot.command_line import worded
 from nlicot.data.atomic_write import write_json, write_text
 from nlicot.errors import ConfigError
-from nlicot.model.base_model import PRECISIONS, compute_dtype
-from nlicot.model.loaded_model import ResolvedModel, load_for_training, resolve_model, silence_libraries
+from nlicot.model.loaded_model import (
+    ResolvedModel,
+    compute_dtype,
+    load_model,
+    resolve_model,
+    silence_libraries,
+)
 from nlicot.run.config import FitCommand
 from nlicot.run.data import RunData
 from nlicot.run.folder import (
@@ -36,7 +41,7 @@ from nlicot.run.folder import (
     CheckpointMetadata,
     run_file,
 )
-from nlicot.settings import FitSettings, TrainerSettings
+from nlicot.settings import PRECISIONS, FitSettings, TrainerSettings
 from nlicot.training.callbacks.checkpoints import RunCheckpoints
 from nlicot.training.callbacks.generated_metrics import GeneratedMetrics
 from nlicot.training.callbacks.tensorboard_layout import BoardLayout
@@ -164,7 +169,7 @@ def _load_module(
 ) -> NliModule:
     metadata = CheckpointMetadata.of(resolved, data.prompts, data.forms)
     with trainer.init_module():
-        loaded = load_for_training(resolved, settings.model, seed=settings.seed_everything)
+        loaded = load_model(resolved, settings.model, for_training=True, seed=settings.seed_everything)
     return NliModule(loaded, settings.model, metadata, seed=settings.seed_everything)
 
 

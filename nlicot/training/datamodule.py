@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from nlicot.errors import ConfigError
 from nlicot.model.base_model import cache_folder
-from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
+from nlicot.model.encoding import EncodingReport, encode_dataset
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.run.data import RunData
 from nlicot.training.batches import Window

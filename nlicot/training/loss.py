@@ -14,7 +14,7 @@ from torch.autograd import Function
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.attention import dummy_mask
-from nlicot.model.lora import causal_lm
+from nlicot.model.loaded_model import causal_lm
 from nlicot.settings import SegmentWeights
 from nlicot.training.batches import MicroBatch
 

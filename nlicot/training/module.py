@@ -21,10 +21,9 @@ from torch.nn import Parameter
 
 from nlicot.errors import NlicotError
 from nlicot.model.encoding import TokenKind
-from nlicot.model.fast.dropout import seed_dropout
 from nlicot.model.fast.heap import trim_heap
-from nlicot.model.loaded_model import LoadedModel
-from nlicot.model.lora import adapter_parameters
+from nlicot.model.fast.kernels import seed_dropout
+from nlicot.model.loaded_model import LoadedModel, adapter_parameters
 from nlicot.run.folder import METADATA_KEY, CheckpointMetadata
 from nlicot.settings import ModelSettings
 from nlicot.training.batches import Window

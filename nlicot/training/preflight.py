@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from nlicot.model.fast import heap as memory
-from nlicot.model.lora import adapter_parameters
+from nlicot.model.loaded_model import adapter_parameters
 from nlicot.settings import DataSettings
 from nlicot.training.batches import MicroBatch
 from nlicot.training.datamodule import PairsData

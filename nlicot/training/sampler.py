@@ -86,7 +86,7 @@ class WindowDataset(Dataset[Window]):
     """Fetch a whole window of an encoded data set at once, this rank's part of it as tensors.
 
     Args:
-        encoded: a data set from `encoded_dataset.encode_dataset`.
+        encoded: a data set from `encoding.encode_dataset`.
         token_budget: maximum tokens of a micro-batch.
         rank: index of this process.
         world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.

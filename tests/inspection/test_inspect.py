@@ -15,8 +15,7 @@ from nlicot.inspection.lengths import bars, histogram, measure
 from nlicot.inspection.terminal import render, visible, wants_color
 from nlicot.inspection.token_view import KINDS, pieces_of
 from nlicot.model.base_model import choose_for_inspection, resolve
-from nlicot.model.encoded_dataset import encode_dataset
-from nlicot.model.encoding import encode_example
+from nlicot.model.encoding import encode_dataset, encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.run.data import RunData

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from nlicot.errors import ModelError
-from nlicot.model.base_model import DeviceState, choose, compute_dtype, device_state, load, resolve
+from nlicot.model.base_model import DeviceState, choose, device_state, resolve
+from nlicot.model.loaded_model import compute_dtype, load_base
 from nlicot.run.config import parse_fit
 from nlicot.training.command import make_trainer, trainer_arguments
 from tests.small_model import write_small_model
@@ -234,7 +235,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_base_without_quantisation_is_dense_and_frozen(dtype: str, small_model: Path) -> None:
-    model = load(resolve(str(small_model)), quantization="none", dtype=dtype, for_training=True)
+    model = load_base(resolve(str(small_model)), quantization="none", dtype=dtype, for_training=True)
     assert {str(weight.dtype) for weight in model.parameters()} == {f"torch.{dtype}"}
     assert not any(weight.requires_grad for weight in model.parameters())
 
@@ -242,7 +243,7 @@ def test_base_without_quantisation_is_dense_and_frozen(dtype: str, small_model: 
 def test_base_in_nf4_is_double_quantised_except_its_head(small_model: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    model = load(resolve(str(small_model)), for_training=True)
+    model = load_base(resolve(str(small_model)), for_training=True)
     projection = model.model.layers[0].self_attn.q_proj
     assert isinstance(projection, Linear4bit)
     state = projection.weight.quant_state

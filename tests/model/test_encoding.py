@@ -12,8 +12,7 @@ import pytest
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.model.base_model import resolve
-from nlicot.model.encoded_dataset import EncodingReport, encode_dataset
-from nlicot.model.encoding import TokenKind, encode_completion, encode_example
+from nlicot.model.encoding import EncodingReport, TokenKind, encode_completion, encode_dataset, encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import TrainingExample

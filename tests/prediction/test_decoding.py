@@ -13,8 +13,9 @@ import torch
 
 from nlicot import completion
 from nlicot.completion import Form
-from nlicot.model import base_model
+from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
+from nlicot.model.loaded_model import load_base
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, PromptBatch, by_length
 from nlicot.prediction.grammar import ThoughtGrammar
@@ -37,7 +38,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def prompt_format() -> PromptFormat:
-    return load_prompt_format(base_model.resolve("bundled").folder)
+    return load_prompt_format(resolve("bundled").folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,14 @@ def small(prompt_format: PromptFormat, tmp_path_factory: pytest.TempPathFactory)
     ]
     favoured = {opened: 2.5, **dict.fromkeys(backslashes, 2.5)}
     folder = write_small_model(tmp_path_factory.mktemp("base"), favoured=favoured)
-    resolved = base_model.resolve(str(folder))
-    return base_model.load(resolved, quantization="none", dtype="float32", for_training=False).eval()
+    resolved = resolve(str(folder))
+    return load_base(resolved, quantization="none", dtype="float32", for_training=False).eval()
 
 
 @pytest.fixture(scope="module")
 def bundled() -> Any:
-    resolved = base_model.resolve("bundled")
-    return base_model.load(resolved, quantization="none", dtype="float32", for_training=False).eval()
+    resolved = resolve("bundled")
+    return load_base(resolved, quantization="none", dtype="float32", for_training=False).eval()
 
 
 @pytest.fixture(params=["small", "bundled"])

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from nlicot.completion import render
-from nlicot.model import base_model
-from nlicot.model.encoded_dataset import encode_dataset
-from nlicot.model.encoding import TokenKind
+from nlicot.model import loaded_model
+from nlicot.model.base_model import resolve
+from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.fast.patch import patch_layers
-from nlicot.model.lora import adapter_parameters, attach
+from nlicot.model.loaded_model import adapter_parameters, attach, load_base
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.settings import LoraSettings, SegmentWeights
@@ -60,8 +60,8 @@ def encoded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def adapted(small_model: Path) -> Any:
     """The small model in float32 with an adapter that does something and drops nothing."""
-    resolved = base_model.resolve(str(small_model))
-    base = base_model.load(resolved, quantization="none", dtype="float32", for_training=True)
+    resolved = resolve(str(small_model))
+    base = load_base(resolved, quantization="none", dtype="float32", for_training=True)
     model = attach(base, LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, weight in adapter_parameters(model).items():
@@ -155,7 +155,7 @@ def test_segment_weights_weigh_numerator_and_denominator(adapted: Any, encoded: 
 
 
 def test_right_labels_are_those_preferred_under_the_true_thought(adapted: Any, encoded: Any) -> None:
-    prompt_format = load_prompt_format(base_model.resolve("bundled").folder)
+    prompt_format = load_prompt_format(resolve("bundled").folder)
     zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
     found = expected = 0
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_right_labels_are_those_preferred_under_the_true_thought(adapted: Any, e
 
 @pytest.fixture(scope="module")
 def bundled_in_4_bits() -> Any:
-    base = base_model.load(base_model.resolve("bundled"), for_training=True)
+    base = load_base(resolve("bundled"), for_training=True)
     model = attach(base, LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
     patch_layers(model)
     return model
@@ -202,7 +202,7 @@ def test_model_that_only_decodes_has_the_same_values_in_dense_matrices(
     from bitsandbytes.nn import Linear4bit
 
     def four_bit(*, for_training: bool) -> tuple[Any, list[Any]]:
-        model = base_model.load(base_model.resolve("bundled"), for_training=for_training)
+        model = load_base(resolve("bundled"), for_training=for_training)
         return model, [module for module in model.modules() if isinstance(module, Linear4bit)]
 
     training, kept = four_bit(for_training=True)
@@ -215,7 +215,7 @@ def test_model_that_only_decodes_has_the_same_values_in_dense_matrices(
         found, expected = (model.eval()(input_ids=ids).logits.float() for model in (dense, training))
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
-    monkeypatch.setattr(base_model, "available_bytes", lambda: 0)
+    monkeypatch.setattr(loaded_model, "available_bytes", lambda: 0)
     _, narrow = four_bit(for_training=False)
     assert {module.support_avx512bf16_for_cpu for module in narrow} == {
         Linear4bit(64, 64).support_avx512bf16_for_cpu

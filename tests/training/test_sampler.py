@@ -11,8 +11,7 @@ import torch
 
 from nlicot.completion import render
 from nlicot.model.base_model import resolve
-from nlicot.model.encoded_dataset import encode_dataset
-from nlicot.model.encoding import TokenKind
+from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.training.sampler import WindowDataset, WindowSampler, cut_by_tokens

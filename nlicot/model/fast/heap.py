@@ -7,19 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")
-MEMINFO = Path("/proc/meminfo")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+import torch
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def reset_peak() -> None:
     """Restart the peak that `peak_bytes` reports, if the system can."""
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR_REFS.exists():
@@ -28,22 +26,17 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Return the peak of the GPU memory torch allocated, else of this process's resident memory."""
-    import torch
-
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     if STATUS.exists():
         return _read_bytes(STATUS, "VmHWM")
     import resource  # not on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_bytes() -> int:
     """Return the memory in use now."""
-    import torch
-
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return _read_bytes(STATUS, "VmRSS") if STATUS.exists() else peak_bytes()
@@ -51,8 +44,6 @@ def resident_bytes() -> int:
 
 def available_bytes() -> int:
     """Return the memory that can still be allocated, reclaimable caches included."""
-    import torch
-
     if torch.cuda.is_available():
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + cached
@@ -63,21 +54,20 @@ def available_bytes() -> int:
     return available if limit == "max" else min(available, int(limit))
 
 
+def _read_bytes(path: Path, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None, f"{path} without {field}"
+    return int(found[1]) * 1024
+
+
 def trim_heap() -> None:
     """Return freed memory to the system; glibc would keep it in fragments too small to reuse."""
     _malloc_trim()(0)
 
 
-@lru_cache(maxsize=1)
-def _malloc_trim() -> Callable[[int], int]:
+@cache
+def _malloc_trim() -> Callable[[int], object]:
     try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # musl, macOS; Windows
-        return lambda _: 0
-    return trim
-
-
-def _read_bytes(path: Path, field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None, f"{path} without {field}"
-    return int(found[1]) * 1024
+        return lambda _: None

@@ -1,9 +1,8 @@
-"""Faster replacements for parts of a decoder's layers: the same numbers in less time and memory.
+"""Faster replacements for parts of a decoder's layers, in training and for the dev loss.
 
 Training a small model spends most of its time outside matrix products: in attention (`attention`), and in
-chains of element-wise passes over memory for normalisation, dropout and activation (`kernels`).
-`patch_layers` replaces these parts in place, for training and the dev loss alike. Parameters, their names and
-the content of a checkpoint stay the same. `M` is the number of tokens of a micro-batch.
+chains of element-wise passes over memory (`kernels`). The replacements compute the same numbers in less time
+and memory; parameters, their names and the content of a checkpoint stay the same.
 """
 
 from __future__ import annotations
@@ -17,15 +16,10 @@ from torch.autograd import Function
 
 from nlicot.model.fast import kernels
 from nlicot.model.fast.attention import use_packed_attention
-from nlicot.model.fast.dropout import Dropout
 
 
 def patch_layers(adapted: Any) -> None:
-    """Patch every layer of a known kind in an adapted causal LM.
-
-    Args:
-        adapted: a PEFT model with a LoRA adapter; the layers of Llama and Mistral are known.
-    """
+    """Patch every layer of a known kind in a PEFT model with a LoRA adapter: those of Llama and Mistral."""
     use_packed_attention(adapted.get_base_model())
     for module in adapted.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
@@ -41,20 +35,16 @@ def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     plain = module.forward
 
     def dispatch(self: nn.Module, x: Tensor, *args: Any, **options: Any) -> Any:
-        if not args and not options:
-            return forward(self, x)
-        return plain(x, *args, **options)
+        return plain(x, *args, **options) if args or options else forward(self, x)
 
     module.forward = types.MethodType(dispatch, module)  # type: ignore[method-assign]
 
 
-def _norm_forward(module: Any, x: Tensor) -> Tensor:
-    return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+def _norm_forward(module: Any, x: Tensor) -> Any:
+    return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
 
 
 class _RMSNorm(Function):
-    """RMSNorm with a frozen weight; saves its input and the `[.., 1]` scales."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         normed: Tensor
@@ -64,23 +54,20 @@ class _RMSNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None
+        return kernels.rms_norm_backward(grad, *ctx.saved_tensors), None, None  # the weight is frozen
 
 
 def _is_gated(module: nn.Module) -> bool:
     parts = ("gate_proj", "up_proj", "down_proj")
-    return all(hasattr(module, part) for part in parts) and (
-        type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-    )
+    activation = type(getattr(module, "act_fn", None)).__name__
+    return all(hasattr(module, part) for part in parts) and activation in ("SiLU", "SiLUActivation")
 
 
-def _gated_forward(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+def _gated_forward(module: Any, x: Tensor) -> Any:
+    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-untyped-call]
 
 
 class _Gate(Function):
-    """`silu(gate) * up`; saves its two inputs."""
-
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
@@ -113,31 +100,31 @@ def _lora_forward(module: Any, x: Tensor) -> Tensor:
         module.lora_A["default"].weight,
         module.lora_B["default"].weight,
         module.scaling["default"],
-        Dropout(p),
+        kernels.Dropout(p),
         module.get_base_layer(),
     )
 
 
-def _dense_weight(base: Any) -> Tensor:
-    """The weight matrix, dequantised if it is in 4 bits."""
-    weight: Tensor = base.weight
+def dense_weight(linear: Any) -> Tensor:
+    """Return the weight matrix of a linear layer, dequantised if it is in 4 bits."""
+    weight: Tensor = linear.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit
 
     dense: Tensor = dequantize_4bit(weight.data, state)
-    return dense.to(base.compute_dtype)
+    return dense.to(linear.compute_dtype)
 
 
 class _LoraLinear(Function):
-    """`x W' + scale * dropout(x) A' B'` with W frozen; saves x and the `[M, r]` products with A."""
+    """`x W' + scale * dropout(x) A' B'` with W frozen; saves x and the `[tokens, r]` products with A."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout, base: Any
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: kernels.Dropout, base: Any
     ) -> Tensor:
-        weight = _dense_weight(base)
+        weight = dense_weight(base)
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         scale = scale / (1.0 - dropout.p)
         inner = dropout.apply(rows) @ a.to(rows.dtype).t()
@@ -156,6 +143,6 @@ class _LoraLinear(Function):
         grad_b = (grad.t() @ inner).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = ctx.dropout.add_to(grad @ _dense_weight(ctx.base), grad_inner @ a.to(rows.dtype))
+            grad_x = ctx.dropout.add_to(grad @ dense_weight(ctx.base), grad_inner @ a.to(rows.dtype))
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
         return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None

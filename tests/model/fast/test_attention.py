@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nlicot.model.fast.attention.cpu import attend_on_cpu
-from nlicot.model.fast.attention.cuda import padded_attention, varlen_attention, varlen_works
-from nlicot.model.fast.attention.spans import Spans, common_prefix_len
+from nlicot.model.fast.attention import (
+    Spans,
+    attend_on_cpu,
+    common_prefix_len,
+    padded_attention,
+    varlen_attention,
+    varlen_works,
+)
 
 LAYOUTS = [
     Spans(prefix_len=0, suffix_lens=(7,)),

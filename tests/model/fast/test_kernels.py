@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nlicot.model.fast import kernels
-from nlicot.model.fast.dropout import Dropout, seed_dropout
+from nlicot.model.fast.kernels import Dropout, seed_dropout
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nlicot.model import base_model
-from nlicot.model.fast.attention import dummy_mask
-from nlicot.model.fast.attention.spans import Spans
-from nlicot.model.fast.dropout import Dropout
+from nlicot.model.base_model import resolve
+from nlicot.model.fast.attention import Spans, dummy_mask
+from nlicot.model.fast.kernels import Dropout
 from nlicot.model.fast.patch import _LoraLinear, patch_layers
-from nlicot.model.lora import adapter_parameters, attach
+from nlicot.model.loaded_model import adapter_parameters, attach, load_base
 from nlicot.settings import LoraSettings
 from tests.model.fast.test_attention import LAYOUTS, each_layout
 from tests.small_model import write_small_model
@@ -27,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _model(folder: Path, *, dropout: float = 0.0, quantization: str = "none", dtype: str = "float32") -> Any:
-    base = base_model.load(
-        base_model.resolve(str(folder)), quantization=quantization, dtype=dtype, for_training=True
-    )
+    base = load_base(resolve(str(folder)), quantization=quantization, dtype=dtype, for_training=True)
     model = attach(base, LoraSettings(r=4, alpha=8, dropout=dropout), seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, weight in adapter_parameters(model).items():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.base_model import load, resolve
-from nlicot.model.lora import adapter_parameters, attach, merge_dense, save_peft_folder
+from nlicot.model.base_model import resolve
+from nlicot.model.loaded_model import LoadedModel, adapter_parameters, attach, load_base, merge_dense
+from nlicot.model.prompt_format import load_prompt_format
 from nlicot.settings import LoraSettings
 from tests.small_model import write_small_model
 
@@ -23,7 +24,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _base(small_model: Path, **options: Any) -> Any:
-    return load(resolve(str(small_model)), for_training=True, **options)
+    return load_base(resolve(str(small_model)), for_training=True, **options)
 
 
 @pytest.fixture
@@ -79,11 +80,12 @@ def test_saved_folder_loads_with_plain_peft_and_replaces_an_earlier_one(
     from transformers import AutoModelForCausalLM
 
     adapted: Any = attach(base, LoraSettings(r=4), seed=0)
+    resolved, prompt_format = resolve(str(small_model)), load_prompt_format(small_model)
     folder = tmp_path / "adapter"
     for round_ in (1, 2):
         for weight in adapter_parameters(adapted).values():
             weight.data.fill_(round_ / 100)
-        save_peft_folder(adapted, folder, str(small_model))
+        LoadedModel(model=adapted, prompt_format=prompt_format, base=resolved).save_adapter(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
     dense = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
@@ -96,7 +98,7 @@ def test_saved_folder_loads_with_plain_peft_and_replaces_an_earlier_one(
 
 def test_merged_adapter_gives_close_logits_and_is_removed_exactly(tmp_path: Path) -> None:
     resolved = resolve(str(write_small_model(tmp_path / "base")))
-    base = load(resolved, quantization="none", dtype="float32", for_training=False)
+    base = load_base(resolved, quantization="none", dtype="float32", for_training=False)
     adapted = attach(base, LoraSettings(r=4), seed=0).eval()
     for name, weight in adapter_parameters(adapted).items():
         torch.manual_seed(len(name))
@@ -108,7 +110,7 @@ def test_merged_adapter_gives_close_logits_and_is_removed_exactly(tmp_path: Path
         merged = adapted(input_ids=ids).logits
         undo()
         after = adapted(input_ids=ids).logits
-        plain = load(resolved, quantization="none", dtype="float32", for_training=False)
+        plain = load_base(resolved, quantization="none", dtype="float32", for_training=False)
         unadapted = plain.eval()(input_ids=ids).logits
     assert (merged - before).abs().max() < 1e-3
     assert (unadapted - before).abs().max() > 0.05
