@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
-from nlicot.audit.checks import run_checks
-from nlicot.audit.findings import as_markdown, as_text, to_json
+from nlicot.audit.counts import check_counts
+from nlicot.audit.duplicates import check_duplicates, check_prompt_examples
+from nlicot.audit.findings import Audit, Section, as_markdown, as_text, to_json
 from nlicot.audit.inputs import KINDS, SPLITS, AuditData, read_prompts, read_splits
+from nlicot.audit.label_leakage import check_hypotheses, check_voice
+from nlicot.audit.teacher import check_lengths, check_teacher
 from nlicot.builders import BUILDERS, find_builder
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
 from nlicot.config_files import SAMPLE
@@ -19,6 +22,17 @@ from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+CHECKS: Sequence[Callable[[AuditData], Section | None]] = (
+    check_counts,
+    check_duplicates,
+    check_prompt_examples,
+    check_hypotheses,
+    check_teacher,
+    check_lengths,
+    check_voice,
+)
+"""In the order of the output. A check returns None if the data hold nothing for it to look at."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -47,6 +61,12 @@ def main(args: Sequence[str]) -> int:
     if settings.markdown:
         write_text(settings.markdown, as_markdown(audit), overwrite=True)
     return audit.exit_code
+
+
+def run_checks(data: AuditData) -> Audit:
+    """Run every check."""
+    sections = tuple(section for check in CHECKS if (section := check(data)) is not None)
+    return Audit(files={split.name: split.files for split in data.splits}, sections=sections)
 
 
 def _parser() -> CommandParser:

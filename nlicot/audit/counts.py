@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from nlicot.audit.findings import Finding, Section, full_id
 from nlicot.audit.inputs import AuditData, SplitData
 from nlicot.text_tables import Table, percent
@@ -19,46 +17,44 @@ def check_counts(data: AuditData) -> Section:
     rows, figures, proportions = [], {}, {}
     findings: list[Finding] = []
     for split in data.splits:
-        labelled = split.labelled
-        num_positive = sum(example.label == 1 for example in labelled)
+        num_labelled = len(split.labelled)
+        num_positive = sum(example.label == 1 for example in split.labelled)
         counts = {
             "pairs": len(split.examples),
             "premises": len({example.premise for example in split.examples}),
             "label 1": num_positive,
-            "label 0": len(labelled) - num_positive,
-            "unlabelled": len(split.examples) - len(labelled),
+            "label 0": num_labelled - num_positive,
+            "unlabelled": len(split.examples) - num_labelled,
             "thoughts": len(split.thoughts),
             "reflections": len(split.reflections),
         }
         figures[split.name] = counts
-        if labelled:
-            proportion = proportions[split.name] = num_positive / len(labelled)
-            findings += _rare_label(split, proportion)
-        rows.append((split.name, *map(str, counts.values()), percent(proportion) if labelled else "-"))
+        positive = "-"
+        if num_labelled:
+            proportions[split.name] = num_positive / num_labelled
+            positive = percent(proportions[split.name])
+            findings += _rare_label(split, proportions[split.name])
+        rows.append((split.name, *map(str, counts.values()), positive))
     if {"train", "dev"} <= proportions.keys():
-        findings += _different_balance(proportions["train"], proportions["dev"], data)
+        num_dev = next(len(split.labelled) for split in data.splits if split.name == "dev")
+        findings += _different_balance(proportions["train"], proportions["dev"], num_dev)
+    header = ("split", *next(iter(figures.values())), "share of label 1")
     return Section(
         name="counts",
         title="Counts and balance",
         summary=", ".join(f"{len(split.examples)} pairs of {split.name}" for split in data.splits),
         findings=tuple(findings),
-        tables=(
-            Table(
-                title="pairs and texts",
-                header=("split", *next(iter(figures.values())), "share of label 1"),
-                rows=tuple(rows),
-            ),
-        ),
+        tables=(Table(title="pairs and texts", header=header, rows=tuple(rows)),),
         figures=figures,
     )
 
 
-def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:
+def _rare_label(split: SplitData, proportion: float) -> list[Finding]:
     label, least = (1, proportion) if proportion < 0.5 else (0, 1 - proportion)
     if least >= UNEVEN:
-        return
+        return []
     ids = tuple(full_id(split.name, example.id) for example in split.labelled if example.label == label)
-    yield Finding(
+    finding = Finding(
         name="rare label",
         severity="error" if least < RARE else "warning",
         summary=f"label {label} is {percent(least)} of {split.name} "
@@ -68,17 +64,18 @@ def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:
         ids=ids,
         figures={"label": label, "share": least},
     )
+    return [finding]
 
 
-def _different_balance(train: float, dev: float, data: AuditData) -> Iterator[Finding]:
-    num_dev = next(len(split.labelled) for split in data.splits if split.name == "dev")
+def _different_balance(train: float, dev: float, num_dev: int) -> list[Finding]:
     by_chance = 2.0 * (train * (1 - train) / num_dev) ** 0.5
     if abs(train - dev) < max(MIN_DIFFERENCE, by_chance):
-        return
-    yield Finding(
+        return []
+    finding = Finding(
         name="label shares differ",
         severity="warning",
         summary=f"label 1 is {percent(train)} of train and {percent(dev)} of dev",
         advice="split again (python -m nlicot split keeps the balance), or expect dev figures to mislead",
         figures={"train": train, "dev": dev},
     )
+    return [finding]

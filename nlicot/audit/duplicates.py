@@ -62,7 +62,7 @@ def check_duplicates(data: AuditData) -> Section:
         *_repeated_thoughts(data),
     ]
     rows = [(finding.name, str(finding.figures["num"]), finding.figures["where"]) for finding in findings]
-    table = Table(title="repetitions", header=("what", "pairs", "where"), rows=tuple(rows))
+    table = Table(title="repetitions", header=("what", "pairs", "where"), rows=rows)
     return Section(
         name="duplicates",
         title="Duplicates",
@@ -170,9 +170,8 @@ def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> Itera
 
 
 def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> Iterator[Finding]:
-    for (name, is_same), (split, size) in product(
-        (("repeated pairs", True), ("near duplicates", False)), sizes.items()
-    ):
+    kinds = (("repeated pairs", True), ("near duplicates", False))
+    for (name, is_same), (split, size) in product(kinds, sizes.items()):
         id_groups = []
         for group in groups:
             own = [pair for pair in group if pair.split == split]
@@ -231,16 +230,14 @@ def _shared_premises(pairs: Sequence[_Pair], reported: set[str], sizes: dict[str
 
 
 def _repeated_thoughts(data: AuditData) -> Iterator[Finding]:
-    thoughts = [(split.name, thought) for split in data.splits for thought in split.thoughts]
     pairs_of = defaultdict(set)
-    for _, thought in thoughts:
-        pair = (normalised(thought.premise), normalised(thought.hypothesis))
-        pairs_of[normalised(thought.thought_process)].add(pair)
-    repeated = [
-        (split, thought.id)
-        for split, thought in thoughts
-        if len(pairs_of[normalised(thought.thought_process)]) > 1
-    ]
+    thoughts = []
+    for split in data.splits:
+        for thought in split.thoughts:
+            text = normalised(thought.thought_process)
+            pairs_of[text].add((normalised(thought.premise), normalised(thought.hypothesis)))
+            thoughts.append((split.name, thought.id, text))
+    repeated = [(split, id_) for split, id_, text in thoughts if len(pairs_of[text]) > 1]
     if repeated:
         num, proportion = len(repeated), len(repeated) / len(thoughts)
         yield Finding(
@@ -259,11 +256,10 @@ def check_prompt_examples(data: AuditData) -> Section | None:
     if not data.prompts:
         return None
     pairs = _pairs(data)
-    ids_of: dict[str, list[str]] = {}
+    ids_of = {}
     for name, prompt in data.prompts.items():
         bigrams = set(pairwise(normalised(prompt).split()))
-        ids = [pair.full_id for pair in pairs if any(_occurs(text, bigrams) for text in pair.key)]
-        if ids:
+        if ids := [pair.full_id for pair in pairs if any(_occurs(text, bigrams) for text in pair.key)]:
             ids_of[name] = ids
     all_ids = unique(chain.from_iterable(ids_of.values()))
     finding = Finding(

@@ -68,11 +68,6 @@ class Audit:
         found = [*self.unassigned, *(finding for section in self.sections for finding in section.findings)]
         return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
-    @property
-    def serious(self) -> list[Finding]:
-        """Errors and warnings."""
-        return [finding for finding in self.findings if finding.severity != "note"]
-
     def num(self, severity: str) -> int:
         """Count the findings of one severity."""
         return sum(finding.severity == severity for finding in self.findings)
@@ -166,19 +161,15 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any], path: Path) -> Audit:
-    """Read texts, tables and ids of an audit, perhaps by another version: missing fields are empty.
-
-    Raises:
-        DataError: there is no list of findings.
-    """
+    """Read texts, tables and ids of an audit, perhaps by another version: missing fields are empty."""
     findings = content.get("findings")
     if not isinstance(findings, list):
         remedy = "make it with: audit --json"
         raise DataError(f"findings {shown(findings)}", "a list", path=path, remedy=remedy)
     return Audit(
         files={},
-        sections=tuple(_section(fields) for fields in _objects_in(content.get("sections"))),
-        unassigned=tuple(_finding(fields) for fields in _objects_in(findings)),
+        sections=tuple(map(_section, _objects_in(content.get("sections")))),
+        unassigned=tuple(map(_finding, _objects_in(findings))),
     )
 
 
@@ -194,7 +185,6 @@ def _finding(fields: dict[str, Any]) -> Finding:
 
 
 def _section(fields: dict[str, Any]) -> Section:
-    name = _text(fields, "name")
     tables = [
         Table(
             title=_text(table, "title"),
@@ -204,8 +194,8 @@ def _section(fields: dict[str, Any]) -> Section:
         for table in _objects_in(fields.get("tables"))
         if isinstance(table.get("header"), list) and isinstance(table.get("rows"), list)
     ]
-    title, summary = _text(fields, "title") or name, _text(fields, "summary")
-    return Section(name=name, title=title, summary=summary, tables=tuple(tables))
+    name, title, summary = (_text(fields, key) for key in ("name", "title", "summary"))
+    return Section(name=name, title=title or name, summary=summary, tables=tuple(tables))
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

@@ -75,21 +75,13 @@ def read_splits(
     """Read the splits of a data root (None: no root), and of single files by split and kind.
 
     A split whose pairs are given never takes texts of the root, which belong to the root's own pairs.
-
-    Raises:
-        DataError: a given file is missing, texts were given without pairs, there are no pairs at all, or a
-            file is broken.
     """
     paths = _find_files(root, single)
     return [_read_split(split, files, builder, label_map) for split, files in paths.items()]
 
 
 def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
-    """Read the shipped prompts, the student's and the teacher's, and the user's own files.
-
-    Raises:
-        ConfigError: a file cannot be read.
-    """
+    """Read the shipped prompts, the student's and the teacher's, and the user's own files."""
     student = StudentPrompts()
     found = {f"prompt {name}": getattr(student, name) for name in ("thinking", "label_only", "label_first")}
     for path in (*sorted(PROMPTS_FOLDER.glob("*.yaml")), *paths):
@@ -109,12 +101,11 @@ def _read_split(
         return SplitData(name=name, examples=examples, files={"pairs": str(paths["pairs"])})
     texts = read_joined(examples, TextFiles(**{kind: paths.get(kind) for kind in KINDS if kind != "pairs"}))
     example_of = {example.id: example for example in examples}
-    targets = []
-    for row in builder.build(examples, texts.thoughts, texts.reflections, texts.scores):
-        parsed = completion.parse(row.completion)
-        if parsed is not None and (thought := parsed.thought_process) is not None:
-            example = example_of[row.id]
-            targets.append(TargetText(example=example, text=thought, label=row.label, source=row.source))
+    targets = [
+        TargetText(example=example_of[row.id], text=thought, label=row.label, source=row.source)
+        for row in builder.build(examples, texts.thoughts, texts.reflections, texts.scores)
+        if (parsed := completion.parse(row.completion)) and (thought := parsed.thought_process) is not None
+    ]
     return SplitData(
         name=name,
         examples=examples,

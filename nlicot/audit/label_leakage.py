@@ -291,12 +291,9 @@ def check_voice(data: AuditData) -> Section | None:
         "majority": majority,
         "source_accuracy": by_source,
     }
-    guesses = {
-        name: guess_labels([text_of(target) for target in targets], labels, groups)
-        for name, _, text_of in PARTS_OF_TARGETS
-    }
-    for name, title, _ in PARTS_OF_TARGETS:
-        guess = guesses[name]
+    guesses = {}
+    for name, title, text_of in PARTS_OF_TARGETS:
+        guess = guesses[name] = guess_labels([text_of(target) for target in targets], labels, groups)
         figures[name] = guess.figures if guess else None
         if guess:
             accuracies.append((title, percent(guess.accuracy), percent_range(guess.interval)))
@@ -326,10 +323,8 @@ def _source_finding(
     if len(counts) < 2 or by_source - majority < SMALL_SOURCE_GAIN:
         return
     usual = {source: max(LABELS, key=lambda label: each[label]) for source, each in counts.items()}
-    ids = [full_id(split, target.example.id) for target in targets if target.label == usual[target.source]]
-    table = "; ".join(
-        f"{source}: {zeros} of label 0, {ones} of label 1" for source, (zeros, ones) in counts.items()
-    )
+    ids = (full_id(split, target.example.id) for target in targets if target.label == usual[target.source])
+    table = "; ".join(f"{source}: {a} of label 0, {b} of label 1" for source, (a, b) in counts.items())
     yield Finding(
         name="source gives the label away",
         severity="error" if by_source - majority >= LARGE_SOURCE_GAIN else "warning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -22,9 +23,9 @@ MIN_EFFECT = 0.55
 
 
 def _blind(data: AuditData) -> list[tuple[str, Thought]]:
-    """First thoughts of pairs whose label is known, with their split."""
+    """First thoughts of pairs whose label is known, with their full ids."""
     return [
-        (split.name, thought)
+        (full_id(split.name, thought.id), thought)
         for split in data.splits
         for thought in split.thoughts
         if thought.true_label is not None and thought.round == 0
@@ -36,16 +37,12 @@ def check_teacher(data: AuditData) -> Section | None:
     blind = _blind(data)
     if not blind:
         return None
-    thoughts = [thought for _, thought in blind]
-    report = probe(thoughts)
-    cells = [
-        [sum(t.true_label == true and t.predicted_label == said for t in thoughts) for said in LABELS]
-        for true in LABELS
-    ]
+    report = probe([thought for _, thought in blind])
+    num_of = Counter((thought.true_label, thought.predicted_label) for _, thought in blind)
     rows = [
         (
             f"{label} ({LABEL_NAMES[label]})",
-            *map(str, cells[label]),
+            *(str(num_of[label, said]) for said in LABELS),
             percent(report.recalls[label].proportion),
         )
         for label in LABELS
@@ -58,13 +55,13 @@ def check_teacher(data: AuditData) -> Section | None:
     return Section(
         name="teacher",
         title="The teacher",
-        summary=f"{len(thoughts)} blind thoughts, {percent(report.accuracy)} right",
+        summary=f"{len(blind)} blind thoughts, {percent(report.accuracy)} right",
         findings=tuple(_teacher_findings(blind, report)),
         tables=tuple(tables),
         figures={
             "accuracy": report.accuracy,
-            "num": len(thoughts),
-            "confusion": {str(true): dict(zip("01", cells[true], strict=True)) for true in LABELS},
+            "num": len(blind),
+            "confusion": {str(true): {str(said): num_of[true, said] for said in LABELS} for true in LABELS},
             "maps": [{"map": each.relation_map, "accuracy": each.accuracy} for each in report.maps],
         },
     )
@@ -76,7 +73,7 @@ def _spelled(relation_map: dict[str, int]) -> str:
 
 def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> Iterator[Finding]:
     worse, better = sorted(report.recalls, key=lambda recall: recall.proportion)
-    wrong = [(split, thought) for split, thought in blind if not thought.correct]
+    wrong = [(id_, thought) for id_, thought in blind if not thought.correct]
     figures = {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
     if report.lopsided:
         bias, advice = "more lenient", "state what rules it out"
@@ -93,7 +90,7 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
             f"{percent(worse.proportion)} of label {worse.label}: it is {bias} about label 1 than the "
             "annotators were",
             advice=f"{advice} (`generate --definitions FILE --probe`){remap}",
-            ids=unique(full_id(split, each.id) for split, each in wrong if each.true_label == worse.label),
+            ids=unique(id_ for id_, thought in wrong if thought.true_label == worse.label),
             figures=figures,
         )
     elif report.accuracy < LOW_ACCURACY and len(blind) >= MIN_THOUGHTS:
@@ -102,7 +99,7 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
             severity="warning",
             summary=f"the teacher is right on only {percent(report.accuracy)}, for both labels",
             advice="use a stronger model, or let `reflect` and `score` do more of the work",
-            ids=unique(full_id(split, each.id) for split, each in wrong),
+            ids=unique(id_ for id_, _ in wrong),
             figures={**figures, "accuracy": report.accuracy},
         )
 
@@ -110,57 +107,52 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
 def check_lengths(data: AuditData) -> Section | None:
     """Compute accuracy by length of the thought; test if wrong thoughts are longer than right ones."""
     blind = _blind(data)
-    num_words = [len(thought.thought_process.split()) for _, thought in blind]
-    right = [thought.correct for _, thought in blind]
-    if len(blind) < MIN_THOUGHTS or len(set(right)) < 2:
+    num_words = np.array([len(thought.thought_process.split()) for _, thought in blind])
+    right = np.array([thought.correct for _, thought in blind], dtype=bool)
+    if len(blind) < MIN_THOUGHTS or right.all() or not right.any():
         return None
     from scipy.stats import mannwhitneyu
 
-    lengths, is_right = np.array(num_words), np.array(right)
-    test = mannwhitneyu(lengths[~is_right], lengths[is_right])
-    longer = float(test.statistic) / (int((~is_right).sum()) * int(is_right.sum()))
-    bins = length_bins(num_words)
-    groups = accuracy_by(bins, right)
+    test = mannwhitneyu(num_words[~right], num_words[right])
+    figures = {
+        "wrong_is_longer": float(test.statistic) / (int((~right).sum()) * int(right.sum())),
+        "p_value": float(test.pvalue),
+    }
+    longer = percent(figures["wrong_is_longer"])
+    bins = length_bins(num_words.tolist())
+    groups = accuracy_by(bins, right.tolist())
     rows = [
         (each.name, str(each.num), percent(each.accuracy), percent_range(each.interval)) for each in groups
     ]
-    findings = []
-    if test.pvalue < MAX_P_VALUE and longer >= MIN_EFFECT:
-        longest = groups[-1].name
-        ids = unique(
-            full_id(split, thought.id)
-            for (split, thought), bin_ in zip(blind, bins, strict=True)
-            if bin_ == longest and not thought.correct
-        )
-        findings.append(
-            Finding(
-                name="longer is wronger",
-                severity="warning",
-                summary=f"a wrong thought is longer than a right one in {percent(longer)} of cases; of the "
-                f"longest quarter ({longest}) {percent(groups[-1].accuracy)} are right, of the shortest "
-                f"{percent(groups[0].accuracy)}",
-                advice="ask for shorter thoughts, or leave long ones out (--data.builder.max_thought_words)",
-                ids=ids,
-                figures={"wrong_is_longer": longer, "p_value": float(test.pvalue)},
-            )
-        )
+    finding = Finding(
+        name="longer is wronger",
+        severity="warning",
+        summary=f"a wrong thought is longer than a right one in {longer} of cases; of the longest quarter "
+        f"({groups[-1].name}) {percent(groups[-1].accuracy)} are right, of the shortest "
+        f"{percent(groups[0].accuracy)}",
+        advice="ask for shorter thoughts, or leave long ones out (--data.builder.max_thought_words)",
+        ids=unique(
+            id_
+            for (id_, thought), name in zip(blind, bins, strict=True)
+            if name == groups[-1].name and not thought.correct
+        ),
+        figures=figures,
+    )
+    is_clear = figures["p_value"] < MAX_P_VALUE and figures["wrong_is_longer"] >= MIN_EFFECT
+    bin_figures = [
+        {"name": each.name, "num": each.num, "accuracy": each.accuracy} | asdict(each.interval)
+        for each in groups
+    ]
     return Section(
         name="lengths",
         title="Length and correctness",
-        summary=f"a wrong thought is longer than a right one in {percent(longer)} of cases "
+        summary=f"a wrong thought is longer than a right one in {longer} of cases "
         f"(50 % is chance; p = {test.pvalue:.2g})",
-        findings=tuple(findings),
+        findings=(finding,) if is_clear else (),
         tables=(
             Table(
                 title="right thoughts by length", header=("length", "thoughts", "right", "95 %"), rows=rows
             ),
         ),
-        figures={
-            "wrong_is_longer": longer,
-            "p_value": float(test.pvalue),
-            "bins": [
-                {"name": each.name, "num": each.num, "accuracy": each.accuracy} | asdict(each.interval)
-                for each in groups
-            ],
-        },
+        figures={**figures, "bins": bin_figures},
     )

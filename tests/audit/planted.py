@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from nlicot.audit.checks import run_checks
+from nlicot.audit.command import run_checks
 from nlicot.audit.findings import Audit, Finding, Section
 from nlicot.audit.inputs import AuditData, SplitData, TargetText
 from nlicot.audit.label_leakage import without_last_step

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nlicot.audit.checks import run_checks
+from nlicot.audit.command import run_checks
 from nlicot.audit.counts import check_counts
 from nlicot.audit.duplicates import THRESHOLD, pair_groups, similarity
 from nlicot.audit.inputs import AuditData, SplitData, normalised

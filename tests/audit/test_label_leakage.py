@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from nlicot.audit.checks import run_checks
+from nlicot.audit.command import run_checks
 from nlicot.audit.label_leakage import SMOOTHING, guess_labels, telling_words, without_last_step
 from nlicot.records import Example, Thought
 from tests.audit.planted import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from nlicot.audit.checks import run_checks
+from nlicot.audit.command import run_checks
 from nlicot.records import Thought
 from tests.audit.planted import changed, clean, lopsided, only, section_of, thought_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlicot.audit.checks import run_checks
+from nlicot.audit.command import run_checks
 from nlicot.audit.inputs import AuditData, SplitData
 from nlicot.records import Example
 from tests.audit.planted import clean
