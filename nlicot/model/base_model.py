@@ -91,9 +91,6 @@ def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
 
     Args:
         weights: false downloads only the tokenizer and `config.json` of a hub model.
-
-    Raises:
-        ModelError: the model does not exist, or the hub does not provide it.
     """
     if base == BUNDLED:
         return ResolvedBase(name=BUNDLED, folder=_bundled_folder())

@@ -142,9 +142,6 @@ def encode_example(
 
     With `over_budget="cut"` a thought loses its last sentences until the example fits; with `drop`, or if the
     first sentence is already too long, the example is dropped.
-
-    Raises:
-        ValueError: the completion was not written by `completion.render`.
     """
     (encoded,) = encode_examples(prompt_format, [example], max_length=max_length, over_budget=over_budget)
     return encoded

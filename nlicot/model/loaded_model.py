@@ -52,11 +52,7 @@ class LoadedModel:
         return {f"model.{name}": each.detach() for name, each in adapter_parameters(self.model).items()}
 
     def load_adapter(self, weights: Mapping[str, Tensor], *, label: str) -> None:
-        """Copy the adapter's weights from a checkpoint's `state_dict`; messages name it by `label`.
-
-        Raises:
-            CheckpointError: the checkpoint's adapter has other matrices or shapes.
-        """
+        """Copy the adapter's weights from a checkpoint's `state_dict`; messages name it by `label`."""
         mine = self.adapter_weights()
         shapes, expected = ({name: each.shape for name, each in found.items()} for found in (weights, mine))
         if shapes != expected:
@@ -127,7 +123,7 @@ def load_by_name(name: str) -> LoadedModel:
     folder = Path(name).expanduser()
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
     base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not base:
+    if adapter is not None and not base:
         raise ModelError(
             f"{adapter}/{PEFT_CONFIG}: base_model_name_or_path is missing; add the base's folder or hub name"
         )
@@ -240,11 +236,7 @@ def _make_dense(model: Any) -> None:
 
 
 def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:
-    """Freeze the base and add a new adapter, in float32 because AdamW's small steps round away in bfloat16.
-
-    Raises:
-        ConfigError: the model has no linear module of a given name.
-    """
+    """Freeze the base and add an adapter, in float32 because AdamW's small steps round away in bfloat16."""
     from peft import LoraConfig, get_peft_model
 
     names = {

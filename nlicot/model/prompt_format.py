@@ -27,17 +27,13 @@ MISTRAL_V3_MODELS = ("mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct
 
 
 class PromptFormat(ABC):
-    """Encodes prompts and completion segments so that decoding returns the text byte for byte.
-
-    Attributes:
-        special_ids: the control tokens, which a thought must not contain.
-    """
+    """Encodes prompts and completion segments so that decoding returns the text byte for byte."""
 
     name: ClassVar[str]
     eos_id: int
     pad_id: int
     vocab_size: int
-    special_ids: frozenset[int]
+    special_ids: frozenset[int]  # control tokens, which a thought must not contain
 
     @classmethod
     def fits(cls, config: Mapping[str, Any]) -> bool:
@@ -214,11 +210,7 @@ PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (
 
 
 def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
-    """Load the prompt format of a model's folder: the one of that name, or for `auto` the first that fits.
-
-    Raises:
-        ModelError: the name is unknown, or the tokenizer does not support the format.
-    """
+    """Load the prompt format of a model's folder: the one of that name, or for `auto` the first that fits."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for each in PROMPT_FORMATS:
         if each.name == name or (name == AUTO and each.fits(config)):

@@ -141,9 +141,7 @@ class Dropout:
 
     It does not scale the entries that it keeps. Compiled, it keeps two seeds and hashes the mask again.
     Eagerly that hash takes eight passes over memory, so a mask from torch's random numbers is kept instead.
-
-    Args:
-        p: probability of an entry to become 0; seeded by torch's default generator on the CPU.
+    Both are seeded by torch's default generator.
     """
 
     def __init__(self, p: float) -> None:
