@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -30,8 +29,7 @@ from nlicot.text_tables import printable
 SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
 TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""
-SCRIPTS = ("theme.js", "explorer.js")
-_UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+INLINED = ("page.css", "theme.js", "explorer.js")
 
 
 def as_html(comparison: Comparison, audit: Audit | None) -> str:
@@ -40,7 +38,9 @@ def as_html(comparison: Comparison, audit: Audit | None) -> str:
     answers = {run.name: run.answers for run in runs}
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     bins = {numbers[run.name]: found for run in runs if (found := calibration(run.answers))}
-    scripts = [_template(name) for name in SCRIPTS]
+    template = resources.files("nlicot.report").joinpath("template")
+    style, *scripts = (template.joinpath(name).read_text(encoding="utf-8") for name in INLINED)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return rendered(
         "page.html",
         version=__version__,
@@ -62,31 +62,22 @@ def as_html(comparison: Comparison, audit: Audit | None) -> str:
         teacher=_teacher(runs),
         audit=audit,
         known_ids={answer.id for answer in runs[0].answers},
-        explorer=as_script_content(explorer_content(answers)),
-        style=_template("page.css"),
+        explorer=_explorer_content(answers),
+        style=style,
         scripts=scripts,
-        script_hashes=[_csp_hash(script) for script in scripts],
+        script_hashes=[f"sha256-{each}" for each in hashes],
         num_series=plots.NUM_SERIES,
     )
-
-
-def _template(name: str) -> str:
-    return resources.files("nlicot.report").joinpath("template", name).read_text(encoding="utf-8")
-
-
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, str]:
     """Return a drawing for each tag that a run logged."""
     curves = {number: read_curves(run.folder) for number, run in enumerate(runs, start=1) if run.folder}
-    found = {}
-    for tag, title in CURVES.items():
-        lines = {number: of_run[tag] for number, of_run in curves.items() if tag in of_run}
-        if lines:
-            found[tag] = plots.draw_curve(title, lines)
-    return found
+    return {
+        tag: plots.draw_curve(title, lines)
+        for tag, title in CURVES.items()
+        if (lines := {number: of_run[tag] for number, of_run in curves.items() if tag in of_run})
+    }
 
 
 def _confusion(counts: Mapping[str, int], num_positive: int, num: int) -> list[list[int]]:
@@ -138,7 +129,7 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def explorer_content(answers: Answers) -> dict[str, Any]:
+def _explorer_content(answers: Answers) -> dict[str, Any]:
     """Return the predictions for `template/explorer.js`, by column, which is half as long as by row."""
     pairs = next(iter(answers.values()))
     return {
@@ -161,14 +152,3 @@ def explorer_content(answers: Answers) -> dict[str, Any]:
             for name, found in answers.items()
         ],
     }
-
-
-def as_script_content(content: Any) -> str:
-    r"""Write JSON for a script element, escaped so that no text can end the element.
-
-    >>> as_script_content({"premise": "</script><b>"})
-    '{"premise":"\\u003c/script\\u003e\\u003cb\\u003e"}'
-    """
-    written = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # These characters occur only in JSON's strings, and the escapes mean the same there.
-    return written.translate(_UNSAFE)

@@ -36,23 +36,16 @@ _LINES = ("-", "--", "-.", ":")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
+    "grid.linewidth": 0.6,
     "text.color": INK,
     "text.parse_math": False,  # a name may contain two dollar signs
-    "xtick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.color": LINE,
-    "ytick.labelcolor": MUTED,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
     "figure.constrained_layout.use": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), LINE),
 }
 MAX_NAME_LENGTH = 24
 FEW_POINTS = 12
@@ -62,7 +55,7 @@ FEW_POINTS = 12
 @rc_context(_STYLE)
 def draw_curve(title: str, lines: Mapping[int, Sequence[ScalarEvent]]) -> str:
     """Draw one tag's values over optimizer steps; `lines` by the runs' numbers."""
-    axes = _axes(width=3.5, height=2.3)
+    axes = Figure(figsize=(3.5, 2.3)).add_subplot()
     for number, points in lines.items():
         look = {**_line(number), "marker": _marker(number) if len(points) <= FEW_POINTS else None}
         steps, values = [point.step for point in points], [point.value for point in points]
@@ -76,7 +69,7 @@ def draw_curve(title: str, lines: Mapping[int, Sequence[ScalarEvent]]) -> str:
 @rc_context(_STYLE)
 def draw_runs(runs: Sequence[Run]) -> str:
     """Draw each run's accuracy with its interval, and the proportion of the majority label."""
-    axes = _axes(width=4.4, height=0.7 + 0.3 * len(runs))
+    axes = Figure(figsize=(4.4, 0.7 + 0.3 * len(runs))).add_subplot()
     for number, run in enumerate(runs, start=1):
         _accuracy(axes, number - 1, number, run.metrics.accuracy.value, run.metrics.accuracy.interval)
     axes.axvline(100 * runs[0].majority, color=MUTED, linewidth=0.8, linestyle=":")
@@ -89,7 +82,8 @@ def draw_runs(runs: Sequence[Run]) -> str:
 def draw_breakdown(breakdown: Breakdown, numbers: Mapping[str, int]) -> str:
     """Draw accuracy by group, the runs below each other within a group."""
     names, num_runs = breakdown.names, len(breakdown.by_run)
-    axes = _axes(width=4.6, height=0.7 + len(names) * max(0.26, 0.14 * (num_runs + 1)))
+    height = 0.7 + len(names) * max(0.26, 0.14 * (num_runs + 1))
+    axes = Figure(figsize=(4.6, height)).add_subplot()
     for offset, (run, groups) in enumerate(breakdown.by_run.items()):
         for group in groups:
             row = names.index(group.name) + (offset - (num_runs - 1) / 2) / (num_runs + 1)
@@ -106,7 +100,7 @@ def draw_breakdown(breakdown: Breakdown, numbers: Mapping[str, int]) -> str:
 @rc_context(_STYLE)
 def draw_calibration(by_run: Mapping[int, Sequence[CalibrationBin]]) -> str:
     """Draw the proportion of entailments over the predicted probability; dots grow with the pairs."""
-    axes = _axes(width=4.2, height=3.6)
+    axes = Figure(figsize=(4.2, 3.6)).add_subplot()
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
     for number, bins in by_run.items():
         largest = max(bin_.num for bin_ in bins)
@@ -154,10 +148,6 @@ def _marker(number: int) -> str:
 
 def _short(name: str) -> str:
     return shortened(printable(name), MAX_NAME_LENGTH)
-
-
-def _axes(*, width: float, height: float) -> Axes:
-    return Figure(figsize=(width, height)).add_subplot()
 
 
 def _svg(axes: Axes, label: str) -> str:

@@ -68,7 +68,6 @@ class Run:
     predictions_path: Path
     folder: Path | None
     config: dict[str, Any]
-    builder: str
     answers: Sequence[Answer]
 
     @cached_property
@@ -76,6 +75,14 @@ class Run:
         """The metrics of the answers."""
         columns = ("true_label", "predicted_label", "p_entailment")
         return classification_metrics(*([getattr(each, name) for each in self.answers] for name in columns))
+
+    @cached_property
+    def builder(self) -> str:
+        """The short name or class name of the builder; empty if it is not recorded."""
+        builder = section(self.config, "data").get("builder")
+        if isinstance(builder, dict):
+            builder = str(builder.get("class_path", "")).rpartition(".")[2]
+        return str(builder or self.read_json("fit.json").get("builder") or "")
 
     @property
     def majority(self) -> float:
@@ -183,20 +190,27 @@ def _read_run(given: str, split: str, root: Path) -> Run:
         folder = _find_folder(given, root)
         path = folder / "predictions" / f"{split}.jsonl"
         if not path.is_file():
-            raise _no_predictions(given, path, folder)
-    config = {} if folder is None else _read_config(folder / "config.yaml")
-    run = Run(
+            others = ", ".join(sorted(other.stem for other in path.parent.glob("*.jsonl")))
+            command = {"dev": "validate", "test": "test"}.get(split, f"test --split {split}")
+            raise ConfigError(
+                f"--compare {given}: found no {path}"
+                + (f" (there are predictions of {others})" if others else "")
+                + f", expected predictions of {split}; make them with: "
+                f"python -m nlicot {command} --ckpt_path {folder / 'best.ckpt'}"
+            )
+    config = {}
+    if folder and (folder / "config.yaml").is_file():
+        config = read_yaml(folder / "config.yaml", label=str(folder / "config.yaml"))
+        if not isinstance(config, dict):
+            expected = "expected the configuration that `fit` wrote"
+            raise ConfigError(f"{folder / 'config.yaml'}: found {shown(config)}, {expected}")
+    return Run(
         name=path.stem if folder is None else folder.resolve().name,
         predictions_path=path,
         folder=folder,
-        config=config,
-        builder="",
+        config=renamed(config),
         answers=_read_answers(path),
     )
-    builder = section(config, "data").get("builder")
-    if isinstance(builder, dict):
-        builder = str(builder.get("class_path", "")).rpartition(".")[2]
-    return replace(run, builder=str(builder or run.read_json("fit.json").get("builder") or ""))
 
 
 def _find_folder(given: str, root: Path) -> Path:
@@ -209,25 +223,6 @@ def _find_folder(given: str, root: Path) -> Path:
         )
     # A folder in the working directory may have the name of a run: the one with predictions is meant.
     return next((path for path in candidates if (path / "predictions").is_dir()), candidates[0])
-
-
-def _no_predictions(given: str, path: Path, folder: Path) -> ConfigError:
-    split = path.stem
-    others = ", ".join(sorted(other.stem for other in path.parent.glob("*.jsonl")))
-    flags = f"--ckpt_path {folder / 'best.ckpt'}" + ("" if split in ("dev", "test") else f" --split {split}")
-    return ConfigError(
-        f"--compare {given}: found no {path}"
-        + (f" (there are predictions of {others})" if others else "")
-        + f", expected predictions of {split}; make them with: "
-        f"python -m nlicot {'validate' if split == 'dev' else 'test'} {flags}"
-    )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_yaml(path, label=str(path)) if path.is_file() else {}
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
-    return renamed(config)
 
 
 def _read_answers(path: Path) -> list[Answer]:

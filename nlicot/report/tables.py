@@ -148,6 +148,7 @@ def rendered(template: str, *, finalize: Callable[[Any], Any] | None = None, **c
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(content)
 
 
