@@ -56,6 +56,7 @@ def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str
         form = Form.LABEL_FIRST
     with interpreting(run.folder / "config.yaml"):
         prompts = _prompts(run)
+        prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
     body = rendered(
         "card.md",
         finalize=lambda text: text if isinstance(text, Raw) else escaped(str(text)),
@@ -63,7 +64,7 @@ def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str
         base=base if _on_hub(base) else Path(base).name,
         thinks=thinks,
         definitions=prompts.definitions,
-        prompt=Raw(_fenced(prompts.render("{premise}", "{hypothesis}", form=form))),
+        prompt=Raw(prompt),
         setting=lambda key: _setting(run.config, key),
         **_recorded(run, run.folder),
         metrics=run.metrics,
@@ -115,22 +116,21 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
     from huggingface_hub import EvalResult, ModelCardData
 
     known = base if _on_hub(base) else None
-    results = []
-    for name in HUB_METRICS:
-        metric = getattr(run.metrics, name)
-        interval = f"95 % interval {metric.interval.low:.4f} to {metric.interval.high:.4f}"
-        results.append(
-            EvalResult(
-                task_type="text-classification",
-                task_name="Natural language inference",
-                dataset_type=dataset or "own",
-                dataset_name=dataset or "the authors' own pairs",
-                dataset_split=printable(run.split),
-                metric_type=name,
-                metric_name=f"{PERCENTAGES[name]} ({interval})",
-                metric_value=round(metric.value, 4),
-            )
+    measured = {name: getattr(run.metrics, name) for name in HUB_METRICS}
+    metrics = {name: (of.value, of.interval.low, of.interval.high) for name, of in measured.items()}
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Natural language inference",
+            dataset_type=dataset or "own",
+            dataset_name=dataset or "the authors' own pairs",
+            dataset_split=printable(run.split),
+            metric_type=name,
+            metric_name=f"{PERCENTAGES[name]} (95 % interval {low:.4f} to {high:.4f})",
+            metric_value=round(value, 4),
         )
+        for name, (value, low, high) in metrics.items()
+    ]
     data = ModelCardData(
         license=license_ or LICENSES.get(base),
         base_model=known,

@@ -183,3 +183,13 @@ def test_a_damaged_file_of_the_run_is_refused_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{run / name}: not as `fit`, `validate` or `generate` writes it ({expected}" in line
     assert line.endswith("); delete it or make it again")
+
+
+def test_a_damaged_configuration_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _write_run(tmp_path, definitions={"entailment": None, "nothing": "else"})
+    assert main(["report", str(run), "--card", str(tmp_path / "card.md")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run / 'config.yaml'}: not as `fit`, `validate` or `generate` writes it (" in line
+    assert "'nothing'" in line
