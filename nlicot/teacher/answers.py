@@ -1,18 +1,16 @@
 """A teacher's answers: their fields, their parser, and how one question is asked until its answer is valid.
 
-Strict JSON comes first. Repair touches only syntax and is flagged: fences and words around the object, a
-trailing or missing comma, a raw line break or an unescaped quote inside a text, a missing last brace. No
-content is invented: a truncated answer stays unreadable, two objects are one too many, and text that can be
-read in two ways is refused. Then the model is asked again with the problem, twice, then the next model. An
-answer that ran out of tokens is asked for once more with more.
+Strict JSON comes first. Repair touches only syntax, and is flagged; no content is invented, and text that can
+be read in two ways is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +21,7 @@ from nlicot.teacher.engine.scheduler import Ask
 from nlicot.teacher.prompt import RELATIONS, PromptType
 
 MAX_COMPLAINTS = 2
-TRUNCATION_FACTOR = 2
-"""Growth of the token budget after a truncated answer."""
+TRUNCATION_FACTOR = 2  # growth of the token budget after a truncated answer
 
 
 def _schema(name: str, **fields: dict[str, Any]) -> AnswerSchema:
@@ -66,12 +63,10 @@ _ESCAPE_OR_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 
 
 class Unparsable(Exception):
-    """An answer that cannot be used.
+    """An answer that cannot be used; `kind` is one word for counting.
 
-    Args:
-        kind: one word for counting.
-        message: goes back to the model, so it is part of the next request's key in the journal: keep the
-            wording, or answers that were paid for are not found again.
+    The message goes back to the model, so it is part of the next request's key in the journal: with another
+    wording, answers that were paid for are not found again.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -90,12 +85,9 @@ class Answer:
 def parse_answer(text: str, prompt_type: PromptType) -> Answer:
     """Return the fields that a prompt of this type asks for; ignore others.
 
-    >>> parse_answer('```json\\n{"analysis": "Sound.", "score": 5,}\\n```', PromptType.SCORING)
-    Answer(fields={'analysis': 'Sound.', 'score': 5}, repaired=True)
-
     Raises:
-        Unparsable: of the kinds whitespace, no_json, two_objects, missing_field, wrong_type,
-            label_outside, empty_text.
+        Unparsable: with kind whitespace, no_json, two_objects, missing_field, wrong_type, label_outside
+            or empty_text.
     """
     if not text.strip():
         raise Unparsable("whitespace", "found only blanks, expected a JSON object")
@@ -118,15 +110,15 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
 
 def _strict(text: str, properties: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the object that the text is; None if it is not exactly one."""
-    try:
+    pairs = None
+    with contextlib.suppress(
+        ValueError, RecursionError
+    ):  # ValueError: not JSON, or a number too long to read
         pairs = json.loads(text, object_pairs_hook=tuple)
-    except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long to read
-        return None
     if not isinstance(pairs, tuple):
         return None
-    names = [name for name, _ in pairs]
     for name in properties:
-        if names.count(name) > 1:
+        if [each for each, _ in pairs].count(name) > 1:
             raise _field_twice(name)
     return dict(pairs)
 
@@ -159,15 +151,8 @@ def _field_twice(name: str) -> Unparsable:
     return Unparsable("two_objects", f"found the field {name} twice, expected one object")
 
 
-# ------------------------------------------------------------------ repair
-
-
 class _ObjectReader:
-    """Reads the one object in a text once; `position` is the next character to read.
-
-    It goes field by field, by the names of the schema's `properties`, and takes a step only if the text can
-    be read in one way. Types and values are left to `parse_answer`.
-    """
+    """Reads the one object in a text, field by field; `position` is the next character to read."""
 
     def __init__(self, text: str, properties: Mapping[str, Any]) -> None:
         self.text, self.properties = text, properties
@@ -191,8 +176,8 @@ class _ObjectReader:
                 raise _field_twice(name)
             self.position = opening.end()
             self.fields[name] = self._value(name)
-            comma = _COMMA.match(self.text, self.position)
-            self.position = comma.end() if comma else self.position
+            if comma := _COMMA.match(self.text, self.position):
+                self.position = comma.end()
         if _OBJECT.search(self._rest()):
             raise Unparsable("two_objects", "found two JSON objects, expected one")
         # `..., "thought": "say "a"} b"}`: if a text comes last, a later quote may be its true end.
@@ -205,8 +190,7 @@ class _ObjectReader:
 
     def _at_end(self) -> bool:
         """The object ends at its brace, or at the text's end if it has all fields."""
-        brace = _BRACE.match(self.text, self.position)
-        if brace:
+        if brace := _BRACE.match(self.text, self.position):
             self.position = brace.end()
             return True
         if self._rest().strip():
@@ -233,10 +217,9 @@ class _ObjectReader:
         """Read a number, true, null, a list or an object."""
         if not self._rest().strip():
             raise Unparsable("no_json", f"found the object cut off behind {name}, expected a value")
-        try:
+        value, end = None, -1
+        with contextlib.suppress(ValueError, RecursionError):
             value, end = json.JSONDecoder().raw_decode(self.text, self.position)
-        except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long to read
-            end, value = -1, None
         if end < 0 or not _AFTER_LITERAL.match(self.text, end):
             raise Unparsable("wrong_type", f"found {name} {shown(self._rest())}, expected one value")
         self.position = end
@@ -279,12 +262,8 @@ def _unescaped(name: str, inside: str) -> str:
 
 
 def _ambiguous(name: str) -> Unparsable:
-    return Unparsable(
-        "no_json", f'found quotes in {name} that can be read in two ways, expected \\" inside it'
-    )
-
-
-# ------------------------------------------------------------------ until an answer is valid
+    message = f'found quotes in {name} that can be read in two ways, expected \\" inside it'
+    return Unparsable("no_json", message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +281,7 @@ class ValidAnswer:
             backend=self.request.backend,
             model=self.request.model,
             prompt_sha256=prompt_sha256,
-            params={**self.request.params, **{name: True for name, is_set in flags.items() if is_set}},
+            params=dict(self.request.params) | {name: True for name, is_set in flags.items() if is_set},
             usage=self.reply.usage,
             created_at=_created_at(self.reply),
         )
@@ -340,21 +319,19 @@ async def ask_until_valid(
     prompt_type: PromptType,
     *,
     next_models: Sequence[str] = (),
-    check: Callable[[Answer], None] = lambda answer: None,
+    true_label: int | None = None,
 ) -> ValidAnswer:
-    """Ask `request`'s model, then each of `next_models`, until an answer parses and passes `check`.
+    """Ask `request`'s model, then each of `next_models`, until an answer is valid.
 
-    Args:
-        check: raises `Unparsable` for an answer that parses but is not acceptable. The same model is not
-            asked again: it has given its opinion.
+    An unusable answer is shown to the model with its problem, twice; one that ran out of tokens is asked for
+    once more with more. A `reflected_label` other than `true_label` is an opinion: the next model is asked.
 
     Raises:
         NoValidAnswer: no model gave one.
     """
     num_asked = 0
     for model in (request.model, *next_models):
-        current = replace(request, model=model)
-        num_complaints, is_enlarged = 0, False
+        current, num_complaints, is_enlarged = replace(request, model=model), 0, False
         while True:
             reply = await ask(current)
             num_asked += 1
@@ -370,15 +347,13 @@ async def ask_until_valid(
                 problem = unparsable
                 if num_complaints == MAX_COMPLAINTS:
                     break
-                current = _with_complaint(current, reply, problem)
-                num_complaints += 1
+                current, num_complaints = _with_complaint(current, reply, problem), num_complaints + 1
                 continue
-            try:
-                check(answer)
-            except Unparsable as unacceptable:
-                problem = unacceptable
-                break
-            return ValidAnswer(answer=answer, request=current, reply=reply)
+            label = answer.fields.get("reflected_label")
+            if true_label in (None, label):
+                return ValidAnswer(answer=answer, request=current, reply=reply)
+            problem = Unparsable("wrong_label", f"found reflected_label {label}, expected {true_label}")
+            break
     raise NoValidAnswer(problem, num_asked, reply.text)
 
 

@@ -1,8 +1,7 @@
 """The probe: compare the teacher's first answers with the labels before paying for the other 39,900.
 
-A label means what the authors of a data set meant by it, and a teacher with another definition errs in one
-direction: it finds nearly all of one label and hardly any of the other. A better model or a bigger budget
-does not fix that; better definitions do.
+A teacher with another definition of the labels than the data set's authors finds nearly all of one label and
+hardly any of the other. A better model does not fix that; better definitions do.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nlicot.evaluation.metrics import Interval, wilson_interval
+from nlicot.evaluation.metrics import wilson_interval
 from nlicot.records import LABELS, Example, Thought
 from nlicot.teacher.prompt import RELATIONS
 
 NUM_PROBED = 100
 MIN_PAIRS_OF_A_LABEL = 10
-MIN_RECALL_GAP = 0.25
-"""Recall gap between the two labels that mere carelessness would not explain."""
+MIN_RECALL_GAP = 0.25  # mere carelessness would not explain it
 NUM_EXAMPLES_SHOWN = 3
 
 
@@ -34,11 +32,6 @@ class Recall:
     def proportion(self) -> float:
         """The recall; 0 without any pair."""
         return self.num_right / self.num if self.num else 0.0
-
-    @property
-    def interval(self) -> Interval:
-        """Wilson's 95 % interval."""
-        return wilson_interval(self.num_right, self.num)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +62,9 @@ class ProbeReport:
             return False
         worse, better = sorted(self.recalls, key=lambda recall: recall.proportion)
         gap = better.proportion - worse.proportion
-        return worse.interval.high < better.interval.low and gap >= MIN_RECALL_GAP
+        highest = wilson_interval(worse.num_right, worse.num).high
+        lowest = wilson_interval(better.num_right, better.num).low
+        return highest < lowest and gap >= MIN_RECALL_GAP
 
     def headline(self) -> str:
         """Return the finding in one line."""
@@ -80,8 +75,9 @@ class ProbeReport:
     def __str__(self) -> str:
         lines = [self.headline()]
         for recall in self.recalls:
-            interval = f"{recall.interval.low:.0%} to {recall.interval.high:.0%}"
-            lines.append(f"  label {recall.label}: {recall.num_right} of {recall.num} ({interval})")
+            interval = wilson_interval(recall.num_right, recall.num)
+            counts = f"{recall.num_right} of {recall.num}"
+            lines.append(f"  label {recall.label}: {counts} ({interval.low:.0%} to {interval.high:.0%})")
         if self.maps:
             lines.append("  accuracy of each map from relations to labels:")
         for mapped in self.maps:

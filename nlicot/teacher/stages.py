@@ -1,9 +1,8 @@
 """The teacher's stages: the requests about each input, and how answers become records.
 
-`generate` asks for a blind thought and a label: the teacher never sees the true label, which is added to its
-answer afterwards. `reflect` gives a stronger model the true label of a wrong thought; if it still answers the
-other one, the pair counts as a failure. `score` asks a judge, and has texts that score low rewritten; every
-round is kept, and builders choose among them.
+`generate` asks for a blind thought and a label: the true label is added to the answer afterwards. `reflect`
+gives a stronger model the true label of a wrong thought; if it still answers the other one, the pair counts
+as a failure. `score` asks a judge, and has texts that score low rewritten; every round is kept.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from nlicot.records import Example, Reflection, Score, Thought, to_json_dict
-from nlicot.teacher.answers import SCHEMAS, Answer, NoValidAnswer, Unparsable, ask_until_valid
+from nlicot.teacher.answers import SCHEMAS, NoValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Endpoint, Request
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
@@ -48,12 +47,9 @@ class StageSettings:
 
     def params(self, draw: int = 0) -> dict[str, Any]:
         """Return a request's parameters; another `draw` of the same question gets another seed."""
-        named = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_tokens": self.max_tokens,
-            "random_seed": draw or None if self.seed is None else self.seed + draw,
-        }
+        seed = draw or None if self.seed is None else self.seed + draw
+        named = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        named |= {"random_seed": seed}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -120,8 +116,7 @@ class Stage(ABC, Generic[Item]):
 
     async def _answer(self, ask: Ask, request: Request, kind: PromptType, **how: Any) -> dict[str, Any]:
         """Return the fields of a valid answer, with its `provenance`; `how` goes to `ask_until_valid`."""
-        how = {"next_models": self.settings.next_models, **how}
-        valid = await ask_until_valid(ask, request, kind, **how)
+        valid = await ask_until_valid(ask, request, kind, **{"next_models": self.settings.next_models, **how})
         return {**valid.answer.fields, "provenance": valid.provenance(self.prompts[kind].sha256)}
 
 
@@ -173,14 +168,8 @@ class GenerateStage(Stage[Example]):
         fields = await self._answer(ask, request, self.first_prompt.type)
         if self._label_of:
             fields["predicted_label"] = self._label_of[fields["relation"]]
-        thought = Thought(
-            id=item.id,
-            sample=request.sample,
-            premise=item.premise,
-            hypothesis=item.hypothesis,
-            true_label=item.label,
-            **fields,
-        )
+        fields |= {"id": item.id, "premise": item.premise, "hypothesis": item.hypothesis}
+        thought = Thought(sample=request.sample, true_label=item.label, **fields)
         return _finished(thought, correct=None if item.label is None else thought.correct)
 
 
@@ -201,30 +190,9 @@ class ReflectStage(Stage[Thought]):
         return f"{item.id}/{item.sample}"
 
     async def _work(self, item: Thought, request: Request, ask: Ask) -> Outcome:
-        assert item.true_label is not None
-        check = _require_label(item.true_label)
-        fields = await self._answer(ask, request, PromptType.REFLECTION, check=check)
-        reflection = Reflection(
-            id=item.id,
-            sample=item.sample,
-            premise=item.premise,
-            hypothesis=item.hypothesis,
-            true_label=item.true_label,
-            thought_process=item.thought_process,
-            **fields,
-        )
-        return _finished(reflection)
-
-
-def _require_label(true_label: int) -> Callable[[Answer], None]:
-    """Return a check that refuses a reflection with another label than the true one."""
-
-    def check(answer: Answer) -> None:
-        label = answer.fields["reflected_label"]
-        if label != true_label:
-            raise Unparsable("wrong_label", f"found reflected_label {label}, expected {true_label}")
-
-    return check
+        fields = await self._answer(ask, request, PromptType.REFLECTION, true_label=item.true_label)
+        copied = ("id", "sample", "premise", "hypothesis", "true_label", "thought_process")
+        return _finished(Reflection(**{name: getattr(item, name) for name in copied}, **fields))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +225,8 @@ class ScoreStage(Stage[Text]):
     def _key_suffix(self, item: Text) -> str:
         writers = ",".join(self.regenerate_with)
         prompts = ",".join(self.prompts[kind].sha256[:16] for kind in sorted(self.prompts))
-        limits = f"{self.threshold}/{self.num_rounds}"
-        return f"{_target(item)}/{item.id}/{item.sample}/{limits}/{writers}/{prompts}"
+        input_ = f"{_target(item)}/{item.id}/{item.sample}"
+        return f"{input_}/{self.threshold}/{self.num_rounds}/{writers}/{prompts}"
 
     async def _work(self, item: Text, request: Request, ask: Ask) -> Outcome:
         text, score = item, await self._score(item, request, 0, ask)
@@ -284,20 +252,16 @@ class ScoreStage(Stage[Text]):
         """Return the text of the next round, by that round's model."""
         is_thought = isinstance(text, Thought)
         kind = PromptType.REGENERATION if is_thought else PromptType.REFLECTION_REGENERATION
-        request = self._request(
-            kind, text, draw=text.sample + round_, score=str(score.score), analysis=score.analysis
-        )
-        request = replace(
-            request,
-            model=self.regenerate_with[min(round_, len(self.regenerate_with)) - 1],
-            params={**request.params, "max_tokens": REGENERATION_TOKENS},
-        )
+        judged = {"score": str(score.score), "analysis": score.analysis}
+        request = self._request(kind, text, draw=text.sample + round_, **judged)
+        writer = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
+        params = {**request.params, "max_tokens": REGENERATION_TOKENS}
+        request = replace(request, model=writer, params=params)
         if isinstance(text, Thought):
             fields = await self._answer(ask, request, kind, next_models=())
             # A relation would be that of the first thought.
             return replace(text, round=round_, relation=None, **fields)
-        check = _require_label(text.true_label)
-        fields = await self._answer(ask, request, kind, next_models=(), check=check)
+        fields = await self._answer(ask, request, kind, next_models=(), true_label=text.true_label)
         return replace(text, round=round_, **fields)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nlicot.records import Failure, Provenance, Usage
-from nlicot.teacher.answers import SCHEMAS, Answer, NoValidAnswer, Unparsable, ValidAnswer, ask_until_valid
+from nlicot.teacher.answers import SCHEMAS, Answer, NoValidAnswer, ValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Message, Reply, Request
 from nlicot.teacher.prompt import PromptType
 
@@ -57,8 +57,8 @@ class Teacher:
         assert len(self.asked) <= len(self.answers), f"asked too often: {request}"
         return self.answers[len(self.asked) - 1]
 
-    def until_valid(self, request: Request = REQUEST, **options: Any) -> ValidAnswer:
-        answered = asyncio.run(ask_until_valid(self.ask, request, KIND, **options))
+    def until_valid(self, request: Request = REQUEST, kind: PromptType = KIND, **options: Any) -> ValidAnswer:
+        answered = asyncio.run(ask_until_valid(self.ask, request, kind, **options))
         assert len(self.asked) == len(self.answers), "not asked often enough"
         return answered
 
@@ -245,33 +245,33 @@ def test_without_a_budget_a_truncated_answer_is_drawn_again(
     assert teacher.asked[0].key() != teacher.asked[1].key(), "else the journal would answer it"
 
 
-# ------------------------------------------------------------------ check
+# ------------------------------------------------------------------ another label than the true one
 
 
-def wants_label_0(answer: Answer) -> None:
-    if answer.fields["predicted_label"] != 0:
-        raise Unparsable("wrong_label", "found label 1, expected 0")
+def reflection(label: int) -> str:
+    fields = {"error_analysis": "Hasty.", "improved_thought_process": "It snows.", "reflected_label": label}
+    return json.dumps(fields)
 
 
-def test_after_a_failed_check_the_next_model_is_asked_at_once() -> None:
-    teacher = Teacher(GOOD, OTHER)
+def test_after_a_wrong_label_the_next_model_is_asked_at_once() -> None:
+    teacher = Teacher(reflection(1), reflection(0))
 
-    answered = teacher.until_valid(next_models=("stronger",), check=wants_label_0)
+    answered = teacher.until_valid(kind=PromptType.REFLECTION, next_models=("stronger",), true_label=0)
 
     assert teacher.models == ["teacher", "stronger"]
     assert teacher.asked[1].messages == REQUEST.messages
-    assert answered.answer.fields["thought_process"] == "It snows."
+    assert answered.answer.fields["reflected_label"] == 0
 
 
-def test_a_failed_check_of_the_last_model_is_a_failure() -> None:
-    teacher = Teacher(GOOD)
+def test_a_wrong_label_from_the_last_model_is_a_failure() -> None:
+    teacher = Teacher(reflection(1))
 
     with pytest.raises(NoValidAnswer) as error:
-        teacher.until_valid(check=wants_label_0)
+        teacher.until_valid(kind=PromptType.REFLECTION, true_label=0)
 
     failure = error.value.failure(pair="pair-1", stage="reflect")
-    assert (failure.kind, failure.message) == ("wrong_label", "found label 1, expected 0")
-    assert (failure.attempts, failure.raw) == (1, GOOD)
+    assert (failure.kind, failure.message) == ("wrong_label", "found reflected_label 1, expected 0")
+    assert (failure.attempts, failure.raw) == (1, reflection(1))
 
 
 # ------------------------------------------------------------------ provenance
