@@ -65,11 +65,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
 def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
-    """Return the segments of a completion in order; without a thought, it has only the label in any form.
-
-    >>> [segment.text for segment in segments(None, 1)]
-    ['{"predicted_label": ', '1', '}']
-    """
+    """Return the segments of a completion in order; without a thought, it has only the label in any form."""
 
     def scaffold(text: str) -> Segment:
         return Segment(kind=SegmentKind.SCAFFOLD, text=text)
@@ -93,13 +89,7 @@ def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FI
 
 
 def parse(text: str) -> Completion | None:
-    """Parse a completion; return None if the text is not exactly one.
-
-    >>> parse('{"thought_process": "Step 1.", "predicted_label": 1}')
-    Completion(thought_process='Step 1.', label=1, form=<Form.THOUGHT_FIRST: 'thought_first'>)
-    >>> parse('{"thought_process": "Step 1.", "predicted_label": 2}') is None
-    True
-    """
+    """Parse a completion; return None if the text is not exactly one."""
     try:
         found = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):  # ValueError: invalid JSON, or a number that is too long
@@ -146,12 +136,7 @@ def unescape(escaped: str) -> str:
 
 
 def sentences(thought_process: str) -> list[str]:
-    """Split a thought after its sentence ends; the parts joined are the thought.
-
-    >>> sentences("Step 1: It rains. Step 2: So it is wet.")
-    ['Step 1: It rains. ', 'Step 2: So it is wet.']
-    """
+    """Split a thought after its sentence ends; the parts joined are the thought."""
     cuts = [match.end() for match in _SENTENCE_END.finditer(thought_process)]
-    bounds = [0, *cuts, len(thought_process)]
-    parts = [thought_process[a:b] for a, b in itertools.pairwise(bounds)]
-    return [part for part in parts if part]
+    bounds = itertools.pairwise([0, *cuts, len(thought_process)])
+    return [thought_process[start:end] for start, end in bounds if start < end]

@@ -1,20 +1,4 @@
-"""Errors that the user can cause and fix.
-
-    NlicotError                  one line for the user, exit code 2
-    +-- DataError                a file's content: path:line, found and expected
-    +-- ConfigError              a flag or a key of a config file
-    +-- ModelError               a base model, tokenizer or device that cannot be used
-    +-- CheckpointError          a run or checkpoint that is missing or does not match
-    +-- JournalInUse             another process uses the same teacher journal
-    +-- TeacherStopped           a teacher run that stopped early; answers are kept, each has an exit code
-        +-- TeacherRefused       3: key, payment, permission or model
-        +-- BudgetReached        4: the next request could exceed the cap
-        +-- DiskFull             5: the journal cannot be written
-        +-- TeacherLopsided      6: the probe found label definitions that do not fit the data
-        +-- NoAnswers            7: none of the first requests was answered
-
-Any other exception is a bug and keeps its traceback.
-"""
+"""Errors that the user can cause and fix; any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -28,14 +12,7 @@ class NlicotError(Exception):
 
 
 class DataError(NlicotError):
-    """A data file that cannot be used as it is.
-
-    Args:
-        found: the value in the file; without `expected`, the whole message.
-        expected: valid values.
-        line: 1-based line of the file.
-        remedy: what to do next.
-    """
+    """A data file that cannot be used as it is: without `expected`, `found` is the whole message."""
 
     def __init__(
         self,

@@ -19,33 +19,22 @@ from nlicot.completion import Form
 from nlicot.config_files import hint, read_yaml
 from nlicot.errors import ConfigError
 
-THINKING_TEMPLATE = """\
-Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
-Think in short steps first, then answer in JSON: \
-{"thought_process": "...", "predicted_label": 0 or 1}
+_TEMPLATE = """\
+Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. [task]
 
 Premise: {premise}
 Hypothesis: {hypothesis}"""
-
-LABEL_ONLY_TEMPLATE = """\
-Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
-Answer in JSON: {"predicted_label": 0 or 1}
-
-Premise: {premise}
-Hypothesis: {hypothesis}"""
-
-LABEL_FIRST_TEMPLATE = """\
-Does the hypothesis hold, given the premise? Answer 1 if {entailment}, 0 if {no_entailment}. \
-Answer first, then explain in short steps, in JSON: \
-{"predicted_label": 0 or 1, "thought_process": "..."}
-
-Premise: {premise}
-Hypothesis: {hypothesis}"""
-
-PLACEHOLDERS = ("premise", "hypothesis", "entailment", "no_entailment")
-_PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
-
-
+THINKING_TEMPLATE = _TEMPLATE.replace(
+    "[task]",
+    'Think in short steps first, then answer in JSON: {"thought_process": "...", "predicted_label": 0 or 1}',
+)
+LABEL_ONLY_TEMPLATE = _TEMPLATE.replace("[task]", 'Answer in JSON: {"predicted_label": 0 or 1}')
+LABEL_FIRST_TEMPLATE = _TEMPLATE.replace(
+    "[task]",
+    "Answer first, then explain in short steps, in JSON: "
+    '{"predicted_label": 0 or 1, "thought_process": "..."}',
+)
+_PLACEHOLDER = re.compile(r"\{(premise|hypothesis|entailment|no_entailment)\}")
 _EXPECTED = {
     "entailment": "text that completes 'Answer 1 if ...'",
     "no_entailment": "text that completes 'Answer 0 if ...'",
@@ -120,10 +109,7 @@ class StudentPrompts:
 
 
 def read_definitions(path: Path) -> dict[str, str]:
-    """Read label definitions from a YAML file with `entailment` and `no_entailment`.
-
-    The teacher's `relation_map` may be in the same file.
-    """
+    """Read label definitions from a YAML file, which may also hold the teacher's `relation_map`."""
     label = f"--definitions {path}"
     return fold_definitions(read_yaml(path, label=label), label=label, other_keys=("relation_map",))
 

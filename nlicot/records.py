@@ -30,6 +30,9 @@ class Provenance:
     created_at: str = ""
 
 
+NO_PROVENANCE = Provenance()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A premise/hypothesis pair; `label` is None if it is unknown."""
@@ -58,7 +61,7 @@ class Thought:
     predicted_label: int
     relation: str | None = None
     true_label: int | None = None
-    provenance: Provenance = Provenance()
+    provenance: Provenance = NO_PROVENANCE
 
     @property
     def correct(self) -> bool:
@@ -80,7 +83,7 @@ class Reflection:
     error_analysis: str
     improved_thought_process: str
     reflected_label: int
-    provenance: Provenance = Provenance()
+    provenance: Provenance = NO_PROVENANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ class Score:
     round: int = 0
     score: int
     analysis: str = ""
-    provenance: Provenance = Provenance()
+    provenance: Provenance = NO_PROVENANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +162,7 @@ def to_json_dict(record: Any) -> dict[str, Any]:
     """
     # Not by dataclasses.asdict, which copies deeply: a teacher's run makes a thousand of these per second.
     fields = _fields(record)
-    provenance = fields.pop("provenance", _NO_PROVENANCE)
-    if provenance != _NO_PROVENANCE:
+    if (provenance := fields.pop("provenance", NO_PROVENANCE)) != NO_PROVENANCE:
         fields["provenance"] = _fields(provenance)
         if provenance.usage is not None:
             fields["provenance"]["usage"] = _fields(provenance.usage)
@@ -171,6 +173,3 @@ def to_json_dict(record: Any) -> dict[str, Any]:
 
 def _fields(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-_NO_PROVENANCE = Provenance()

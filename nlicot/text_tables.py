@@ -58,11 +58,7 @@ def piped(table: Table) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    r"""Escape text so that Markdown renders it literally.
-
-    >>> escaped("a|b <i> c_d")
-    'a\\|b \\<i\\> c\\_d'
-    """
+    """Escape text so that Markdown renders it literally."""
     return _MARKUP.sub(r"\\\g<0>", printable(text))
 
 
@@ -86,11 +82,7 @@ def listed(items: Sequence[str], most: int = 5) -> str:
 
 
 def percent(proportion: float) -> str:
-    """Format a proportion in percent.
-
-    >>> percent(0.899)
-    '89.9 %'
-    """
+    """Format a proportion in percent."""
     return f"{100 * proportion:.1f} %"
 
 

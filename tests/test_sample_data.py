@@ -40,13 +40,13 @@ taught_splits = pytest.mark.parametrize("split", ["train", "dev"])
 
 def thoughts_of(split: str) -> Sequence[Thought]:
     path = ROOT.thoughts(split)
-    return join_thoughts(PAIRS[split], read_thoughts(path), path=path)
+    return join_thoughts(PAIRS[split], read_thoughts(path))
 
 
 def reflections_of(split: str) -> Sequence[Reflection]:
     path = ROOT.reflections(split)
     read = read_reflections(path)
-    return join_reflections(PAIRS[split], thoughts_of(split), read, path=path)
+    return join_reflections(PAIRS[split], thoughts_of(split), read)
 
 
 @pytest.mark.parametrize(("split", "least"), [("train", 160), ("dev", 40), ("test", 40)])

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nlicot.data.rows import RecordList, Row, binary_label, line_of, read_records, shown
+from nlicot.data.rows import RecordList, Row, binary_label, read_records, shown
 from nlicot.errors import DataError
 from nlicot.records import LABELS, Example, content_id
 
@@ -60,7 +60,7 @@ class _PairReader:
         if names not in self._sources_of:
             self._sources_of[names] = self._sources(row)
         fields = {column: row.fields[name] for column, name in self._sources_of[names].items()}
-        pair = Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
+        pair = dataclasses.replace(row, fields=fields)
         premise, hypothesis = pair.text("premise"), pair.text("hypothesis")
         given_id = pair.identifier()
         self._has_id.append(given_id is not None)
@@ -75,20 +75,19 @@ class _PairReader:
     def _sources(self, row: Row) -> dict[str, str]:
         """Return the file's name of each of our columns that the row has."""
         original = {name.strip().casefold(): name for name in row.fields}
-        known = {
-            column: [original[name] for name in (column, *aliases) if name in original]
+        sources = {
+            column: original[name]
             for column, aliases in ALIASES.items()
+            for name in reversed((column, *aliases))  # so that the likeliest wins
+            if name in original
         }
-        if missing := [column for column in ("premise", "hypothesis") if not known[column]]:
+        if missing := [column for column in ("premise", "hypothesis") if column not in sources]:
             has_other_separator = len(row.fields) == 1 and any(mark in "".join(row.fields) for mark in ";\t|")
-            raise DataError(
-                f"the columns {', '.join(map(shown, row.fields)) or '(none)'}",
-                " and ".join(missing) + " too",
-                path=self._path,
-                line=row.header_line,
-                remedy="separate the columns with commas" if has_other_separator else "",
-            )
-        return {column: names[0] for column, names in known.items() if names}
+            remedy = "separate the columns with commas" if has_other_separator else ""
+            found = f"the columns {', '.join(map(shown, row.fields)) or '(none)'}"
+            expected, line = " and ".join(missing) + " too", row.header_line
+            raise DataError(found, expected, path=self._path, line=line, remedy=remedy)
+        return sources
 
     def _label(self, pair: Row) -> int | None:
         """Return the pair's label; None if it has none, or one that `check_labels` will report."""
@@ -116,9 +115,8 @@ class _PairReader:
             )
         if len(self._first_line) == 2:
             expected, line = f"one, as on line {self._first_line[True]}", self._first_line[False]
-            raise DataError(
-                "no label", expected, path=self._path, line=line, remedy="label every pair or none"
-            )
+            remedy = "label every pair or none"
+            raise DataError("no label", expected, path=self._path, line=line, remedy=remedy)
 
     def log_aliases(self) -> None:
         used = {
@@ -152,8 +150,7 @@ class _PairReader:
                 number += 1
             last_number[id_] = number
             examples[index] = dataclasses.replace(examples[index], id=f"{id_}-{number}")
-        num_repeated = sum(number > 1 for number in last_number.values())
-        if num_repeated:
+        if num_repeated := sum(number > 1 for number in last_number.values()):
             logger.info("%s: %d pairs appear more than once; all are kept", self._path, num_repeated)
 
 
@@ -175,15 +172,11 @@ def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allo
         if shared and not allow:
             first, more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
             twin = twins[first]
-            raise DataError(
-                f"pair {shown(examples[first].id)} of {split} in train too (there {shown(twin)}){more}",
-                "splits that share no pair",
-                path=path,
-                line=line_of(examples, first),
-                remedy="remove it from one of them, or allow it: --data.allow_overlap true",
-            )
+            line = examples.line(first) if isinstance(examples, RecordList) else None
+            found = f"pair {shown(examples[first].id)} of {split} in train too (there {shown(twin)}){more}"
+            remedy = "remove it from one of them, or allow it: --data.allow_overlap true"
+            raise DataError(found, "splits that share no pair", path=path, line=line, remedy=remedy)
         if shared:
             logger.warning("%s: %d pairs of %s are in train too, as allowed", path, len(shared), split)
-        num_premises = sum(example.premise in train_premises for example in examples)
-        if num_premises:
+        if num_premises := sum(example.premise in train_premises for example in examples):
             logger.info("%s: %d pairs of %s have a premise of train", path, num_premises, split)

@@ -25,17 +25,26 @@ csv.field_size_limit(16 * 2**20)
 
 
 class RecordList(list[T]):
-    """The records of one file, with the 1-based line on which each starts."""
+    """The records of one file, with its path and the 1-based line on which each starts."""
 
-    def __init__(self, records: Iterable[T] = (), lines: Sequence[int] = ()) -> None:
+    def __init__(
+        self, records: Iterable[T] = (), lines: Sequence[int] = (), path: Path | None = None
+    ) -> None:
         super().__init__(records)
-        self.lines = lines
+        self.lines, self.path = lines, path
 
+    def line(self, index: int) -> int | None:
+        """Return the line that a record was read from; None for records made in memory."""
+        return self.lines[index] if len(self.lines) == len(self) else None
 
-def line_of(records: Sequence[object], index: int) -> int | None:
-    """Return the line that `records[index]` was read from; None for records made in memory."""
-    lines = records.lines if isinstance(records, RecordList) else ()
-    return lines[index] if len(lines) == len(records) else None
+    def error(self, found: str, expected: str = "", *, index: int, remedy: str = "") -> DataError:
+        """Build a `DataError` for a record's line."""
+        return DataError(found, expected, path=self.path, line=self.line(index), remedy=remedy)
+
+    def select(self, indices: Sequence[int]) -> RecordList[T]:
+        """Return some of the records with their lines."""
+        lines = [self.lines[index] for index in indices] if self.lines else ()
+        return RecordList((self[index] for index in indices), lines, self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +72,14 @@ class Row:
             raise self.error(f"{name} {shown(value)}", "a string")
         if not value.strip():
             return None
-        if value.isascii() and "\0" not in value:
-            return value
         if "\0" in value:
             raise self.error(f"a NUL character in {name}", "text", remedy="save the file as UTF-8")
         try:
             value.encode()
         except UnicodeEncodeError as error:
             half = value[error.start].encode("unicode_escape").decode()
-            raise self.error(
-                f"half a surrogate pair ({half}) in {name}", "text that UTF-8 can hold"
-            ) from None
+            found = f"half a surrogate pair ({half}) in {name}"
+            raise self.error(found, "text that UTF-8 can hold") from None
         return value
 
     def identifier(self) -> str | None:
@@ -153,7 +159,7 @@ def read_records(path: Path, record_from: Callable[[Row], T], *, each: str = "")
     rows = [(record_from(row), row.line) for row in read_rows(path)]
     if each and not rows:
         raise DataError("no rows", f"a row for each {each}", path=path)
-    return RecordList((record for record, _ in rows), [line for _, line in rows])
+    return RecordList((record for record, _ in rows), [line for _, line in rows], path)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -192,30 +198,24 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 fields = dict(zip(names, cells, strict=True))
                 yield Row(path=path, line=line, header_line=header_line, fields=fields)
         except csv.Error as error:
-            found, remedy = (
-                f"a CSV row that cannot be read: {error}",
-                "inside a quoted text, write a double quote twice",
-            )
-            raise DataError(found, path=path, line=next_line, remedy=f'{remedy}: ""') from None
+            advice = 'inside a quoted text, write a double quote twice: ""'
+            problem = f"a CSV row that cannot be read: {error}"
+            raise DataError(problem, path=path, line=next_line, remedy=advice) from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    for line, value in _json_values(path):
-        if not isinstance(value, dict):
-            raise DataError(shown(value), "a JSON object", path=path, line=line)
-        yield Row(path=path, line=line, header_line=line, fields=value)
-
-
-def _json_values(path: Path) -> Iterator[tuple[int, object]]:
     # Lines end at "\n" only: U+2028 and similar characters may appear inside a JSON string.
     with _open_text(path, newline="\n") as file:
         if path.suffix.lower() == ".json" and (content := file.read()).lstrip().startswith("["):
-            yield from _array_elements(content, path)
-            return
-        file.seek(0)
-        for line, text in enumerate(file, start=1):
-            if text.strip():
-                yield line, _parse_json(text.rstrip(), path, line)
+            values = _array_elements(content, path)
+        else:
+            file.seek(0)
+            texts = ((line, text.rstrip()) for line, text in enumerate(file, start=1) if text.strip())
+            values = ((line, _parse_json(text, path, line)) for line, text in texts)
+        for line, value in values:
+            if not isinstance(value, dict):
+                raise DataError(shown(value), "a JSON object", path=path, line=line)
+            yield Row(path=path, line=line, header_line=line, fields=value)
 
 
 def _array_elements(text: str, path: Path) -> Iterator[tuple[int, object]]:

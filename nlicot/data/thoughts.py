@@ -14,14 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from nlicot.data.rows import RecordList, Row, line_of, read_records, shown
+from nlicot.data.rows import RecordList, Row, read_records, shown
 from nlicot.errors import DataError
-from nlicot.records import Example, Provenance, Reflection, Score, Thought, Usage, content_id
+from nlicot.records import NO_PROVENANCE, Example, Provenance, Reflection, Score, Thought, Usage, content_id
 
 logger = logging.getLogger(__name__)
 
 SCORES = range(1, 6)
-NO_PROVENANCE = Provenance()
 Text = TypeVar("Text", Thought, Reflection)
 Scored: TypeAlias = Score | Thought | Reflection
 """The possible rows of a file of scores."""
@@ -51,10 +50,7 @@ def read_scores(path: Path) -> ScoredTexts:
     scored = read_records(path, scored_from)
 
     def of_type(kind: type[Any]) -> RecordList[Any]:
-        found = [
-            (record, line) for record, line in zip(scored, scored.lines, strict=True) if type(record) is kind
-        ]
-        return RecordList([record for record, _ in found], [line for _, line in found])
+        return scored.select([index for index, record in enumerate(scored) if type(record) is kind])
 
     return ScoredTexts(scores=of_type(Score), thoughts=of_type(Thought), reflections=of_type(Reflection))
 
@@ -184,35 +180,31 @@ def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
     reflections: list[Reflection] = []
     scores: list[Score] = []
     if files.thoughts:
-        thoughts = join_thoughts(examples, read_thoughts(files.thoughts), path=files.thoughts)
+        thoughts = join_thoughts(examples, read_thoughts(files.thoughts))
     if files.reflections:
-        read = read_reflections(files.reflections)
-        reflections = join_reflections(examples, thoughts, read, path=files.reflections)
+        reflections = join_reflections(examples, thoughts, read_reflections(files.reflections))
     if files.scores:
         scored = read_scores(files.scores)
-        rewritten = join_thoughts(examples, scored.thoughts, path=files.scores)
-        reflections = reflections + join_reflections(
-            examples, thoughts, scored.reflections, path=files.scores
-        )
+        rewritten = join_thoughts(examples, scored.thoughts)
+        reflections = reflections + join_reflections(examples, thoughts, scored.reflections)
         thoughts = thoughts + rewritten
-        scores = join_scores(examples, scored.scores, path=files.scores)
+        scores = join_scores(examples, scored.scores)
     return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=scores)
 
 
-def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path: Path) -> RecordList[Text]:
+def join_thoughts(examples: Sequence[Example], thoughts: RecordList[Text]) -> RecordList[Text]:
     """Give each thought (or reflection) its pair's id and label.
 
     A pair is found by id if its texts are the same, otherwise by exact premise and hypothesis (the first of
-    several identical pairs). Identical repetitions are dropped and counted. `path` is for messages.
+    several identical pairs). Identical repetitions are dropped and counted.
     """
     pairs = _PairIndex(examples)
     position_of: dict[tuple[str, int, int], int] = {}
     joined: list[Text] = []
-    lines: list[int] = []
+    kept: list[int] = []
     num_relabelled = 0
     for index, thought in enumerate(thoughts):
-        line = line_of(thoughts, index)
-        pair = pairs.find(thought, path, line)
+        pair = pairs.find(thoughts, index)
         true_label: Any = pair.label
         if true_label is None and isinstance(thought, Reflection):
             true_label = thought.true_label
@@ -223,81 +215,62 @@ def join_thoughts(examples: Sequence[Example], thoughts: Sequence[Text], *, path
         first = position_of.setdefault((matched.id, matched.sample, matched.round), len(joined))
         if first == len(joined):
             joined.append(matched)
-            lines += [] if line is None else [line]
+            kept.append(index)
         elif dataclasses.replace(matched, provenance=joined[first].provenance) != joined[first]:
             number = f"sample {matched.sample}" + (f", round {matched.round}" if matched.round else "")
-            earlier = f", after that on line {lines[first]}" if line is not None else ""
-            raise DataError(
-                f"a different {_kind(thought)} for pair {shown(matched.id)}, {number}{earlier}",
-                "one per sample number",
-                path=path,
-                line=line,
-                remedy="number several for one pair with the field sample, or delete one",
-            )
+            line = thoughts.line(kept[first])
+            earlier = f", after that on line {line}" if line is not None else ""
+            found = f"a different {_kind(thought)} for pair {shown(matched.id)}, {number}{earlier}"
+            remedy = "number several for one pair with the field sample, or delete one"
+            raise thoughts.error(found, "one per sample number", index=index, remedy=remedy)
     if len(joined) < len(thoughts):
-        logger.info("%s: dropped %d identical repetitions", path, len(thoughts) - len(joined))
+        logger.info("%s: dropped %d identical repetitions", thoughts.path, len(thoughts) - len(joined))
     if num_relabelled:
-        logger.warning("%s: %d true labels differ from their pairs'; took the pairs'", path, num_relabelled)
-    return RecordList(joined, lines)
+        changed = "%s: %d true labels differ from their pairs'; took the pairs'"
+        logger.warning(changed, thoughts.path, num_relabelled)
+    return RecordList(joined, thoughts.select(kept).lines, thoughts.path)
 
 
 def join_reflections(
-    examples: Sequence[Example], thoughts: Sequence[Thought], reflections: Sequence[Reflection], *, path: Path
+    examples: Sequence[Example], thoughts: Sequence[Thought], reflections: RecordList[Reflection]
 ) -> RecordList[Reflection]:
     """Give each reflection its pair's id and label; skip and count those that miss the true label.
 
     `thoughts` are the result of `join_thoughts`; if there are none, reflections are not checked against them.
-    A reflection of any round is one on the first thought, that of round 0. `path` is for messages.
+    A reflection of any round is one on the first thought, that of round 0.
     """
     label_of = {
         (thought.id, thought.sample): thought.predicted_label for thought in thoughts if not thought.round
     }
-    joined = join_thoughts(examples, reflections, path=path)
-    usable: list[int] = []
-    num_without_thought = 0
-    for index, reflection in enumerate(joined):
-        thought_label = label_of.get((reflection.id, reflection.sample))
+    joined = join_thoughts(examples, reflections)
+    thought_labels = [label_of.get((reflection.id, reflection.sample)) for reflection in joined]
+    for index, (reflection, thought_label) in enumerate(zip(joined, thought_labels, strict=True)):
         if thought_label == reflection.true_label:
-            raise DataError(
-                f"a reflection on a correct thought (pair {shown(reflection.id)})",
-                "reflections on wrong thoughts only",
-                path=path,
-                line=line_of(joined, index),
-                remedy="pass the thoughts that these reflections were generated from",
-            )
-        num_without_thought += thought_label is None
-        if reflection.reflected_label == reflection.true_label:
-            usable.append(index)
-    if len(usable) < len(joined):
-        logger.warning("%s: skipped %d reflections that miss the true label", path, len(joined) - len(usable))
-    if thoughts and num_without_thought:
-        logger.info("%s: %d reflections have no thought in the file of thoughts", path, num_without_thought)
-    lines = [joined.lines[index] for index in usable] if joined.lines else []
-    return RecordList([joined[index] for index in usable], lines)
+            found = f"a reflection on a correct thought (pair {shown(reflection.id)})"
+            remedy = "pass the thoughts that these reflections were generated from"
+            raise joined.error(found, "reflections on wrong thoughts only", index=index, remedy=remedy)
+    usable = joined.select([i for i, each in enumerate(joined) if each.reflected_label == each.true_label])
+    if skipped := len(joined) - len(usable):
+        logger.warning("%s: skipped %d reflections that miss the true label", joined.path, skipped)
+    if thoughts and (num := thought_labels.count(None)):
+        logger.info("%s: %d reflections have no thought in the file of thoughts", joined.path, num)
+    return usable
 
 
-def join_scores(examples: Sequence[Example], scores: Sequence[Score], *, path: Path) -> list[Score]:
-    """Return each score once, after checking that its pair exists; `path` is for messages."""
+def join_scores(examples: Sequence[Example], scores: RecordList[Score]) -> list[Score]:
+    """Return each score once, after checking that its pair exists."""
     ids = {example.id for example in examples}
     first: dict[tuple[str, str, int, int], Score] = {}
     for index, score in enumerate(scores):
         if score.id not in ids:
-            raise DataError(
-                f"score of pair {shown(score.id)} matches no pair: no pair has that id",
-                path=path,
-                line=line_of(scores, index),
-                remedy="pass the pairs file that these texts were generated from",
-            )
+            found = f"score of pair {shown(score.id)} matches no pair: no pair has that id"
+            remedy = "pass the pairs file that these texts were generated from"
+            raise scores.error(found, index=index, remedy=remedy)
         earlier = first.setdefault((score.target, score.id, score.sample, score.round), score)
         if earlier.score != score.score:
-            raise DataError(
-                f"score {score.score} for the {score.target} of pair {shown(score.id)}, "
-                f"sample {score.sample}, round {score.round}, after score {earlier.score}",
-                "one score per text",
-                path=path,
-                line=line_of(scores, index),
-                remedy="delete one",
-            )
+            text = f"the {score.target} of pair {shown(score.id)}, sample {score.sample}, round {score.round}"
+            conflict = f"score {score.score} for {text}, after score {earlier.score}"
+            raise scores.error(conflict, "one score per text", index=index, remedy="delete one")
     return list(first.values())
 
 
@@ -311,7 +284,8 @@ class _PairIndex:
         first_wins = reversed(self._examples)
         return {(example.premise, example.hypothesis): example for example in first_wins}
 
-    def find(self, record: Thought | Reflection, path: Path, line: int | None) -> Example:
+    def find(self, records: RecordList[Text], index: int) -> Example:
+        record = records[index]
         texts = record.premise, record.hypothesis
         same_id = self._by_id.get(record.id)
         if same_id and (same_id.premise, same_id.hypothesis) == texts:
@@ -323,7 +297,7 @@ class _PairIndex:
             reason = "the pair with that id has other texts, and no pair has these"
         kind, remedy = _kind(record), "pass the pairs file that these {}s were generated from"
         found = f"{kind} of pair {shown(record.id)} matches no pair: {reason}"
-        raise DataError(found, path=path, line=line, remedy=remedy.format(kind))
+        raise records.error(found, index=index, remedy=remedy.format(kind))
 
 
 def _kind(record: Thought | Reflection) -> str:

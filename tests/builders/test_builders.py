@@ -448,9 +448,9 @@ def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_d
     folder = real_data / "comp34812"
     pairs = read_examples(folder / "train.csv")
     path = folder / "thoughts_defined_train.jsonl"
-    thoughts = join_thoughts(pairs, read_thoughts(path), path=path)
+    thoughts = join_thoughts(pairs, read_thoughts(path))
     path = folder / "reflections_defined_train.jsonl"
-    joined = join_reflections(pairs, thoughts, read_reflections(path), path=path)
+    joined = join_reflections(pairs, thoughts, read_reflections(path))
     by_source = {
         name: dict(Counter(example.source for example in builder().build(pairs, thoughts, joined)))
         for name, builder in BUILDERS.items()

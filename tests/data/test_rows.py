@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nlicot.data.rows import RecordList, line_of, read_rows, shown
+from nlicot.data.rows import RecordList, read_rows, shown
 from nlicot.errors import DataError
 
 
@@ -135,12 +135,12 @@ def test_a_folder_and_an_unknown_ending_are_errors(tmp_path: Path) -> None:
     assert complaint(tmp_path / "a.xlsx") == "found the ending '.xlsx', expected .csv, .jsonl or .json"
 
 
-def test_a_list_of_records_knows_its_lines_and_a_plain_one_does_not() -> None:
+def test_a_list_of_records_knows_its_lines_and_one_made_in_memory_does_not() -> None:
     records = RecordList(["a", "b"], [2, 5])
     assert records == ["a", "b"]
-    assert (line_of(records, 1), line_of(["a", "b"], 1)) == (5, None)
+    assert (records.line(1), RecordList(["a", "b"]).line(1)) == (5, None)
     records.append("c")
-    assert line_of(records, 1) is None
+    assert records.line(1) is None
 
 
 def test_long_values_are_shown_short() -> None:

@@ -82,7 +82,7 @@ def _name(function: ast.expr) -> str:
 def _arguments(call: ast.Call, values: Values) -> Iterator[str]:
     yield from (template(argument, values) for argument in call.args)
     for keyword in call.keywords:
-        if keyword.arg not in ("path", "line"):
+        if keyword.arg not in ("path", "line", "index"):
             yield f"{keyword.arg}={template(keyword.value, values)}"
 
 
