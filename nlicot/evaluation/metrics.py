@@ -1,4 +1,4 @@
-"""Accuracy, F1, calibration and other metrics of predictions, with their intervals and paired tests.
+"""Accuracy, F1, calibration and other metrics of predictions, with intervals, tests, text and JSON.
 
 Metrics are functions of pair weights, one row of weights per resample: the sample itself (all ones) and its
 bootstrap use the same numpy code, many resamples at a time.
@@ -6,23 +6,38 @@ bootstrap use the same numpy code, many resamples at a time.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nlicot.records import LABELS
+from nlicot.data.atomic_write import write_json
+from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
+PERCENTAGES = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+}
+SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier"}
 CONFIDENCE = 0.95
 NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
+TABLE_WIDTH = 80
 _MAX_WEIGHTS_PER_CHUNK = 2**19  # 4 MB of float64: measured fastest, and bounds the memory
 _UNANSWERED = -1
 
@@ -45,10 +60,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Counts of answered pairs, with label 1 (entailment) as the positive class.
-
-    Pairs without a predicted label are in none of the four, so recall can be lower than tp / (tp + fn).
-    """
+    """Counts of answered pairs, with label 1 (entailment) as the positive class."""
 
     tp: int
     fp: int
@@ -118,8 +130,7 @@ def classification_metrics(
     """
     _check_input(true_labels, predicted_labels, p_entailment)
     true = np.array(true_labels, dtype=np.int64)
-    answers = [_UNANSWERED if label is None else label for label in predicted_labels]
-    predicted = np.array(answers, dtype=np.int64)
+    predicted = np.array([_UNANSWERED if label is None else label for label in predicted_labels])
     p: Floats | None = None
     if p_entailment is not None and all(probability is not None for probability in p_entailment):
         p = np.array(p_entailment, dtype=np.float64)
@@ -128,14 +139,12 @@ def classification_metrics(
         values = _label_statistics(weights, true, predicted)
         return values if p is None else values | _probability_statistics(weights, true, p)
 
+    def count(label: int, answer: int) -> int:
+        return int(np.sum((true == label) & (predicted == answer)))
+
     return ClassificationMetrics(
         **_bootstrap_metrics(statistics, len(true), num_resamples=num_resamples, seed=seed),
-        confusion=Confusion(
-            tp=int(np.sum((true == 1) & (predicted == 1))),
-            fp=int(np.sum((true == 0) & (predicted == 1))),
-            fn=int(np.sum((true == 1) & (predicted == 0))),
-            tn=int(np.sum((true == 0) & (predicted == 0))),
-        ),
+        confusion=Confusion(tp=count(1, 1), fp=count(0, 1), fn=count(1, 0), tn=count(0, 0)),
         support=len(true),
         num_positive=int(np.sum(true == 1)),
         num_unanswered=int(np.sum(predicted == _UNANSWERED)),
@@ -169,11 +178,9 @@ def _bootstrap_metrics(
     """Return every statistic's value on the sample with its 95 % percentile bootstrap interval.
 
     Resamples are drawn with replacement and represented by weights, the number of times each item was drawn
-    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13), once for all statistics.
-
-    Args:
-        statistics: maps weights `[R, num_items]` to named values `[R]`, NaN if undefined; a name without a
-            defined value on the sample gets no metric.
+    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13), once for all statistics, which
+    map weights `[R, num_items]` to named values `[R]`, NaN if undefined; a name without a defined value on
+    the sample gets no metric.
     """
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
@@ -212,7 +219,7 @@ def _percentile_interval(values: Floats) -> Interval:
 
 def _label_statistics(weights: Floats, true: Labels, predicted: Labels) -> dict[str, Floats]:
     groups = [true == 1, true == 0, predicted == 1, predicted == 0]
-    hits = [(true == 1) & (predicted == 1), (true == 0) & (predicted == 0)]
+    hits = [groups[0] & groups[2], groups[1] & groups[3]]
     counts = weights @ np.stack(groups + hits, axis=1).astype(np.float64)
     positive, negative, predicted_positive, predicted_negative, tp, tn = counts.T
     f1 = _ratio(2 * tp, positive + predicted_positive)
@@ -263,9 +270,6 @@ def wilson_interval(successes: int, total: int) -> Interval:
     """Return the 95 % score interval of a proportion (Wilson 1927, JASA 22, 209-212).
 
     Unlike the bootstrap interval, it has a width if all or none succeed, so it suits small groups.
-
-    Raises:
-        ValueError: `total` is below 1, or `successes` is not in 0 to `total`.
     """
     if total < 1 or not 0 <= successes <= total:
         raise ValueError(f"{successes} successes of {total}, expected 0 <= successes <= total and total >= 1")
@@ -282,18 +286,7 @@ def wilson_interval(successes: int, total: int) -> Interval:
 
 
 def accuracy_by(groups: Sequence[str | None], correct: Sequence[bool]) -> list[GroupAccuracy]:
-    """Return the accuracy on each group, in natural order of the names, pairs without a group last.
-
-    Args:
-        groups: each pair's phenomenon or length bin; None is reported as "(none)".
-        correct: True for each pair with the correct predicted label.
-
-    Raises:
-        ValueError: unequal lengths.
-
-    >>> [(g.name, g.num, g.accuracy) for g in accuracy_by(["10 words", None, "9 words"], [True, True, False])]
-    [('9 words', 1, 0.0), ('10 words', 1, 1.0), ('(none)', 1, 1.0)]
-    """
+    """Return the accuracy on each group, in natural order of the names, pairs without a group last."""
     if len(groups) != len(correct):
         raise ValueError(f"found {len(groups)} groups and {len(correct)} answers, expected equally many")
     members: dict[str | None, list[bool]] = {}
@@ -351,12 +344,6 @@ def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNem
 
     The exact two-sided binomial test, p = 1/2, on the items that only one of them answered correctly (McNemar
     1947, Psychometrika 12, 153-157). It sums integers, so it neither approximates nor underflows early.
-
-    Raises:
-        ValueError: no items, or unequal lengths.
-
-    >>> mcnemar_exact([True, True, True, True, False], [False, False, False, True, False])
-    McNemar(only_a=3, only_b=0, p_value=0.25)
     """
     if len(correct_a) != len(correct_b) or not len(correct_a):
         raise ValueError(
@@ -364,9 +351,113 @@ def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNem
         )
     only_a = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if a and not b)
     only_b = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if b and not a)
-    num_discordant = only_a + only_b
-    binomial, tail = 1, 1
-    for k in range(min(only_a, only_b)):
-        binomial = binomial * (num_discordant - k) // (k + 1)
-        tail += binomial
-    return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**num_discordant))
+    num = only_a + only_b
+    tail = sum(math.comb(num, k) for k in range(min(only_a, only_b) + 1))
+    return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**num))
+
+
+def record_metrics(
+    path: Path, split: str, pairs_path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> str:
+    """Record the metrics in `metrics.json`, next to those of other splits; return them as text.
+
+    Args:
+        path: the `metrics.json`.
+        split: name of the split.
+        pairs_path: the file of the pairs, for the title.
+        examples: labelled pairs.
+        predictions: their predictions, in the same order.
+    """
+    labels = [prediction.predicted_label for prediction in predictions]
+    metrics = classification_metrics(
+        [int(example.label or 0) for example in examples],
+        labels,
+        [prediction.p_entailment for prediction in predictions],
+    )
+    right = [label == example.label for label, example in zip(labels, examples, strict=True)]
+    lengths = [len((prediction.thought_process or "").split()) for prediction in predictions]
+    entry = metrics_to_dict(metrics)
+    entry["status"] = dict(Counter(prediction.status for prediction in predictions))
+    entry["by_phenomenon"] = _groups([example.phenomenon for example in examples], right)
+    if any(lengths):
+        entry["by_thought_length"] = _groups(length_bins(lengths), right)
+    write_json(path, {**read_metrics(path), split: entry})
+    title = f"{split}: {len(examples)} pairs of {pairs_path}"
+    return f"{format_table(metrics, title)}\n{_format_groups(entry)}"
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a `metrics.json`: the metrics by split, empty without the file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
+def _groups(groups: Sequence[str | None], right: Sequence[bool]) -> list[dict[str, Any]]:
+    found = [asdict(group) for group in accuracy_by(groups, right)]
+    for group in found:
+        group.update(group.pop("interval"))
+    return found
+
+
+def _format_groups(entry: dict[str, Any]) -> str:
+    """Format accuracy by thought length, and by phenomenon if the pairs have one."""
+    lines = []
+    for key, title in (("by_thought_length", "by length of the thought"), ("by_phenomenon", "by phenomenon")):
+        groups = entry.get(key, [])
+        if [group["name"] for group in groups] in ([], [NO_GROUP]):
+            continue
+        lines += ["", title]
+        lines += [
+            f"  {group['name']:<28}{group['accuracy']:>7.1%} of {group['num']:<5}"
+            f" {group['low']:.1%} to {group['high']:.1%}"
+            for group in groups
+        ]
+    return "\n".join(lines)
+
+
+def label_summary(predictions: Sequence[Prediction], metrics_path: Path) -> str:
+    """Summarise the proportion of label 1, next to dev's if `metrics.json` has it."""
+    proportion = sum(prediction.predicted_label == 1 for prediction in predictions) / len(predictions)
+    text = f"label 1: {proportion:.1%}"
+    if dev := read_metrics(metrics_path).get("dev"):
+        text += (
+            f" (on dev {dev['predicted_positive_share']:.1%} were predicted 1 and "
+            f"{dev['num_positive'] / dev['support']:.1%} are)"
+        )
+    truncated = sum(prediction.status == "truncated" for prediction in predictions)
+    return text + (f"; {truncated} thoughts were cut off at their token budget" if truncated else "")
+
+
+def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
+    """Return JSON content without None; a metric becomes `{"value": ..., "low": ..., "high": ...}`."""
+    return {
+        name: {"value": value["value"], **value["interval"]} if name in PERCENTAGES | SCORES else value
+        for name, value in asdict(metrics).items()
+        if value is not None
+    }
+
+
+def format_table(metrics: ClassificationMetrics, title: str) -> str:
+    """Format the metrics as text of at most 80 columns, with label proportions and confusion matrix."""
+    lines = [textwrap.fill(title, TABLE_WIDTH), "", f"{'metric':<12}{'value':>8}   95 % interval"]
+    for name, heading in (PERCENTAGES | SCORES).items():
+        metric: Metric | None = getattr(metrics, name)
+        if metric is not None:
+            style = "{:.1%}" if name in PERCENTAGES else "{:.3f}"
+            value, low, high = map(style.format, (metric.value, metric.interval.low, metric.interval.high))
+            lines.append(f"{heading:<12}{value:>8}   {low:>6} to {high:>6}")
+    cells, num_positive, num_pairs = metrics.confusion, metrics.num_positive, metrics.support
+    num_columns = 4 if metrics.num_unanswered else 3
+    rows = (
+        ("true/predicted", LABEL_NAMES[1], LABEL_NAMES[0], "no answer"),
+        (LABEL_NAMES[1], cells.tp, cells.fn, num_positive - cells.tp - cells.fn),
+        (LABEL_NAMES[0], cells.fp, cells.tn, num_pairs - num_positive - cells.fp - cells.tn),
+    )
+    lines += [
+        "",
+        f"{num_pairs} pairs: {num_positive / num_pairs:.1%} are entailment, "
+        f"{metrics.predicted_positive_share:.1%} predicted so, {metrics.num_unanswered} unanswered",
+        "",
+        *(f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:num_columns]) for row in rows),
+    ]
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics_file import label_summary, record_metrics
+from nlicot.evaluation.metrics import label_summary, record_metrics
 from nlicot.model.loaded_model import silence_libraries
 from nlicot.prediction.prediction_files import write_predictions
 from nlicot.prediction.predictor import Decoded, decode, ensemble, member_weights, read_member

@@ -13,7 +13,7 @@ from pathlib import Path
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.data.atomic_write import write_json
-from nlicot.evaluation.metrics_file import read_metrics
+from nlicot.evaluation.metrics import read_metrics
 from nlicot.prediction.decoding import Decoder, by_length
 from nlicot.prediction.predictor import Predictor
 from nlicot.records import Example, Prediction

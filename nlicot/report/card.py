@@ -15,7 +15,7 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics_file import PERCENTAGES, SCORES
+from nlicot.evaluation.metrics import PERCENTAGES, SCORES
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns

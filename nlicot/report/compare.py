@@ -16,9 +16,9 @@ from nlicot.evaluation.metrics import (
     accuracy_by,
     length_bins,
     mcnemar_exact,
+    metrics_to_dict,
     wilson_interval,
 )
-from nlicot.evaluation.metrics_file import metrics_to_dict
 from nlicot.report.read_runs import Answer, Run
 
 NUM_BINS = 10

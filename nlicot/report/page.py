@@ -18,7 +18,7 @@ from typing import Any
 
 from nlicot import __version__
 from nlicot.audit.findings import Audit
-from nlicot.evaluation.metrics_file import PERCENTAGES
+from nlicot.evaluation.metrics import PERCENTAGES
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Comparison, breakdowns, calibration

@@ -17,11 +17,12 @@ from nlicot.evaluation.metrics import (
     McNemar,
     accuracy_by,
     classification_metrics,
+    format_table,
     length_bins,
     mcnemar_exact,
+    metrics_to_dict,
     wilson_interval,
 )
-from nlicot.evaluation.metrics_file import format_table, metrics_to_dict
 
 TRUE = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PREDICTED = [1, 1, 1, 0, 1, 0, 0, 0, 0, 0]

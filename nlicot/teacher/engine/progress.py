@@ -11,8 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nlicot.evaluation.metrics import accuracy_by, classification_metrics, length_bins
-from nlicot.evaluation.metrics_file import format_table, metrics_to_dict
+from nlicot.evaluation.metrics import (
+    accuracy_by,
+    classification_metrics,
+    format_table,
+    length_bins,
+    metrics_to_dict,
+)
 from nlicot.teacher.engine.journal import Outcome
 from nlicot.teacher.engine.pricing import Budget
 from nlicot.teacher.engine.scheduler import RunReport, Tally
