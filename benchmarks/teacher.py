@@ -102,7 +102,7 @@ def bare_http(num: int, url: str) -> float:
     """Return the seconds for the same bodies through an `httpx2` loop."""
     import httpx2
 
-    bodies = [_body(request) for _, request in stage_over(num, "openai", url).questions()]
+    bodies = [_body(request) for _, request, _ in stage_over(num, "openai", url).questions()]
 
     async def run() -> float:
         limits = httpx2.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
@@ -121,7 +121,7 @@ def bare_sdk(num: int, url: str) -> float:
     """Return the seconds for the same requests through a loop over the `mistralai` SDK."""
     from mistralai.client import Mistral
 
-    bodies = [_body(request) for _, request in stage_over(num, "mistral", url).questions()]
+    bodies = [_body(request) for _, request, _ in stage_over(num, "mistral", url).questions()]
 
     async def run() -> float:
         import httpx2
@@ -197,7 +197,7 @@ def resuming(num: int) -> dict[str, float]:
     url = "http://127.0.0.1:9"
     stage = stage_over(num, "openai", url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
-        for _, request in stage.questions():
+        for _, request, _ in stage.questions():
             journal.save_reply(request.key(), reply, 0.0)
         took = {}
         for name in ("parsing", "resuming"):

@@ -277,27 +277,19 @@ class ValidAnswer:
     def provenance(self, prompt_sha256: str) -> Provenance:
         """Return where the answer comes from, for its record."""
         flags = {"repaired": self.answer.repaired, "salvaged": self.reply.salvaged}
+        # The server's own time, so that a run that was killed and resumed writes the same file.
+        created_at = ""
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # a number that is not a time
+            if self.reply.created is not None:
+                created_at = datetime.datetime.fromtimestamp(self.reply.created, datetime.UTC).isoformat()
         return Provenance(
             backend=self.request.backend,
             model=self.request.model,
             prompt_sha256=prompt_sha256,
             params=dict(self.request.params) | {name: True for name, is_set in flags.items() if is_set},
             usage=self.reply.usage,
-            created_at=_created_at(self.reply),
+            created_at=created_at,
         )
-
-
-def _created_at(reply: Reply) -> str:
-    """Format the server's own time of the answer as ISO 8601 in UTC; empty if it gives none.
-
-    Our clock is left out: a run that was killed and resumed must write the same file as one that was not.
-    """
-    if reply.created is None:
-        return ""
-    try:
-        return datetime.datetime.fromtimestamp(reply.created, datetime.UTC).isoformat()
-    except (ValueError, OverflowError, OSError):  # a number that is not a time
-        return ""
 
 
 class NoValidAnswer(Exception):

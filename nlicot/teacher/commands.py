@@ -23,7 +23,7 @@ from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
-from nlicot.records import Reflection, Thought, to_json_dict
+from nlicot.records import to_json_dict
 from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
 from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal
@@ -104,11 +104,8 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     if command == "reflect":
         return ReflectStage(thoughts=thoughts, **shared)
     reflections = {(reflection.id, reflection.sample): reflection for reflection in joined.reflections}
-    texts: list[Thought | Reflection] = [
-        reflections.get((thought.id, thought.sample), thought) for thought in thoughts
-    ]
     return ScoreStage(
-        texts=texts,
+        texts=[reflections.get((thought.id, thought.sample)) or thought for thought in thoughts],
         threshold=settings.threshold,
         num_rounds=settings.rounds,
         regenerate_with=settings.regenerate_with or (settings.model,),
@@ -206,10 +203,9 @@ def _write_output(
     found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
     rows = (row for outcome in found if outcome.ok for row in outcome.rows)
     write_jsonl(path, rows, overwrite=settings.overwrite)
-    failures = [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]
     failures_path = path.with_suffix(".failures.jsonl")
     failures_path.unlink(missing_ok=True)
-    if failures:
+    if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
         write_jsonl(failures_path, failures, overwrite=True)
     content, text = summarise(stage.name, found, report)
     stem = f"{log_path.stem}-{split}.summary"
@@ -231,20 +227,16 @@ def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path
     exists = journal_path.exists()
     with _open_journal(journal_path, settings) if exists else contextlib.nullcontext() as journal:
         for split, stage in stages.items():
-            requests = (
-                request
-                for _, request in stage.questions()
-                if journal is None or journal.reply(request.key()) is None
-            )
-            cost = estimate(requests, _prices(settings, stage.models))
+            requests = (request for _, request, _ in stage.questions())
+            new = (each for each in requests if journal is None or journal.reply(each.key()) is None)
+            cost = estimate(new, _prices(settings, stage.models))
             print(f"{split}: {format_estimate(cost, as_of=as_of)}")
 
 
 def _export_journal(journal_path: Path, settings: Namespace) -> None:
     if not journal_path.exists():
-        raise ConfigError(
-            f"--export_journal: found no journal {journal_path}, expected one of an earlier run"
-        )
+        message = f"--export_journal: found no journal {journal_path}, expected one of an earlier run"
+        raise ConfigError(message)
     with _open_journal(journal_path, settings) as journal:
         write_jsonl(settings.export_journal, journal.export(), overwrite=settings.overwrite)
     print(f"journal      {settings.export_journal}")
@@ -253,8 +245,7 @@ def _export_journal(journal_path: Path, settings: Namespace) -> None:
 def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:
     for intent in journal.interrupted:
         run_log.info("%s: in flight when an earlier run ended (request %s)", intent.pair, intent.key)
-    num = len(journal.interrupted)
-    if num:
+    if num := len(journal.interrupted):
         pairs = ", ".join(intent.pair for intent in journal.interrupted[:MAX_PAIRS_LISTED])
         more = f" and {num - MAX_PAIRS_LISTED} more" if num > MAX_PAIRS_LISTED else ""
         action = "looked up in its batch jobs" if runs_jobs else "sent again"

@@ -95,13 +95,12 @@ class ProbeReport:
 def probe(thoughts: Iterable[Thought]) -> ProbeReport:
     """Compare blind thoughts with their pairs' true labels; skip those without one."""
     labelled = [thought for thought in thoughts if thought.true_label is not None]
-    groups = {label: [thought for thought in labelled if thought.true_label == label] for label in LABELS}
-    recalls = tuple(
-        Recall(label=label, num_right=sum(thought.correct for thought in group), num=len(group))
-        for label, group in groups.items()
-    )
+    recalls = []
+    for label in LABELS:
+        right = [thought.correct for thought in labelled if thought.true_label == label]
+        recalls.append(Recall(label=label, num_right=sum(right), num=len(right)))
     worse = min(recalls, key=lambda recall: recall.proportion).label
-    wrong = [thought for thought in groups[worse] if not thought.correct]
+    wrong = [thought for thought in labelled if thought.true_label == worse and not thought.correct]
     named = [(thought.relation, thought.true_label) for thought in labelled if thought.relation in RELATIONS]
     maps = []
     for labels in itertools.product(LABELS, repeat=len(RELATIONS)):
@@ -110,7 +109,7 @@ def probe(thoughts: Iterable[Thought]) -> ProbeReport:
             num_right = sum(relation_map[str(relation)] == label for relation, label in named)
             maps.append(MappedRelations(relation_map=relation_map, accuracy=num_right / len(named)))
     return ProbeReport(
-        recalls=recalls,
+        recalls=tuple(recalls),
         accuracy=sum(thought.correct for thought in labelled) / max(1, len(labelled)),
         maps=tuple(sorted(maps, key=lambda mapped: -mapped.accuracy)),
         missed=tuple(wrong[:NUM_EXAMPLES_SHOWN]),

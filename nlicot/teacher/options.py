@@ -40,11 +40,7 @@ register_type(
 
 
 def parse(stage: str, args: Sequence[str]) -> Namespace:
-    """Parse one command's settings.
-
-    Raises:
-        ConfigError: an unknown setting, a value that does not fit, or settings that do not fit each other.
-    """
+    """Parse one command's settings."""
     parser = CommandParser(
         stage,
         description=DESCRIPTIONS[stage],
@@ -106,12 +102,7 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
         kinds = Literal["initial_generation", "relation"]
         add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
         add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
-        add(
-            "--probe",
-            type=bool,
-            default=False,
-            help="only compare the first 100 answers with the true labels",
-        )
+        add("--probe", type=bool, default=False, help="only compare the first 100 answers with the labels")
         add("--yes", type=bool, default=False, help="go on even if the probe finds a lopsided teacher")
     elif stage == "score":
         add = parser.add_argument_group("scores").add_argument
@@ -162,11 +153,7 @@ def definitions_name(settings: Namespace) -> str:
 
 
 def relation_map(settings: Namespace) -> dict[str, int] | None:
-    """Return the label of each relation: from `--relation_map`, else from the file of the definitions.
-
-    Raises:
-        ConfigError: a relation is missing or unknown, or has no label 0 or 1.
-    """
+    """Return the label of each relation: from `--relation_map`, else from the file of the definitions."""
     path = settings.definitions.file
     source, found = "--relation_map", settings.relation_map
     if not found and path is not None:
@@ -177,7 +164,6 @@ def relation_map(settings: Namespace) -> dict[str, int] | None:
     labels = dict(found) if isinstance(found, Mapping) else {}
     are_labels = all(type(label) is int and label in LABELS for label in labels.values())
     if set(labels) != set(RELATIONS) or not are_labels:
-        raise ConfigError(
-            f"{source}: found {labels or found}, expected 0 or 1 for each of {', '.join(RELATIONS)}"
-        )
+        expected = f"expected 0 or 1 for each of {', '.join(RELATIONS)}"
+        raise ConfigError(f"{source}: found {labels or found}, {expected}")
     return labels

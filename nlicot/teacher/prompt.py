@@ -97,15 +97,7 @@ class TeacherPrompt:
 def load_prompt(
     prompt_type: PromptType, path: Path | None = None, definitions: LabelDefinitions | None = None
 ) -> TeacherPrompt:
-    """Load a prompt from the user's file, or the one that ships.
-
-    Args:
-        definitions: what the labels mean on this data; wins over those in the file.
-
-    Raises:
-        ConfigError: the file cannot be read, has an unknown key or placeholder, lacks a placeholder, or has
-            none for the definitions.
-    """
+    """Load a prompt from the user's file, or the one that ships; `definitions` win over those in the file."""
     path = path or PROMPTS_FOLDER / f"{prompt_type.value}.yaml"
     content = read_yaml(path, label=str(path))
     if not isinstance(content, dict):
@@ -122,7 +114,13 @@ def load_prompt(
     if not texts["user"]:
         raise ConfigError(f"{path}: the key user is missing: it holds the text that asks for an answer")
     found = set(_PLACEHOLDER.findall(f"{texts['system']}\n{texts['user']}"))
-    _check_placeholders(path, prompt_type, found)
+    if missing := [f"{{{name}}}" for name in REQUIRED[prompt_type] if name not in found]:
+        raise ConfigError(f"{path}: {' and '.join(missing)} missing, expected in system or user")
+    known = (*ALLOWED[prompt_type], *DEFINITIONS)
+    for name in sorted(found - set(known)):
+        line = _line_of(path, f"{{{name}}}")
+        advice = hint(name, known)
+        raise ConfigError(f"{line}: {prompt_type.value} has no placeholder {{{name}}} ({advice})")
     if definitions is None and content.get("definitions") is not None:
         label = _line_of(path, "definitions:")
         definitions = LabelDefinitions(**fold_definitions(content["definitions"], label=label))
@@ -134,18 +132,6 @@ def load_prompt(
             "(add the placeholders, or drop the definitions)"
         )
     return TeacherPrompt(type=prompt_type, definitions=definitions or LabelDefinitions(), **texts)
-
-
-def _check_placeholders(path: Path, prompt_type: PromptType, found: set[str]) -> None:
-    missing = [f"{{{name}}}" for name in REQUIRED[prompt_type] if name not in found]
-    if missing:
-        raise ConfigError(f"{path}: {' and '.join(missing)} missing, expected in system or user")
-    known = (*ALLOWED[prompt_type], *DEFINITIONS)
-    for name in sorted(found - set(known)):
-        raise ConfigError(
-            f"{_line_of(path, f'{{{name}}}')}: {prompt_type.value} has no placeholder {{{name}}} "
-            f"({hint(name, known)})"
-        )
 
 
 def _line_of(path: Path, words: str) -> str:

@@ -3,6 +3,13 @@
 `generate` asks for a blind thought and a label: the true label is added to the answer afterwards. `reflect`
 gives a stronger model the true label of a wrong thought; if it still answers the other one, the pair counts
 as a failure. `score` asks a judge, and has texts that score low rewritten; every round is kept.
+
+`generate_thoughts`, `reflect_on` and `score_texts` do what the commands do, without files, for notebooks:
+
+    result = generate_thoughts(examples, backend=backend, settings=settings, journal="thoughts.sqlite")
+    result.records, result.failures
+
+Their `options` are the keyword arguments of `run_stage` and the fields of the stage.
 """
 
 from __future__ import annotations
@@ -10,32 +17,34 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from nlicot.records import Example, Reflection, Score, Thought, to_json_dict
+from nlicot.data.rows import Row
+from nlicot.data.thoughts import Scored, reflection_from, scored_from, thought_from
+from nlicot.records import Example, Failure, Reflection, Score, Thought, to_json_dict
 from nlicot.teacher.answers import SCHEMAS, NoValidAnswer, ask_until_valid
-from nlicot.teacher.backends.base import Endpoint, Request
-from nlicot.teacher.engine.journal import Outcome
+from nlicot.teacher.backends.base import Backend, Endpoint, Request
+from nlicot.teacher.engine import scheduler
+from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
-from nlicot.teacher.prompt import PromptType, TeacherPrompt
+from nlicot.teacher.prompt import STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 
 RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 REGENERATION_TOKENS = 768
 Text: TypeAlias = Thought | Reflection
 Item = TypeVar("Item", bound=Example | Thought | Reflection)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:
     """The models that a stage asks, and how.
 
-    Args:
-        next_models: asked in turn if the one before gave no valid answer.
-        temperature, top_p: for sampling; None leaves them to the server.
-        max_tokens: token budget of an answer.
-        seed: seed of the requests, to which the sample's number is added; None sends none for sample 0.
+    Each of `next_models` is asked if the one before gave no valid answer. The server chooses values that are
+    None. The sample's number is added to `seed`; None sends none for sample 0.
     """
 
     model: str
@@ -55,12 +64,9 @@ class StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC, Generic[Item]):
-    """A stage over its inputs; its questions and tasks are in the output's order.
+    """A stage over its inputs, in the output's order; the first of its prompts asks the first question."""
 
-    `prompts` are all that the stage may use; the first one asks each item's first question.
-    """
-
-    name: ClassVar[str]  # the command's
+    name: ClassVar[str]
     endpoint: Endpoint
     settings: StageSettings
     prompts: Mapping[PromptType, TeacherPrompt]
@@ -76,12 +82,8 @@ class Stage(ABC, Generic[Item]):
         return list(dict.fromkeys((self.settings.model, *self.settings.next_models)))
 
     @abstractmethod
-    def questions(self) -> Iterator[tuple[Item, Request]]:
-        """Yield each item with its first request; answers may lead to more."""
-
-    @abstractmethod
-    def _key_suffix(self, item: Item) -> str:
-        """Return all that the item's outcome depends on besides the first request."""
+    def questions(self) -> Iterator[tuple[Item, Request, str]]:
+        """Yield each item, its first request, and what else its outcome depends on, for the journal's key."""
 
     @abstractmethod
     async def _work(self, item: Item, request: Request, ask: Ask) -> Outcome:
@@ -89,9 +91,9 @@ class Stage(ABC, Generic[Item]):
 
     def tasks(self) -> Iterator[Task]:
         """Yield one task per question."""
-        for item, request in self.questions():
+        for item, request, suffix in self.questions():
             run = functools.partial(self._outcome, item, request)
-            yield Task(key=f"{request.key()}/{self._key_suffix(item)}", pair=item.id, run=run)
+            yield Task(key=f"{request.key()}/{suffix}", pair=item.id, run=run)
 
     async def _outcome(self, item: Item, request: Request, ask: Ask) -> Outcome:
         try:
@@ -139,10 +141,7 @@ def _finished(*records: Any, correct: bool | None = None) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(Stage[Example]):
-    """`generate` over pairs: `num_samples` thoughts for each.
-
-    `relation_map` is the label of each relation, for the prompt `relation`.
-    """
+    """`generate` over pairs; `relation_map` gives the labels of relations, for the prompt `relation`."""
 
     name = "generate"
     examples: Sequence[Example]
@@ -151,18 +150,15 @@ class GenerateStage(Stage[Example]):
 
     @property
     def _label_of(self) -> Mapping[str, int]:
-        is_used = self.first_prompt.type is PromptType.RELATION
-        return (self.relation_map or RELATION_MAP) if is_used else {}
+        return (self.relation_map or RELATION_MAP) if self.first_prompt.type is PromptType.RELATION else {}
 
-    def questions(self) -> Iterator[tuple[Example, Request]]:
-        """Yield each pair, once per sample, with its question."""
-        for example in self.examples:
-            for sample in range(self.num_samples):
-                yield example, self._request(self.first_prompt.type, example, draw=sample)
-
-    def _key_suffix(self, item: Example) -> str:
+    def questions(self) -> Iterator[tuple[Example, Request, str]]:
+        """Yield each pair once per sample."""
         relations = json.dumps(self._label_of, sort_keys=True) if self._label_of else ""
-        return f"{item.id}/{item.label}{relations}"
+        for item in self.examples:
+            for sample in range(self.num_samples):
+                request = self._request(self.first_prompt.type, item, draw=sample)
+                yield item, request, f"{item.id}/{item.label}{relations}"
 
     async def _work(self, item: Example, request: Request, ask: Ask) -> Outcome:
         fields = await self._answer(ask, request, self.first_prompt.type)
@@ -180,14 +176,12 @@ class ReflectStage(Stage[Thought]):
     name = "reflect"
     thoughts: Sequence[Thought]
 
-    def questions(self) -> Iterator[tuple[Thought, Request]]:
-        """Yield each wrong thought with the question about it."""
-        for thought in self.thoughts:
-            if thought.true_label is not None and not thought.correct:
-                yield thought, self._request(PromptType.REFLECTION, thought, draw=thought.sample)
-
-    def _key_suffix(self, item: Thought) -> str:
-        return f"{item.id}/{item.sample}"
+    def questions(self) -> Iterator[tuple[Thought, Request, str]]:
+        """Yield each wrong thought."""
+        for item in self.thoughts:
+            if item.true_label is not None and not item.correct:
+                request = self._request(PromptType.REFLECTION, item, draw=item.sample)
+                yield item, request, f"{item.id}/{item.sample}"
 
     async def _work(self, item: Thought, request: Request, ask: Ask) -> Outcome:
         fields = await self._answer(ask, request, PromptType.REFLECTION, true_label=item.true_label)
@@ -197,12 +191,9 @@ class ReflectStage(Stage[Thought]):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreStage(Stage[Text]):
-    """`score` over thoughts and reflections.
+    """`score` over thoughts and reflections; texts that score below `threshold` are rewritten.
 
-    Args:
-        threshold: a text with a lower score is rewritten.
-        num_rounds: maximum number of rewrites; 0 only scores.
-        regenerate_with: the model of round 1, of round 2 ...; the last one serves all later rounds.
+    `regenerate_with` are the models of round 1, of round 2 ...; the last one serves all later rounds.
     """
 
     name = "score"
@@ -217,16 +208,13 @@ class ScoreStage(Stage[Text]):
         writers = self.regenerate_with if self.num_rounds else ()
         return list(dict.fromkeys((*super().models, *writers)))
 
-    def questions(self) -> Iterator[tuple[Text, Request]]:
-        """Yield each text with the question for its score."""
-        for text in self.texts:
-            yield text, self._request(PromptType.SCORING, text, draw=text.sample)
-
-    def _key_suffix(self, item: Text) -> str:
-        writers = ",".join(self.regenerate_with)
+    def questions(self) -> Iterator[tuple[Text, Request, str]]:
+        """Yield each text, to be scored."""
         prompts = ",".join(self.prompts[kind].sha256[:16] for kind in sorted(self.prompts))
-        input_ = f"{_target(item)}/{item.id}/{item.sample}"
-        return f"{input_}/{self.threshold}/{self.num_rounds}/{writers}/{prompts}"
+        suffix = f"{self.threshold}/{self.num_rounds}/{','.join(self.regenerate_with)}/{prompts}"
+        for item in self.texts:
+            request = self._request(PromptType.SCORING, item, draw=item.sample)
+            yield item, request, f"{_target(item)}/{item.id}/{item.sample}/{suffix}"
 
     async def _work(self, item: Text, request: Request, ask: Ask) -> Outcome:
         text, score = item, await self._score(item, request, 0, ask)
@@ -267,3 +255,68 @@ class ScoreStage(Stage[Text]):
 
 def _target(text: Text) -> Any:
     return "thought" if isinstance(text, Thought) else "reflection"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult(Generic[T]):
+    """A stage's records, in the order of its inputs, and its failures."""
+
+    records: list[T]
+    failures: list[Failure]
+    report: scheduler.RunReport
+
+
+def generate_thoughts(examples: Sequence[Example], **options: Any) -> StageResult[Thought]:
+    """Ask for a blind thought and a label for each pair."""
+    return run_stage(GenerateStage, thought_from, examples=examples, **options)
+
+
+def reflect_on(thoughts: Sequence[Thought], **options: Any) -> StageResult[Reflection]:
+    """Ask for a reflection on each wrong thought; skip correct ones."""
+    return run_stage(ReflectStage, reflection_from, thoughts=thoughts, **options)
+
+
+def score_texts(texts: Sequence[Text], **options: Any) -> StageResult[Scored]:
+    """Ask a judge to score each text, and rewrite those that score low; the records hold every round."""
+    return run_stage(ScoreStage, scored_from, texts=texts, **options)
+
+
+def run_stage(
+    stage_class: type[Stage[Any]],
+    record_from: Callable[[Row], T],
+    *,
+    backend: Backend,
+    settings: StageSettings,
+    journal: Path | str,
+    prompts: Sequence[TeacherPrompt] = (),
+    run: scheduler.RunSettings | None = None,
+    **inputs: Any,
+) -> StageResult[T]:
+    """Run a stage, and read its records.
+
+    Args:
+        backend: `backends.registry.connect` returns one.
+        journal: a file that stores every answer: with the same one, nothing is paid for twice.
+        prompts: replace the default ones of their types.
+        run: limits and budget.
+
+    Raises:
+        TeacherStopped: the run ended early; all answers so far are in the journal.
+    """
+    given = {prompt.type: prompt for prompt in prompts}
+    defaults = {kind: load_prompt(kind) for kind in STAGE_PROMPTS[stage_class.name]}
+    endpoint = Endpoint(name=backend.name, server=backend.server)
+    stage = stage_class(endpoint=endpoint, settings=settings, prompts=given | defaults | given, **inputs)
+    with Journal(Path(journal), job=stage.name) as opened:
+        report = scheduler.run_phases(
+            [scheduler.Phase(tasks=stage.tasks)],
+            stage=stage.name,
+            backend=backend,
+            models=stage.models,
+            journal=opened,
+            settings=run or scheduler.RunSettings(),
+        )
+        found = list(scheduler.outcomes(opened, stage.tasks(), report.tally))
+    records = [record_from(row) for outcome in found if outcome.ok for row in scheduler.rows_of(outcome)]
+    failures = [scheduler.failure_of(outcome) for outcome in found if not outcome.ok]
+    return StageResult(records=records, failures=failures, report=report)

@@ -13,10 +13,9 @@ import pytest
 from nlicot.cli import main
 from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 from nlicot.records import Score, Thought
-from nlicot.teacher.api import generate_thoughts, reflect_on, score_texts
 from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.openai import OpenAIBackend
-from nlicot.teacher.stages import StageSettings
+from nlicot.teacher.stages import StageSettings, generate_thoughts, reflect_on, score_texts
 from tests.teacher.fake_server import FakeServer
 
 NUM_PAIRS = 12

@@ -513,12 +513,11 @@ RUN = """
 import sys
 from pathlib import Path
 from nlicot.records import Example
-from nlicot.teacher.api import generate_thoughts
 from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from nlicot.teacher.engine.scheduler import RunSettings
-from nlicot.teacher.stages import StageSettings
+from nlicot.teacher.stages import StageSettings, generate_thoughts
 
 url, folder, num = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 examples = [
