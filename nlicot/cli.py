@@ -16,8 +16,6 @@ from nlicot.errors import ConfigError, NlicotError
 
 
 def _main_of(module: str) -> Callable[[str, Sequence[str]], int]:
-    """Return a command's `main`, whose module is imported when it is called."""
-
     def run(name: str, args: Sequence[str]) -> int:
         code: int = importlib.import_module(module).main(args)
         return code

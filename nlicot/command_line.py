@@ -2,9 +2,6 @@
 
 A setting has one name: the key in YAML (`label_map: entailment=1`), the flag (`--label_map entailment=1`;
 dashes are accepted for underscores) and the name in messages.
-
-A scalar in a file stays text until the type of its setting decides: a run named `5e-4` is a name, a learning
-rate of `5e-4` a number.
 """
 
 from __future__ import annotations
@@ -113,12 +110,10 @@ class CommandParser(ArgumentParser):
 
     Args:
         example: a command line that works, for `--help`.
-        sections: commands that may share a settings file, each with a section under its name. A file
-            without any section holds the settings of this command.
+        sections: commands that may share a settings file, each with a section under its name.
         file_settings: the setting that takes a group's plain value: with
             `{"definitions": "definitions.file"}`, `--definitions FILE` sets `definitions.file`.
         own_page: a group whose settings are listed by `--GROUP.help` instead of `--help`.
-        parser_options: arguments of jsonargparse's parser, such as `description`.
     """
 
     def __init__(

@@ -134,10 +134,6 @@ def present_name(name: str) -> str:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """Suggest what an unknown name may have meant.
-
-    >>> hint("sytem", ["system", "user"]), hint("x", ["system", "user"])
-    ('did you mean system?', 'available: system, user')
-    """
+    """Suggest what an unknown name may have meant."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"available: {', '.join(known)}"

@@ -87,9 +87,5 @@ def percent(proportion: float) -> str:
 
 
 def counted(num: int, noun: str) -> str:
-    """Format a number with its noun.
-
-    >>> counted(1, "pair"), counted(2, "pair")
-    ('1 pair', '2 pairs')
-    """
+    """Format a number with its noun."""
     return f"{num} {noun}{'' if num == 1 else 's'}"

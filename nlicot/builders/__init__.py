@@ -40,12 +40,7 @@ def builder_name(builder: Builder) -> str:
 def find_builder(
     name: str, args: Mapping[str, Any] | None = None, *, flag: str = "--data.builder"
 ) -> Builder:
-    """Create a builder by its short name or class path.
-
-    Args:
-        args: arguments of the class; text is converted to the argument's type.
-        flag: the setting that names the builder, for messages.
-    """
+    """Create a builder by its short name or class path; `args` are converted to their types."""
     kind = BUILDERS.get(name) or _imported(name, flag)
     args = _checked(kind, args, f"{flag}_args") if args else {}
     try:

@@ -128,11 +128,9 @@ class Builder(ABC):
         """Build the training examples of each pair that has a target, in the order of the pairs.
 
         Args:
-            examples: the pairs.
             thoughts, reflections: joined to `examples`, so that their ids agree; regenerated texts included.
             scores: of several rounds the one with the highest score is used, the earlier one if scores are
                 equal or missing.
-            prompts: the templates and definitions of the prompts.
             count_tokens: the number of tokens of a thought in a completion of the student.
         """
         prompts = prompts or StudentPrompts()
@@ -176,19 +174,15 @@ class Builder(ABC):
     def _best_round(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Target | None:
         """Return the acceptable target with the highest score among the rounds of one sample."""
         best, best_score = None, -1
-        for number in sorted(
-            {each.round for each in texts.thoughts} | {each.round for each in texts.reflections}
-        ) or [0]:
+        rounds = {each.round for each in texts.thoughts} | {each.round for each in texts.reflections}
+        for number in sorted(rounds or {0}):
             thought, reflection = _in_round(texts.thoughts, number), _in_round(texts.reflections, number)
             target = self.target(example, thought, reflection)
             if target is None or self._is_too_long(target, count_tokens):
                 continue
             text = {"thought": thought, "reflection": reflection}.get(target.source)
-            score = (
-                None
-                if text is None
-                else texts.score_of.get((target.source, text.id, text.sample, text.round))
-            )
+            key = text and (target.source, text.id, text.sample, text.round)
+            score = texts.score_of.get(key) if key else None
             if self.min_score is not None and score is not None and score < self.min_score:
                 continue
             if (score or 0) > best_score:

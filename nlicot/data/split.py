@@ -31,10 +31,6 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
 
     Premises are visited in an order shuffled by `seed`; each one that brings the counts per label closer to
     the target is taken. The same arguments give the same split on every machine.
-
-    Raises:
-        ConfigError: `dev` is not between 0 and 1.
-        DataError: the pairs have fewer than two different premises.
     """
     if not 0 < dev < 1:
         raise ConfigError(f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1")
@@ -80,11 +76,7 @@ def write_split(
     label_map: Mapping[str, int] | None = None,
     overwrite: bool = False,
 ) -> dict[Path, list[Example]]:
-    """Split a file of labelled pairs into `<out_root>/original_data/train.csv` and `dev.csv`.
-
-    Returns:
-        The pairs of each file by its path, train first.
-    """
+    """Split a file into `<out_root>/original_data/train.csv` and `dev.csv`; return the pairs by path."""
     paths = [out_root / "original_data" / name for name in ("train.csv", "dev.csv")]
     if pairs_path.resolve() in [path.resolve() for path in paths]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")

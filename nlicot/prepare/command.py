@@ -87,17 +87,8 @@ def _fit_command(
     builder = (
         ["--config", f"configs/{name}.yaml"] if name in BUILDERS else ["--data.builder", settings.builder]
     )
-    words = [
-        "python",
-        "-m",
-        "nlicot",
-        "fit",
-        *builder,
-        "--root",
-        str(root.path),
-        "--data.prepared",
-        str(path),
-    ]
+    files = ["--root", str(root.path), "--data.prepared", str(path)]
+    words = ["python", "-m", "nlicot", "fit", *builder, *files]
     if definitions != LabelDefinitions():
         for key, text in asdict(definitions).items():
             words += [f"--definitions.{key}", text]
