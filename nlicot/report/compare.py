@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
@@ -114,16 +114,16 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _tests(runs: Sequence[Run]) -> list[PairOfRuns]:
-    ids = [answer.id for answer in runs[0].answers]
-    right = {run.name: [answer.correct for answer in run.answers] for run in runs}
+    right = {run.name: np.array([answer.correct for answer in run.answers]) for run in runs}
+    ids = np.array([answer.id for answer in runs[0].answers], dtype=object)
     pairs = list(combinations(right, 2))
-    p_values = [mcnemar_exact(right[a], right[b]).p_value for a, b in pairs]
+    p_values = [mcnemar_exact(right[a].tolist(), right[b].tolist()).p_value for a, b in pairs]
     return [
         PairOfRuns(
             first=a,
             second=b,
-            only_first=[id_ for id_, of_a, of_b in zip(ids, right[a], right[b], strict=True) if of_a > of_b],
-            only_second=[id_ for id_, of_a, of_b in zip(ids, right[a], right[b], strict=True) if of_b > of_a],
+            only_first=ids[right[a] & ~right[b]].tolist(),
+            only_second=ids[right[b] & ~right[a]].tolist(),
             p_value=p_value,
             p_holm=p_holm,
         )
@@ -144,9 +144,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-# ---------------------------------------------------------------- breakdowns and calibration
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
     """Accuracy by group, for each run that has such groups; all runs share the groups' names."""
@@ -164,11 +161,16 @@ class Breakdown:
 def breakdowns(answers: Answers) -> list[Breakdown]:
     """Break accuracy down by phenomenon and by the lengths of thought and premise, if the pairs have them."""
     pairs = next(iter(answers.values()))
-    found: list[tuple[str, str, Mapping[str, Sequence[str | None]]]] = []
+    correct = {name: [answer.correct for answer in of_run] for name, of_run in answers.items()}
+    found = []
+
+    def add(title: str, note: str, groups: Mapping[str, Sequence[str | None]]) -> None:
+        by_run = {name: accuracy_by(of_run, correct[name]) for name, of_run in groups.items()}
+        found.append(Breakdown(title=title, note=note, by_run=by_run))
+
     phenomena = [pair.phenomenon for pair in pairs]
     if any(phenomena):
-        note = "As labelled by the authors of the pairs."
-        found.append(("By phenomenon", note, dict.fromkeys(answers, phenomena)))
+        add("By phenomenon", "As labelled by the authors of the pairs.", dict.fromkeys(answers, phenomena))
     num_words = {
         name: [len((answer.thought_process or "").split()) for answer in of_run]
         for name, of_run in answers.items()
@@ -178,22 +180,15 @@ def breakdowns(answers: Answers) -> list[Breakdown]:
         # The bins are cut for all runs together, so that they are the same in each.
         bins = iter(length_bins([*chain.from_iterable(num_words.values())]))
         note = "Cut at the quartiles of all runs' thoughts; runs without thoughts are left out."
-        by_run = {name: [next(bins) for _ in lengths] for name, lengths in num_words.items()}
-        found.append(("By length of the thought", note, by_run))
+        add(
+            "By length of the thought",
+            note,
+            {name: [*islice(bins, len(num_words[name]))] for name in num_words},
+        )
     if all(pair.premise for pair in pairs):
         premise_bins = length_bins([len((pair.premise or "").split()) for pair in pairs])
-        found.append(
-            ("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))
-        )
-    correct = {name: [answer.correct for answer in of_run] for name, of_run in answers.items()}
-    return [
-        Breakdown(
-            title=title,
-            note=note,
-            by_run={name: accuracy_by(groups, correct[name]) for name, groups in by_run.items()},
-        )
-        for title, note, by_run in found
-    ]
+        add("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nlicot.evaluation.metrics import Interval, Metric
-from nlicot.report.compare import Comparison, Spread
+from nlicot.evaluation.metrics import Interval
+from nlicot.report.compare import Comparison
 from nlicot.text_tables import Table, aligned, escaped, piped, printable
 
 MAX_IDS = 3
@@ -55,25 +55,22 @@ def runs_table(comparison: Comparison) -> Table:
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
     rows = []
     for number, run in enumerate(comparison.runs, start=1):
-        seed = NONE if run.seed is None else str(run.seed)
         metrics = run.metrics
-        percentages = map(_percentage, (metrics.accuracy, metrics.f1, metrics.macro_f1))
-        scores = map(_score, (metrics.auroc, metrics.expected_calibration_error, metrics.brier))
+        percentages = (
+            _percent(metric.value, metric.interval.low, metric.interval.high)
+            for metric in (metrics.accuracy, metrics.f1, metrics.macro_f1)
+        )
+        scores = (
+            with_interval(metric.value, metric.interval) if metric else NONE
+            for metric in (metrics.auroc, metrics.expected_calibration_error, metrics.brier)
+        )
         names = (printable(run.name), printable(run.builder or NONE))
-        rows.append([str(number), *names, seed, *percentages, *scores])
+        rows.append([str(number), *names, NONE if run.seed is None else str(run.seed), *percentages, *scores])
     return Table(header=header, rows=rows)
-
-
-def _percentage(metric: Metric) -> str:
-    return _percent(metric.value, metric.interval.low, metric.interval.high)
 
 
 def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _score(metric: Metric | None) -> str:
-    return NONE if metric is None else with_interval(metric.value, metric.interval)
 
 
 def with_interval(value: float, interval: Interval) -> str:
@@ -89,16 +86,12 @@ def seeds_tables(comparison: Comparison) -> list[Table]:
     header = ("runs", "builder", "accuracy %: mean (min to max)", "sd", "macro F1 %: mean (min to max)", "sd")
     rows = []
     for group in comparison.groups:
-        numbers = ", ".join(number_of[name] for name in group.names)
-        rows.append(
-            [numbers, printable(group.builder or NONE), *_spread(group.accuracy), *_spread(group.macro_f1)]
-        )
+        row = [", ".join(number_of[name] for name in group.names), printable(group.builder or NONE)]
+        for spread in (group.accuracy, group.macro_f1):
+            row.append(_percent(spread.mean, spread.lowest, spread.highest))
+            row.append(NONE if spread.sd is None else f"{100 * spread.sd:.1f}")
+        rows.append(row)
     return [Table(header=header, rows=rows)]
-
-
-def _spread(spread: Spread) -> list[str]:
-    sd = NONE if spread.sd is None else f"{100 * spread.sd:.1f}"
-    return [_percent(spread.mean, spread.lowest, spread.highest), sd]
 
 
 def tests_tables(comparison: Comparison) -> list[Table]:
@@ -108,15 +101,12 @@ def tests_tables(comparison: Comparison) -> list[Table]:
     for test in comparison.tests:
         runs = f"{number_of[test.first]} : {number_of[test.second]}"
         counts = (str(len(ids)) for ids in (test.only_first, test.only_second))
-        rows.append([runs, *counts, _p(test.p_value), _p(test.p_holm)])
+        p_values = (f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" for p in (test.p_value, test.p_holm))
+        rows.append([runs, *counts, *p_values])
     table = Table(header=("McNemar", "only first right", "only second right", "p", "p (Holm)"), rows=rows)
     if len(rows) == 1:  # a single test needs no correction
         table = table.columns(*table.header[:-1])
     return [table] if rows else []
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
 def _right_in_one_only(comparison: Comparison) -> list[str]:
