@@ -1,33 +1,57 @@
-"""Mistral's API through the `mistralai` SDK: chat completions in OpenAI's form, files and batch jobs.
+"""Mistral's API through the `mistralai` SDK: chat completions, and batches at half the price within hours.
 
 The SDK builds and sends requests. The HTTP response is read as that of any other server, because the SDK
 turns a paid answer in a broken envelope into an exception.
+
+Requests that arrive together become one batch job, and each waits for its line in the job's results. No
+request is in two jobs at once, whatever kills the program: a file per batch is written before its job is
+created, and again once the job's id is known. A job whose id was not saved is found by its metadata.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import errno
+import hashlib
 import itertools
 import json
+import logging
 import re
-from collections.abc import Awaitable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import httpx2
 from mistralai.client import Mistral
 from mistralai.client.errors import MistralError
 
-from nlicot.teacher.backends.base import Connection, Reply, Request, Transient
-from nlicot.teacher.backends.chat_completions import fault_of, reply_of, response_formats
-from nlicot.teacher.backends.openai import CONNECT_TIMEOUT_S, OpenAIBackend, fault_in, text_of
+from nlicot.data.atomic_write import write_json
+from nlicot.errors import DataError
+from nlicot.teacher.backends import base
+from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
+from nlicot.teacher.backends.openai import (
+    CONNECT_TIMEOUT_S,
+    OpenAIBackend,
+    fault_in,
+    fault_of,
+    reply_of,
+    response_formats,
+    text_of,
+)
+from nlicot.teacher.engine.journal import disk_full
+from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RetryPolicy
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 JOBS_PER_PAGE = 100
 OVER = ("SUCCESS", "FAILED", "TIMEOUT_EXCEEDED", "CANCELLED")
-TIMEOUT_HOURS = 24
-"""The server gives up a job after this time."""
-NO_STATUS = 422
-"""For an error line without a status: most likely the server could not read that request."""
+TIMEOUT_HOURS = 24  # the server gives up a job after this time
+NO_STATUS = 422  # for an error line without a status: most likely the server could not read that request
+WRITE_CLOSED_AFTER_S = 1.0
 _KEY = re.compile(r'"custom_id"\s*:\s*"([0-9a-f]{64})"')
 
 _received: ContextVar[httpx2.Response | None] = ContextVar("_received")
@@ -218,3 +242,307 @@ def _answer(line: Mapping[str, Any]) -> BatchAnswer:
         status=status if isinstance(status, int) else NO_STATUS,
         body=body if isinstance(body, str) else json.dumps(body),
     )
+
+
+Outcome = BatchAnswer | Fault
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """The requests of one job; `open_keys` are those whose answers were not delivered yet.
+
+    `attempt` counts earlier batches of exactly these requests, such as one that expired; `intended_at` is the
+    time from which the job may exist.
+    """
+
+    fingerprint: str
+    attempt: int
+    num_requests: int
+    open_keys: set[str]
+    intended_at: float = 0.0
+    job_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The unique name of its file."""
+        return f"{self.fingerprint[:32]}-{self.attempt}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata by which its job is found."""
+        return {"nlicot_fingerprint": self.fingerprint, "nlicot_attempt": str(self.attempt)}
+
+
+class Ledger:
+    """The batches of one folder; `holding` maps each open request to its batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.holding: dict[str, Batch] = {}
+        self._unwritten: dict[str, Batch] = {}
+        for path in sorted(folder.glob("*.json")):
+            try:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                batch = Batch(**(fields | {"open_keys": set(fields["open_keys"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                message = f"not a record of a batch ({error}); move it away to send its requests again"
+                raise DataError(message, path=path) from None
+            self.holding.update(dict.fromkeys(batch.open_keys, batch))
+
+    def path(self, batch: Batch) -> Path:
+        """Return the path of a batch's file."""
+        return self._folder / f"{batch.name}.json"
+
+    def draft(self, keys: Iterable[str]) -> Batch:
+        """Make a batch of these requests; it is recorded only once it is saved."""
+        keys = sorted(keys)
+        fingerprint = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        batch = Batch(fingerprint=fingerprint, attempt=0, num_requests=len(keys), open_keys=set(keys))
+        while self.path(batch).exists():
+            batch.attempt += 1
+        return batch
+
+    def save(self, batch: Batch) -> None:
+        """Write a batch atomically."""
+        self.holding.update(dict.fromkeys(batch.open_keys, batch))
+        fields = {name: getattr(batch, name) for name in Batch.__slots__}
+        try:
+            write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise disk_full(self.path(batch), error.strerror) from None
+
+    def forget(self, batch: Batch) -> None:
+        """Delete a batch whose job was never created."""
+        for key in batch.open_keys:
+            self.holding.pop(key, None)
+        self._unwritten.pop(batch.name, None)
+        self.path(batch).unlink(missing_ok=True)
+
+    def close_key(self, key: str) -> None:
+        """Note that a request's answer was delivered; `write_closed` saves it."""
+        batch = self.holding.pop(key, None)
+        if batch is not None:
+            batch.open_keys.discard(key)
+            self._unwritten[batch.name] = batch
+
+    def write_closed(self) -> None:
+        """Save which requests have been closed."""
+        while self._unwritten:
+            self.save(self._unwritten.popitem()[1])
+
+
+class MistralBatchBackend:
+    """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together.
+
+    Batches are recorded in `batches/` under the journal's folder.
+    """
+
+    name = "mistral-batch"
+
+    def __init__(self, connection: Connection, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+        timeout_s = max(connection.timeout_s, policy.batch_min_timeout_s)
+        self._api = MistralJobs(dataclasses.replace(connection, timeout_s=timeout_s))
+        self.server = self._api.server
+        self._ledger = Ledger(connection.journal_folder / "batches")
+        self._max_requests, self._policy = connection.concurrency, policy
+        self._waiting: dict[str, tuple[Request, asyncio.Future[Outcome]]] = {}
+        self._gathered: list[str] = []
+        self._came_early: dict[str, Outcome] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._gathering: asyncio.TimerHandle | None = None
+        self._closing_keys: asyncio.TimerHandle | None = None
+
+    async def models(self) -> list[str] | None:
+        """List the models that the server serves."""
+        return await self._api.models()
+
+    async def complete(self, request: Request) -> Reply:
+        """Wait for the request's line in a batch: one that already holds it, or a new one."""
+        key, started = request.key(), time.monotonic()
+        outcome = self._came_early.pop(key, None)
+        if outcome is None:
+            outcome = await self._outcome_of(key, request)
+        # Recorded later, in another turn of the event loop: first the caller must save the answer.
+        self._ledger.close_key(key)
+        if self._closing_keys is None:
+            loop = asyncio.get_running_loop()
+            self._closing_keys = loop.call_later(WRITE_CLOSED_AFTER_S, self._write_closed_keys)
+        if isinstance(outcome, Fault):
+            raise outcome
+        return outcome.reply(time.monotonic() - started)
+
+    def _write_closed_keys(self) -> None:
+        self._closing_keys = None
+        self._ledger.write_closed()
+
+    async def close(self) -> None:
+        """Stop waiting. Jobs continue on the server, and the next start finds them."""
+        tasks = list(self._tasks.values())
+        for pending in (self._gathering, self._closing_keys, *tasks):
+            if pending is not None:
+                pending.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._api.close()
+        self._ledger.write_closed()
+
+    async def _outcome_of(self, key: str, request: Request) -> Outcome:
+        assert key not in self._waiting, "the same request twice at once"
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = request, outcome
+        try:
+            batch = self._ledger.holding.get(key)
+            if batch is None:
+                self._gather(key)
+            elif batch.name not in self._tasks:
+                self._start(batch, self._resume(batch))
+            return await outcome
+        finally:
+            del self._waiting[key]
+
+    def _gather(self, key: str) -> None:
+        self._gathered.append(key)
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if len(self._gathered) >= self._max_requests:
+            self._submit()
+        else:
+            loop = asyncio.get_running_loop()
+            self._gathering = loop.call_later(self._policy.batch_quiet_s, self._submit)
+
+    def _submit(self) -> None:
+        """Make batches of the gathered requests: one per model, since a job has only one."""
+        self._gathering = None
+        gathered, self._gathered = self._gathered, []
+        by_model: dict[str, dict[str, Request]] = {}
+        for key in gathered:
+            if key in self._waiting:  # else the caller was cancelled
+                request = self._waiting[key][0]
+                by_model.setdefault(request.model, {})[key] = request
+        for model, requests in by_model.items():
+            batch = self._ledger.draft(requests)
+            self._start(batch, self._create(batch, model, requests))
+
+    def _start(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
+        """Work on a batch; an exception is passed on to every request that waits for it."""
+        task = self._tasks[batch.name] = asyncio.create_task(work)
+
+        def on_end(task: asyncio.Task[None]) -> None:
+            del self._tasks[batch.name]
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                for key in batch.open_keys & self._waiting.keys():
+                    if not self._waiting[key][1].done():
+                        self._waiting[key][1].set_exception(error)
+
+        task.add_done_callback(on_end)
+
+    async def _create(self, batch: Batch, model: str, requests: dict[str, Request]) -> None:
+        """Create a batch's job, unless the server has it: the record on this side may have been lost."""
+        job = await self._retry(self._api.find, batch.metadata)
+        if job is None:
+            content = "".join(request_line(key, request) for key, request in requests.items()).encode()
+            file_id = await self._retry(self._api.upload, f"{batch.name}.jsonl", content)
+            batch.intended_at = time.time()
+            self._ledger.save(batch)
+            try:
+                job = await self._retry(self._api.create, file_id, model, batch.metadata, on=base.RateLimited)
+            except Fault as fault:
+                if isinstance(fault, Transient) and not isinstance(fault, base.RateLimited):
+                    # It may exist. It is looked up when its requests are sent again, so nothing is lost.
+                    raise Transient(fault.kind, fault.message, raw=fault.raw) from fault
+                self._ledger.forget(batch)
+                raise
+            logger.info("batch job %s: %d requests to %s", job.id, batch.num_requests, model)
+        await self._deliver(batch, job.id)
+
+    async def _resume(self, batch: Batch) -> None:
+        """Continue with a batch of an earlier start, or one whose creation was cut off."""
+        job_id, settle_s = batch.job_id, self._policy.batch_settle_s
+        if job_id is None:
+            job = await self._retry(self._api.find, batch.metadata)
+            wait_s = min(batch.intended_at + settle_s - time.time(), settle_s)
+            if job is None and wait_s > 0:
+                await asyncio.sleep(wait_s)
+                job = await self._retry(self._api.find, batch.metadata)
+            if job is None:  # it was never created: its requests go into a new batch
+                waiting = [key for key in batch.open_keys if key in self._waiting]
+                self._ledger.forget(batch)
+                for key in waiting:
+                    self._gather(key)
+                return
+            job_id = job.id
+        logger.info("batch job %s: found again, %d requests are open", job_id, len(batch.open_keys))
+        await self._deliver(batch, job_id)
+
+    async def _deliver(self, batch: Batch, job_id: str) -> None:
+        """Wait until the job is over, and give every request of the batch its outcome."""
+        if batch.job_id is None:
+            batch.job_id = job_id
+            self._ledger.save(batch)
+        job = await self._wait_until_over(batch, job_id)
+        answers: dict[str, BatchAnswer] = {}
+        for file_id in (job.error_file, job.output_file):
+            if file_id is not None:
+                answers.update(answers_of(await self._retry(self._api.download, file_id)))
+        num_good = sum(answer.status == 200 for answer in answers.values())
+        # Answers first: five failures before any answer would end the run.
+        for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].status != 200):
+            outcome = answers.get(key) or _unanswered(job, num_good < job.num_succeeded)
+            if key in self._waiting and not self._waiting[key][1].done():
+                self._waiting[key][1].set_result(outcome)
+            else:
+                self._came_early[key] = outcome
+
+    async def _wait_until_over(self, batch: Batch, job_id: str) -> Job:
+        last_status = ""
+        for pause_s in self._pauses():
+            job = await self._retry(self._api.get, job_id)
+            if job is None:
+                raise base.Refused(
+                    "unknown_batch_job",
+                    f"the server does not know batch job {job_id}; if another workspace created it, use that "
+                    f"workspace's key (or move {self._ledger.path(batch)} away to send its "
+                    f"{len(batch.open_keys)} open requests again, and pay for them again)",
+                )
+            if job.status in OVER:
+                logger.info("batch job %s: %s, %d answers", job_id, job.status, job.num_succeeded)
+                return job
+            if job.status != last_status:
+                logger.info("batch job %s: %s", job_id, job.status)
+                last_status = job.status
+            await asyncio.sleep(pause_s)
+        raise AssertionError("pauses never end")
+
+    async def _retry(
+        self, exchange: Callable[..., Awaitable[T]], *args: Any, on: type[Transient] = Transient
+    ) -> T:
+        """Repeat an exchange while the server or the connection has problems: a batch takes hours anyway."""
+        for attempt, pause_s in enumerate(self._pauses(), 1):
+            try:
+                return await exchange(*args)
+            except on as fault:
+                if attempt == self._policy.batch_max_attempts:
+                    fault.possibly_paid = False  # the job's answers will be found again
+                    raise
+                wait_s = max(pause_s, min(fault.retry_after_s or 0.0, self._policy.batch_max_poll_s))
+                logger.info("%s: %s; again in %.0f s", self.server, fault, wait_s)
+            await asyncio.sleep(wait_s)
+        raise AssertionError("pauses never end")
+
+    def _pauses(self) -> Iterator[float]:
+        pause_s = self._policy.batch_poll_s
+        while True:
+            yield pause_s
+            pause_s = min(self._policy.batch_poll_growth * pause_s, self._policy.batch_max_poll_s)
+
+
+def _unanswered(job: Job, some_are_lost: bool) -> Fault:
+    """Explain why a job has no line for a request; `some_are_lost`: the server counts more paid answers."""
+    message = f"batch job {job.id} ended as {job.status} without an answer"
+    message += f": {job.errors}" if job.errors else ""
+    # By its content, or by the user: a new job does not help.
+    fault = base.Rejected if job.status in ("FAILED", "CANCELLED") else Transient
+    return fault(f"batch_{job.status.lower()}", message, possibly_paid=some_are_lost)

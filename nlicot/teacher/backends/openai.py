@@ -1,20 +1,172 @@
-"""Any server with OpenAI's chat completions over HTTP: vLLM, llama.cpp, Ollama and others."""
+"""OpenAI's chat completions over HTTP, as Mistral, vLLM, llama.cpp, Ollama and others serve them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
+import email.utils
 import json
+import re
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import httpx2
 
+from nlicot.records import Usage
 from nlicot.teacher.backends import base
-from nlicot.teacher.backends.base import Connection, Fault, Reply, Request
-from nlicot.teacher.backends.chat_completions import StructuredOutput, fault_of, reply_of
+from nlicot.teacher.backends.base import Connection, Fault, Rejected, Reply, Request
 
+Send = Callable[[dict[str, Any]], Awaitable[Reply]]
 CONNECT_TIMEOUT_S = 10.0
+MAX_SHOWN = 200
+_CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
+_UNKNOWN_MODEL = re.compile(
+    r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found|is not)",
+    re.I,
+)
+
+
+def response_formats(request: Request) -> list[dict[str, Any]]:
+    """Return the fields that ask for JSON in a request's body, the strongest form first."""
+    schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
+    return [
+        {"response_format": {"type": "json_schema", "json_schema": schema}},
+        # For llama.cpp's Python server.
+        {"response_format": {"type": "json_object", "schema": request.schema.schema}},
+        {"response_format": {"type": "json_object"}},
+        {},
+    ]
+
+
+class StructuredOutput:
+    """Asks for JSON in the strongest form that the server accepts, which is remembered for each model.
+
+    The first request that succeeds decides. Until then requests go one by one, so that a server that rejects
+    a form is not asked a hundred times.
+    """
+
+    def __init__(self) -> None:
+        self._accepted: dict[str, int] = {}
+        self._probing = asyncio.Lock()
+
+    async def ask(self, request: Request, send: Send) -> Reply:
+        """Send the request; raises `Rejected` if the server rejects every form: that is not the cause."""
+        if request.model not in self._accepted:
+            async with self._probing:
+                if request.model not in self._accepted:
+                    return await self._probe(request, send)
+        return await send(response_formats(request)[self._accepted[request.model]])
+
+    async def _probe(self, request: Request, send: Send) -> Reply:
+        first: Rejected | None = None
+        for index, form in enumerate(response_formats(request)):
+            try:
+                reply = await send(form)
+            except Rejected as fault:
+                first = first or fault
+            else:
+                self._accepted[request.model] = index
+                return reply
+        assert first is not None
+        raise first
+
+
+def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
+    """Read the body of a 200; raises `BrokenEnvelope` if there is no text in it, not even a salvaged one.
+
+    Of the headers, those about rate limits are kept.
+    """
+    usage, created, finish_reason, salvaged = None, None, "stop", False
+    try:
+        content = json.loads(body)
+        choice = content["choices"][0]
+        text: str | None = _text(choice["message"]["content"])
+        finish_reason = str(choice.get("finish_reason") or "stop")
+        usage, created = _usage(content.get("usage")), content.get("created")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        text, salvaged = salvage(body), True
+    if text is None:
+        message = f"no answer in the body: {_one_line(body)}"
+        raise base.BrokenEnvelope("broken_envelope", message, possibly_paid=True, raw=body)
+    return Reply(
+        text=text,
+        finish_reason=finish_reason,
+        usage=usage,
+        created=created if type(created) in (int, float) else None,
+        raw=body,
+        headers={name: value for name, value in headers.items() if name.startswith("x-ratelimit")},
+        latency_s=latency_s,
+        salvaged=salvaged,
+    )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type", "text") == "text")
+
+
+def _usage(found: Any) -> Usage | None:
+    try:
+        return Usage(**{name: int(found[name]) for name in ("prompt_tokens", "completion_tokens")})
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def salvage(body: str) -> str | None:
+    """Return the answer's text in a body that is not a valid envelope, if its content string is complete."""
+    for found in _CONTENT.finditer(body):
+        with contextlib.suppress(ValueError):
+            text: str = json.loads(found[1], strict=False)
+            if text.strip():
+                return text
+    return None
+
+
+def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
+    """Classify a response that is not a 200."""
+    kind, message = f"http_{status}", message_of(body) or f"status {status}"
+    if status == 429:
+        return base.RateLimited(kind, message, retry_after_s=retry_after_s(headers), raw=body)
+    if status >= 500 and "response_format" in body:
+        # llama.cpp's Python server reports an unsupported format like this; retrying does not help.
+        return Rejected("response_format", message, raw=body)
+    if status in (408, 409, 425) or status >= 500:
+        return base.Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
+    if status in (400, 404, 422) and _UNKNOWN_MODEL.search(body):
+        return base.Refused("unknown_model", message, raw=body)
+    if status in (400, 413, 422):
+        return Rejected(kind, message, raw=body)
+    return base.Refused(kind, message, raw=body)
+
+
+def message_of(body: str) -> str:
+    """Return the message of an error's body, in one short line."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return _one_line(re.sub(r"<[^>]*>", " ", body))
+    while isinstance(found, dict):
+        found = next((found[name] for name in ("error", "message", "detail") if found.get(name)), str(found))
+    return _one_line(found if isinstance(found, str) else json.dumps(found))
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 1]}\u2026"
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read Retry-After, a number of seconds or an HTTP date (RFC 9110, section 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError):
+        at = email.utils.parsedate_to_datetime(value)
+        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp() - time.time())
+    return None
 
 
 class ConnectionPool(httpx2.AsyncBaseTransport):

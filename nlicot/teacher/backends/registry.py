@@ -59,7 +59,7 @@ BACKENDS: dict[str, BackendEntry] = {
     ),
     "mistral-batch": replace(
         _MISTRAL,
-        class_path="nlicot.teacher.backends.mistral_batch.MistralBatchBackend",
+        class_path="nlicot.teacher.backends.mistral.MistralBatchBackend",
         prices="batch",
         max_batch=10_000,
     ),

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import itertools
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, starmap
 from pathlib import Path
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, NamedTuple, Self, TextIO, TypeVar
 
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.teacher.backends.base import Fault, Reply, Request, writable
@@ -52,8 +52,7 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterruptedRequest:
+class InterruptedRequest(NamedTuple):
     """A request in flight when an earlier process ended: not answered, possibly paid."""
 
     key: str
@@ -63,14 +62,8 @@ class InterruptedRequest:
 class Journal:
     """The journal of one stage; a context manager, held by one process at a time.
 
-    Args:
-        path: the SQLite file, created with its folder if missing.
-        job: name of the run; a budget counts what earlier starts with the same name spent.
-        interrupted_are_paid: count requests that were in flight when a run ended as possibly paid; those in a
-            batch job are not, since the job is found again.
-
-    Raises:
-        DataError, JournalInUse, DiskFull: it is not a journal, held by another process, or not writable.
+    A budget counts what earlier starts with the same `job` spent. `interrupted_are_paid`: count requests that
+    were in flight when a run ended as possibly paid; those of a batch job are not, as the job is found again.
     """
 
     def __init__(self, path: Path, *, job: str = "", interrupted_are_paid: bool = True) -> None:
@@ -103,9 +96,9 @@ class Journal:
         unanswered = "WHERE fault IS NULL AND key NOT IN (SELECT key FROM replies)"
         query = f"SELECT key, pair FROM attempts {unanswered} ORDER BY number"
         rows = self._database.execute(query).fetchall()
-        mark = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = ? {unanswered}"
-        self._database.execute(mark, (int(possibly_paid),))
-        return [InterruptedRequest(key=key, pair=pair) for key, pair in rows]
+        mark = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = {possibly_paid:d} {unanswered}"
+        self._database.execute(mark)
+        return list(starmap(InterruptedRequest, rows))
 
     def start_attempt(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
         """Record that a request is about to be sent; returns the attempt's number."""
@@ -152,10 +145,8 @@ class Journal:
 
     def flush(self) -> None:
         """Commit the outcomes that are pending."""
-        rows = [
-            (key, int(outcome.ok), outcome.correct, json.dumps(outcome.rows))
-            for key, outcome in self._unwritten.items()
-        ]
+        unwritten = self._unwritten.items()
+        rows = [(key, int(one.ok), one.correct, json.dumps(one.rows)) for key, one in unwritten]
         with _disk_errors(self.path), self._database:
             self._database.execute("BEGIN")
             self._database.executemany("INSERT OR REPLACE INTO finals VALUES (?,?,?,?)", rows)
@@ -164,13 +155,11 @@ class Journal:
     def outcomes(self, keys: Sequence[str]) -> dict[str, Outcome]:
         """Return the outcomes of those `keys` that have one."""
         self.flush()
-        found = self._select("key, ok, correct, content", keys)
-        return {
-            key: Outcome(
-                ok=bool(ok), correct=None if correct is None else bool(correct), rows=json.loads(content)
-            )
-            for key, ok, correct, content in found
-        }
+        found = {}
+        for key, ok, correct, content in self._select("key, ok, correct, content", keys):
+            is_correct = None if correct is None else bool(correct)
+            found[key] = Outcome(ok=bool(ok), correct=is_correct, rows=json.loads(content))
+        return found
 
     def statuses(self, keys: Sequence[str]) -> dict[str, tuple[bool, bool | None]]:
         """Return `ok` and `correct` of those `keys` that have an outcome."""
@@ -199,10 +188,8 @@ class Journal:
                 " (SELECT CAST(received_at AS TEXT) FROM replies WHERE replies.key = attempts.key)"
                 f" WHERE key IN ({failed}) AND key IN (SELECT key FROM replies)"
             )
-            self._database.execute(
-                "UPDATE replies SET key = key || '/failed-' || CAST(received_at AS TEXT)"
-                f" WHERE key IN ({failed})"
-            )
+            renamed = "UPDATE replies SET key = key || '/failed-' || CAST(received_at AS TEXT)"
+            self._database.execute(f"{renamed} WHERE key IN ({failed})")
             self._database.execute("DELETE FROM finals WHERE NOT ok")
 
     def export(self) -> Iterator[dict[str, Any]]:
@@ -242,8 +229,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise
         raise disk_full(path, str(error)) from None
     except sqlite3.DatabaseError as error:
-        message = f"not a journal ({error}); move the file away to start a new one"
-        raise DataError(message, path=path) from None
+        raise DataError(
+            f"not a journal ({error}); move the file away to start a new one", path=path
+        ) from None
 
 
 def disk_full(path: Path, reason: str | None) -> DiskFull:
@@ -257,5 +245,5 @@ def disk_full(path: Path, reason: str | None) -> DiskFull:
 def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield lists of `size` items; the last one may be shorter."""
     remaining = iter(items)
-    while chunk := list(itertools.islice(remaining, size)):
+    while chunk := list(islice(remaining, size)):
         yield chunk

@@ -22,14 +22,10 @@ from nlicot.teacher.backends.registry import BACKENDS
 
 PRICES_PATH = Path(__file__).parents[1] / "prices.yaml"
 TABLE_KEYS = ("as_of", "source", "batch_discount", "models", "aliases")
-MILLION = 1_000_000
 DEFAULT_MAX_TOKENS = 4096
-SHORT_TEXT_TOKENS = 60
-"""A short text in an answer, JSON included: the low end of the estimate. The high end is `max_tokens`."""
-MESSAGE_TOKENS = 4
-"""Control tokens around each message."""
-MARGIN_TOKENS = 64
-"""For what a server adds: control tokens, and its own text about the schema."""
+SHORT_TEXT_TOKENS = 60  # a short text in an answer, JSON included: the low end of the estimate
+MESSAGE_TOKENS = 4  # control tokens around each message
+MARGIN_TOKENS = 64  # for what a server adds: control tokens, and its own text about the schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +37,7 @@ class Price:
 
     def cost_usd(self, num_prompt_tokens: int, num_completion_tokens: int) -> float:
         """Return the cost of these tokens."""
-        return (num_prompt_tokens * self.input + num_completion_tokens * self.output) / MILLION
+        return (num_prompt_tokens * self.input + num_completion_tokens * self.output) / 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +78,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
 
 def parse_price(text: str) -> Price:
-    """Parse the value of `--price`.
-
-    >>> parse_price("0.5,1.5")
-    Price(input=0.5, output=1.5)
-    """
+    """Parse the value of `--price`."""
     try:
         return _price([float(part) for part in text.split(",")], "--price")
     except ValueError:
@@ -105,15 +97,14 @@ def _is_amount(value: Any) -> bool:
 
 def price_of(model: str, table: PriceTable, override: Price | None, *, backend: str) -> Price | None:
     """Return a model's price on a backend; None if it is not known."""
-    kind = BACKENDS[backend].prices
+    kind, listed = BACKENDS[backend].prices, table.models.get(model)
     if override is not None or kind == "unknown":
         return override
     if kind == "free":
         return Price(input=0.0, output=0.0)
-    found = table.models.get(model)
-    if found is None or kind == "list":
-        return found
-    return Price(input=found.input * table.batch_discount, output=found.output * table.batch_discount)
+    if listed is None or kind == "list":
+        return listed
+    return Price(input=listed.input * table.batch_discount, output=listed.output * table.batch_discount)
 
 
 @cache
@@ -135,15 +126,12 @@ def _max_tokens(request: Request) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The size of a run, from short answers to answers of `max_tokens`; `usd` is None if a price is unknown.
-
-    Further requests after an unusable answer, and those of regeneration, are not included.
-    """
+    """The size of a run without retries, from short answers to answers of `max_tokens`."""
 
     num_requests: int
     prompt_tokens: int
     completion_tokens: tuple[int, int]
-    usd: tuple[float, float] | None
+    usd: tuple[float, float] | None  # None if a price is unknown
 
 
 def estimate(requests: Iterable[Request], prices: Mapping[str, Price | None]) -> Estimate:
@@ -152,14 +140,12 @@ def estimate(requests: Iterable[Request], prices: Mapping[str, Price | None]) ->
     low_usd, high_usd, is_known = 0.0, 0.0, True
     for request in requests:
         num_prompt = sum(count_tokens(message.content) + MESSAGE_TOKENS for message in request.messages)
-        fields = request.schema.schema.get("properties", {}).values()
-        num_texts = sum(field == {"type": "string"} for field in fields)
+        num_texts = list(request.schema.schema.get("properties", {}).values()).count({"type": "string"})
         longest = _max_tokens(request)
         shortest = min(SHORT_TEXT_TOKENS * max(1, num_texts), longest)
         num_requests, prompt_tokens = num_requests + 1, prompt_tokens + num_prompt
         low, high = low + shortest, high + longest
-        price = prices.get(request.model)
-        if price is None:
+        if (price := prices.get(request.model)) is None:
             is_known = False
         else:
             low_usd += price.cost_usd(num_prompt, shortest)
@@ -175,13 +161,11 @@ def estimate(requests: Iterable[Request], prices: Mapping[str, Price | None]) ->
 def format_estimate(found: Estimate, *, as_of: str) -> str:
     """Format the estimate as two lines."""
     low, high = found.completion_tokens
+    sizes = f"{found.num_requests:,} requests, {found.prompt_tokens:,} prompt tokens"
     dollars = "price unknown (--price INPUT,OUTPUT, dollars per million tokens)"
     if found.usd is not None:
         dollars = f"${found.usd[0]:.2f} to ${found.usd[1]:.2f} (prices as of {as_of})"
-    return (
-        f"{found.num_requests:,} requests, {found.prompt_tokens:,} prompt tokens, "
-        f"{low:,} to {high:,} completion tokens\n  {dollars}"
-    )
+    return f"{sizes}, {low:,} to {high:,} completion tokens\n  {dollars}"
 
 
 def max_prompt_tokens(request: Request) -> int:

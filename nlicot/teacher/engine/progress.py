@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -23,34 +20,26 @@ from nlicot.teacher.engine.pricing import Budget
 from nlicot.teacher.engine.scheduler import RunReport, Tally
 
 REDRAW_INTERVAL_S = 0.2
-LARGE_SPLIT = 10_000
-"""From this many thoughts on, intervals use 200 resamples instead of 2000."""
+LARGE_SPLIT = 10_000  # from this many thoughts on, intervals use 200 resamples instead of 2000
 
 
 class ProgressBar:
     """A `tqdm` bar that follows a tally; it appears with the first `update`."""
 
     def __init__(self, total: int, title: str) -> None:
-        self._draw = partial(tqdm, total=total, desc=title, unit="pair", mininterval=REDRAW_INTERVAL_S)
+        self._total, self._title = total, title
         self._bar: Any = None
-        self._last: tuple[Tally, Budget] | None = None
-        self._drawn_at = 0.0
 
     def update(self, tally: Tally, budget: Budget) -> None:
         """Show the tally, a few times per second."""
         if self._bar is None:
-            self._bar = self._draw(file=sys.stderr)
+            self._bar = tqdm(total=self._total, desc=self._title, unit="pair", mininterval=REDRAW_INTERVAL_S)
             return
+        self._bar.set_postfix_str(describe(tally, budget), refresh=False)
         self._bar.update(tally.num_finished - self._bar.n)
-        self._last, now = (tally, budget), time.monotonic()
-        if now - self._drawn_at >= REDRAW_INTERVAL_S:
-            self._drawn_at = now
-            self._bar.set_postfix_str(describe(tally, budget), refresh=False)
 
     def close(self) -> None:
-        """Show the last tally, and leave it on the screen."""
-        if self._last is not None:
-            self._bar.set_postfix_str(describe(*self._last))
+        """Leave the last tally on the screen."""
         if self._bar is not None:
             self._bar.close()
 
@@ -123,9 +112,8 @@ def _teacher_metrics(thoughts: list[dict[str, Any]], content: dict[str, Any]) ->
     content["teacher"] = metrics_to_dict(metrics)
     correct = [truth == found for truth, found in zip(true, predicted, strict=True)]
     groups = accuracy_by(length_bins(list(map(_num_words, thoughts))), correct)
-    content["accuracy_by_length"] = {
-        group.name: {"num": group.num, "accuracy": group.accuracy} for group in groups
-    }
+    by_length = {group.name: {"num": group.num, "accuracy": group.accuracy} for group in groups}
+    content["accuracy_by_length"] = by_length
     lines = [format_table(metrics, "the teacher against the true labels"), "", "by length of the thought"]
     lines += [f"  {group.name:<16}{group.accuracy:>7.1%} of {group.num}" for group in groups]
     return "\n".join(lines)
@@ -136,7 +124,6 @@ def _scores(scores: Counter[tuple[str, int, int]], content: dict[str, Any]) -> s
     for (target, round_, score), num in sorted(scores.items()):
         rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num
     content["scores"] = rounds
-    lines = [f"{'scores':<24}" + "".join(f"{score:>7}" for score in range(1, 6))]
-    for name, counts in rounds.items():
-        lines.append(f"{name:<24}" + "".join(f"{counts.get(str(score), 0):>7}" for score in range(1, 6)))
-    return "\n".join(lines)
+    lines = [("scores", list(range(1, 6)))]
+    lines += [(name, [counts.get(str(score), 0) for score in range(1, 6)]) for name, counts in rounds.items()]
+    return "\n".join(f"{name:<24}" + "".join(f"{value:>7}" for value in values) for name, values in lines)

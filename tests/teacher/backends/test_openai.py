@@ -16,7 +16,7 @@ from nlicot.teacher.backends.base import (
     Transient,
     writable,
 )
-from nlicot.teacher.backends.chat_completions import fault_of, message_of, reply_of, retry_after_s, salvage
+from nlicot.teacher.backends.openai import fault_of, message_of, reply_of, retry_after_s, salvage
 
 
 def body(content: object, **more: object) -> str:

@@ -30,8 +30,7 @@ from nlicot.teacher.backends.base import (
     Request,
     Transient,
 )
-from nlicot.teacher.backends.mistral import BatchAnswer, answers_of
-from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+from nlicot.teacher.backends.mistral import BatchAnswer, MistralBatchBackend, answers_of
 from nlicot.teacher.backends.registry import BACKENDS, connect
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from tests.teacher.fake_answers import default_answer, status
@@ -514,7 +513,7 @@ import sys
 from pathlib import Path
 from nlicot.records import Example
 from nlicot.teacher.backends.base import Connection
-from nlicot.teacher.backends.mistral_batch import MistralBatchBackend
+from nlicot.teacher.backends.mistral import MistralBatchBackend
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from nlicot.teacher.engine.scheduler import RunSettings
 from nlicot.teacher.stages import StageSettings, generate_thoughts
