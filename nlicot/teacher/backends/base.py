@@ -26,17 +26,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """The constructor argument of every backend.
-
-    `api_key` is sent to `server` only, and neither logged nor saved; "" sends none. `timeout_s` limits a
-    whole reply, however slowly it arrives. `journal_folder` is for state that must survive this process.
-    """
+    """The constructor argument of every backend."""
 
     server: str = ""
-    api_key: str = ""
-    timeout_s: float = 120.0
+    api_key: str = ""  # sent to `server` only, and neither logged nor saved; "" sends none
+    timeout_s: float = 120.0  # for a whole reply, however slowly it arrives
     concurrency: int = 16
-    journal_folder: Path = Path()
+    journal_folder: Path = Path()  # for state that must survive this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +86,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A server's reply.
-
-    `raw` is the unchanged body, `created` the server's time in seconds since 1970. `salvaged`: the text comes
-    from a body that is not a valid envelope.
-    """
+    """A server's reply."""
 
     text: str
     finish_reason: str
     usage: Usage | None
-    raw: str
-    headers: dict[str, str] = field(default_factory=dict)
+    raw: str  # the unchanged body
+    headers: dict[str, str] = field(default_factory=dict)  # those about rate limits
     latency_s: float = 0.0
-    created: float | None = None
-    salvaged: bool = False
+    created: float | None = None  # the server's time in seconds since 1970
+    salvaged: bool = False  # the text comes from a body that is not a valid envelope
 
     def to_json(self) -> str:
         """Serialise for the journal."""
@@ -113,23 +105,18 @@ class Reply:
     def from_json(cls, text: str) -> Reply:
         """Invert `to_json`."""
         fields = json.loads(text)
-        usage = fields.pop("usage")
-        return cls(usage=None if usage is None else Usage(**usage), **fields)
+        return cls(**fields | {"usage": fields["usage"] and Usage(**fields["usage"])})
 
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """A request without a usable reply.
+    """A request without a usable reply."""
 
-    `kind` is one word for counting, such as `timeout`, `http_503`, `connection`; `retry_after_s` the pause
-    that the server asked for; `raw` the body, if any. `possibly_paid`: the server may have charged for it.
-    """
-
-    kind: str
+    kind: str  # one word for counting, such as `timeout`, `http_503`, `connection`
     message: str
-    retry_after_s: float | None = None
-    possibly_paid: bool = False
-    raw: str = ""
+    retry_after_s: float | None = None  # the pause that the server asked for
+    possibly_paid: bool = False  # the server may have charged for it
+    raw: str = ""  # the body, if any
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -172,18 +159,10 @@ class Backend(Protocol):
 
 
 def bare_address(server_url: str) -> str:
-    """Strip `/v1` from a server's address.
-
-    >>> bare_address("http://localhost:8000/v1/")
-    'http://localhost:8000'
-    """
+    """Strip `/v1` from a server's address."""
     return server_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def writable(text: str) -> str:
-    r"""Replace halves of surrogate pairs: servers send them, and no file can hold them.
-
-    >>> writable("a\ud800b")
-    'a?b'
-    """
+    """Replace halves of surrogate pairs: servers send them, and no file can hold them."""
     return text.encode("utf-8", "replace").decode()

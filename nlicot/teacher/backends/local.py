@@ -12,6 +12,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nlicot.errors import ModelError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     from nlicot.prediction.decoding import Decoder
     from nlicot.prediction.grammar import Answer, Script
 
-GATHERING_S = 0.02
-"""How long a request waits for others to share its batch."""
+GATHERING_S = 0.02  # how long a request waits for others to share its batch
 Waiting = tuple[Request, asyncio.Future[Reply]]
 
 
@@ -77,9 +78,8 @@ class LocalBackend:
         """Take the oldest request and those that can be decoded with it."""
         kinds = [_decoding_kind(request) for request, _ in self._waiting]
         alike = [one for one, kind in zip(self._waiting, kinds, strict=True) if kind == kinds[0]]
-        batch = alike[: self._batch_size]
-        self._waiting = [one for one in self._waiting if one not in batch]
-        return batch
+        self._waiting = [one for one in self._waiting if one not in alike[: self._batch_size]]
+        return alike[: self._batch_size]
 
     def _decode(self, requests: list[Request]) -> list[Reply]:
         try:
@@ -128,16 +128,13 @@ class _Form:
         self._options = {name: _options(field) for name, field in fields.items()}
         num_texts = sum(not options for options in self._options.values())
         budget = max(1, int(request.params.get("max_tokens", 512)) // max(1, num_texts))
-        quotes = {
-            name: "" if options and not isinstance(options[0], str) else '"'
-            for name, options in self._options.items()
-        }
-        prefixes = [f'"{name}": {quote}' for name, quote in quotes.items()]
+        quotes = ['"' if isinstance([*options, ""][0], str) else "" for options in self._options.values()]
+        prefixes = [f'"{name}": {quote}' for name, quote in zip(fields, quotes, strict=True)]
         self.opening_ids = self._encode("{" + prefixes[0], first=True)
         self.script: Script = []
         literals = [*(f", {prefix}" for prefix in prefixes[1:]), "}"]
-        for (name, options), literal in zip(self._options.items(), literals, strict=True):
-            closing_ids = self._encode(quotes[name] + literal, first=False)
+        for options, quote, literal in zip(self._options.values(), quotes, literals, strict=True):
+            closing_ids = self._encode(quote + literal, first=False)
             if options:
                 option_ids = [self._encode(str(option), first=False) for option in options]
                 self.script.append(Choice(options=option_ids, following_ids=closing_ids))
@@ -147,13 +144,10 @@ class _Form:
     def reply(self, found: Answer, num_prompt_tokens: int, latency_s: float) -> Reply:
         """Build the reply from the texts and the options' probabilities of one row."""
         texts, probabilities = iter(found.texts), iter(found.probabilities)
-        answer: dict[str, Any] = {}
-        for name, options in self._options.items():
-            if options:
-                row = next(probabilities)
-                answer[name] = options[max(range(len(row)), key=row.__getitem__)]
-            else:
-                answer[name] = next(texts).strip()
+        answer: dict[str, Any] = {
+            name: options[int(np.argmax(next(probabilities)))] if options else next(texts).strip()
+            for name, options in self._options.items()
+        }
         num_tokens = sum(len(self._encode(str(value), first=False)) for value in answer.values())
         return Reply(
             text=json.dumps(answer, ensure_ascii=False),

@@ -9,7 +9,7 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar
 
 import httpx2
@@ -18,7 +18,6 @@ from nlicot.records import Usage
 from nlicot.teacher.backends import base
 from nlicot.teacher.backends.base import Connection, Fault, Rejected, Reply, Request
 
-Send = Callable[[dict[str, Any]], Awaitable[Reply]]
 CONNECT_TIMEOUT_S = 10.0
 MAX_SHOWN = 200
 _CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
@@ -40,44 +39,8 @@ def response_formats(request: Request) -> list[dict[str, Any]]:
     ]
 
 
-class StructuredOutput:
-    """Asks for JSON in the strongest form that the server accepts, which is remembered for each model.
-
-    The first request that succeeds decides. Until then requests go one by one, so that a server that rejects
-    a form is not asked a hundred times.
-    """
-
-    def __init__(self) -> None:
-        self._accepted: dict[str, int] = {}
-        self._probing = asyncio.Lock()
-
-    async def ask(self, request: Request, send: Send) -> Reply:
-        """Send the request; raises `Rejected` if the server rejects every form: that is not the cause."""
-        if request.model not in self._accepted:
-            async with self._probing:
-                if request.model not in self._accepted:
-                    return await self._probe(request, send)
-        return await send(response_formats(request)[self._accepted[request.model]])
-
-    async def _probe(self, request: Request, send: Send) -> Reply:
-        first: Rejected | None = None
-        for index, form in enumerate(response_formats(request)):
-            try:
-                reply = await send(form)
-            except Rejected as fault:
-                first = first or fault
-            else:
-                self._accepted[request.model] = index
-                return reply
-        assert first is not None
-        raise first
-
-
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
-    """Read the body of a 200; raises `BrokenEnvelope` if there is no text in it, not even a salvaged one.
-
-    Of the headers, those about rate limits are kept.
-    """
+    """Read the body of a 200; raises `BrokenEnvelope` if there is no text in it, not even a salvaged one."""
     usage, created, finish_reason, salvaged = None, None, "stop", False
     try:
         content = json.loads(body)
@@ -136,8 +99,8 @@ def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
     if status in (408, 409, 425) or status >= 500:
         return base.Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
     if status in (400, 404, 422) and _UNKNOWN_MODEL.search(body):
-        return base.Refused("unknown_model", message, raw=body)
-    if status in (400, 413, 422):
+        kind = "unknown_model"
+    elif status in (400, 413, 422):
         return Rejected(kind, message, raw=body)
     return base.Refused(kind, message, raw=body)
 
@@ -206,8 +169,9 @@ class OpenAIBackend:
     """Sends requests to one server."""
 
     name = "openai"
-    parameter_names: ClassVar[Mapping[str, str]] = {"random_seed": "seed"}
-    """Parameters that this server calls differently."""
+    parameter_names: ClassVar[Mapping[str, str]] = {
+        "random_seed": "seed"
+    }  # that this server calls differently
 
     def __init__(self, connection: Connection) -> None:
         self.server = base.bare_address(connection.server)
@@ -215,21 +179,42 @@ class OpenAIBackend:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._chat_url = httpx2.URL(f"{self.server}/v1/chat/completions")
         self._pool = ConnectionPool()
-        self._structured = StructuredOutput()
+        self._accepted: dict[str, int] = {}  # by model, the form of structured output
+        self._probing = asyncio.Lock()
 
     async def complete(self, request: Request) -> Reply:
-        """Send one request, in the strongest form of structured output that the server accepts."""
+        """Send one request, in the strongest form of structured output that the server accepts.
+
+        The first request that succeeds decides. Until then requests go one by one, so that a server that
+        rejects a form is not asked a hundred times.
+        """
+        if request.model not in self._accepted:
+            async with self._probing:
+                if request.model not in self._accepted:
+                    return await self._probe(request)
+        return await self._answer(request, response_formats(request)[self._accepted[request.model]])
+
+    async def _probe(self, request: Request) -> Reply:
+        first: Rejected | None = None
+        for index, form in enumerate(response_formats(request)):
+            try:
+                reply = await self._answer(request, form)
+            except Rejected as fault:  # if the server rejects every form, that is not the cause
+                first = first or fault
+            else:
+                self._accepted[request.model] = index
+                return reply
+        assert first is not None
+        raise first
+
+    async def _answer(self, request: Request, form: dict[str, Any]) -> Reply:
         params = {self.parameter_names.get(name, name): value for name, value in request.params.items()}
-        body = {"model": request.model, "messages": request.turns(), **params}
-
-        async def send(response_format: dict[str, Any]) -> Reply:
-            started = time.monotonic()
-            response = await self._response(self._chat(body | response_format))
-            if response.status_code != 200:
-                raise fault_in(response)
-            return reply_of(text_of(response), response.headers, time.monotonic() - started)
-
-        return await self._structured.ask(request, send)
+        body = {"model": request.model, "messages": request.turns(), **params, **form}
+        started = time.monotonic()
+        response = await self._response(self._chat(body))
+        if response.status_code != 200:
+            raise fault_in(response)
+        return reply_of(text_of(response), response.headers, time.monotonic() - started)
 
     async def models(self) -> list[str] | None:
         """List the names under `/v1/models`, aliases included."""
@@ -270,9 +255,8 @@ class OpenAIBackend:
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise base.Transient("connection", f"{self.server} cannot be reached: {error}") from error
         except httpx2.TransportError as error:
-            raise base.Transient(
-                "connection", f"the connection broke off: {error}", possibly_paid=True
-            ) from error
+            message = f"the connection broke off: {error}"
+            raise base.Transient("connection", message, possibly_paid=True) from error
         except httpx2.DecodingError as error:
             message = f"the body cannot be decoded: {error}"
             raise base.BrokenEnvelope("encoding", message, possibly_paid=True) from error

@@ -15,22 +15,14 @@ from nlicot.teacher.backends.base import Backend, Connection, Endpoint, bare_add
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEntry:
-    """One backend; `class_path` is imported only when it is used.
+    """One backend."""
 
-    Args:
-        key_variable: the environment variable (or line in `.env`) that holds the API key; None needs none.
-        key_page: the page that issues keys; a backend that names one requires a key.
-        default_server: used without --server_url; None requires one, "" means that there is no server.
-        prices: `list` and `batch` look the model up in the price table (`batch` applies its discount).
-        max_batch: requests per batch job; None sends requests one by one. Jobs outlive this process.
-    """
-
-    class_path: str
-    key_variable: str | None = None
-    key_page: str | None = None
-    default_server: str | None = None
-    prices: Literal["list", "batch", "free", "unknown"] = "unknown"
-    max_batch: int | None = None
+    class_path: str  # imported only when it is used
+    key_variable: str | None = None  # the environment variable, or line in `.env`, that holds the API key
+    key_page: str | None = None  # where keys are issued; a backend that names a page requires a key
+    default_server: str | None = None  # None requires --server_url; "" means that there is no server
+    prices: Literal["list", "batch", "free", "unknown"] = "unknown"  # `batch`: listed, with its discount
+    max_batch: int | None = None  # requests per batch job; None sends requests one by one
 
     @property
     def runs_jobs(self) -> bool:
@@ -38,7 +30,7 @@ class BackendEntry:
         return self.max_batch is not None
 
     def in_flight(self, concurrency: int) -> int:
-        """Return the maximum number of requests in flight: enough to fill a batch, or `concurrency`."""
+        """Return the maximum number of requests in flight: enough to fill a batch if there are batches."""
         return self.max_batch or concurrency
 
 
@@ -95,15 +87,14 @@ def connect(
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
     backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
-    return backend_class(
-        Connection(
-            server=server,
-            api_key=api_key,
-            timeout_s=timeout_s,
-            concurrency=entry.in_flight(concurrency),
-            journal_folder=journal_folder,
-        )
+    connection = Connection(
+        server=server,
+        api_key=api_key,
+        timeout_s=timeout_s,
+        concurrency=entry.in_flight(concurrency),
+        journal_folder=journal_folder,
     )
+    return backend_class(connection)
 
 
 def _find_key(variable: str) -> str:
