@@ -49,13 +49,12 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 JOBS_PER_PAGE = 100
 OVER = ("SUCCESS", "FAILED", "TIMEOUT_EXCEEDED", "CANCELLED")
-TIMEOUT_HOURS = 24  # the server gives up a job after this time
 NO_STATUS = 422  # for an error line without a status: most likely the server could not read that request
 WRITE_CLOSED_AFTER_S = 1.0
 _KEY = re.compile(r'"custom_id"\s*:\s*"([0-9a-f]{64})"')
 
+# The response to the current task's request; each task has a context of its own.
 _received: ContextVar[httpx2.Response | None] = ContextVar("_received")
-"""The response to the current task's request; each task has a context of its own."""
 
 
 async def _keep(response: httpx2.Response) -> None:
@@ -100,69 +99,15 @@ class MistralBackend(OpenAIBackend):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as the server reports it; `errors` are those of the whole job, in one line."""
+    """A job as the server reports it."""
 
     id: str
     status: str
     metadata: Mapping[str, Any]
     output_file: str | None
     error_file: str | None
-    errors: str
+    errors: str  # those of the whole job, in one line
     num_succeeded: int
-
-
-class MistralJobs(MistralBackend):
-    """Mistral's API with files and jobs; every method raises a `Fault` if the server does not answer it."""
-
-    async def upload(self, name: str, content: bytes) -> str:
-        """Upload a file of requests, and return its id."""
-        call = self._sdk.files.upload_async(file={"file_name": name, "content": content}, purpose="batch")
-        return str(_json(await self._call(call))["id"])
-
-    async def create(self, file_id: str, model: str, metadata: dict[str, str]) -> Job:
-        """Create a job over an uploaded file. After a `Transient` it may exist all the same."""
-        call = self._sdk.batch.jobs.create_async(
-            input_files=[file_id],
-            model=model,
-            endpoint="/v1/chat/completions",
-            metadata=metadata,
-            timeout_hours=TIMEOUT_HOURS,
-        )
-        return _job(_json(await self._call(call)))
-
-    async def get(self, job_id: str) -> Job | None:
-        """Return a job; None if the server does not know it."""
-        response = await self._call(self._sdk.batch.jobs.get_async(job_id=job_id), or_missing=True)
-        return None if response.status_code == 404 else _job(_json(response))
-
-    async def find(self, metadata: Mapping[str, str]) -> Job | None:
-        """Return the job with this metadata, if there is one.
-
-        The whole list is read and compared here: a filter that the server interprets differently would hide a
-        job, and its requests would be paid for twice.
-        """
-        seen: set[str] = set()
-        for page in itertools.count():
-            call = self._sdk.batch.jobs.list_async(page=page, page_size=JOBS_PER_PAGE)
-            jobs = [_job(fields) for fields in _json(await self._call(call)).get("data") or ()]
-            for job in jobs:
-                if metadata.items() <= job.metadata.items():
-                    return job
-            if seen.issuperset(job.id for job in jobs):  # a server may choose its own page size
-                break
-            seen.update(job.id for job in jobs)
-        return None
-
-    async def download(self, file_id: str) -> str:
-        """Return a file's text; "" if the server no longer has it."""
-        response = await self._call(self._sdk.files.download_async(file_id=file_id), or_missing=True)
-        return "" if response.status_code == 404 else text_of(response)
-
-    async def _call(self, call: Awaitable[Any], *, or_missing: bool = False) -> httpx2.Response:
-        response = await self._response(self._response_to(call))
-        if response.is_success or (or_missing and response.status_code == 404):
-            return response
-        raise fault_in(response)
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
@@ -211,18 +156,12 @@ def request_line(key: str, request: Request) -> str:
 
 
 def answers_of(text: str) -> Iterator[tuple[str, BatchAnswer]]:
-    """Iterate over the answers in a file of results or errors, each with its request's key.
-
-    >>> line = '{"custom_id": "k", "response": {"status_code": 400, "body": {"message": "too long"}}}'
-    >>> list(answers_of(line))
-    [('k', BatchAnswer(status=400, body='{"message": "too long"}'))]
-    """
+    """Iterate over the answers in a file of results or errors, each with its request's key."""
     for line in text.split("\n"):  # not `splitlines`: an answer may contain U+2028
         try:
             found = json.loads(line)
         except ValueError:
-            key = _KEY.search(line)
-            if key is not None:  # paid for: its text is salvaged if possible
+            if key := _KEY.search(line):  # paid for: its text is salvaged if possible
                 yield key[1], BatchAnswer(status=200, body=line)
             continue
         if isinstance(found, dict) and isinstance(found.get("custom_id"), str):
@@ -249,17 +188,13 @@ Outcome = BatchAnswer | Fault
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """The requests of one job; `open_keys` are those whose answers were not delivered yet.
-
-    `attempt` counts earlier batches of exactly these requests, such as one that expired; `intended_at` is the
-    time from which the job may exist.
-    """
+    """The requests of one job."""
 
     fingerprint: str
-    attempt: int
+    attempt: int  # counts earlier batches of exactly these requests, such as one that expired
     num_requests: int
-    open_keys: set[str]
-    intended_at: float = 0.0
+    open_keys: set[str]  # those whose answers were not delivered yet
+    intended_at: float = 0.0  # from when the job may exist
     job_id: str | None = None
 
     @property
@@ -333,7 +268,7 @@ class Ledger:
             self.save(self._unwritten.popitem()[1])
 
 
-class MistralBatchBackend:
+class MistralBatchBackend(MistralBackend):
     """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together.
 
     Batches are recorded in `batches/` under the journal's folder.
@@ -343,8 +278,7 @@ class MistralBatchBackend:
 
     def __init__(self, connection: Connection, policy: RetryPolicy = DEFAULT_POLICY) -> None:
         timeout_s = max(connection.timeout_s, policy.batch_min_timeout_s)
-        self._api = MistralJobs(dataclasses.replace(connection, timeout_s=timeout_s))
-        self.server = self._api.server
+        super().__init__(dataclasses.replace(connection, timeout_s=timeout_s))
         self._ledger = Ledger(connection.journal_folder / "batches")
         self._max_requests, self._policy = connection.concurrency, policy
         self._waiting: dict[str, tuple[Request, asyncio.Future[Outcome]]] = {}
@@ -353,10 +287,6 @@ class MistralBatchBackend:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathering: asyncio.TimerHandle | None = None
         self._closing_keys: asyncio.TimerHandle | None = None
-
-    async def models(self) -> list[str] | None:
-        """List the models that the server serves."""
-        return await self._api.models()
 
     async def complete(self, request: Request) -> Reply:
         """Wait for the request's line in a batch: one that already holds it, or a new one."""
@@ -384,7 +314,7 @@ class MistralBatchBackend:
             if pending is not None:
                 pending.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._api.close()
+        await super().close()
         self._ledger.write_closed()
 
     async def _outcome_of(self, key: str, request: Request) -> Outcome:
@@ -405,7 +335,6 @@ class MistralBatchBackend:
         self._gathered.append(key)
         if self._gathering is not None:
             self._gathering.cancel()
-            self._gathering = None
         if len(self._gathered) >= self._max_requests:
             self._submit()
         else:
@@ -441,14 +370,14 @@ class MistralBatchBackend:
 
     async def _create(self, batch: Batch, model: str, requests: dict[str, Request]) -> None:
         """Create a batch's job, unless the server has it: the record on this side may have been lost."""
-        job = await self._retry(self._api.find, batch.metadata)
+        job = await self._retry(self._find_job, batch.metadata)
         if job is None:
             content = "".join(request_line(key, request) for key, request in requests.items()).encode()
-            file_id = await self._retry(self._api.upload, f"{batch.name}.jsonl", content)
+            file_id = await self._retry(self._upload, f"{batch.name}.jsonl", content)
             batch.intended_at = time.time()
             self._ledger.save(batch)
             try:
-                job = await self._retry(self._api.create, file_id, model, batch.metadata, on=base.RateLimited)
+                job = await self._retry(self._create_job, file_id, model, batch.metadata, on=base.RateLimited)
             except Fault as fault:
                 if isinstance(fault, Transient) and not isinstance(fault, base.RateLimited):
                     # It may exist. It is looked up when its requests are sent again, so nothing is lost.
@@ -462,11 +391,11 @@ class MistralBatchBackend:
         """Continue with a batch of an earlier start, or one whose creation was cut off."""
         job_id, settle_s = batch.job_id, self._policy.batch_settle_s
         if job_id is None:
-            job = await self._retry(self._api.find, batch.metadata)
+            job = await self._retry(self._find_job, batch.metadata)
             wait_s = min(batch.intended_at + settle_s - time.time(), settle_s)
             if job is None and wait_s > 0:
                 await asyncio.sleep(wait_s)
-                job = await self._retry(self._api.find, batch.metadata)
+                job = await self._retry(self._find_job, batch.metadata)
             if job is None:  # it was never created: its requests go into a new batch
                 waiting = [key for key in batch.open_keys if key in self._waiting]
                 self._ledger.forget(batch)
@@ -486,7 +415,7 @@ class MistralBatchBackend:
         answers: dict[str, BatchAnswer] = {}
         for file_id in (job.error_file, job.output_file):
             if file_id is not None:
-                answers.update(answers_of(await self._retry(self._api.download, file_id)))
+                answers.update(answers_of(await self._retry(self._download, file_id)))
         num_good = sum(answer.status == 200 for answer in answers.values())
         # Answers first: five failures before any answer would end the run.
         for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].status != 200):
@@ -497,24 +426,23 @@ class MistralBatchBackend:
                 self._came_early[key] = outcome
 
     async def _wait_until_over(self, batch: Batch, job_id: str) -> Job:
-        last_status = ""
-        for pause_s in self._pauses():
-            job = await self._retry(self._api.get, job_id)
+        last_status, pauses = "", self._pauses()
+        while True:
+            job = await self._retry(self._get_job, job_id)
             if job is None:
-                raise base.Refused(
-                    "unknown_batch_job",
+                message = (
                     f"the server does not know batch job {job_id}; if another workspace created it, use that "
                     f"workspace's key (or move {self._ledger.path(batch)} away to send its "
-                    f"{len(batch.open_keys)} open requests again, and pay for them again)",
+                    f"{len(batch.open_keys)} open requests again, and pay for them again)"
                 )
+                raise base.Refused("unknown_batch_job", message)
             if job.status in OVER:
                 logger.info("batch job %s: %s, %d answers", job_id, job.status, job.num_succeeded)
                 return job
             if job.status != last_status:
                 logger.info("batch job %s: %s", job_id, job.status)
-                last_status = job.status
-            await asyncio.sleep(pause_s)
-        raise AssertionError("pauses never end")
+            last_status = job.status
+            await asyncio.sleep(next(pauses))
 
     async def _retry(
         self, exchange: Callable[..., Awaitable[T]], *args: Any, on: type[Transient] = Transient
@@ -537,6 +465,51 @@ class MistralBatchBackend:
         while True:
             yield pause_s
             pause_s = min(self._policy.batch_poll_growth * pause_s, self._policy.batch_max_poll_s)
+
+    async def _upload(self, name: str, content: bytes) -> str:
+        call = self._sdk.files.upload_async(file={"file_name": name, "content": content}, purpose="batch")
+        return str(_json(await self._call(call))["id"])
+
+    async def _create_job(self, file_id: str, model: str, metadata: dict[str, str]) -> Job:
+        """Create a job over an uploaded file. After a `Transient` it may exist all the same."""
+        call = self._sdk.batch.jobs.create_async(
+            input_files=[file_id],
+            model=model,
+            endpoint="/v1/chat/completions",
+            metadata=metadata,
+            timeout_hours=24,  # the server gives up a job after this time
+        )
+        return _job(_json(await self._call(call)))
+
+    async def _get_job(self, job_id: str) -> Job | None:
+        response = await self._call(self._sdk.batch.jobs.get_async(job_id=job_id), or_missing=True)
+        return None if response.status_code == 404 else _job(_json(response))
+
+    async def _find_job(self, metadata: Mapping[str, str]) -> Job | None:
+        # The whole list is read and compared here: a filter that the server interprets differently would hide
+        # a job, and its requests would be paid for twice.
+        seen: set[str] = set()
+        for page in itertools.count():
+            call = self._sdk.batch.jobs.list_async(page=page, page_size=JOBS_PER_PAGE)
+            jobs = [_job(fields) for fields in _json(await self._call(call)).get("data") or ()]
+            for job in jobs:
+                if metadata.items() <= job.metadata.items():
+                    return job
+            if seen.issuperset(job.id for job in jobs):  # a server may choose its own page size
+                return None
+            seen.update(job.id for job in jobs)
+        raise AssertionError("pages never end")
+
+    async def _download(self, file_id: str) -> str:
+        """Return a file's text; "" if the server does not have it any more."""
+        response = await self._call(self._sdk.files.download_async(file_id=file_id), or_missing=True)
+        return "" if response.status_code == 404 else text_of(response)
+
+    async def _call(self, call: Awaitable[Any], *, or_missing: bool = False) -> httpx2.Response:
+        response = await self._response(self._response_to(call))
+        if response.is_success or (or_missing and response.status_code == 404):
+            return response
+        raise fault_in(response)
 
 
 def _unanswered(job: Job, some_are_lost: bool) -> Fault:

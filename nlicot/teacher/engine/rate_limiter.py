@@ -46,10 +46,7 @@ class RetryPolicy:
     batch_min_timeout_s: float = 600.0  # for one exchange: uploading a full batch takes minutes
 
     def pause_s(self, attempt: int, retry_after_s: float | None, jitter: random.Random) -> float:
-        """Return a random pause (full jitter: Brooker 2015, "Exponential backoff and jitter").
-
-        It is at least what the server asked for, up to `max_pause_s`.
-        """
+        """Return a random pause (full jitter: Brooker 2015, "Exponential backoff and jitter")."""
         pause = jitter.uniform(0, min(self.max_pause_s, self.first_pause_s * 2**attempt))
         return max(pause, min(retry_after_s or 0.0, self.max_pause_s))
 
@@ -61,22 +58,18 @@ class Pace:
     """A schedule of `per_minute` units; None is unlimited, until one of `headers` announces a limit."""
 
     def __init__(
-        self,
-        per_minute: float | None,
-        headers: tuple[str, ...] = (),
-        policy: RetryPolicy = DEFAULT_POLICY,
+        self, per_minute: float | None, headers: tuple[str, ...] = (), policy: RetryPolicy = DEFAULT_POLICY
     ) -> None:
-        self.per_minute = per_minute
+        self.per_minute, self._policy = per_minute, policy
         self._headers = headers if per_minute is None else ()
-        self._policy = policy
         self._next_at = 0.0
 
     def claim(self, units: float, now: float) -> float:
         """Reserve `units` on the schedule and return the time at which they may be sent."""
-        start = now
-        if self.per_minute is not None:
-            start = self._next_at = max(self._next_at, now - self._policy.max_catch_up_s)
-            self.correct(units)
+        if self.per_minute is None:
+            return now
+        start = self._next_at = max(self._next_at, now - self._policy.max_catch_up_s)
+        self.correct(units)
         return start
 
     def correct(self, units: float) -> None:
@@ -94,10 +87,7 @@ class Pace:
 
 
 class RateLimiter:
-    """Admits requests; each one that was admitted must be released.
-
-    At most `concurrency` are in flight; None for a rate takes the limit in the server's headers, if any.
-    """
+    """Admits requests, at most `concurrency` at a time; each one that was admitted must be released."""
 
     def __init__(
         self,

@@ -32,12 +32,10 @@ from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, Retr
 
 MAX_MODELS_SHOWN = 20
 TASKS_PER_LOOKUP = 512
-TOKENS_PER_CHARACTER = 0.3
-"""Estimate for pacing, until the reply gives the real number."""
+TOKENS_PER_CHARACTER = 0.3  # an estimate for pacing, until the reply gives the real number
 
 Ask = Callable[[Request], Awaitable[Reply]]
-run_log = logging.getLogger("nlicot.teacher.log")
-"""Written to a run's log file only, since the terminal shows a progress bar."""
+run_log = logging.getLogger("nlicot.teacher.log")  # a run's log file only: the terminal shows a progress bar
 
 
 @dataclass(eq=False)
@@ -65,7 +63,7 @@ class Task:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of a run so far; `unanswered` holds the failure of each task whose request got no reply."""
+    """Counts of a run so far."""
 
     num_known: int = 0
     num_finished: int = 0
@@ -76,7 +74,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    unanswered: dict[str, Failure] = field(default_factory=dict)
+    unanswered: dict[str, Failure] = field(default_factory=dict)  # by task, if its request got no reply
 
     def count(self, ok: bool, correct: bool | None) -> None:
         """Count a task's outcome."""
@@ -88,16 +86,13 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """Limits of a run; None for a rate takes the limit in the server's headers.
-
-    `budget_usd` is a cap that includes earlier starts of the same run; an unknown price is None.
-    """
+    """Limits of a run; None for a rate takes the limit in the server's headers, if any."""
 
     concurrency: int = 16
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    budget_usd: float | None = None
-    prices: Mapping[str, Price | None] = field(default_factory=dict)
+    budget_usd: float | None = None  # includes earlier starts of the same run
+    prices: Mapping[str, Price | None] = field(default_factory=dict)  # None if unknown
     policy: RetryPolicy = DEFAULT_POLICY
 
 
@@ -157,16 +152,13 @@ class Scheduler:
     async def run(self, tasks: Iterable[Task]) -> None:
         """Run those tasks that have no outcome yet; they are taken one by one, so memory stays constant.
 
-        Raises:
-            TeacherStopped: the run was stopped; the journal holds every answer that arrived.
+        Raises `TeacherStopped` if the run was stopped; the journal holds every answer that arrived.
         """
         self.tally = dataclasses.replace(
             self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
         )
-        unfinished = self._unfinished(tasks)
-        self._workers = [
-            asyncio.create_task(self._work(unfinished)) for _ in range(self._limiter.concurrency)
-        ]
+        unfinished, num_workers = self._unfinished(tasks), self._limiter.concurrency
+        self._workers = [asyncio.create_task(self._work(unfinished)) for _ in range(num_workers)]
         try:
             done, _ = await asyncio.wait(self._workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -236,8 +228,7 @@ class Scheduler:
         known_to_be_rejected = self._answered_earlier and isinstance(fault, base.Rejected)
         if self._num_unanswered_at_start is not None and not known_to_be_rejected:
             self._num_unanswered_at_start += 1
-            if self._num_unanswered_at_start == self._policy.max_unanswered_at_start:
-                num = self._num_unanswered_at_start
+            if (num := self._num_unanswered_at_start) == self._policy.max_unanswered_at_start:
                 message = f"none of the first {num} requests was answered: {fault.message}"
                 self.stop(NoAnswers(f"{self._backend.server}: {message}"))
 
@@ -338,17 +329,11 @@ def run_phases(
 ) -> RunReport:
     """Run the phases in turn until every task has succeeded or failed. Also works inside a notebook.
 
-    Args:
-        on_progress: called once the models are known to be served, then after each task.
-
-    Raises:
-        TeacherStopped: the run ended early; the journal holds every answer that arrived.
+    `on_progress` is called once the models are known to be served, then after each task. Raises
+    `TeacherStopped` if the run ended early; the journal holds every answer that arrived.
     """
-    budget = Budget(
-        prices={model: settings.prices.get(model) for model in models},
-        cap_usd=settings.budget_usd,
-        spent_usd=journal.spent_usd(),
-    )
+    prices = {model: settings.prices.get(model) for model in models}
+    budget = Budget(prices=prices, cap_usd=settings.budget_usd, spent_usd=journal.spent_usd())
     limiter = RateLimiter(
         settings.concurrency,
         requests_per_minute=settings.requests_per_minute,
@@ -384,13 +369,12 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
         served = await backend.models()
     except Fault as fault:
         raise TeacherRefused(f"{backend.server}: cannot list the server's models: {fault}") from fault
-    if served is None or set(models) <= set(served):
-        return
-    unknown = ", ".join(model for model in models if model not in served)
-    listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
-    more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
-    message = f"--model: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
-    raise TeacherRefused(message)
+    unknown = ", ".join(model for model in models if served is not None and model not in served)
+    if served is not None and unknown:
+        listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
+        more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
+        message = f"--model: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
+        raise TeacherRefused(message)
 
 
 @contextlib.contextmanager
