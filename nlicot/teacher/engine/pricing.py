@@ -186,10 +186,9 @@ class Budget:
     def __post_init__(self) -> None:
         unknown = [model for model, price in self.prices.items() if price is None]
         if self.cap_usd is not None and unknown:
-            raise ConfigError(
-                f"--budget {self.cap_usd}: the price of {', '.join(unknown)} is not known; "
-                "give it with --price INPUT,OUTPUT (dollars per million tokens)"
-            )
+            remedy = "give it with --price INPUT,OUTPUT (dollars per million tokens)"
+            names = ", ".join(unknown)
+            raise ConfigError(f"--budget {self.cap_usd}: the price of {names} is not known; {remedy}")
 
     def reserve(self, request: Request) -> float:
         """Set aside the maximum that a request could cost, and return it; raises `BudgetReached`."""

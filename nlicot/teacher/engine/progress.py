@@ -20,7 +20,6 @@ from nlicot.teacher.engine.pricing import Budget
 from nlicot.teacher.engine.scheduler import RunReport, Tally
 
 REDRAW_INTERVAL_S = 0.2
-LARGE_SPLIT = 10_000  # from this many thoughts on, intervals use 200 resamples instead of 2000
 
 
 class ProgressBar:
@@ -107,8 +106,8 @@ def _num_words(row: dict[str, Any]) -> int:
 
 def _teacher_metrics(thoughts: list[dict[str, Any]], content: dict[str, Any]) -> str:
     true, predicted = ([row[name] for row in thoughts] for name in ("true_label", "predicted_label"))
-    num_resamples = 2000 if len(true) < LARGE_SPLIT else 200
-    metrics = classification_metrics(true, predicted, num_resamples=num_resamples)
+    # With many thoughts, intervals need fewer resamples.
+    metrics = classification_metrics(true, predicted, num_resamples=2000 if len(true) < 10_000 else 200)
     content["teacher"] = metrics_to_dict(metrics)
     correct = [truth == found for truth, found in zip(true, predicted, strict=True)]
     groups = accuracy_by(length_bins(list(map(_num_words, thoughts))), correct)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Headers that announce a limit: Mistral's names, then OpenAI's.
+# Mistral's names, then OpenAI's.
 REQUESTS_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-requests")
 TOKENS_HEADERS = ("x-ratelimit-limit-tokens-minute", "x-ratelimit-limit-tokens")
 
@@ -28,15 +28,12 @@ class RetryPolicy:
     first_pause_s: float = 0.5
     max_pause_s: float = 30.0
     max_unanswered_at_start: int = 5  # the run ends if this many requests fail before one is answered
-
     first_shared_pause_s: float = 1.0
     max_shared_pause_s: float = 60.0  # a per-minute quota is full again by then
     max_retry_after_s: float = 120.0
     min_halving_interval_s: float = 1.0
-
     used_rate: float = 0.98  # of an allowed rate: the server's minute and ours start at different times
     max_catch_up_s: float = 0.02  # a request this late is on time, so that delays do not lower the rate
-
     batch_quiet_s: float = 2.0  # a batch job is created once no request has arrived for this long
     batch_poll_s: float = 5.0
     batch_max_poll_s: float = 60.0
@@ -150,11 +147,8 @@ class RateLimiter:
             self._tokens.learn(headers)
 
     def slow_down(self, retry_after_s: float | None) -> None:
-        """Handle a 429: pause all requests for as long as the server asks, and allow fewer in flight.
-
-        Without a Retry-After, each pause doubles: six attempts one second apart would be used up long before
-        a per-minute quota is full again.
-        """
+        """Handle a 429: pause all requests for as long as the server asks, and allow fewer in flight."""
+        # Without a Retry-After, each pause doubles until a per-minute quota is full again.
         policy, now = self.policy, time.monotonic()
         if now >= self._paused_until:  # otherwise this 429 belongs to the burst that caused the pause
             pause_s = max(policy.first_shared_pause_s, 2 * self._pause_s)

@@ -115,10 +115,7 @@ class RunReport:
 
 
 class Scheduler:
-    """Runs tasks against one backend, within the concurrency and the retry policy of `limiter`.
-
-    `on_progress` is called after each task; `stage` is recorded in failures.
-    """
+    """Runs tasks against one backend, within the concurrency and the retry policy of `limiter`."""
 
     def __init__(
         self,
@@ -241,8 +238,7 @@ class Scheduler:
         key = request.key()
         while (equal := self._in_flight.get(key)) is not None:
             await equal.wait()
-        reply = self._journal.reply(key)
-        if reply is not None:
+        if (reply := self._journal.reply(key)) is not None:
             return reply
         answered = self._in_flight[key] = asyncio.Event()
         try:
@@ -273,7 +269,7 @@ class Scheduler:
             else:
                 self._num_unanswered_at_start = None
                 return reply
-            if self._stop_reason is not None:  # a stopped run does not wait for a pause
+            if self._stop_reason is not None:  # it does not wait for a pause
                 raise self._stop_reason
             if attempt < policy.max_attempts:
                 await asyncio.sleep(pause_s)
@@ -309,10 +305,10 @@ class Scheduler:
             self._limiter.release()
         self.tally.num_requests += 1
         num_used = num_claimed
-        if reply.usage is not None:
-            self.tally.prompt_tokens += reply.usage.prompt_tokens
-            self.tally.completion_tokens += reply.usage.completion_tokens
-            num_used = reply.usage.prompt_tokens + reply.usage.completion_tokens
+        if (usage := reply.usage) is not None:
+            self.tally.prompt_tokens += usage.prompt_tokens
+            self.tally.completion_tokens += usage.completion_tokens
+            num_used = usage.prompt_tokens + usage.completion_tokens
         self._limiter.succeeded(reply.headers, num_claimed, num_used)
         return reply
 
@@ -413,10 +409,9 @@ def _run_in_new_loop(coroutine: Coroutine[None, None, None]) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(coroutine)
-        return
+        return asyncio.run(coroutine)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(asyncio.run, coroutine).result()
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def outcomes(journal: Journal, tasks: Iterable[Task], tally: Tally) -> Iterator[Outcome]:
@@ -444,13 +439,12 @@ def failure_of(outcome: Outcome) -> Failure:
 def log_to(path: Path) -> Iterator[None]:
     """Write the events of a run to its own log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    run_log.addHandler(handler)
     run_log.setLevel(logging.INFO)
     run_log.propagate = False
-    try:
-        yield
-    finally:
-        run_log.removeHandler(handler)
-        handler.close()
+    with contextlib.closing(logging.FileHandler(path, encoding="utf-8", delay=True)) as handler:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        run_log.addHandler(handler)
+        try:
+            yield
+        finally:
+            run_log.removeHandler(handler)
