@@ -1,8 +1,7 @@
 """A teacher in this process: the bundled model, any base, or a tuned adapter; no server, key or price.
 
 The answer's JSON is forced: names and quotes are fed, texts are generated until their closing quote or their
-part of the budget, labels and scores are read from the logits of the allowed values. So every answer parses,
-and a student can teach itself.
+part of the budget, labels and scores are read from the logits of the allowed values. So every answer parses.
 """
 
 from __future__ import annotations

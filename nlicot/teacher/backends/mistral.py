@@ -149,12 +149,6 @@ class BatchAnswer:
         return reply_of(self.body, {}, latency_s)
 
 
-def request_line(key: str, request: Request) -> str:
-    """Render a request as a line of a batch's file; the model is a property of the job."""
-    body = {"messages": request.turns(), **request.params, **response_formats(request)[0]}
-    return json.dumps({"custom_id": key, "body": body}) + "\n"
-
-
 def answers_of(text: str) -> Iterator[tuple[str, BatchAnswer]]:
     """Iterate over the answers in a file of results or errors, each with its request's key."""
     for line in text.split("\n"):  # not `splitlines`: an answer may contain U+2028
@@ -257,8 +251,7 @@ class Ledger:
 
     def close_key(self, key: str) -> None:
         """Note that a request's answer was delivered; `write_closed` saves it."""
-        batch = self.holding.pop(key, None)
-        if batch is not None:
+        if (batch := self.holding.pop(key, None)) is not None:
             batch.open_keys.discard(key)
             self._unwritten[batch.name] = batch
 
@@ -269,10 +262,7 @@ class Ledger:
 
 
 class MistralBatchBackend(MistralBackend):
-    """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together.
-
-    Batches are recorded in `batches/` under the journal's folder.
-    """
+    """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together."""
 
     name = "mistral-batch"
 
@@ -291,9 +281,7 @@ class MistralBatchBackend(MistralBackend):
     async def complete(self, request: Request) -> Reply:
         """Wait for the request's line in a batch: one that already holds it, or a new one."""
         key, started = request.key(), time.monotonic()
-        outcome = self._came_early.pop(key, None)
-        if outcome is None:
-            outcome = await self._outcome_of(key, request)
+        outcome = self._came_early.pop(key, None) or await self._outcome_of(key, request)
         # Recorded later, in another turn of the event loop: first the caller must save the answer.
         self._ledger.close_key(key)
         if self._closing_keys is None:
@@ -346,10 +334,9 @@ class MistralBatchBackend(MistralBackend):
         self._gathering = None
         gathered, self._gathered = self._gathered, []
         by_model: dict[str, dict[str, Request]] = {}
-        for key in gathered:
-            if key in self._waiting:  # else the caller was cancelled
-                request = self._waiting[key][0]
-                by_model.setdefault(request.model, {})[key] = request
+        for key in filter(self._waiting.__contains__, gathered):  # else the caller was cancelled
+            request = self._waiting[key][0]
+            by_model.setdefault(request.model, {})[key] = request
         for model, requests in by_model.items():
             batch = self._ledger.draft(requests)
             self._start(batch, self._create(batch, model, requests))
@@ -360,8 +347,7 @@ class MistralBatchBackend(MistralBackend):
 
         def on_end(task: asyncio.Task[None]) -> None:
             del self._tasks[batch.name]
-            error = None if task.cancelled() else task.exception()
-            if error is not None:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 for key in batch.open_keys & self._waiting.keys():
                     if not self._waiting[key][1].done():
                         self._waiting[key][1].set_exception(error)
@@ -372,8 +358,11 @@ class MistralBatchBackend(MistralBackend):
         """Create a batch's job, unless the server has it: the record on this side may have been lost."""
         job = await self._retry(self._find_job, batch.metadata)
         if job is None:
-            content = "".join(request_line(key, request) for key, request in requests.items()).encode()
-            file_id = await self._retry(self._upload, f"{batch.name}.jsonl", content)
+            content = ""
+            for key, request in requests.items():
+                body = {"messages": request.turns(), **request.params, **response_formats(request)[0]}
+                content += json.dumps({"custom_id": key, "body": body}) + "\n"
+            file_id = await self._retry(self._upload, f"{batch.name}.jsonl", content.encode())
             batch.intended_at = time.time()
             self._ledger.save(batch)
             try:

@@ -135,8 +135,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 class ConnectionPool(httpx2.AsyncBaseTransport):
     """One connection per request in flight, each kept open for the next request.
 
-    `httpx2`'s own pool looks through all of its connections for every request: at 64 in flight a request
-    takes 1.35 ms of CPU time with it, 1.7 ms with its `AsyncClient`, and 1.1 ms with this one.
+    `httpx2`'s own pool looks through all of its connections for every request (docs/decisions.md).
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """A stage's state on disk: requests, replies, and the outcome of each task, in one SQLite file.
 
 An attempt is committed before it is sent, and a reply before it is parsed: a killed process loses at most
-what was in flight. Outcomes (`finals`) only save work: they can all be recomputed from the replies.
+what was in flight. Outcomes (`finals`) can all be recomputed from the replies.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Journal:
 
 
 def _lock(path: Path) -> TextIO:
-    """Open and lock the journal's lock file; the system unlocks it when the process ends, however it ends."""
+    """Lock the journal; the system unlocks it when the process ends, however it ends."""
     file = path.with_suffix(".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,10 +236,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def disk_full(path: Path, reason: str | None) -> DiskFull:
     """Return the error of a file that cannot be written."""
-    return DiskFull(
-        f"{path}: cannot be written ({reason}); all answers so far are saved, "
-        "free some disk space and run the same command again"
-    )
+    remedy = "free some disk space and run the same command again"
+    return DiskFull(f"{path}: cannot be written ({reason}); all answers so far are saved, {remedy}")
 
 
 def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -86,17 +86,15 @@ def summarise(stage: str, outcomes: Sequence[Outcome], report: RunReport) -> tup
     ]
     texts = [row for row in rows if "score" not in row]
     thoughts = [row for row in texts if "improved_thought_process" not in row]
-    judged = [row for row in thoughts if row.get("true_label") is not None]
-    if judged:
+    if judged := [row for row in thoughts if row.get("true_label") is not None]:
         parts.append(_teacher_metrics(judged, content))
     if texts:
         lengths = sorted(map(_num_words, texts))
         quartiles = [lengths[round(quarter / 4 * (len(lengths) - 1))] for quarter in range(5)]
         names = ("least", "first_quartile", "median", "third_quartile", "most")
         content["thought_words"] = dict(zip(names, quartiles, strict=True))
-    scores = Counter((row["target"], row.get("round", 0), row["score"]) for row in rows if "score" in row)
-    if scores:
-        parts.append(_scores(scores, content))
+    if scored := [row for row in rows if "score" in row]:
+        parts.append(_scores(scored, content))
     return content, "\n\n".join(parts)
 
 
@@ -118,8 +116,9 @@ def _teacher_metrics(thoughts: list[dict[str, Any]], content: dict[str, Any]) ->
     return "\n".join(lines)
 
 
-def _scores(scores: Counter[tuple[str, int, int]], content: dict[str, Any]) -> str:
+def _scores(rows: list[dict[str, Any]], content: dict[str, Any]) -> str:
     rounds: dict[str, dict[str, int]] = {}
+    scores = Counter((row["target"], row.get("round", 0), row["score"]) for row in rows)
     for (target, round_, score), num in sorted(scores.items()):
         rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num
     content["scores"] = rounds

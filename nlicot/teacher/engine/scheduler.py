@@ -1,8 +1,7 @@
 """Runs a stage's phases from the first request to the last, with its tasks side by side.
 
 A task is a coroutine that sends requests through the `Ask` it is given. `Ask` looks into the journal first: a
-task that runs again after a kill gets the same answers and only pays for new ones. A reply is saved before it
-is parsed.
+task that runs again after a kill gets the same answers and only pays for new ones.
 """
 
 from __future__ import annotations
