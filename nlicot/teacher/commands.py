@@ -24,7 +24,7 @@ from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
 from nlicot.records import to_json_dict
-from nlicot.teacher.backends.registry import BACKENDS, connect, endpoint
+from nlicot.teacher.backends.base import BACKENDS, connect, endpoint
 from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of

@@ -17,7 +17,7 @@ from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.records import LABELS
-from nlicot.teacher.backends.registry import BACKENDS, endpoint
+from nlicot.teacher.backends.base import BACKENDS, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
 from nlicot.teacher.prompt import RELATIONS, STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 

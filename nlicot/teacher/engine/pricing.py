@@ -17,8 +17,7 @@ from nlicot.config_files import hint, read_yaml
 from nlicot.data.rows import shown
 from nlicot.errors import BudgetReached, ConfigError
 from nlicot.records import Usage
-from nlicot.teacher.backends.base import Request
-from nlicot.teacher.backends.registry import BACKENDS
+from nlicot.teacher.backends.base import BACKENDS, Request
 
 PRICES_PATH = Path(__file__).parents[1] / "prices.yaml"
 TABLE_KEYS = ("as_of", "source", "batch_discount", "models", "aliases")

@@ -20,6 +20,7 @@ import pytest
 
 from nlicot.errors import ConfigError, DataError
 from nlicot.teacher.backends.base import (
+    BACKENDS,
     AnswerSchema,
     Connection,
     Fault,
@@ -29,9 +30,9 @@ from nlicot.teacher.backends.base import (
     Reply,
     Request,
     Transient,
+    connect,
 )
 from nlicot.teacher.backends.mistral import BatchAnswer, MistralBatchBackend, answers_of
-from nlicot.teacher.backends.registry import BACKENDS, connect
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from tests.teacher.fake_answers import default_answer, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.errors import ConfigError
-from nlicot.teacher.backends.base import Backend, Endpoint
-from nlicot.teacher.backends.registry import connect, endpoint
+from nlicot.teacher.backends.base import Backend, Endpoint, connect, endpoint
 from tests.teacher.fake_server import FakeServer
 
 
