@@ -86,8 +86,7 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
     """Return the fields that a prompt of this type asks for; ignore others.
 
     Raises:
-        Unparsable: with kind whitespace, no_json, two_objects, missing_field, wrong_type, label_outside
-            or empty_text.
+        Unparsable: no such fields can be read, or a value does not fit.
     """
     if not text.strip():
         raise Unparsable("whitespace", "found only blanks, expected a JSON object")
@@ -111,9 +110,7 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
 def _strict(text: str, properties: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the object that the text is; None if it is not exactly one."""
     pairs = None
-    with contextlib.suppress(
-        ValueError, RecursionError
-    ):  # ValueError: not JSON, or a number too long to read
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON, or a number too long to read
         pairs = json.loads(text, object_pairs_hook=tuple)
     if not isinstance(pairs, tuple):
         return None

@@ -1,8 +1,4 @@
-"""The commands `generate`, `reflect` and `score`: from settings to a finished file and its summary.
-
-Whatever can be refused is refused before the first request: existing outputs, pairs that cannot be read,
-prompts that lack a placeholder, a missing key, an unknown model.
-"""
+"""The commands `generate`, `reflect` and `score`; refusals come before the first request."""
 
 from __future__ import annotations
 
