@@ -182,6 +182,14 @@ class CommandParser(ArgumentParser):
             raise SystemExit(0)
         return found
 
+    def instantiate(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Create the objects in parsed settings; a value that a class refuses is a `ConfigError`."""
+        try:
+            created: Namespace = super().instantiate(*args, **kwargs)
+        except ValueError as error:
+            raise ConfigError(worded(error)) from None
+        return created
+
     def shows(self, action: argparse.Action) -> bool:
         """Return whether the requested page of help lists a setting."""
         is_on_page = bool(self._own_page) and action.dest.startswith(f"{self._own_page}.")
@@ -312,12 +320,12 @@ def worded(error: Exception) -> str:
     "--data.seed: found 'x', expected a whole number"
     """
     message = " ".join(str(error).split())
-    # A type of our own words its refusal; among the errors of a union it is the one to show.
-    own = re.search(r"Errors: .*?- (--\w[\w.-]*: .+?) - Expected a <class 'NoneType'>", message)
-    if own:
-        return own[1]
     name = re.search(r"(?:Parser key \"|argument --)([\w.]+)", message)
     flag = f"--{name[1]}: " if name else ""
+    # Among the errors of a union, show the one that a class or a type of our own words.
+    own = re.search(r"Errors: - (?!Expected |Not of type |invalid literal )(.+?) - Expected a <class", message)
+    if own:
+        return own[1] if own[1].startswith("--") else flag + own[1]
     value = re.search(
         r"(?:Got|Given) value: (.*?)$|: (\S+) does not conform|invalid literal .*?: '(.*?)'", message
     )

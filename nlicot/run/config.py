@@ -155,7 +155,7 @@ def _trained_run(
         configured.pop(name, None)
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
-            configured["data"].pop(name, None)
+            configured.get("data", {}).pop(name, None)
     found = parser.parse(args, **base)
     found.pop("ckpt_path")
     settings = kind(**vars(parser.instantiate(found)))
@@ -165,7 +165,7 @@ def _trained_run(
         checkpoint=checkpoint,
         settings=settings,
         typed=typed,
-        configured_base=configured["model"]["base"],
+        configured_base=configured.get("model", {}).get("base", ""),
     )
 
 

@@ -18,6 +18,7 @@ from nlicot.builders.base import Builder, CountTokens, build_report
 from nlicot.completion import Form
 from nlicot.data.pairs import check_disjoint, read_examples
 from nlicot.data.root import DataRoot
+from nlicot.data.rows import RecordList
 from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
 from nlicot.errors import DataError
 from nlicot.prepare.formats import read_prepared
@@ -97,8 +98,9 @@ class RunData:
 
     def read_pairs(self, split: str) -> list[Example]:
         """Read the pairs of a split, and keep them."""
-        examples = list(read_examples(self.path(split, "pairs"), label_map=self.label_map))
-        self.pairs[split] = examples[: self._limit(split)]
+        examples = read_examples(self.path(split, "pairs"), label_map=self.label_map)
+        limit = self._limit(split)
+        self.pairs[split] = RecordList(examples[:limit], examples.lines[:limit])
         return self.pairs[split]
 
     def read_labelled(self, split: str) -> list[Example]:

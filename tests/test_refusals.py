@@ -1,0 +1,389 @@
+"""A mistake of the user ends a command with exit code 2, one line on stderr and no file written.
+
+Each case is a command line in a folder with the files of `PROJECT` and its own; the message must contain its
+text. No case needs a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+
+from nlicot.cli import main
+
+HEADER = "id,premise,hypothesis,label\n"
+PAIRS = HEADER + 'a,"Rain falls.",It is wet.,1\nb,"Sun, sun.",It is wet.,0\n'
+DEV = HEADER + "c,Snow falls.,It is cold.,1\nd,Wind blows.,It is warm.,0\n"
+THOUGHT = (
+    '{"id": "a", "premise": "Rain falls.", "hypothesis": "It is wet.", '
+    '"thought_process": "Rain is wet.", "predicted_label": 1}\n'
+)
+DEV_THOUGHT = (
+    THOUGHT.replace('"a"', '"c"').replace("Rain falls", "Snow falls").replace("It is wet", "It is cold")
+)
+OTHER_THOUGHT = THOUGHT.replace("Rain is wet.", "It rains.")
+WRONG = THOUGHT.replace(": 1}", ": 0}")
+LOST_THOUGHT = THOUGHT.replace("Rain falls.", "Hail falls.")
+REFLECTION = THOUGHT.replace(
+    '"predicted_label": 1',
+    '"true_label": 1, "error_analysis": "E.", "improved_thought_process": "I.", "reflected_label": 1',
+)
+SCORE = '{"id": "a", "score": 4}\n'
+PREDICTION = '{"id": "a", "true_label": 1, "predicted_label": 1, "p_entailment": 0.9}\n'
+TRAIN = "data/original_data/train.csv"
+THOUGHTS = "data/original_thoughts/train.jsonl"
+PROJECT = {
+    TRAIN: PAIRS,
+    "data/original_data/dev.csv": DEV,
+    THOUGHTS: THOUGHT,
+    "data/original_thoughts/dev.jsonl": DEV_THOUGHT,
+    "checkpoints/one/config.yaml": "model:\n  base: bundled\ndata:\n  builder: correct_only\n",
+    "checkpoints/one/best.ckpt": "no checkpoint",
+    "checkpoints/two/config.yaml": "model:\n  base: bundled\ndata:\n  builder: correct_only\n",
+    "checkpoints/two/best.ckpt": "no checkpoint",
+    "checkpoints/bare/best.ckpt": "no checkpoint",
+    "checkpoints/one/predictions/dev.jsonl": PREDICTION,
+}
+PROMPT = "user: '{premise} {hypothesis} 1 if {entailment}, 0 if {no_entailment}'\n"
+BUILDER = "data: {builder: {class_path: nlicot.builders.reflected.Reflected, init_args: {prefer: last}}}"
+RUN = "--ckpt_path checkpoints/one/best.ckpt"
+BOTH = f"{RUN} --ckpt_path checkpoints/two/best.ckpt"
+
+
+class Case(NamedTuple):
+    command: str
+    line: str
+    files: Mapping[str, str | bytes] = MappingProxyType({})
+    writes: str = ""
+    """A folder that the command may create before the refusal."""
+
+
+def split(content: str | bytes, line: str, *, flags: str = "", name: str = "p.csv") -> Case:
+    return Case(f"split {name} --out out {flags}", line, {name: content})
+
+
+def prepare(flags: str, line: str, **files: str | bytes) -> Case:
+    paths = {"thoughts": THOUGHTS, "reflections": "data/reflected_thoughts/train.jsonl"}
+    paths |= {"scores": "data/scored_thoughts/train.jsonl", "definitions": "d.yaml"}
+    return Case(f"prepare --root data {flags}", line, {paths[kind]: text for kind, text in files.items()})
+
+
+def generate(flags: str, line: str, *, writes: str = "", **files: str) -> Case:
+    named = {f"{name}.yaml": text for name, text in files.items()}
+    return Case(f"generate --root data {flags}", line, named, writes)
+
+
+def report(flags: str, line: str, predictions: str = PREDICTION) -> Case:
+    return Case(f"report {flags}", line, {"two.jsonl": predictions})
+
+
+CASES = [
+    Case("fti", "fti: unknown command; did you mean fit? available: split"),
+    # split
+    Case("split none.csv --out out", "none.csv: no such file ("),
+    Case("split", "pairs"),
+    split(PAIRS, "p.txt: found the ending '.txt', expected .csv, .jsonl or .json", name="p.txt"),
+    split(PAIRS, "--sede: unknown setting; did you mean --seed?", flags="--sede 1"),
+    split(PAIRS, "--seed: found 'x', expected a whole number", flags="--seed x"),
+    split(PAIRS, "--dev: found 2.0, expected a number between 0 and 1", flags="--dev 2"),
+    split(PAIRS, "--label_map: found 'yes=2', expected NAME=0 or NAME=1", flags="--label_map yes=2"),
+    split(PAIRS, "--label_map: found 'yes' twice", flags="--label_map yes=1,yes=0"),
+    split("premise,hypothesis\nA.,B.\nC.,D.\n", "p.csv: found pairs without labels"),
+    split(HEADER + "a,A.,B.,1\nb,A.,C.,0\n", "p.csv: found 1 different premises, expected 2 or more"),
+    split("a;b\n1;2\n", "p.csv:1: found the columns 'a;b', expected premise and hypothesis too (separate"),
+    split("premise,premise\n1,2\n", "p.csv:1: found the column 'premise' twice"),
+    split(HEADER + "a,A, B,C,1\n", "p.csv:2: found 5 fields, expected 4 as in the header"),
+    split(HEADER + 'a,"A" B,C,1\n', "p.csv:2: a CSV row that cannot be read"),
+    split(HEADER.encode() + b"a,\xff,B,1\n", "p.csv:2: found the byte 0xff, expected UTF-8"),
+    split(HEADER + "a,A,B,1\na,C,D,0\n", "p.csv:3: found the id 'a' again, after line 2"),
+    split(HEADER + "a,A,B,yes\nb,C,D,no\n", "p.csv:2: found the labels 'yes', 'no', expected 0 or 1 (map"),
+    split(HEADER + "a,A,B,1\nb,C,D,\n", "p.csv:3: found no label, expected one, as on line 2"),
+    split(HEADER + "a,,B,1\n", "p.csv:2: found an empty premise, expected text"),
+    split(HEADER, "p.csv: found no rows, expected a row for each pair"),
+    split("", "p.csv: found no rows, expected a row for each pair"),
+    split('{"premise": "A"', "p.jsonl:1: found invalid JSON", name="p.jsonl"),
+    split("[1]", "p.json:1: found 1, expected a JSON object", name="p.json"),
+    split('{"premise": 1, "hypothesis": "B"}', "p.jsonl:1: found premise 1, expected", name="p.jsonl"),
+    split('{"premise": "\\u0000", "hypothesis": "B"}', "p.jsonl:1: found a NUL character", name="p.jsonl"),
+    split('{"premise": "\\ud800", "hypothesis": "B"}', "found half a surrogate pair", name="p.jsonl"),
+    Case("split p.csv --out out", "p.csv: cannot be read: Is a directory", {"p.csv/x": ""}),
+    Case(
+        "split pairs.csv --out out",
+        "out/original_data/dev.csv exists already; add --overwrite",
+        {"pairs.csv": PAIRS, "out/original_data/dev.csv": ""},
+    ),
+    Case("split data/original_data/train.csv --out data", "would be replaced by its own split"),
+    Case("split pairs.csv --out out", "cannot be written", {"pairs.csv": PAIRS, "out": ""}),
+    # prepare
+    prepare("--builder none", "--builder: found 'none', expected one of correct_only"),
+    prepare("--builder pathlib.Path", "--builder: found 'pathlib.Path', which is not a Builder subclass"),
+    prepare("--builder_args balance", "--builder_args: found 'balance', expected NAME=VALUE"),
+    prepare("--builder_args colour=1", "--builder_args: found 'colour', expected some of"),
+    prepare("--builder_args min_score=high", "--builder_args min_score: found 'high', expected a whole"),
+    prepare("--builder_args prefer=last", "prefer"),
+    prepare(
+        "--builder correct_only --split train --builder_args max_thought_tokens=9",
+        "max_thought_tokens 9: cannot count tokens",
+    ),
+    prepare("--split train,dev --out p.jsonl", "--out: found one path for the splits train, dev"),
+    prepare("--limit 0", "--limit: found 0, expected a whole number, 1 or more"),
+    prepare("--format xml", "--format: found 'xml', expected one of text, prompt-completion, messages"),
+    prepare("--definitions none.yaml", "--definitions none.yaml: cannot be read: No such file"),
+    prepare("--definitions d.yaml", "found no text for no_entailment", definitions="entailment: it holds"),
+    prepare("--definitions d.yaml", "d.yaml: expected the keys entailment", definitions="- 1"),
+    prepare("--definitions d.yaml", "d.yaml:1: not valid YAML", definitions="a: b: c"),
+    prepare("--definitions d.yaml", "d.yaml: not valid UTF-8", definitions=b"\xff"),
+    prepare(
+        "--definitions d.yaml",
+        "unknown key 'entailmnt'; did you mean entailment?",
+        definitions="entailmnt: it holds",
+    ),
+    prepare("--definitions.entailment .", "definitions.entailment: found '.', expected text that completes"),
+    prepare("--split train", "train.csv: found nothing that the builder Reflected can use", thoughts=WRONG),
+    prepare("--split test", "test.csv: no such file ("),
+    prepare("--split train", "train.jsonl: found no rows, expected a row for each thought", thoughts=""),
+    prepare("--split train", "train.jsonl:1: thought of pair 'a' matches no pair", thoughts=LOST_THOUGHT),
+    prepare(
+        "--split train",
+        "train.jsonl:2: found a different thought for pair 'a', sample 0, after that on line 1",
+        thoughts=THOUGHT + OTHER_THOUGHT,
+    ),
+    prepare(
+        "--split train",
+        "train.jsonl:1: found no thought_process among",
+        thoughts='{"premise": "Rain falls.", "hypothesis": "It is wet."}',
+    ),
+    prepare("--split train", "found a reflection on a correct thought", reflections=REFLECTION),
+    prepare("--split train", "score of pair 'z' matches no pair", scores=SCORE.replace("a", "z", 1)),
+    prepare("--split train", "found score 9, expected 1 to 5", scores=SCORE.replace("4", "9")),
+    prepare("--split train", "after score 4, expected", scores=SCORE + SCORE.replace("4", "5")),
+    prepare("--split train", "found a regenerated text of round 0", scores=THOUGHT),
+    prepare("--split train", "found the fields 'id', expected a score", scores='{"id": "a"}'),
+    prepare("--split train --out o", "o is a folder, expected")._replace(files={"o/x": ""}),
+    # audit
+    Case("audit --root data --json x --markdown ./x", "--json and --markdown: found one file for both"),
+    Case("audit --root data --prompt none.txt", "--prompt none.txt: cannot be read"),
+    Case("audit --train_thoughts t.jsonl", "found thoughts of train without its pairs", {"t.jsonl": ""}),
+    Case("audit --train_pairs none.csv", "none.csv: no such file (it was given by --train_pairs)"),
+    Case(
+        "audit --root empty",
+        "empty: found no pairs, expected one of empty/original_data/train.csv",
+        {"empty/x": ""},
+    ),
+    Case("audit --root data --json x", "x exists already; add --overwrite", {"x": ""}),
+    # generate, reflect, score
+    generate("--model=", "--model: found none, expected the teacher's name"),
+    generate("--backend openai", "--backend openai: found no --server_url"),
+    generate("--backend mail", "--backend: found 'mail', expected one of mistral, openai"),
+    generate("--overwrite", "--backend mistral: found no MISTRAL_API_KEY", writes="data"),
+    generate("--ids z", "--ids: found z, expected ids of pairs in"),
+    generate("--concurrency 0", "--concurrency: found '0', expected a whole number, 1 or more"),
+    generate("--price 1", "--price: found"),
+    generate("--price 1,x", "--price: found '1,x', expected INPUT,OUTPUT"),
+    generate("--prices p.yaml", "--prices p.yaml: found no `models`", p="a: 1"),
+    generate("--prices p.yaml", "unknown key 'model' (did you mean models?)", p="model: 1\nmodels: {}"),
+    generate("--prices p.yaml", "m: found [1], expected two amounts", p="models: {m: [1]}"),
+    generate("--prices p.yaml", "the alias n names 'o'", p="models: {m: [1, 1]}\naliases: {n: o}"),
+    generate("--prices p.yaml", "found aliases [1], expected", p="models: {m: [1, 1]}\naliases: [1]"),
+    generate("--prices p.yaml", "found batch_discount 2", p="models: {m: [1, 1]}\nbatch_discount: 2"),
+    generate(
+        "--backend openai --server_url http://localhost:1 --model m --budget 1 --overwrite",
+        "--budget 1.0: the price of m is not known",
+        writes="data",
+    ),
+    generate("--prompt p.yaml", "p.yaml: found [1], expected the keys system, user, definitions", p="[1]"),
+    generate("--prompt p.yaml", "p.yaml:1: unknown key 'usr' (did you mean user?)", p="usr: x"),
+    generate("--prompt p.yaml", "p.yaml: the key user is missing", p="system: x"),
+    generate("--prompt p.yaml", "p.yaml:1: found user 1, expected text", p="user: 1"),
+    generate("--prompt p.yaml", "p.yaml: {hypothesis} missing, expected in", p="user: '{premise}'"),
+    generate(
+        "--prompt p.yaml",
+        "p.yaml:1: initial_generation has no placeholder {hypotesis}",
+        p="user: '{premise} {hypothesis} {hypotesis}'",
+    ),
+    generate(
+        "--prompt p.yaml --definitions d.yaml",
+        "p.yaml: the label definitions would have no effect",
+        p="user: '{premise} {hypothesis}'",
+        d="entailment: a\nno_entailment: b",
+    ),
+    generate("--relation_map entailment=1", "--relation_map: found {'entailment': 1}, expected 0 or 1"),
+    generate(
+        "--definitions d.yaml",
+        "d.yaml: relation_map: found {'a': 1}, expected 0 or 1 for each",
+        d="entailment: a\nno_entailment: b\nrelation_map: {a: 1}",
+    ),
+    generate(
+        "--config c.yaml",
+        "--config c.yaml: generat: unknown section; did you mean generate?",
+        c="generat: {}\nscore: {}",
+    ),
+    generate(
+        "--config c.yaml",
+        "--config c.yaml: generate: expected settings with values under it",
+        c="generate: 1",
+    ),
+    generate(
+        "--config c.yaml",
+        "--config c.yaml: modle: unknown setting; did you mean --model?",
+        c="generate: {modle: x}",
+    ),
+    generate("--export_journal j.jsonl", "--export_journal: found no journal data/journal/generate.sqlite"),
+    Case(
+        "generate --root data --dry_run",
+        "generate.sqlite: not a journal (",
+        {"data/journal/generate.sqlite": "not a journal " * 99},
+        "data/journal",
+    ),
+    Case(
+        "reflect --root data --split test",
+        "test.jsonl: no such file (write it first: python",
+        {"data/original_data/test.csv": PAIRS},
+    ),
+    Case("score --root data --rounds 11", "--rounds: found '11', expected one of 0, 1"),
+    Case("score --root data --threshold 9", "--threshold: found '9', expected one of 1, 2"),
+    # fit and inspect
+    Case("fit --config none.yaml", "--config none.yaml: no such file (there"),
+    Case("fit --config", "--config needs a file name"),
+    Case("fit --config c.yaml", "--config c.yaml:1: not valid YAML", {"c.yaml": "a: b: c"}),
+    Case("fit --config c.yaml", "--config c.yaml: expected keys with values", {"c.yaml": "- a"}),
+    Case(
+        "fit --config c.yaml",
+        "--config c.yaml: data.buildr: unknown setting; did you mean --data.builder?",
+        {"c.yaml": "data: {buildr: reflected}"},
+    ),
+    Case("fit --model.lora.rank 8", "--model.lora.rank: unknown setting"),
+    Case("fit --model.learning_rate fast", "--model.learning_rate: found 'fast', expected a number"),
+    Case("fit --model.quantization int8", "--model.quantization: found 'int8', expected one of nf4, none"),
+    Case("fit --config c.yaml", "prefer: found 'last', expected 'first' or 'shortest'", {"c.yaml": BUILDER}),
+    Case(
+        "fit --config c.yaml",
+        "--data.builder: Problem with given class_path 'nlicot.builders.reflected.Reflected': Option",
+        {"c.yaml": BUILDER.replace("prefer", "favour")},
+    ),
+    Case("fit --checkpoint.mode best", "--checkpoint.mode: found 'best', expected"),
+    Case("fit --data.builder none", "--data.builder: found 'none', expected one of correct_only"),
+    Case("fit --data.prompts.thinking {premise}", "data.prompts.thinking: found {hypothesis} 0 times"),
+    Case("fit --trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches: found 2, expected 1"),
+    Case("fit --resume checkpoints/ne", "checkpoints/ne/config.yaml: no such file; did you mean"),
+    Case("fit --resume none", "none/config.yaml: no such file; runs that have one: none"),
+    Case("inspect --root data --num -1", "--num: found -1, expected 0 or more"),
+    Case("inspect --root data --split test", "--split: found 'test', expected one of train, dev"),
+    Case("inspect --root data --data.builder correct_only --id z", "--id z: no such pair in train"),
+    Case(
+        "inspect --root data --data.builder correct_only --id b",
+        "--id b: the builder CorrectOnly makes no training example of this pair",
+    ),
+    Case(
+        "inspect --root data",
+        "dev.csv:2: found pair 'a' of dev in train too (there 'a'), and 1 more",
+        {"data/original_data/dev.csv": PAIRS},
+    ),
+    Case(
+        "inspect --root data --data.train_pairs p.csv",
+        "p.csv: found --data.train_pairs without",
+        {"p.csv": PAIRS},
+    ),
+    Case("inspect --root data --data.train_scores s.jsonl", "s.jsonl: found no such file, expected"),
+    Case(
+        "inspect --root data --data.prepared p.jsonl",
+        "p.jsonl:1: found a text of another format",
+        {"p.jsonl": '{"text": "x"}'},
+    ),
+    Case(
+        "inspect --root data --data.prepared p.jsonl",
+        "p.jsonl:1: found messages of another format",
+        {"p.jsonl": '{"messages": []}'},
+    ),
+    Case(
+        "inspect --root data --data.prepared p.jsonl",
+        "p.jsonl:1: found a completion that is not JSON",
+        {"p.jsonl": '{"prompt": "x", "completion": "y"}'},
+    ),
+    Case(
+        "inspect --root data --data.prepared p.jsonl",
+        "p.jsonl: found no rows, expected a row",
+        {"p.jsonl": ""},
+    ),
+    # validate, test, predict
+    Case("validate", "validate needs --ckpt_path checkpoints/RUN/best.ckpt"),
+    Case("test --ckpt_path", "--ckpt_path"),
+    Case("predict --ckpt_path none.ckpt", "--ckpt_path none.ckpt: no such file; checkpoints here: ch"),
+    Case("predict --ckpt_path checkpoints/bare/best.ckpt", "checkpoints/bare/config.yaml: no such"),
+    Case(
+        "predict --ckpt_path checkpoints/bare/best.ckpt --root data --split dev",
+        "--ckpt_path checkpoints/bare/best.ckpt: not a checkpoint of nlicot (",
+        {"checkpoints/bare/config.yaml": "trainer: {}"},
+    ),
+    Case(
+        "predict --ckpt_path checkpoints/bare/best.ckpt",
+        "config.yaml: data.bilder: unknown setting; did you mean --data.builder?",
+        {"checkpoints/bare/config.yaml": "data: {bilder: reflected}"},
+    ),
+    Case(f"predict {RUN} --root data", "data/original_data/test.csv: no such file ("),
+    Case(f"predict {RUN} --root data --split dev", f"{RUN}: not a checkpoint of nlicot ("),
+    Case(
+        f"test {RUN} --root data",
+        "found pairs without a label, expected a label for each pair (to predict",
+        {"data/original_data/test.csv": "premise,hypothesis\nA,B\n"},
+    ),
+    Case(
+        f"validate {RUN} --root data",
+        "dev.csv:2: found pair 'a' of dev in train too",
+        {"data/original_data/dev.csv": PAIRS},
+    ),
+    Case(f"predict {BOTH} --root data --split dev --weights 1", "--weights: found '1', expected 2"),
+    Case(f"predict {RUN} --root data --split dev --weights=-1", "--weights: found '-1', expected 1 comma"),
+    # report
+    report("", "report: found no run, expected report RUN [RUN ...]"),
+    report("--compare one", "--compare: found 1 run, expected two or more"),
+    report("one one", "--compare: found one twice, expected different runs"),
+    report("none", "--compare none: found no such run"),
+    report("two", "found no checkpoints/two/predictions/dev.jsonl, expected predictions"),
+    report("one --split test", "(there are predictions of dev), expected predictions of test"),
+    report("one two.jsonl --card c", "--card: found 2 runs, expected the one that the card describes"),
+    report("two.jsonl --card c", "--card: found no config.yaml that belongs to two.jsonl"),
+    report("one --json x --html ./x", "report: found one file named twice among x, x"),
+    report("one --html checkpoints", "checkpoints is a folder, expected the name of a file to write"),
+    report("one --audit none.json", "none.json: cannot be read: No such file"),
+    report("one --audit two.jsonl", "two.jsonl: found findings null, expected a list"),
+    report("two.jsonl", "two.jsonl: found no predictions", ""),
+    report("two.jsonl", "two.jsonl:2: found the id 'a' a second time", PREDICTION * 2),
+    report("two.jsonl", "found p_entailment 2, expected a probability", PREDICTION.replace("0.9", "2")),
+    report("two.jsonl", "found no true_label of 'a'", '{"id": "a", "predicted_label": 1}'),
+    report("two.jsonl", "found a prediction without an id", '{"true_label": 1}'),
+    report(
+        "one two.jsonl",
+        "found pair 'a' labelled 1 in one and labelled 0 in two",
+        PREDICTION.replace('"true_label": 1', '"true_label": 0'),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command} {case.line}"[:90])
+def test_refusal_is_one_line_with_exit_code_2_and_writes_nothing(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
+    for name, content in {**PROJECT, **case.files}.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = written(case)
+    assert main(case.command.split()) == 2
+    out = capsys.readouterr()
+    lines = out.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("nlicot: "), out.err
+    assert case.line in lines[0]
+    assert written(case) == before
+
+
+def written(case: Case) -> dict[Path, bytes]:
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    ignored = [path for path in files if case.writes and path.is_relative_to(case.writes)]
+    return {path: path.read_bytes() for path in files if path not in ignored}
