@@ -323,7 +323,7 @@ def worded(error: Exception) -> str:
     name = re.search(r"(?:Parser key \"|argument --)([\w.]+)", message)
     flag = f"--{name[1]}: " if name else ""
     # Among the errors of a union, show the one that a class or a type of our own words.
-    own = re.search(r"Errors: - (?!Expected |Not of type |invalid literal )(.+?) - Expected a <class", message)
+    own = re.search(r"Errors: - (?!Expected |Not of |invalid literal )(.+?) - Expected a <class", message)
     if own:
         return own[1] if own[1].startswith("--") else flag + own[1]
     value = re.search(
