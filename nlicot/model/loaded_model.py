@@ -180,8 +180,10 @@ def load_base(
         # forward pass in eval mode, such as a dev evaluation; training would continue with gradients missing.
         for module in _matrices_in_4_bits(model):
             module.support_avx512bf16_for_cpu = False
-    elif in_4_bits and (_fits_dense(model) if dense is None else dense):
-        _make_dense(model)
+    elif in_4_bits:
+        in_16_bits = sum(2 * each.in_features * each.out_features for each in _matrices_in_4_bits(model))
+        if in_16_bits < 0.5 * available_bytes() if dense is None else dense:
+            _make_dense(model)
     model.requires_grad_(False)
     model.config.use_cache = not for_training
     return model
@@ -189,17 +191,11 @@ def load_base(
 
 def compute_dtype(name: str = "auto") -> str:
     """Return `bfloat16` or `float32`: the given one, or for `auto` the faster one on this machine."""
-    if name != "auto":
-        return name
-    return "bfloat16" if multiplies_bfloat16() else "float32"
+    return ("bfloat16" if multiplies_bfloat16() else "float32") if name == "auto" else name
 
 
 def multiplies_bfloat16() -> bool:
-    """Check whether the GPU, or else the processor, multiplies bfloat16 matrices in hardware.
-
-    Without it, with AVX2 only for instance, each product first converts its inputs, and float32 is several
-    times as fast.
-    """
+    """Check whether the GPU, or else the processor, can multiply bfloat16; else float32 is faster."""
     if torch.cuda.is_available():
         return True
     if platform.machine().lower() in ("x86_64", "amd64"):
@@ -213,12 +209,6 @@ def _matrices_in_4_bits(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
-def _fits_dense(model: Any) -> bool:
-    """Check that the 4-bit matrices would take less than half of the available memory in 16 bits."""
-    num_bytes = sum(2 * module.in_features * module.out_features for module in _matrices_in_4_bits(model))
-    return bool(num_bytes < 0.5 * available_bytes())
-
-
 def _make_dense(model: Any) -> None:
     """Replace 4-bit matrices by dense ones with the same values, which also allows merging the adapter.
 
@@ -227,9 +217,8 @@ def _make_dense(model: Any) -> None:
     """
     names = {module: name for name, module in model.named_modules()}
     for module in _matrices_in_4_bits(model):
-        dense = nn.Linear(
-            module.in_features, module.out_features, bias=module.bias is not None, device="meta"
-        )
+        has_bias = module.bias is not None
+        dense = nn.Linear(module.in_features, module.out_features, bias=has_bias, device="meta")
         dense.weight = nn.Parameter(dense_weight(module), requires_grad=False)
         dense.bias = module.bias
         model.set_submodule(names[module], dense)

@@ -202,10 +202,7 @@ class ChatFormat(PromptFormat):
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
 
-PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (
-    MistralFormat,
-    ChatFormat,
-)
+PROMPT_FORMATS: tuple[type[PromptFormat], ...] = (MistralFormat, ChatFormat)
 """All formats; `auto` selects the first one that fits."""
 
 

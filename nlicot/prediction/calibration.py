@@ -1,8 +1,4 @@
-"""Tune threshold and temperature on dev, measure the gain by cross-fitting, and store them with the run.
-
-A decision is fitted on all folds but one and measured on that one, so the cross-fitted figure is an honest
-estimate; the in-sample figure next to it shows how optimistic tuning looks.
-"""
+"""Tune threshold and temperature on dev, measure the gain by cross-fitting, and store them with the run."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +54,7 @@ def _logit(p: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The decision fitted on all pairs, with metrics without it, cross-fitted, and in-sample."""
+    """The decision fitted on all pairs; metrics without it, cross-fitted, and (optimistic) in-sample."""
 
     decision: Decision
     plain: ClassificationMetrics
@@ -73,9 +69,8 @@ def fit_decision(true: Labels, p: Floats) -> Decision:
     """
     if len(np.unique(true)) < 2 or len(np.unique(p)) < 2:
         return Decision()
-    temperature = _best_temperature(true, p)
-    calibrated = Decision(temperature=temperature).calibrated(p)
-    return Decision(threshold=_best_threshold(true, calibrated), temperature=temperature)
+    tempered = Decision(temperature=_best_temperature(true, p))
+    return replace(tempered, threshold=_best_threshold(true, tempered.calibrated(p)))
 
 
 def _best_temperature(true: Labels, p: Floats) -> float:
@@ -111,11 +106,7 @@ def _best_threshold(true: Labels, p: Floats) -> float:
 def tune(
     true_labels: Sequence[int], p_entailment: Sequence[float], *, num_folds: int = 5, seed: int = 0
 ) -> Tuned:
-    """Fit a decision, and measure it by cross-fitting over folds balanced by label.
-
-    Raises:
-        ConfigError: a label has fewer pairs than there are folds.
-    """
+    """Fit a decision, and measure it by cross-fitting: each fold with a decision fitted on the others."""
     true = np.array(true_labels, dtype=np.int64)
     p = np.array(p_entailment, dtype=np.float64)
     fold_of = _folds(true, num_folds, seed)
@@ -135,7 +126,8 @@ def tune(
 
 
 def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
-    counts = [int(np.sum(true == label)) for label in (0, 1)]
+    members = [np.flatnonzero(true == label).tolist() for label in (0, 1)]
+    counts = [len(indices) for indices in members]
     if min(counts) < num_folds:
         raise ConfigError(
             f"--tune_threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
@@ -143,10 +135,9 @@ def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
         )
     fold_of = np.zeros_like(true)
     generator = random.Random(seed)
-    for label in (0, 1):
-        members = np.flatnonzero(true == label).tolist()
-        generator.shuffle(members)
-        fold_of[members] = np.arange(len(members)) % num_folds
+    for indices in members:
+        generator.shuffle(indices)
+        fold_of[indices] = np.arange(len(indices)) % num_folds
     return fold_of
 
 
@@ -181,8 +172,7 @@ def format_tuned(tuned: Tuned) -> str:
 def store(path: Path, tuned: Tuned, *, split: str, num_pairs: int) -> None:
     """Store the decision in its run's `decision.json`."""
     content = {
-        "threshold": tuned.decision.threshold,
-        "temperature": tuned.decision.temperature,
+        **asdict(tuned.decision),
         "split": split,
         "num_pairs": num_pairs,
         "accuracy_plain": tuned.plain.accuracy.value,
@@ -193,11 +183,7 @@ def store(path: Path, tuned: Tuned, *, split: str, num_pairs: int) -> None:
 
 
 def load(path: Path) -> Decision:
-    """Load the decision stored in a run's `decision.json`.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
+    """Load the decision stored in a run's `decision.json`."""
     remedy = "run `validate --tune_threshold` again or remove the file"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

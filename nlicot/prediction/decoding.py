@@ -1,9 +1,8 @@
 """Decoding that forces what is known: the scaffold is fed, the thought generated, the label read.
 
-A row generates its thought until the closing quote or the end of its token budget; then the scaffold up to
-the label is fed, and p(entailment) is the softmax over the two label tokens. So every completion parses by
-construction. Finished rows leave the batch, the next prompts take their slots, and the label step reuses the
-cache.
+A row generates its thought until the closing quote or the end of its token budget; then the scaffold is fed,
+and p(entailment) is the softmax over the two label tokens. So every completion parses by construction.
+Finished rows leave the batch, and the next prompts take their slots.
 """
 
 from __future__ import annotations
@@ -47,13 +46,7 @@ class PromptBatch:
 
 
 class Decoder:
-    """Decodes prompts with one model.
-
-    Args:
-        model: a causal language model of transformers, with or without an adapter, in eval mode.
-        prompt_format: the tokenizer's prompt format.
-        settings: batch size, token budget and sampling.
-    """
+    """Decodes prompts with a causal language model of transformers, adapted or not, in eval mode."""
 
     def __init__(self, model: Any, prompt_format: PromptFormat, settings: DecodingSettings) -> None:
         self.model = causal_lm(model)
@@ -63,12 +56,7 @@ class Decoder:
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
 
     def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
-        """Yield one prediction for each prompt, in the order in which they finish.
-
-        Args:
-            batch: the prompts; sorted longest first, they need the least padding.
-            form: the parts of a completion and their order.
-        """
+        """Yield one prediction for each prompt, in the order in which they finish."""
         if form is Form.LABEL_ONLY:
             rows = [[*prompt, *self.grammar.label_opening_ids] for prompt in batch.prompts]
             for index, p_entailment in self.label_probabilities(rows):
@@ -103,10 +91,7 @@ class Decoder:
     def follow(
         self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
     ) -> list[Answer]:
-        """Decode an answer to each prompt that begins with `opening_ids` and follows `script`.
-
-        A local teacher fills in JSON objects with other fields than a student's this way.
-        """
+        """Decode an answer to each prompt that begins with `opening_ids` and follows `script`."""
         rows = [[*prompt, *opening_ids] for prompt in prompts]
         found = dict(self._run(rows, script, 1))
         return [found[index] for index in range(len(rows))]
@@ -146,9 +131,8 @@ class Decoder:
                     # Sampling is seeded by the prompt, not by its slot: a row is the same in any batch.
                     seed = hashlib.sha256(repr(list(prompts[index])).encode()).hexdigest()
                     for sample in range(num_samples):
-                        running.rows.append(Row(script=script))
-                        running.owners.append(index)
-                        running.generators.append(random.Random(f"{self.settings.seed}/{sample}/{seed}"))
+                        generator = random.Random(f"{self.settings.seed}/{sample}/{seed}")
+                        running.rows.append(Row(script=script, owner=index, generator=generator))
                 running.append(hidden, state)
             yield from self._step(running)
 
@@ -166,12 +150,7 @@ class Decoder:
         return prefix
 
     def _prefill(self, rows: Sequence[Sequence[int]], prefix: RowCache | None) -> tuple[Tensor, RowCache]:
-        """Encode rows of ids; return their last hidden states `[B, H]` and their cache.
-
-        Args:
-            rows: each longer than the prefix.
-            prefix: the cache of the prefix that all of them share.
-        """
+        """Encode rows that share the prefix, each longer; return last hidden states `[B, H]` and cache."""
         prefix_len = 0 if prefix is None else prefix.mask.shape[1]
         hidden, caches = [], []
         size = max(1, PREFILL_TOKENS // (max(map(len, rows)) - prefix_len))
@@ -211,7 +190,8 @@ class Decoder:
         assert running.hidden is not None
         logits = self._logits(running.hidden)
         closing = torch.tensor([row.closing_id for row in running.rows], device=self.device)
-        chosen = self._choose(self.grammar.constrained(logits, running.escaping, closing), running.generators)
+        generators = [row.generator for row in running.rows]
+        chosen = self._choose(self.grammar.constrained(logits, running.escaping, closing), generators)
         # After a backslash the same token (a quote and a comma, say) is part of the thought.
         closes = ((chosen == closing) & ~running.escaping).tolist()
         running.escaping = self.grammar.escaping_after(chosen, running.escaping)
@@ -220,7 +200,7 @@ class Decoder:
             if not row.done:
                 feed[slot] = row.next_token(feed[slot], closes[slot], logits[slot])
                 if row.done:
-                    yield running.owners[slot], row.answer(self.prompt_format)
+                    yield row.owner, row.answer(self.prompt_format)
         kept = [slot for slot, row in enumerate(running.rows) if not row.done]
         if len(kept) < COMPACT_BELOW * len(running.rows):
             running.select(kept)
@@ -229,7 +209,8 @@ class Decoder:
         if state is None:
             return
         tokens = torch.tensor(feed, device=self.device)[:, None]
-        positions, state.mask = state.positions, state.with_next()
+        positions = state.mask.sum(1, keepdim=True)
+        state.mask = functional.pad(state.mask, [0, 1], value=1)
         running.hidden = self._forward(tokens, state.mask, positions, state.cache)
         # A field starts outside any escape, even if the previous one was cut off inside one.
         fresh = torch.tensor([not row.in_text for row in running.rows], device=self.device)
@@ -265,26 +246,20 @@ class Decoder:
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """The state of the running rows, slot by slot."""
+    """The running rows and their state, slot by slot."""
 
     escaping: Tensor
     rows: list[Row] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)
-    generators: list[random.Random] = field(default_factory=list)
     hidden: Tensor | None = None
     state: RowCache | None = None
 
     def append(self, hidden: Tensor, state: RowCache) -> None:
-        """Append the hidden states and the cache of new rows."""
         self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
         self.state = state if self.state is None else RowCache.joined([self.state, state])
         self.escaping = torch.cat([self.escaping, self.escaping.new_zeros(len(hidden))])
 
     def select(self, kept: Sequence[int]) -> None:
-        """Keep only these slots."""
         self.rows = [self.rows[slot] for slot in kept]
-        self.owners = [self.owners[slot] for slot in kept]
-        self.generators = [self.generators[slot] for slot in kept]
         slots = torch.tensor(kept, dtype=torch.long, device=self.escaping.device)
         self.escaping = self.escaping[slots]
         if not kept:
@@ -311,15 +286,10 @@ def _growing_cache() -> Any:
 
 
 def _append(buffer: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Append `new` to `kept`, in place if `kept` is the start of `buffer` and fits, else in a larger copy.
+    """Append `new` to `kept`, in place if it is the start of `buffer` and fits, else in a larger copy.
 
-    Args:
-        buffer: `[B, heads, C, D]`.
-        kept: `[B, heads, T, D]`; no longer the start of `buffer` once rows have left or entered.
-        new: `[B, heads, t, D]`.
-
-    Returns:
-        The over-allocated buffer, and a view of its first T + t columns.
+    All are `[B, heads, columns, D]`; `kept` is no longer the start of `buffer` once rows left or entered.
+    Returns the over-allocated buffer, and a view of its columns in use.
     """
     length, width = kept.shape[2], kept.shape[2] + new.shape[2]
     in_place = buffer.shape[0] == kept.shape[0] and buffer.data_ptr() == kept.data_ptr()
@@ -332,24 +302,10 @@ def _append(buffer: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(slots=True)
 class RowCache:
-    """The cache of B rows of one width; masked padding may precede or interrupt a row.
+    """The cache of B rows of one width; masked padding may precede or interrupt a row."""
 
-    Attributes:
-        cache: a cache of transformers; keys and values are `[B, heads, T, D]`.
-        mask: `[B, T]`, 1 for a token, 0 for padding.
-    """
-
-    cache: Any
-    mask: Tensor
-
-    @property
-    def positions(self) -> Tensor:
-        """The position `[B, 1]` of each row's next token."""
-        return self.mask.sum(1, keepdim=True)
-
-    def with_next(self) -> Tensor:
-        """Return the mask `[B, T + 1]` after one more token in each row."""
-        return torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+    cache: Any  # a cache of transformers; keys and values are `[B, heads, T, D]`
+    mask: Tensor  # `[B, T]`, 1 for a token, 0 for padding
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows in this order, repeats allowed; drop columns that are padding in all of them."""
@@ -407,12 +363,7 @@ def average(
     """Average several answers to one pair: votes of one model, or predictions of an ensemble's members.
 
     The thought is that of the answer with the largest weight among those with a thought and the same label,
-    else of the largest with a thought.
-
-    Args:
-        answers: at least one.
-        weights: one per answer, none negative, not all 0; by default they are equal.
-        form: the form of the completion.
+    else of the largest with a thought. Weights are equal by default; none is negative, not all are 0.
     """
     weights = weights or [1.0] * len(answers)
     probabilities = [float(answer.p_entailment or 0.0) for answer in answers]

@@ -35,14 +35,9 @@ class Probe:
 def probe_thoughts(
     predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Probe]:
-    """Compare the labels of `predictions` with those under each intervention.
+    """Compare the labels of `predictions`, in the order of `examples`, with those under each intervention.
 
     Thoughts are changed only if the label follows them.
-
-    Args:
-        predictor: the model that made the predictions.
-        examples: the pairs.
-        predictions: their predictions, in the same order.
     """
     decoder = predictor.decoder
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
@@ -80,15 +75,10 @@ def _first_half(thought: str) -> str:
 
 def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
     grammar, encode = decoder.grammar, decoder.prompt_format.encode_segment
-    rows = [
-        [
-            *prompt,
-            *grammar.opening_ids,
-            *(encode(completion.escape(thought), first=False) if thought else []),
-            *grammar.closing_ids,
-        ]
-        for prompt, thought in zip(prompts, thoughts, strict=True)
-    ]
+    rows = []
+    for prompt, thought in zip(prompts, thoughts, strict=True):
+        ids = encode(completion.escape(thought), first=False) if thought else []
+        rows.append([*prompt, *grammar.opening_ids, *ids, *grammar.closing_ids])
     probabilities = dict(decoder.label_probabilities(rows))
     return [int(probabilities[index] >= 0.5) for index in range(len(rows))]
 

@@ -1,11 +1,11 @@
-"""What the model may answer: a script of texts, choices and literals, and the tokens allowed inside a text.
+"""The script that each row of the decoder follows, and the tokens allowed inside a text of it.
 
-The decoder takes each row through a script. A student's has a thought and a label; a teacher's has the fields
-of its stage.
+A student's script has a thought and a label; a teacher's has the fields of its stage.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,9 +50,11 @@ class Answer:
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A row and its progress through a script."""
+    """A row's progress through a script, its prompt's index, and its random numbers."""
 
     script: Script
+    owner: int
+    generator: random.Random
     step: int = 0
     pending: list[int] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
@@ -100,21 +102,17 @@ class Row:
 
     def answer(self, prompt_format: PromptFormat) -> Answer:
         """Return the finished answer."""
-        texts = []
-        for ids in self.tokens:
-            text = prompt_format.decode_inner(ids)
-            if _num_trailing_backslashes(text) % 2:  # the token budget ended inside an escape
-                text = text[:-1]
-            texts.append(completion.unescape(text))
+        texts = [prompt_format.decode_inner(ids) for ids in self.tokens]
+        # A token budget may end inside an escape.
+        whole = [text[:-1] if _num_trailing_backslashes(text) % 2 else text for text in texts]
+        texts = list(map(completion.unescape, whole))
         return Answer(texts=texts, closed=self.closed, probabilities=self.probabilities)
 
 
 class ThoughtGrammar:
     """The tokens that may come next inside a thought, so that it stays one valid JSON string.
 
-    A thought ends with the first token of the scaffold that follows it, as in training. No other token with
-    an unescaped quote, a control character or a control token is allowed; after an odd number of
-    backslashes, only what JSON allows there.
+    Only the first token of the scaffold after a thought ends it, as in training.
     """
 
     def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
@@ -159,10 +157,9 @@ class ThoughtGrammar:
         constrained = logits + self.masks[0]
         if bool(escaping.any()):
             constrained[escaping] = logits[escaping] + self.masks[1]
-        ends = torch.where(
-            escaping[:, None], constrained.gather(1, closing[:, None]), logits.gather(1, closing[:, None])
-        )
-        return constrained.scatter_(1, closing[:, None], ends)
+        index = closing[:, None]
+        ends = torch.where(escaping[:, None], constrained.gather(1, index), logits.gather(1, index))
+        return constrained.scatter_(1, index, ends)
 
     def mask(self, escaping: Tensor) -> Tensor:
         """Return `[B, V]` to add to logits: 0 if a token may come next, else -inf."""
@@ -170,11 +167,8 @@ class ThoughtGrammar:
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """Return `[B]`: whether a backslash is open after these tokens."""
-        return torch.where(
-            escaping,
-            self.ends_escaping[tokens] | self.keeps_escaping[tokens],
-            self.ends_escaping[tokens] | self.toggles_escaping[tokens],
-        )
+        ends, keeps, toggles = self.ends_escaping, self.keeps_escaping, self.toggles_escaping
+        return ends[tokens] | torch.where(escaping, keeps[tokens], toggles[tokens])
 
 
 def _num_trailing_backslashes(text: str) -> int:

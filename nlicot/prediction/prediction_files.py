@@ -14,13 +14,7 @@ from nlicot.records import Example, Prediction, to_json_dict
 def write_predictions(
     folder: Path, split: str, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> tuple[Path, Path]:
-    """Write `<split>.csv` (one `prediction` column) and `<split>.jsonl`, in the input's order.
-
-    Args:
-        folder: output folder; an earlier run's predictions of the same split are replaced.
-        split: name of the split.
-        examples: the input rows.
-        predictions: one for each example, in any order.
+    """Write or replace `<split>.csv` (one `prediction` column) and `<split>.jsonl`, in order of `examples`.
 
     Raises:
         KeyError: an example has no prediction; nothing is written then.
