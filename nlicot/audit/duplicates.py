@@ -146,17 +146,15 @@ def _across_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> 
 
 def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> Iterator[Finding]:
     """Only pairs of the same words count: near duplicates may differ in the very word that decides."""
-    id_groups = []
-    for group in groups:
-        same_words = defaultdict(list)
-        for pair in group:
-            if pair.example.label is not None:
-                same_words[pair.key].append(pair)
-        id_groups += [
-            [pair.full_id for pair in same]
-            for same in same_words.values()
-            if len({pair.example.label for pair in same}) > 1
-        ]
+    same_words = defaultdict(list)
+    for pair in chain.from_iterable(groups):
+        if pair.example.label is not None:
+            same_words[pair.key].append(pair)
+    id_groups = [
+        [pair.full_id for pair in same]
+        for same in same_words.values()
+        if len({pair.example.label for pair in same}) > 1
+    ]
     if id_groups:
         num = len(set(chain.from_iterable(id_groups)))
         yield _finding(

@@ -29,8 +29,6 @@ from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
 
-# ---------------------------------------------------------------- the classifier
-
 NUM_FOLDS = 5
 MIN_OF_EACH_LABEL = 20
 NUM_FEATURES = 2**18
@@ -98,8 +96,6 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
     )
 
 
-# ---------------------------------------------------------------- hypotheses
-
 LARGE_GAIN, SMALL_GAIN = 0.25, 0.05
 SMOOTHING = 10.0
 """Number of pairs of the usual label distribution added to each word, so that rare words do not lead;
@@ -135,7 +131,7 @@ def check_hypotheses(data: AuditData) -> Section | None:
         return None
     words = telling_words(examples)
     of_label = {label: [each for each in words if each.label == label] for label in LABELS}
-    findings = _hypothesis_leak(guess, labelled)
+    findings = [*_hypothesis_leak(guess, labelled)]
     for label, telling in of_label.items():
         findings += _telling_words_finding(label, [each.word for each in telling], labelled)
     rows = [
@@ -160,11 +156,11 @@ def check_hypotheses(data: AuditData) -> Section | None:
     )
 
 
-def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> list[Finding]:
+def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> Iterator[Finding]:
     if guess.interval.low <= guess.majority or guess.gain < SMALL_GAIN:
-        return []
+        return
     sure = np.flatnonzero(guess.right & (np.maximum(guess.p_one, 1 - guess.p_one) >= SURE))
-    finding = Finding(
+    yield Finding(
         name="hypothesis gives the label away",
         severity="error" if guess.gain >= LARGE_GAIN else "warning",
         summary=f"without the premise {percent(guess.accuracy)} of labels are guessed, "
@@ -174,7 +170,6 @@ def _hypothesis_leak(guess: Guess, labelled: Sequence[tuple[str, Example]]) -> l
         ids=tuple(full_id(labelled[index][0], labelled[index][1].id) for index in sure),
         figures={**guess.figures, "gain": guess.gain},
     )
-    return [finding]
 
 
 def telling_words(examples: Sequence[Example]) -> list[TellingWord]:

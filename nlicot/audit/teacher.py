@@ -124,6 +124,8 @@ def check_lengths(data: AuditData) -> Section | None:
     rows = [
         (each.name, str(each.num), percent(each.accuracy), percent_range(each.interval)) for each in groups
     ]
+    header = ("length", "thoughts", "right", "95 %")
+    table = Table(title="right thoughts by length", header=header, rows=rows)
     finding = Finding(
         name="longer is wronger",
         severity="warning",
@@ -149,10 +151,6 @@ def check_lengths(data: AuditData) -> Section | None:
         summary=f"a wrong thought is longer than a right one in {longer} of cases "
         f"(50 % is chance; p = {test.pvalue:.2g})",
         findings=(finding,) if is_clear else (),
-        tables=(
-            Table(
-                title="right thoughts by length", header=("length", "thoughts", "right", "95 %"), rows=rows
-            ),
-        ),
+        tables=(table,),
         figures={**figures, "bins": bin_figures},
     )
