@@ -33,11 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nlicot.records import Example, Usage  # noqa: E402
-from nlicot.teacher.backends.base import (  # noqa: E402
-    Reply,
-    connect,
-    endpoint,
-)
+from nlicot.teacher.backends.base import Reply, connect, endpoint  # noqa: E402
 from nlicot.teacher.engine.journal import Journal  # noqa: E402
 from nlicot.teacher.engine.scheduler import Phase, RunSettings, run_phases  # noqa: E402
 from nlicot.teacher.prompt import PromptType, load_prompt  # noqa: E402

@@ -295,7 +295,7 @@ def run_stage(
     """Run a stage, and read its records.
 
     Args:
-        backend: `backends.registry.connect` returns one.
+        backend: `backends.base.connect` returns one.
         journal: a file that stores every answer: with the same one, nothing is paid for twice.
         prompts: replace the default ones of their types.
         run: limits and budget.

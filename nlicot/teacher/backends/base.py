@@ -221,10 +221,8 @@ def endpoint(backend: str, server_url: str | None) -> Endpoint:
     default = BACKENDS[backend].default_server
     server = "" if default == "" else server_url or default
     if server is None:
-        raise ConfigError(
-            f"--backend {backend}: found no --server_url, expected the server's address, "
-            "for example http://localhost:8000"
-        )
+        expected = "expected the server's address, for example http://localhost:8000"
+        raise ConfigError(f"--backend {backend}: found no --server_url, {expected}")
     return Endpoint(name=backend, server=bare_address(server))
 
 
@@ -258,8 +256,7 @@ def connect(
 def _find_key(variable: str) -> str:
     """Return a key from the environment, else from `.env` in the working folder, else ""."""
     key, path = os.environ.get(variable, "").strip(), Path(".env")
-    lines = path.read_text(encoding="utf-8").splitlines() if not key and path.is_file() else []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8").splitlines() if not key and path.is_file() else ():
         name, _, value = line.strip().removeprefix("export ").partition("=")
         if name.strip() == variable and value.strip():
             return value.strip().strip("\"'")

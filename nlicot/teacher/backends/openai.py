@@ -29,14 +29,10 @@ _UNKNOWN_MODEL = re.compile(
 
 def response_formats(request: Request) -> list[dict[str, Any]]:
     """Return the fields that ask for JSON in a request's body, the strongest form first."""
-    schema = {"name": request.schema.name, "schema": request.schema.schema, "strict": True}
-    return [
-        {"response_format": {"type": "json_schema", "json_schema": schema}},
-        # For llama.cpp's Python server.
-        {"response_format": {"type": "json_object", "schema": request.schema.schema}},
-        {"response_format": {"type": "json_object"}},
-        {},
-    ]
+    name, schema = request.schema.name, request.schema.schema
+    strict = {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+    for_llama_cpp = {"type": "json_object", "schema": schema}
+    return [*({"response_format": form} for form in (strict, for_llama_cpp, {"type": "json_object"})), {}]
 
 
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
@@ -82,8 +78,7 @@ def salvage(body: str) -> str | None:
     """Return the answer's text in a body that is not a valid envelope, if its content string is complete."""
     for found in _CONTENT.finditer(body):
         with contextlib.suppress(ValueError):
-            text: str = json.loads(found[1], strict=False)
-            if text.strip():
+            if (text := str(json.loads(found[1], strict=False))).strip():
                 return text
     return None
 

@@ -196,11 +196,10 @@ class Budget:
             return 0.0
         cost = price.cost_usd(max_prompt_tokens(request), _max_tokens(request))
         if self.cap_usd is not None and self.spent_usd + self.reserved_usd + cost > self.cap_usd:
-            raise BudgetReached(
-                f"--budget {self.cap_usd}: {self.spent_usd:.4f} spent, {self.reserved_usd:.4f} reserved, and "
-                f"the next request may cost {cost:.4f}; all answers so far are saved, "
-                "run the same command with a larger --budget to continue"
-            )
+            used = f"{self.spent_usd:.4f} spent, {self.reserved_usd:.4f} reserved"
+            remedy = "all answers so far are saved, run the same command with a larger --budget to continue"
+            next_one = f"and the next request may cost {cost:.4f}"
+            raise BudgetReached(f"--budget {self.cap_usd}: {used}, {next_one}; {remedy}")
         self.reserved_usd += cost
         return cost
 
