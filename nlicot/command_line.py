@@ -35,10 +35,11 @@ KINDS = {
     "str": "text",
     "Path": "a path",
     "LabelMap": "NAME=0,NAME=1",
+    "dict": "NAME=VALUE",
     "Names": "NAME,NAME",
 }
 """Types as messages and `--help` name them."""
-LABEL_MAP_HELP = "labels of other names, such as entailment=1,neutral=0,contradiction=0"
+LABEL_MAP_HELP = f"labels of other names, such as {LABEL_MAP_EXAMPLE}"
 _GROUP_FILE_HELP = "Path to a configuration file."
 
 
@@ -74,9 +75,8 @@ class LabelMap(UserDict[str, int]):
             name, _, digit = (piece.strip() for piece in part.rpartition("="))
             label = binary_label(digit)
             if not name or label is None:
-                raise ConfigError(
-                    f"--label_map: found {part.strip()!r}, expected NAME=0 or NAME=1 ({LABEL_MAP_EXAMPLE})"
-                )
+                expected = f"NAME=0 or NAME=1, such as {LABEL_MAP_EXAMPLE}"
+                raise ConfigError(f"--label_map: found {part.strip()!r}, expected {expected}")
             if name in labels:
                 raise ConfigError(f"--label_map: found {name!r} twice, expected each name once")
             labels[name] = label
@@ -254,6 +254,8 @@ class CommandParser(ArgumentParser):
             elif not equals and kind is bool and remaining[:1] not in (["true"], ["false"]):
                 flags.append(f"--{name}=true")
             elif not equals and typing.get_origin(kind) is dict:
+                if not remaining or remaining[0].startswith("--"):
+                    raise ConfigError(f"--{name} needs NAME=VALUE")
                 mapping = name
             else:
                 flags.append(f"--{name}{equals}{value}")
@@ -325,14 +327,14 @@ def worded(error: Exception) -> str:
     # Among the errors of a union, show the one that a class or a type of our own words.
     own = re.search(r"Errors: - (?!Expected |Not of |invalid literal )(.+?) - Expected a <class", message)
     if own:
-        return own[1] if own[1].startswith("--") else flag + own[1]
+        return flag + re.sub(r"^--[\w.]+: ", "", own[1]) if flag else own[1]
     value = re.search(
-        r"(?:Got|Given) value: (.*?)$|: (\S+) does not conform|invalid literal .*?: '(.*?)'", message
+        r"(?:Got|Given) value: ?(.*?)$|: (\S+) does not conform|invalid literal .*?: '(.*?)'", message
     )
     kinds = re.findall(r"(?:Expected an? |Not of type )(.+?)(?=: | - |\.? (?:Got|Given) |$)", message)
     if not (name and value and kinds):
         return flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
-    found = next(filter(None, value.groups())).strip("'\"")
+    found = next((each for each in value.groups() if each), "").strip("'\"")
     expected = " or ".join(dict.fromkeys(map(_kind, kinds))).removesuffix(" or null")
     return f"{flag}found {found!r}, expected {expected}"
 

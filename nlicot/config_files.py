@@ -51,7 +51,7 @@ def read_yaml(path: Path, *, label: str, loader: type = yaml.SafeLoader) -> Any:
         raise ConfigError(f"{label}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{label}: not valid UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "the syntax is wrong"

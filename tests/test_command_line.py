@@ -20,8 +20,8 @@ def test_an_invalid_label_map_is_a_config_error(text: str, part: str) -> None:
     with pytest.raises(ConfigError) as raised:
         LabelMap.parse(text)
     assert str(raised.value) == (
-        f"--label_map: found {part!r}, expected NAME=0 or NAME=1 "
-        "(--label_map entailment=1,neutral=0,contradiction=0)"
+        f"--label_map: found {part!r}, expected NAME=0 or NAME=1, "
+        "such as entailment=1,neutral=0,contradiction=0"
     )
 
 

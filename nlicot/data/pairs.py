@@ -21,7 +21,7 @@ ALIASES = {
     "label": ("gold_label", "true_label"),
     "phenomenon": (),
 }
-LABEL_MAP_EXAMPLE = "--label_map entailment=1,neutral=0,contradiction=0"
+LABEL_MAP_EXAMPLE = "entailment=1,neutral=0,contradiction=0"
 
 
 def read_examples(
@@ -109,7 +109,7 @@ class _PairReader:
                 " or ".join(map(str, LABELS if self._label_map is None else self._label_map)),
                 path=self._path,
                 line=min(unknown.values()),
-                remedy=f"map them to 0 and 1, for example {LABEL_MAP_EXAMPLE}"
+                remedy=f"map them to 0 and 1, for example --label_map {LABEL_MAP_EXAMPLE}"
                 if has_words or self._label_map is not None
                 else "leave the label empty on every row if labels are not known",
             )
