@@ -30,6 +30,7 @@ from nlicot.prompts import read_definitions
 KINDS = {
     "int": "a whole number",
     "PositiveInt": "a whole number, 1 or more",
+    "NonNegativeInt": "a whole number, 0 or more",
     "float": "a number",
     "bool": "true or false",
     "str": "text",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeInt
+
 from nlicot.builders.base import Builder
 from nlicot.command_line import LabelMap
 from nlicot.config_files import SAMPLE
@@ -87,8 +89,7 @@ class ModelSettings:
         quantization: nf4 loads the base in 4 bits, none in 16 or 32.
         dtype: number format for computing; auto takes bfloat16 if the machine multiplies it in hardware.
         gradient_checkpointing: recompute activations in the backward pass: a third slower, much less memory.
-        compile_kernels: fuse element-wise operations with torch.compile. Takes half a minute the first time
-            on a machine, then seconds; false for runs shorter than that.
+        compile_kernels: fuse operations with torch.compile, which takes half a minute once on a machine.
         lora: the adapter.
         learning_rate: peak learning rate; decays linearly to 0.
         weight_decay: weight decay of AdamW.
@@ -134,8 +135,7 @@ class DataSettings:
         allow_overlap: allow dev or test pairs that are in train too.
         effective_batch: examples per optimizer step, over all devices and micro-batches.
         micro_batch_tokens: tokens that go through the model at once; a shared prefix counts once.
-        share_prefix: encode the prefix that all prompts share once per micro-batch. Gradients are the same,
-            but dropout drops the same units of the prefix for every example; false is slower.
+        share_prefix: encode the prompts' common prefix once per micro-batch, with one dropout mask for all.
         max_length: maximum number of tokens of prompt and completion.
         over_budget: a longer example loses its last sentences (cut) or is left out (drop).
         limit_train: use only the first N training pairs.
@@ -165,9 +165,7 @@ class DataSettings:
 
 
 SINGLE_FILES = tuple(
-    each.name
-    for each in fields(DataSettings)
-    if each.name.endswith(("_pairs", "_thoughts", "_reflections", "_scores"))
+    each.name for each in fields(DataSettings) if each.name.startswith(("train_", "dev_", "test_"))
 )
 """Settings of `DataSettings` that replace one file of the data root."""
 
@@ -200,8 +198,7 @@ class CheckpointSettings:
     """Which checkpoints are kept.
 
     Args:
-        monitor: the logged figure that decides which checkpoint is best: one under dev/ is measured at each
-            evaluation, one under dev_generated/ once an epoch.
+        monitor: the logged figure that decides: dev/..., or dev_generated/... (measured once an epoch).
         mode: whether lower (min) or higher (max) is better.
         every_n_steps: how often last.ckpt is written, besides after each evaluation.
     """
@@ -238,9 +235,7 @@ PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16-mixed", "float32": "32-tru
 class TrainerSettings:
     """Arguments of Lightning's Trainer: lightning.ai/docs/pytorch/stable/common/trainer.html.
 
-    `fit` sets some of them itself: `logger`, `enable_checkpointing`, `num_sanity_val_steps`,
-    `enable_model_summary`, `use_distributed_sampler` and `default_root_dir`. The other commands use
-    `accelerator`, `strategy`, `devices`, `num_nodes` and `precision`.
+    `make_trainer` sets some of them itself; commands that predict use only those of devices and precision.
     """
 
     accelerator: str | dict[str, Any] = "auto"
@@ -384,7 +379,7 @@ class InspectSettings(RunSettings):
     """
 
     split: Literal["train", "dev"] = "train"
-    num: int = 2
+    num: NonNegativeInt = 2
     id: list[str] = field(default_factory=list)
     json: bool = False
     color: Literal["auto", "always", "never"] = "auto"

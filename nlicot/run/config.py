@@ -7,7 +7,7 @@ checkpoint; `--config` files and flags go on top. Nothing heavy is imported, so 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ DESCRIPTIONS = {
     "predict": "Predictions for pairs without labels.",
 }
 EXAMPLES = {
-    "fit": "python -m nlicot fit --config configs/reflected.yaml --root data",
-    "inspect": "python -m nlicot inspect --config configs/reflected.yaml --root data --num 3",
-    "validate": "python -m nlicot validate --ckpt_path checkpoints/RUN/best.ckpt",
-    "test": "python -m nlicot test --ckpt_path checkpoints/RUN/best.ckpt --root data",
-    "predict": "python -m nlicot predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "fit": "fit --config configs/reflected.yaml --root data",
+    "inspect": "inspect --config configs/reflected.yaml --root data --num 3",
+    "validate": "validate --ckpt_path checkpoints/RUN/best.ckpt",
+    "test": "test --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "predict": "predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
 }
 ONLY_FIT = ("run", "resume", "preflight", "final_evaluation")
 OBSOLETE = ("optimizer", "lr_scheduler")
@@ -50,13 +50,7 @@ OBSOLETE = ("optimizer", "lr_scheduler")
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
-    """A parsed `fit`.
-
-    Attributes:
-        settings: typed, with the builder as an object if it was given as a class path.
-        values: the same as nested namespaces, for hyper-parameter tables.
-        yaml: the same as YAML, for the run's `config.yaml`.
-    """
+    """A parsed `fit`: typed settings, and the same as nested namespaces and as YAML for `config.yaml`."""
 
     settings: FitSettings
     values: Namespace
@@ -81,12 +75,7 @@ class TrainedRun:
 
 
 def parse_fit(args: Sequence[str]) -> FitCommand:
-    """Parse `fit`, or `fit --resume RUN` on top of the run's own settings.
-
-    Raises:
-        ConfigError: a setting is unknown or has a wrong value.
-        CheckpointError: `--resume` names no run.
-    """
+    """Parse `fit`, or `fit --resume RUN` on top of the run's own settings."""
     parser = _parser("fit", FitSettings)
     resumed = typed_settings(args).get("resume")
     found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
@@ -96,26 +85,14 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
 
 
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
-    """Parse `inspect`.
-
-    Raises:
-        ConfigError: a setting is unknown or has a wrong value.
-    """
-    parser = _parser("inspect", InspectSettings, skip={"id"})
-    parser.add_argument(
-        "--id", action="append", type=str, default=[], help="a pair to show instead; repeat for more"
-    )
+    """Parse `inspect`."""
+    parser = _parser("inspect", InspectSettings, id="a pair to show instead; repeat for more")
     for name in ONLY_FIT:  # a run's config.yaml may be given with --config
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
-    found = vars(parser.instantiate(parser.parse(args, **_recipe(), check=_check_num)))
+    found = vars(parser.instantiate(parser.parse(args, **_recipe())))
     settings = InspectSettings(**{name: value for name, value in found.items() if name not in ONLY_FIT})
     _check_builder(settings)
     return settings
-
-
-def _check_num(found: Namespace) -> None:
-    if found.num < 0:
-        raise ConfigError(f"--num: found {found.num}, expected 0 or more")
 
 
 def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
@@ -126,14 +103,7 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
         CheckpointError: a checkpoint or its run's `config.yaml` does not exist.
     """
     kind = ValidateSettings if command == "validate" else PredictionSettings
-    parser = _parser(command, kind)
-    parser.add_argument(
-        "--ckpt_path",
-        action="append",
-        type=str,
-        default=[],
-        help="checkpoints/RUN/best.ckpt; repeat for an ensemble",
-    )
+    parser = _parser(command, kind, ckpt_path=f"checkpoints/RUN/{BEST}; repeat for an ensemble")
     checkpoints = [Path(name).expanduser() for name in typed_settings(args).get("ckpt_path", [])]
     if not checkpoints:
         parser.parse(args, **_recipe())  # prints --help
@@ -149,10 +119,8 @@ def _trained_run(
     parser: CommandParser, kind: type[PredictionSettings], args: Sequence[str], checkpoint: Path
 ) -> TrainedRun:
     typed = frozenset(typed_settings(args))
-    base = _run_settings(checkpoint.parent)
+    base = _run_settings(checkpoint.parent, without=ONLY_FIT)
     configured = base["settings"]
-    for name in ONLY_FIT:
-        configured.pop(name, None)
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
             configured.get("data", {}).pop(name, None)
@@ -161,12 +129,8 @@ def _trained_run(
     settings = kind(**vars(parser.instantiate(found)))
     if typed & {"data", "data.builder", "config"}:  # the run's own was checked when it was fitted
         _check_builder(settings)
-    return TrainedRun(
-        checkpoint=checkpoint,
-        settings=settings,
-        typed=typed,
-        configured_base=configured.get("model", {}).get("base", ""),
-    )
+    base_name = configured.get("model", {}).get("base", "")
+    return TrainedRun(checkpoint=checkpoint, settings=settings, typed=typed, configured_base=base_name)
 
 
 def _check_builder(settings: RunSettings) -> None:
@@ -174,11 +138,13 @@ def _check_builder(settings: RunSettings) -> None:
         find_builder(settings.data.builder)
 
 
-def _parser(command: str, settings: type, skip: Collection[str] = ()) -> CommandParser:
-    parser = CommandParser(
-        command, description=DESCRIPTIONS[command], example=EXAMPLES[command], own_page="trainer"
-    )
-    parser.add_class_arguments(settings, skip=set(skip))
+def _parser(command: str, settings: type, **repeated: str) -> CommandParser:
+    """Make a command's parser; `repeated` are flags that may be given several times, with their help."""
+    example = f"python -m nlicot {EXAMPLES[command]}"
+    parser = CommandParser(command, description=DESCRIPTIONS[command], example=example, own_page="trainer")
+    parser.add_class_arguments(settings, skip=set(repeated))
+    for name, text in repeated.items():
+        parser.add_argument(f"--{name}", action="append", type=str, default=[], help=text)
     return parser
 
 
@@ -186,10 +152,7 @@ def _recipe() -> dict[str, Any]:
     return {"settings": read_settings(RECIPE), "source": str(RECIPE)}
 
 
-def _run_settings(folder: Path) -> dict[str, Any]:
+def _run_settings(folder: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     path = run_file(folder, CONFIG)
-    settings = read_settings(path)
-    return {
-        "settings": {name: value for name, value in settings.items() if name not in OBSOLETE},
-        "source": str(path),
-    }
+    found = {name: each for name, each in read_settings(path).items() if name not in (*OBSOLETE, *without)}
+    return {"settings": found, "source": str(path)}

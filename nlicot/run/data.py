@@ -30,11 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunData:
-    """Pairs and training examples of a data root.
-
-    Args:
-        settings: a command's settings; those of `data`, and what the labels mean.
-    """
+    """Pairs and training examples of a data root, read as a command's settings say."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings.data
@@ -47,6 +43,9 @@ class RunData:
         self.pairs: dict[str, list[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
+        self._single_files = {
+            name: Path(path).expanduser() for name in SINGLE_FILES if (path := getattr(self.settings, name))
+        }
 
     @cached_property
     def builder(self) -> Builder:
@@ -57,8 +56,7 @@ class RunData:
     @property
     def on_sample(self) -> bool:
         """True if everything that is read belongs to the sample that ships with nlicot."""
-        single = self.settings.prepared or any(map(self._single_file, SINGLE_FILES))
-        return self.root.is_sample and not single
+        return self.root.is_sample and not self.settings.prepared and not self._single_files
 
     def announce_sample(self) -> None:
         """Print a line if the user named no data of their own."""
@@ -77,15 +75,11 @@ class RunData:
 
     def path(self, split: str, kind: str) -> Path:
         """Return the file that a split's `pairs`, `thoughts`, `reflections` or `scores` are read from."""
-        single = self._single_file(f"{split}_{kind}")
-        found: Path = Path(single).expanduser() if single else getattr(self.root, kind)(split)
+        found: Path = self._single_files.get(f"{split}_{kind}") or getattr(self.root, kind)(split)
         return found
 
     def read_for_fit(self, count_tokens: CountTokens | None = None) -> None:
-        """Read and build train and dev.
-
-        Args:
-            count_tokens: counts a thought's tokens, for a builder that limits them.
+        """Read and build train and dev; `count_tokens` is for a builder that limits a thought's tokens.
 
         Raises:
             DataError: a file cannot be used, or the builder leaves no example.
@@ -131,22 +125,18 @@ class RunData:
     def dev_sample(self, num_pairs: int) -> list[Example]:
         """Return a fixed, seeded sample of the labelled dev pairs, in their order."""
         labelled = [example for example in self.pairs["dev"] if example.label is not None]
-        if num_pairs >= len(labelled):
-            return labelled
-        chosen = sorted(random.Random(self.seed).sample(range(len(labelled)), num_pairs))
-        return [labelled[index] for index in chosen]
-
-    def _single_file(self, name: str) -> str | None:
-        path: str | None = getattr(self.settings, name, None)
-        return path
+        size = min(num_pairs, len(labelled))
+        chosen = random.Random(self.seed).sample(range(len(labelled)), size)
+        return [labelled[index] for index in sorted(chosen)]
 
     def _limit(self, split: str) -> int | None:
         return {"train": self.settings.limit_train, "dev": self.settings.limit_dev}.get(split)
 
     def _build(self, split: str, count_tokens: CountTokens | None) -> list[TrainingExample]:
+        num_pairs, name = len(self.pairs[split]), type(self.builder).__name__
         if split == "train" and self.settings.prepared is not None:
             built = read_prepared(Path(self.settings.prepared))
-            report = build_report(len(built), built)
+            num_pairs = len(built)
         else:
             texts = self._read_texts(split)
             built = self.builder.build(
@@ -157,12 +147,11 @@ class RunData:
                 prompts=self.prompts,
                 count_tokens=count_tokens,
             )
-            report = build_report(len(self.pairs[split]), built)
-        self.reports[split] = str(report)
-        logger.info("%s: %s: %s", split, type(self.builder).__name__, report)
+        self.reports[split] = str(build_report(num_pairs, built))
+        logger.info("%s: %s: %s", split, name, self.reports[split])
         if not built:
             raise DataError(
-                f"nothing that the builder {type(self.builder).__name__} can use",
+                f"nothing that the builder {name} can use",
                 "labelled pairs, with thoughts unless the builder is label_only",
                 path=self.path(split, "pairs"),
             )
@@ -173,20 +162,17 @@ class RunData:
         pairs = self.pairs[split]
         if self._limit(split) is not None:  # thoughts of pairs after the limit match no pair here
             pairs = read_examples(self.path(split, "pairs"), label_map=self.label_map)
-        if self._single_file(f"{split}_pairs") and not self._single_file(f"{split}_thoughts"):
-            # The root's texts belong to the root's own pairs.
-            if self.builder.thinks:
-                raise DataError(
-                    f"--data.{split}_pairs without --data.{split}_thoughts",
-                    f"thoughts of these pairs, which the builder {type(self.builder).__name__} learns from",
-                    path=self.path(split, "pairs"),
-                )
-            return read_joined(pairs, TextFiles())
-        thoughts, reflections, scores = (
-            self.path(split, kind) for kind in ("thoughts", "reflections", "scores")
-        )
-        needed = {Path(path).expanduser() for path in map(self._single_file, SINGLE_FILES) if path}
-        files = TextFiles.found(
-            thoughts, reflections, scores, needed=needed | ({thoughts} if self.builder.thinks else set())
-        )
+        files = TextFiles()
+        if f"{split}_pairs" not in self._single_files or f"{split}_thoughts" in self._single_files:
+            thoughts = self.path(split, "thoughts")
+            needed = {*self._single_files.values(), *([thoughts] if self.builder.thinks else [])}
+            files = TextFiles.found(
+                thoughts, self.path(split, "reflections"), self.path(split, "scores"), needed=needed
+            )
+        elif self.builder.thinks:  # the root's texts belong to the root's own pairs
+            raise DataError(
+                f"--data.{split}_pairs without --data.{split}_thoughts",
+                f"thoughts of these pairs, which the builder {type(self.builder).__name__} learns from",
+                path=self.path(split, "pairs"),
+            )
         return read_joined(pairs, files)

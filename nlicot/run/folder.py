@@ -31,9 +31,9 @@ def run_file(folder: Path, name: str) -> Path:
         return path
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
     near = difflib.get_close_matches(folder.name, runs, n=1)
-    if near:
-        raise CheckpointError(f"{path}: no such file; did you mean {folder.parent / near[0]}?")
-    raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
+    hint = f"did you mean {folder.parent / near[0]}?" if near else ""
+    hint = hint or f"runs that have one: {', '.join(runs) or 'none'}"
+    raise CheckpointError(f"{path}: no such file; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +75,7 @@ class CheckpointMetadata:
         try:
             found = content[METADATA_KEY]
             # Versions before 0.2 only stored whether the run writes thoughts.
-            forms: Iterable[str] = found.get("forms") or [
-                Form.THOUGHT_FIRST if found.get("thinks") else Form.LABEL_ONLY
-            ]
+            forms = found.get("forms") or ["thought_first" if found.get("thinks") else "label_only"]
             kept = {name: found[name] for name in ("base", "prompt_format", "tokenizer_sha256", "prompts")}
             return cls(**kept, forms=frozenset(map(Form, forms)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -88,28 +86,19 @@ class CheckpointMetadata:
         return {**asdict(self), "forms": sorted(form.value for form in self.forms)}
 
     def check(self, here: CheckpointMetadata) -> None:
-        """Refuse to continue with a different base, tokenizer or prompt.
+        """Refuse to continue with a different base, tokenizer or prompt; forms may differ.
 
         Raises:
             CheckpointError: names each difference with both values.
         """
-        differences = self.differences(here)
+        mine, theirs = ({**each.prompts, **each.to_dict()} for each in (self, here))
+        differences = [
+            f"{name}: here {value!r}, in the checkpoint {mine[name]!r}"
+            for name, value in theirs.items()
+            if name not in ("forms", "prompts") and name in mine and value != mine[name]
+        ]
         if differences:
             raise CheckpointError(
                 f"the checkpoint was trained with different settings: {'; '.join(differences)} "
                 "(leave these flags out, or pass the checkpoint that was trained with them)"
             )
-
-    def differences(self, here: CheckpointMetadata) -> list[str]:
-        """Describe what differs between this checkpoint and the settings `here`; forms may differ."""
-        mine, theirs = self._compared(), here._compared()
-        return [
-            f"{name}: here {value!r}, in the checkpoint {mine[name]!r}"
-            for name, value in theirs.items()
-            if name in mine and value != mine[name]
-        ]
-
-    def _compared(self) -> dict[str, Any]:
-        stored = self.to_dict()
-        del stored["forms"]
-        return {**stored.pop("prompts"), **stored}

@@ -29,7 +29,7 @@ def read(entry: dict[str, Any]) -> CheckpointMetadata:
 def test_forms_come_back_from_a_checkpoint(metadata: CheckpointMetadata) -> None:
     found = read({**metadata.to_dict(), "forms": ["label_only", "thought_first"]})
     assert found.forms == {Form.LABEL_ONLY, Form.THOUGHT_FIRST}
-    assert found.differences(metadata) == []
+    found.check(metadata)
     assert read(metadata.to_dict()) == metadata
 
 
