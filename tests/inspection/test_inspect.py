@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from nlicot import cli, completion
-from nlicot.inspection.lengths import bars, histogram, measure
-from nlicot.inspection.terminal import render, visible, wants_color
-from nlicot.inspection.token_view import KINDS, pieces_of
+from nlicot.inspection.view import KINDS, bars, measure, pieces_of, render, visible, wants_color
 from nlicot.model.base_model import choose_for_inspection, resolve
 from nlicot.model.encoding import encode_dataset, encode_example
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format, prompt_format_of_base
@@ -104,11 +102,9 @@ def test_cut_and_dropped_are_those_of_fit(prompt_format: PromptFormat, tmp_path:
             _, report = encode_dataset(
                 prompt_format, built, max_length=max_length, over_budget=over_budget, cache=tmp_path
             )
-            assert lengths.num_kept == report.num_examples
+            assert lengths.report == report
             assert len(lengths.cut) == report.num_cut
             assert len(lengths.dropped) == report.num_dropped
-            assert lengths.num_tokens == report.num_tokens
-            assert lengths.num_supervised == report.num_supervised
             assert len(lengths.lengths) == len(built)
 
 
@@ -244,6 +240,6 @@ def test_the_histogram_draws_over_budget_otherwise() -> None:
         id="b", prompt="P " * 60, completion=completion.render(None, 0), label=0, source="label"
     )
     lengths = measure(MistralFormat(), [example, long], max_length=50, over_budget="cut")
-    assert lengths.dropped == ("b",)
-    drawn_bars = [line.split()[1][0] for line in histogram(lengths) if len(line.split()) == 3]
-    assert drawn_bars == ["#", "!"]
+    assert lengths.dropped == ["b"]
+    drawn = [line.split() for line in lengths.summary("lengths").splitlines()]
+    assert [parts[1][0] for parts in drawn if len(parts) == 3 and parts[2].isdigit()] == ["#", "!"]
