@@ -32,9 +32,8 @@ def main() -> None:
     from nlicot.model.fast.patch import patch_layers
     from nlicot.model.loaded_model import attach
     from nlicot.settings import LoraSettings
-    from nlicot.training.batches import MicroBatch
     from nlicot.training.loss import token_losses
-    from nlicot.training.sampler import WindowDataset
+    from nlicot.training.windows import MicroBatch, WindowDataset
 
     options = _parser().parse_args()
     _, train, _ = encoded(options)

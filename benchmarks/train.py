@@ -182,7 +182,7 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     from nlicot.run.folder import CheckpointMetadata
     from nlicot.settings import PRECISIONS, LoraSettings, ModelSettings
     from nlicot.training.module import NliModule
-    from nlicot.training.sampler import WindowDataset, WindowSampler
+    from nlicot.training.windows import WindowDataset, WindowSampler
 
     ends: list[float] = []
 

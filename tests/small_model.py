@@ -13,8 +13,8 @@ from nlicot.model.loaded_model import load_model, resolve_model
 from nlicot.run.data import RunData
 from nlicot.run.folder import CheckpointMetadata
 from nlicot.settings import DataSettings, ModelSettings, RunSettings
-from nlicot.training.datamodule import PairsData
 from nlicot.training.module import NliModule
+from nlicot.training.windows import PairsData
 
 
 def small_training(

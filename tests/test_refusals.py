@@ -276,7 +276,7 @@ CASES = [
     Case("fit --trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches: found 2, expected 1"),
     Case("fit --resume checkpoints/ne", "checkpoints/ne/config.yaml: no such file; did you mean"),
     Case("fit --resume none", "none/config.yaml: no such file; runs that have one: none"),
-    Case("inspect --root data --num -1", "--num: found -1, expected 0 or more"),
+    Case("inspect --root data --num -1", "--num: found '-1', expected a whole number, 0 or more"),
     Case("inspect --root data --split test", "--split: found 'test', expected one of train, dev"),
     Case("inspect --root data --data.builder correct_only --id z", "--id z: no such pair in train"),
     Case(

@@ -14,8 +14,8 @@ from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, record_metrics
 from nlicot.model.loaded_model import silence_libraries
 from nlicot.prediction.prediction_files import write_predictions
-from nlicot.prediction.predictor import Decoded, decode, ensemble, member_weights, read_member
-from nlicot.records import Example, Prediction
+from nlicot.prediction.predictor import Decoded, decode, member_weights, read_member
+from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.folder import DECISION, METRICS
@@ -25,18 +25,16 @@ from nlicot.settings import ValidateSettings
 def validate(runs: Sequence[TrainedRun]) -> int:
     """Predict a labelled split, by default dev, and measure; on request tune a threshold, probe thoughts."""
     settings = cast("ValidateSettings", runs[0].settings)
-    job = _Job(runs, labelled=True)
     if settings.tune_threshold and settings.split == "test":
         raise ConfigError("--tune_threshold refuses the test split: tune on dev")
     if settings.probe_thoughts and len(runs) > 1:
         raise ConfigError("--probe_thoughts takes one --ckpt_path")
+    job = _Job(runs, labelled=True)
     decoded = job.decode()
     if not decoded.is_main:
         return 0
-    predictions = job.combined(decoded)
-    where = job.write(decoded, predictions)
-    job.report_metrics(predictions)
-    print(where)
+    predictions = decoded.predictions
+    job.report(decoded, predictions)
     if settings.tune_threshold:
         from nlicot.prediction import calibration
 
@@ -50,7 +48,7 @@ def validate(runs: Sequence[TrainedRun]) -> int:
     if settings.probe_thoughts:
         from nlicot.prediction.faithfulness import format_probe, probe_thoughts, record_faithfulness
 
-        table = probe_thoughts(decoded.predictor, job.examples, decoded.members[0])
+        table = probe_thoughts(decoded.predictor, job.examples, predictions)
         record_faithfulness(job.metrics_path, settings.split, table)
         print(f"\n{format_probe(table)}")
     return 0
@@ -58,24 +56,18 @@ def validate(runs: Sequence[TrainedRun]) -> int:
 
 def test(runs: Sequence[TrainedRun]) -> int:
     """Predict a labelled split, by default test, and measure, with the threshold that `validate` tuned."""
-    job = _Job(runs, labelled=True)
-    decoded = job.decode()
-    if decoded.is_main:
-        predictions = job.with_tuned_threshold(job.combined(decoded))
-        where = job.write(decoded, predictions)
-        job.report_metrics(predictions)
-        print(where)
-    return 0
+    return _predict(_Job(runs, labelled=True))
 
 
 def predict(runs: Sequence[TrainedRun]) -> int:
     """Predict a split without labels, by default test, with the threshold that `validate` tuned."""
-    job = _Job(runs, labelled=False)
+    return _predict(_Job(runs, labelled=False))
+
+
+def _predict(job: _Job) -> int:
     decoded = job.decode()
     if decoded.is_main:
-        predictions = job.with_tuned_threshold(job.combined(decoded))
-        where = job.write(decoded, predictions)
-        print(f"{len(job.examples)} predictions; {label_summary(predictions, job.metrics_path)}\n{where}")
+        job.report(decoded, job.with_tuned_threshold(decoded.predictions))
     return 0
 
 
@@ -88,12 +80,10 @@ class _Job:
     def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool) -> None:
         silence_libraries()
         settings = runs[0].settings
-        self.split = settings.split
+        self.split, self.labelled = settings.split, labelled
         self.data = RunData(settings)
         self.data.announce_sample()
-        self.examples: list[Example] = (
-            self.data.read_labelled(self.split) if labelled else self.data.read_pairs(self.split)
-        )
+        self.examples = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
         self.data.check_apart_from_train(self.split)
         self.weights = member_weights(settings.weights, len(runs))
         self.members = [read_member(run) for run in runs]
@@ -102,10 +92,7 @@ class _Job:
         self.metrics_path = self.run_folder / METRICS
 
     def decode(self) -> Decoded:
-        return decode(self.members, self.examples, self.split, self.folder)
-
-    def combined(self, decoded: Decoded) -> list[Prediction]:
-        return decoded.members[0] if len(self.members) == 1 else ensemble(decoded.members, self.weights)
+        return decode(self.members, self.weights, self.examples, self.split, self.folder)
 
     def with_tuned_threshold(self, predictions: list[Prediction]) -> list[Prediction]:
         path = self.run_folder / DECISION
@@ -120,17 +107,18 @@ class _Job:
         )
         return [decision.apply(prediction) for prediction in predictions]
 
-    def write(self, decoded: Decoded, predictions: Sequence[Prediction]) -> str:
-        """Write the predictions; returns the lines that say where they are."""
+    def report(self, decoded: Decoded, predictions: Sequence[Prediction]) -> None:
+        """Write the predictions and, of labelled pairs, the metrics; print both and where they are."""
         csv_path, jsonl_path = write_predictions(self.folder, self.split, self.examples, predictions)
         for partial in decoded.partials:
             partial.remove()
-        return f"predictions  {csv_path}\nthoughts     {jsonl_path}"
-
-    def report_metrics(self, predictions: Sequence[Prediction]) -> None:
-        pairs_path = self.data.path(self.split, "pairs")
-        print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
-        print(f"\nmetrics      {self.metrics_path}")
+        if self.labelled:
+            pairs_path = self.data.path(self.split, "pairs")
+            print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
+            print(f"\nmetrics      {self.metrics_path}")
+        else:
+            print(f"{len(predictions)} predictions; {label_summary(predictions, self.metrics_path)}")
+        print(f"predictions  {csv_path}\nthoughts     {jsonl_path}")
 
 
 def _output_folder(runs: Sequence[TrainedRun]) -> Path:

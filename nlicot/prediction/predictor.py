@@ -42,8 +42,7 @@ class Predictor:
 
     Args:
         loaded: the model; the caller sets eval mode.
-        prompts: the prompts it was trained on.
-        forms: the forms of completion it was trained on.
+        prompts, forms: the prompts and the forms of completion that it was trained on.
         settings: how to decode.
         autocast: context for forward passes, in the number format of `Fabric` or a `Trainer`.
 
@@ -133,8 +132,7 @@ class Member:
     def loaded_as(self) -> tuple[Any, ...]:
         """Return what must be equal for two adapters to fit on one base in memory."""
         settings = self.settings
-        dtype = compute_dtype(settings.dtype)
-        return self.resolved.base, settings.quantization, dtype, settings.lora
+        return self.resolved.base, settings.quantization, compute_dtype(settings.dtype), settings.lora
 
     def fingerprint(self, examples: Sequence[Example]) -> str:
         """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
@@ -185,22 +183,25 @@ def read_member(run: TrainedRun) -> Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Each member's predictions in the order of the examples, and the predictor of the last member.
+    """The predictions in the order of the examples, and the predictor of the last member.
 
     Attributes:
         is_main: whether this process is the one that writes files; the others' predictions are empty.
     """
 
-    members: list[list[Prediction]]
+    predictions: list[Prediction]
     partials: list[PartialPredictions]
     predictor: Predictor
     is_main: bool
 
 
-def decode(members: Sequence[Member], examples: Sequence[Example], split: str, folder: Path) -> Decoded:
+def decode(
+    members: Sequence[Member], weights: Sequence[float], examples: Sequence[Example], split: str, folder: Path
+) -> Decoded:
     """Predict all examples with each member; predictions that an interrupted process left are not repeated.
 
     Args:
+        weights: of the members, to average the predictions of several.
         folder: where predictions go as they are made, and are found again.
     """
     decoded: list[list[Prediction]] = []
@@ -212,16 +213,23 @@ def decode(members: Sequence[Member], examples: Sequence[Example], split: str, f
             loaded = load_model(member.resolved, member.settings, for_training=False)
             loaded.model.to(fabric.device)
         loaded.load_adapter(member.weights, label=f"--ckpt_path {member.checkpoint}")
+        decoding = member.settings.decoding
         with fabric.autocast():  # the merged update is rounded like the adapter's own products
-            undo_merge = merge_dense(loaded.model) if member.settings.decoding.merge else None
+            undo_merge = merge_dense(loaded.model) if decoding.merge else None
         predictor = Predictor(
-            loaded, member.prompts, member.metadata.forms, member.settings.decoding, autocast=fabric.autocast
+            loaded, member.prompts, member.metadata.forms, decoding, autocast=fabric.autocast
         )
         partials.append(PartialPredictions(folder, split, member.fingerprint(examples), fabric.global_rank))
         decoded.append(_decode(predictor, examples, partials[-1], fabric))
         if undo_merge is not None and index + 1 < len(members):
             undo_merge()
-    return Decoded(members=decoded, partials=partials, predictor=predictor, is_main=fabric.is_global_zero)
+    predictions = decoded[0]
+    if len(members) > 1:
+        by_id = [{prediction.id: prediction for prediction in each} for each in decoded]
+        predictions = [average([each[first.id] for each in by_id], weights) for first in predictions]
+    return Decoded(
+        predictions=predictions, partials=partials, predictor=predictor, is_main=fabric.is_global_zero
+    )
 
 
 def _start_processes(member: Member) -> Fabric:
@@ -267,12 +275,6 @@ def gather(predictions: list[Prediction], world_size: int) -> list[Prediction]:
     parts: list[Any] = [None] * world_size
     dist.all_gather_object(parts, predictions)
     return [prediction for part in parts for prediction in part]
-
-
-def ensemble(members: Sequence[Sequence[Prediction]], weights: Sequence[float]) -> list[Prediction]:
-    """Average the members' predictions of each pair, in the first member's order."""
-    by_id = [{prediction.id: prediction for prediction in member} for member in members]
-    return [average([member[first.id] for member in by_id], weights) for first in members[0]]
 
 
 def member_weights(given: str | None, num_members: int) -> list[float]:

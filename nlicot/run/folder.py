@@ -31,9 +31,9 @@ def run_file(folder: Path, name: str) -> Path:
         return path
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
     near = difflib.get_close_matches(folder.name, runs, n=1)
-    hint = f"did you mean {folder.parent / near[0]}?" if near else ""
-    hint = hint or f"runs that have one: {', '.join(runs) or 'none'}"
-    raise CheckpointError(f"{path}: no such file; {hint}")
+    if near:
+        raise CheckpointError(f"{path}: no such file; did you mean {folder.parent / near[0]}?")
+    raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from nlicot.model.fast import kernels
 from nlicot.model.fast.attention import dummy_mask
 from nlicot.model.loaded_model import causal_lm
 from nlicot.settings import SegmentWeights
-from nlicot.training.batches import MicroBatch
+from nlicot.training.windows import MicroBatch
 
 CHUNK_LOGITS = 8 * 2**20
 """Logits computed at once; 2^23 float32 are 32 MB."""
@@ -27,13 +27,8 @@ def weights_by_kind(weights: SegmentWeights) -> Tensor:
     return torch.tensor([0.0, weights.scaffold_weight, weights.thought_weight, weights.label_weight])
 
 
-def lm_head(model: Any) -> Any:
-    """Return the LM head: the matrix from hidden states to logits."""
-    return causal_lm(model).lm_head
-
-
-def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """Return the last hidden states `[S, H]` at the positions that predict supervised tokens."""
+def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Return the supervised tokens' negative log-likelihoods `[S]` in nats and hidden states `[S, H]`."""
     output = causal_lm(model).model(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -41,14 +36,9 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
         use_cache=False,
         spans=batch.spans,
     )
-    selected: Tensor = output.last_hidden_state[0].index_select(0, batch.positions)
-    return selected
-
-
-def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Return the supervised tokens' negative log-likelihoods `[S]` in nats, and their hidden states."""
-    hidden = hidden_states(model, batch)
-    losses: Tensor = _TokenLosses.apply(hidden, lm_head(model).weight, batch.targets)  # type: ignore[no-untyped-call]
+    hidden: Tensor = output.last_hidden_state[0].index_select(0, batch.positions)
+    weight = causal_lm(model).lm_head.weight
+    losses: Tensor = _TokenLosses.apply(hidden, weight, batch.targets)  # type: ignore[no-untyped-call]
     return losses, hidden
 
 
@@ -61,9 +51,8 @@ class _TokenLosses(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
         states = hidden.to(weight.dtype)
-        gradients = torch.empty_like(states) if needs_gradient else None
+        gradients = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         size = max(1, CHUNK_LOGITS // weight.shape[0])
         for start in range(0, len(hidden), size):
@@ -85,7 +74,7 @@ class _TokenLosses(Function):
 def num_right_labels(model: Any, batch: MicroBatch, hidden: Tensor, label_ids: tuple[int, int]) -> int:
     """Count the examples whose label the model prefers to the other one, given the true thought."""
     is_label = batch.kinds == TokenKind.LABEL
-    logits = lm_head(model)(hidden[is_label])[:, list(label_ids)]
+    logits = causal_lm(model).lm_head(hidden[is_label])[:, list(label_ids)]
     return int((logits.argmax(-1) == (batch.targets[is_label] == label_ids[1]).long()).sum())
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from nlicot.errors import NlicotError
 from nlicot.model.encoding import TokenKind
@@ -26,10 +27,8 @@ from nlicot.model.fast.kernels import seed_dropout
 from nlicot.model.loaded_model import LoadedModel, adapter_parameters
 from nlicot.run.folder import METADATA_KEY, CheckpointMetadata
 from nlicot.settings import ModelSettings
-from nlicot.training.batches import Window
 from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
-
-LOGGED_KINDS = (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL)
+from nlicot.training.windows import Window
 
 
 class NliModule(LightningModule):
@@ -39,7 +38,7 @@ class NliModule(LightningModule):
         loaded: the base with a fresh adapter.
         settings: learning rate, its schedule, and segment weights.
         metadata: stored in every checkpoint; a checkpoint to resume from must agree.
-        seed: seed for dropout.
+        seed: for dropout.
     """
 
     def __init__(
@@ -53,7 +52,8 @@ class NliModule(LightningModule):
         self.settings = settings
         self.metadata = metadata
         self.seed = seed
-        self._label_ids = _label_ids(loaded)
+        zero, one = (loaded.prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+        self._label_ids = zero, one
         self._dev_sums = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_counts = torch.zeros(len(TokenKind), dtype=torch.float64)
         self._dev_labels = torch.zeros(2, dtype=torch.float64)
@@ -106,7 +106,7 @@ class NliModule(LightningModule):
         if self.trainer.world_size > 1:
             _sum_gradients_over_ranks(parameters)
             dist.all_reduce(sums)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = clip_grad_norm_(parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             raise NlicotError(
                 f"step {self.global_step}: the gradient norm is {float(norm)}; lower --model.learning_rate"
@@ -114,21 +114,17 @@ class NliModule(LightningModule):
         self.log("train/learning_rate", float(schedule.get_last_lr()[0]))  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
-        self._log_step(window, sums, weight_total, float(norm), time.perf_counter() - started)
+        duration_s = time.perf_counter() - started
+        self._log_losses("train", sums.cpu(), window.num_by_kind)
+        self.log("train/grad_norm", float(norm))
+        self.log("train/tokens_per_s", float(window.num_by_kind.sum()) / duration_s, prog_bar=True)
+        self.log("train/supervised_tokens_per_s", float(window.num_by_kind[1:].sum()) / duration_s)
 
-    def _log_step(
-        self, window: Window, sums: Tensor, weight_total: float, norm: float, duration_s: float
-    ) -> None:
-        counts = window.num_by_kind.double()
+    def _log_losses(self, split: str, sums: Tensor, counts: Tensor) -> None:
+        """Log the mean loss over tokens, weighted as in training, and the plain mean of each segment."""
         weights = weights_by_kind(self.settings.segment_weights).double()
-        self.log("train/loss", float((sums.cpu() * weights).sum()) / weight_total, prog_bar=True)
-        self._log_by_kind("train", sums, counts)
-        self.log("train/grad_norm", norm)
-        self.log("train/tokens_per_s", float(counts.sum()) / duration_s, prog_bar=True)
-        self.log("train/supervised_tokens_per_s", float(counts[1:].sum()) / duration_s)
-
-    def _log_by_kind(self, split: str, sums: Tensor, counts: Tensor) -> None:
-        for kind in LOGGED_KINDS:
+        self.log(f"{split}/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
+        for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
             if counts[kind]:
                 self.log(f"{split}/loss_{kind.name.lower()}", float(sums[kind] / counts[kind]))
 
@@ -150,22 +146,14 @@ class NliModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the dev loss, in all and by segment; each rank saw its own part of every window."""
-        sums, counts, labels = (
-            self._sum_over_ranks(each) for each in (self._dev_sums, self._dev_counts, self._dev_labels)
-        )
-        if not counts.sum():
-            return
-        weights = weights_by_kind(self.settings.segment_weights).double()
-        self.log("dev/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
-        self._log_by_kind("dev", sums, counts)
-        self.log("dev/teacher_forced_label_accuracy", float(labels[0] / labels[1]))
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values.clone()
-        moved = values.to(self.device, copy=True)
-        dist.all_reduce(moved)
-        return moved.cpu()
+        totals = torch.cat([self._dev_sums, self._dev_counts, self._dev_labels])
+        if self.trainer.world_size > 1:
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        sums, counts, labels = totals.cpu().tensor_split([len(TokenKind), 2 * len(TokenKind)])
+        if counts.sum():
+            self._log_losses("dev", sums, counts)
+            self.log("dev/teacher_forced_label_accuracy", float(labels[0] / labels[1]))
 
 
 def warm_up_and_decay(num_steps: int, warmup_ratio: float) -> Callable[[int], float]:
@@ -201,12 +189,6 @@ def clear_gradients(parameters: list[Parameter]) -> None:
 
 def _sum_gradients_over_ranks(parameters: list[Parameter]) -> None:
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
+    flat = parameters_to_vector(grads)
     dist.all_reduce(flat)
-    for parameter, part in zip(parameters, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-        parameter.grad = part.view_as(parameter)
-
-
-def _label_ids(loaded: LoadedModel) -> tuple[int, int]:
-    zero, one = (loaded.prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
-    return zero, one
+    vector_to_parameters(flat, grads)

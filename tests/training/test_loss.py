@@ -19,9 +19,8 @@ from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.settings import LoraSettings, SegmentWeights
 from nlicot.training import loss as loss_module
-from nlicot.training.batches import Window
 from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
-from nlicot.training.sampler import WindowDataset
+from nlicot.training.windows import Window, WindowDataset
 from tests.small_model import write_small_model
 
 PLAIN = SegmentWeights()

@@ -9,7 +9,6 @@ what follows, so a micro-batch holds it once; each suffix attends to the prefix 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -87,17 +86,6 @@ class Spans:
         lengths = [end - start for start, end, _ in self.blocks], [len(each) for each in keys]
         cu_q, cu_k = (torch.tensor([0, *each]).cumsum(0).to(device, torch.int32) for each in lengths)
         return torch.cat(keys).to(device), cu_q, cu_k
-
-
-def common_prefix_len(rows: Sequence[list[int]], limit: int) -> int:
-    """Return how many leading tokens all rows have in common, at most `limit`.
-
-    >>> common_prefix_len([[1, 2, 3], [1, 2, 4]], limit=9)
-    2
-    """
-    first, last = min(rows), max(rows)  # a prefix of both is a prefix of every row between them
-    limit = min(limit, len(first), len(last))
-    return next((index for index in range(limit) if first[index] != last[index]), limit)
 
 
 def use_packed_attention(model: Any) -> None:

@@ -11,7 +11,6 @@ from torch.nn import functional
 from nlicot.model.fast.attention import (
     Spans,
     attend_on_cpu,
-    common_prefix_len,
     padded_attention,
     varlen_attention,
     varlen_works,
@@ -93,9 +92,3 @@ def test_attention_on_a_gpu_and_on_a_cpu_is_the_same(
 def test_flash_attention_agrees_with_the_plain_kernels_in_bfloat16() -> None:
     assert varlen_works(torch.bfloat16, 128)
     assert not varlen_works(torch.float32, 128), "it does not support float32"
-
-
-def test_common_prefix_is_shared_by_all_rows() -> None:
-    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], limit=5) == 2
-    assert common_prefix_len([[1, 2, 3], [1, 2, 3, 4]], limit=2) == 2
-    assert common_prefix_len([[1], [2]], limit=5) == 0

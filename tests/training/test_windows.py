@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from nlicot.model.base_model import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
-from nlicot.training.sampler import WindowDataset, WindowSampler, cut_by_tokens
+from nlicot.training.windows import WindowDataset, WindowSampler, cut_by_tokens
 from tests.small_model import write_small_model
 
 SEED = 3
@@ -124,6 +125,36 @@ def test_rank_without_a_share_gets_no_micro_batch(encoded: Any) -> None:
     window = WindowDataset(encoded, token_budget=100, rank=1, world_size=2)[[4]]
     assert (window.micro_batches, window.ids, window.labels) == ([], [], [])
     assert int(window.num_by_kind.sum()) == encoded[4]["length"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_prompt", "prefix_len"),
+    [
+        ([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], 2, 2),
+        ([[1, 2, 3], [1, 2, 3, 4]], 2, 2),  # the third token is supervised
+        ([[1, 2, 3, 4], [1, 2, 5, 4]], 3, 2),
+        ([[1, 9], [2, 9]], 1, 0),
+        ([[1, 2, 3]], 2, 0),
+    ],
+)
+def test_prefix_is_that_of_all_prompts(rows: list[list[int]], num_prompt: int, prefix_len: int) -> None:
+    encoded = datasets.Dataset.from_list(
+        [
+            {
+                "id": str(index),
+                "input_ids": ids,
+                "kinds": [0] * num_prompt + [1] * (len(ids) - num_prompt),
+                "label": 0,
+                "length": len(ids),
+                "num_by_kind": [num_prompt, len(ids) - num_prompt, 0, 0],
+            }
+            for index, ids in enumerate(rows)
+        ]
+    )
+    (batch,) = WindowDataset(encoded, token_budget=100)[[*range(len(rows))]].micro_batches
+    assert batch.spans.prefix_len == prefix_len
+    for sharing in (batch, *WindowDataset(encoded, token_budget=1)[[*range(len(rows))]].micro_batches):
+        assert sharing.spans.prefix_len == prefix_len
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])

@@ -1,0 +1,197 @@
+"""Lightning callbacks of a fit: its checkpoints, metrics of generated predictions, and TensorBoard's charts.
+
+`last.ckpt` is written when a batch starts, after the evaluation that may have followed the previous step: so
+its early-stopping state, best score and window counter always agree, whenever the process is killed
+(Lightning's own mid-epoch state does not: its issues 21938, 19764).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryConfusionMatrix,
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
+)
+
+from nlicot.errors import ConfigError
+from nlicot.prediction.predictor import Predictor, gather
+from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
+from nlicot.run.data import RunData
+from nlicot.run.folder import BEST, LAST, PEFT_FOLDER
+from nlicot.settings import CheckpointSettings, DecodingSettings, GeneratedMetricsSettings
+
+GENERATED = "dev_generated/"
+LAYOUT = {
+    "dev": {
+        "loss": ["Multiline", ["^dev/loss$"]],
+        "accuracy": ["Multiline", ["^dev_generated/accuracy$"]],
+        "loss of the label": ["Multiline", ["^dev/loss_label$"]],
+        "F1": ["Multiline", ["^dev_generated/f1$"]],
+    },
+    "train and dev": {
+        "loss": ["Multiline", ["^train/loss$", "^dev/loss$"]],
+        "loss of the label": ["Multiline", ["^train/loss_label$", "^dev/loss_label$"]],
+    },
+}
+"""TensorBoard's custom scalars: charts by page section, with regular expressions for their tags."""
+
+
+class RunCheckpoints(Callback):
+    """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically."""
+
+    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.best: float | None = None
+        self.best_step = -1
+        self.last_saved_step = 0
+        self.evaluated = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far."""
+        return {"best": self.best, "best_step": self.best_step, "last_saved_step": self.last_saved_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value of an earlier process."""
+        vars(self).update(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Correct Lightning's count of batches logged before a resume, which is one too high."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write `last` after an evaluation, or after enough steps."""
+        if self.evaluated or trainer.global_step - self.last_saved_step >= self.settings.every_n_steps:
+            self.evaluated = False
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the adapter if this evaluation is the best so far."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.evaluated = True
+        if not self.settings.monitor.startswith(GENERATED):
+            self._save_if_best(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the adapter if this epoch's generated predictions are the best so far."""
+        self.evaluated = True
+        if self.settings.monitor.startswith(GENERATED):
+            self._save_if_best(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `last` with the finished state."""
+        # The epoch is over: a resume that adds epochs starts the next one at its first window.
+        trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
+        self._save_last(trainer)
+
+    def _save_if_best(self, trainer: Trainer, pl_module: Any) -> None:
+        monitor, sign = self.settings.monitor, 1.0 if self.settings.mode == "min" else -1.0
+        if monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise ConfigError(f"--checkpoint.monitor: found {monitor!r}, expected one of {known}")
+        value = float(trainer.callback_metrics[monitor])
+        if math.isnan(value) or (self.best is not None and sign * value >= sign * self.best):
+            return
+        self.best, self.best_step = value, trainer.global_step
+        self._save(trainer, BEST, weights_only=True)
+        if trainer.is_global_zero:
+            pl_module.loaded.save_adapter(self.folder / PEFT_FOLDER)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        self.last_saved_step = trainer.global_step
+        self._save(trainer, LAST, weights_only=False)
+
+    def _save(self, trainer: Trainer, name: str, *, weights_only: bool) -> None:
+        fresh = self.folder / f".{name}.tmp"
+        trainer.save_checkpoint(fresh, weights_only=weights_only)
+        if trainer.is_global_zero:
+            fresh.replace(self.folder / name)
+
+
+class GeneratedMetrics(Callback):
+    """Decode a sample of dev pairs at the end of an epoch; log accuracy, precision, recall and F1.
+
+    Users get what the model generates; the module logs the label's accuracy given the true thought, which is
+    optimistic.
+    """
+
+    def __init__(self, settings: GeneratedMetricsSettings, data: RunData, decoding: DecodingSettings) -> None:
+        self.settings = settings
+        self.data = data
+        self.decoding = decoding
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the layout of TensorBoard's charts; a resumed run's event file has it."""
+        board = getattr(trainer.logger, "experiment", None)
+        if board is not None and trainer.is_global_zero and not trainer.global_step:
+            board.add_custom_scalars(LAYOUT)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decode and log."""
+        every = self.settings.every_n_epochs
+        if every < 1 or (trainer.current_epoch + 1) % every:
+            return
+        examples = self.data.dev_sample(self.settings.num_pairs)
+        predictions = self._decode(trainer, pl_module, examples)
+        true = torch.tensor([example.label for example in examples])
+        found = torch.tensor([predictions[example.id].predicted_label for example in examples])
+        metrics = MetricCollection(
+            {
+                "accuracy": BinaryAccuracy(),
+                "precision": BinaryPrecision(),
+                "recall": BinaryRecall(),
+                "f1": BinaryF1Score(),
+            }
+        )
+        for name, value in metrics(found, true).items():
+            pl_module.log(f"{GENERATED}{name}", value, prog_bar=name == "accuracy")
+        pl_module.log(f"{GENERATED}num_pairs", float(len(examples)))
+        closed = sum(prediction.status != "truncated" for prediction in predictions.values())
+        pl_module.log(f"{GENERATED}closed_share", closed / len(examples))
+        board = getattr(trainer.logger, "experiment", None)
+        if board is not None and trainer.is_global_zero:
+            mpl.use("agg")
+            confusion, names = BinaryConfusionMatrix(), [LABEL_NAMES[label] for label in LABELS]
+            figure, _ = confusion.plot(confusion(found, true), labels=names, cmap="Blues")
+            board.add_figure(f"{GENERATED}confusion", figure, trainer.global_step)
+            for index, example in enumerate(examples[: self.settings.num_texts]):
+                text = _as_markdown(example, predictions[example.id])
+                board.add_text(f"{GENERATED}thought_{index}", text, trainer.global_step)
+
+    def _decode(self, trainer: Trainer, pl_module: Any, examples: list[Example]) -> dict[str, Prediction]:
+        predictor = Predictor(
+            pl_module.loaded,
+            self.data.prompts,
+            self.data.forms,
+            self.decoding,
+            autocast=trainer.precision_plugin.forward_context,
+        )
+        was_training = pl_module.model.training
+        pl_module.model.eval()
+        batch = predictor.batch(examples, rank=trainer.global_rank, world_size=trainer.world_size)
+        predictions = list(predictor.decode(batch))
+        pl_module.model.train(was_training)
+        return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}
+
+
+def _as_markdown(example: Example, prediction: Prediction) -> str:
+    verdict = "right" if prediction.predicted_label == example.label else "wrong"
+    return (
+        f"**Premise:** {example.premise}\n\n**Hypothesis:** {example.hypothesis}\n\n"
+        f"**Thought:** {prediction.thought_process}\n\n"
+        f"**Label:** {prediction.predicted_label} (true {example.label}, {verdict}; "
+        f"p(entailment) = {prediction.p_entailment:.3f}, {prediction.status})"
+    )

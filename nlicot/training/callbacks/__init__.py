@@ -1,1 +1,0 @@
-"""Lightning callbacks of a fit: generated metrics, checkpoints, and the TensorBoard layout."""

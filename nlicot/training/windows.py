@@ -1,0 +1,298 @@
+"""From encoded examples to the windows that `fit` trains on, one per optimizer step.
+
+An epoch is a seeded permutation cut into windows of the effective batch. A window is sorted by length and cut
+into micro-batches by a token budget; the loss is divided by the window's tokens, so the cut changes nothing
+but speed and memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os.path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nlicot.errors import ConfigError
+from nlicot.model.base_model import cache_folder
+from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.fast.attention import Spans
+from nlicot.model.prompt_format import PromptFormat
+from nlicot.run.data import RunData
+
+logger = logging.getLogger(__name__)
+
+LENGTH_MULTIPLE = 32
+"""oneDNN keeps kernels for each number of tokens, so keep the number of distinct lengths small."""
+PADDED_FROM = 16 * LENGTH_MULTIPLE
+"""Shorter rows are not padded: padding would be a notable part of them."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MicroBatch:
+    """Examples that go through the model together, packed into one row (see `model.fast.attention`).
+
+    Attributes:
+        input_ids: `[N]`: the common prefix once, then each example's suffix, then padding.
+        position_ids: `[N]`, each token's position in its own example.
+        spans: lengths of the prefix, the suffixes and the padding.
+        positions: `[S]`, the position in the row at which a supervised token is predicted.
+        targets: `[S]`, that token.
+        kinds: `[S]`, its `TokenKind`.
+        rows: `[S]`, the index of its example.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    spans: Spans
+    positions: Tensor
+    targets: Tensor
+    kinds: Tensor
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.positions.shape == self.targets.shape == self.kinds.shape == self.rows.shape
+        assert len(self.input_ids) == len(self.position_ids) == self.spans.num_tokens
+
+    def __len__(self) -> int:
+        return len(self.spans.suffix_lens)
+
+    def to(self, device: torch.device | str, **options: Any) -> MicroBatch:
+        """Copy to another device."""
+        names = ("input_ids", "position_ids", "positions", "targets", "kinds", "rows")
+        return replace(self, **{name: getattr(self, name).to(device, **options) for name in names})
+
+
+def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
+    """Pack encoded examples into one micro-batch that holds their common prefix once."""
+    lengths = torch.tensor([len(row["input_ids"]) - prefix_len for row in rows])
+    num_tokens = prefix_len + int(lengths.sum())
+    padding = -num_tokens % LENGTH_MULTIPLE if num_tokens >= PADDED_FROM else 0
+    spans = Spans(prefix_len=prefix_len, suffix_lens=tuple(lengths.tolist()), padding=padding)
+
+    def packed(column: str) -> Tensor:
+        suffixes = itertools.chain.from_iterable(row[column][prefix_len:] for row in rows)
+        return torch.tensor([*rows[0][column][:prefix_len], *suffixes, *[0] * padding])
+
+    input_ids, kinds = packed("input_ids"), packed("kinds")
+    supervised = torch.nonzero(kinds != TokenKind.PROMPT).squeeze(1)
+    starts = prefix_len + lengths.cumsum(0) - lengths
+    owners = torch.searchsorted(starts, supervised, right=True) - 1
+    return MicroBatch(
+        input_ids=input_ids,
+        position_ids=spans.position_ids(),
+        spans=spans,
+        # A token is predicted at the one before it: of a suffix's first token, the prefix's last.
+        positions=torch.where(supervised == starts[owners], prefix_len - 1, supervised - 1),
+        targets=input_ids[supervised],
+        kinds=kinds[supervised],
+        rows=owners,
+    )
+
+
+def cut_by_tokens(
+    lengths: Sequence[int], indices: Sequence[int], token_budget: int, *, prefix_len: int = 0
+) -> list[list[int]]:
+    """Sort `indices` by length, longest first, and cut them into runs within the token budget.
+
+    An example longer than the budget gets a run to itself. The examples' common prefix counts once per run.
+
+    >>> cut_by_tokens([5, 3, 4, 9], [0, 1, 2, 3], token_budget=9)
+    [[3], [0, 2], [1]]
+    """
+    runs: list[list[int]] = []
+    left = 0
+    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
+        suffix_len = lengths[index] - prefix_len
+        if runs and suffix_len <= left:
+            runs[-1].append(index)
+            left -= suffix_len
+        else:
+            runs.append([index])
+            left = token_budget - lengths[index]
+    return runs
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """The examples of one optimizer step, or one batch of an evaluation.
+
+    Attributes:
+        micro_batches: this rank's part.
+        num_by_kind: `[4]`, tokens by `TokenKind` in the whole window, over all ranks.
+        ids: the ids of this rank's examples, in the order of the micro-batches' rows.
+        labels: their labels.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_by_kind: Tensor
+    ids: list[str]
+    labels: list[int]
+
+    def to(self, device: torch.device | str, **options: Any) -> Window:
+        """Copy to another device; Lightning calls this."""
+        return replace(self, micro_batches=[batch.to(device, **options) for batch in self.micro_batches])
+
+
+class WindowDataset(Dataset[Window]):
+    """Fetch a whole window of an encoded data set at once, this rank's part of it as tensors.
+
+    Args:
+        encoded: a data set from `encode_dataset`.
+        token_budget: maximum tokens of a micro-batch.
+        rank: index of this process.
+        world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
+        share_prefix: whether a micro-batch holds its examples' common prefix once.
+    """
+
+    def __init__(
+        self,
+        encoded: Any,
+        *,
+        token_budget: int,
+        rank: int = 0,
+        world_size: int = 1,
+        share_prefix: bool = True,
+    ) -> None:
+        self.encoded = encoded
+        self.token_budget = token_budget
+        self.rank = rank
+        self.world_size = world_size
+        self.share_prefix = share_prefix
+        self.lengths: list[int] = list(encoded["length"])
+        # A view, so that counting a window's tokens does not decode them.
+        self._counts = encoded.select_columns("num_by_kind")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, indices: list[int]) -> Window:
+        """Fetch one window; a rank without examples gets no micro-batch."""
+        ordered = sorted(indices, key=lambda index: (-self.lengths[index], index))
+        mine = ordered[self.rank :: self.world_size]
+        fetched = self.encoded.__getitems__(mine)
+        prefix_len = 0
+        if self.share_prefix and len(mine) > 1:  # of the prompts: supervised tokens are not shared
+            common = os.path.commonprefix([row["input_ids"] for row in fetched])  # noqa: RUF071 (of ids)
+            prefix_len = min(len(common), *(row["kinds"].count(TokenKind.PROMPT) for row in fetched))
+        rows = dict(zip(mine, fetched, strict=True))
+        runs = cut_by_tokens(self.lengths, mine, self.token_budget, prefix_len=prefix_len)
+        return Window(
+            micro_batches=[collate([rows[index] for index in run], prefix_len) for run in runs],
+            num_by_kind=torch.tensor(self._counts[ordered]["num_by_kind"]).sum(dim=0),
+            ids=[rows[index]["id"] for run in runs for index in run],
+            labels=[rows[index]["label"] for run in runs for index in run],
+        )
+
+
+class WindowSampler(Sampler[list[int]]):
+    """Yield the indices of one window at a time; continue mid-epoch after `resume_at`.
+
+    Args:
+        num_examples: size of the data set.
+        window_size: the effective batch, over all ranks.
+        seed: seed of the permutations; each epoch has its own.
+        shuffle: False for evaluations.
+    """
+
+    def __init__(self, num_examples: int, *, window_size: int, seed: int, shuffle: bool) -> None:
+        self.num_examples = num_examples
+        self.window_size = window_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self._start = (0, 0)
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.window_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def resume_at(self, epoch: int, window: int) -> None:
+        """Skip the first `window` windows of `epoch` (and of no other)."""
+        self._start = (epoch, window)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.num_examples))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.num_examples, generator=generator).tolist()
+        first = self._start[1] if self._start[0] == self.epoch else 0
+        for start in range(first * self.window_size, self.num_examples, self.window_size):
+            yield order[start : start + self.window_size]
+
+
+class PairsData(LightningDataModule):
+    """The encoded training examples of a run; Lightning stores its state in checkpoints under this name.
+
+    Raises:
+        ConfigError: no example of a split fits into the token budget.
+    """
+
+    def __init__(self, data: RunData, prompt_format: PromptFormat) -> None:
+        super().__init__()
+        self.data = data
+        self.settings = data.settings
+        self._resume_at = (0, 0)
+        self._encoded: dict[str, Any] = {}
+        max_length, over_budget = self.settings.max_length, self.settings.over_budget
+        for split, built in data.built.items():
+            self._encoded[split], report = encode_dataset(
+                prompt_format, built, max_length=max_length, over_budget=over_budget, cache=cache_folder()
+            )
+            logger.info(
+                f"{split}: {report.num_examples} examples, {report.num_tokens} tokens "
+                f"({report.num_supervised} supervised, the longest example {report.longest}); over the "
+                f"budget of {max_length}: {report.num_cut} cut at a sentence end, "
+                f"{report.num_dropped} left out"
+            )
+            if not report.num_examples:
+                raise ConfigError(f"--data.max_length {max_length}: too short for every example of {split}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in training: the epoch, and how many of its windows are done."""
+        trainer: Any = self.trainer
+        completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"epoch": trainer.current_epoch, "window": completed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written."""
+        self._resume_at = (state_dict["epoch"], state_dict["window"])
+
+    def train_dataloader(self) -> DataLoader[Window]:
+        """Return windows, one per optimizer step."""
+        sampler = self.sampler("train", shuffle=True)
+        sampler.resume_at(*self._resume_at)
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> DataLoader[Window]:
+        """Return windows of the dev examples."""
+        return self._loader("dev", self.sampler("dev", shuffle=False))
+
+    def sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
+        """Return the order of a split's examples, cut into windows."""
+        return WindowSampler(
+            len(self._encoded[split]),
+            window_size=self.settings.effective_batch,
+            seed=self.data.seed,
+            shuffle=shuffle,
+        )
+
+    def windows(self, split: str, **options: int) -> WindowDataset:
+        """Return the encoded examples of a split, a window at a time."""
+        options = {"token_budget": self.settings.micro_batch_tokens, **options}
+        return WindowDataset(self._encoded[split], share_prefix=self.settings.share_prefix, **options)
+
+    def _loader(self, split: str, sampler: WindowSampler) -> DataLoader[Any]:
+        trainer: Any = self.trainer
+        windows = self.windows(split, rank=trainer.global_rank, world_size=trainer.world_size)
+        # As `sampler`, not `batch_sampler`: Lightning sets the epoch on the former only.
+        return DataLoader(windows, batch_size=None, sampler=sampler)
