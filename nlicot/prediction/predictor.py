@@ -38,16 +38,11 @@ from nlicot.settings import PRECISIONS, DecodingSettings, ModelSettings, Trainer
 
 
 class Predictor:
-    """Asks one model about pairs, in the words it was trained on.
+    """Asks one model about pairs, with the prompts and in a form of completion that it was trained on.
 
     Args:
         loaded: the model; the caller sets eval mode.
-        prompts, forms: the prompts and the forms of completion that it was trained on.
-        settings: how to decode.
         autocast: context for forward passes, in the number format of `Fabric` or a `Trainer`.
-
-    Raises:
-        ConfigError: the model was not trained to answer as `settings.think` asks.
     """
 
     def __init__(
@@ -146,13 +141,7 @@ class Member:
 
 
 def read_member(run: TrainedRun) -> Member:
-    """Read a checkpoint and find its base.
-
-    Raises:
-        CheckpointError: it is not a checkpoint of nlicot, or was trained with other settings.
-        ConfigError: the run cannot answer as the settings ask.
-        ModelError: the base cannot be found, or cannot run on this machine.
-    """
+    """Read a checkpoint, find its base, and check that both can do what the settings ask."""
     label = f"--ckpt_path {run.checkpoint}"
     try:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -183,26 +172,20 @@ def read_member(run: TrainedRun) -> Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """The predictions in the order of the examples, and the predictor of the last member.
-
-    Attributes:
-        is_main: whether this process is the one that writes files; the others' predictions are empty.
-    """
+    """The predictions in the order of the examples, and the predictor of the last member."""
 
     predictions: list[Prediction]
     partials: list[PartialPredictions]
     predictor: Predictor
-    is_main: bool
+    is_main: bool  # this process writes files; the others' predictions are empty
 
 
 def decode(
     members: Sequence[Member], weights: Sequence[float], examples: Sequence[Example], split: str, folder: Path
 ) -> Decoded:
-    """Predict all examples with each member; predictions that an interrupted process left are not repeated.
+    """Predict all examples with each member, and average the predictions of several by `weights`.
 
-    Args:
-        weights: of the members, to average the predictions of several.
-        folder: where predictions go as they are made, and are found again.
+    `folder` keeps predictions as they are made; those that an interrupted process left are not repeated.
     """
     decoded: list[list[Prediction]] = []
     partials: list[PartialPredictions] = []

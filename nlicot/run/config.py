@@ -59,19 +59,12 @@ class FitCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A checkpoint to predict with.
-
-    Attributes:
-        checkpoint: path of the checkpoint; its folder is the run's.
-        settings: the run's settings with the command line on top.
-        typed: names of the settings that the command line gives by flags.
-        configured_base: the base in the run's `config.yaml`.
-    """
+    """A checkpoint to predict with; its folder is the run's."""
 
     checkpoint: Path
-    settings: PredictionSettings
-    typed: frozenset[str]
-    configured_base: str
+    settings: PredictionSettings  # the run's, with the command line on top
+    typed: frozenset[str]  # names of the settings that the command line gives by flags
+    configured_base: str  # the base in the run's `config.yaml`
 
 
 def parse_fit(args: Sequence[str]) -> FitCommand:
@@ -96,12 +89,7 @@ def parse_inspect(args: Sequence[str]) -> InspectSettings:
 
 
 def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
-    """Parse `validate`, `test` or `predict`, once for each `--ckpt_path`.
-
-    Raises:
-        ConfigError: a setting is unknown or has a wrong value, or there is no `--ckpt_path`.
-        CheckpointError: a checkpoint or its run's `config.yaml` does not exist.
-    """
+    """Parse `validate`, `test` or `predict`, once for each `--ckpt_path`."""
     kind = ValidateSettings if command == "validate" else PredictionSettings
     parser = _parser(command, kind, ckpt_path=f"checkpoints/RUN/{BEST}; repeat for an ensemble")
     checkpoints = [Path(name).expanduser() for name in typed_settings(args).get("ckpt_path", [])]

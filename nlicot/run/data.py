@@ -79,11 +79,7 @@ class RunData:
         return found
 
     def read_for_fit(self, count_tokens: CountTokens | None = None) -> None:
-        """Read and build train and dev; `count_tokens` is for a builder that limits a thought's tokens.
-
-        Raises:
-            DataError: a file cannot be used, or the builder leaves no example.
-        """
+        """Read and build train and dev; `count_tokens` is for a builder that limits a thought's tokens."""
         for split in ("train", "dev"):
             self.read_pairs(split)
         self.check_apart_from_train("dev")
@@ -98,11 +94,7 @@ class RunData:
         return self.pairs[split]
 
     def read_labelled(self, split: str) -> list[Example]:
-        """Read the pairs of a split, all of which must have a label.
-
-        Raises:
-            DataError: a pair has no label.
-        """
+        """Read the pairs of a split, all of which must have a label."""
         examples = self.read_pairs(split)
         if any(example.label is None for example in examples):
             raise DataError(

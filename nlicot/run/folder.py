@@ -21,11 +21,7 @@ METADATA_KEY = "nlicot"
 
 
 def run_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in a run's folder.
-
-    Raises:
-        CheckpointError: the file does not exist; runs that have one are listed.
-    """
+    """Return the path of a file that a run's folder must have."""
     path = folder / name
     if path.is_file():
         return path
@@ -38,21 +34,13 @@ def run_file(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointMetadata:
-    """The settings that a checkpoint was trained with.
-
-    Attributes:
-        base: name of the base model.
-        prompt_format: `mistral` or `chat`.
-        tokenizer_sha256: fingerprint of the tokenizer.
-        prompts: `StudentPrompts` as a dict; older versions lack some of its keys.
-        forms: the forms of completion that it was trained to write.
-    """
+    """The settings that a checkpoint was trained with."""
 
     base: str
-    prompt_format: str
+    prompt_format: str  # mistral or chat
     tokenizer_sha256: str
-    prompts: Mapping[str, Any]
-    forms: frozenset[Form]
+    prompts: Mapping[str, Any]  # `StudentPrompts` as a dict; older versions lack some of its keys
+    forms: frozenset[Form]  # the forms of completion that it was trained to write
 
     @classmethod
     def of(cls, model: ResolvedModel, prompts: StudentPrompts, forms: Iterable[Form]) -> CheckpointMetadata:
@@ -67,11 +55,7 @@ class CheckpointMetadata:
 
     @classmethod
     def from_checkpoint(cls, content: Mapping[str, Any], *, label: str) -> CheckpointMetadata:
-        """Read the metadata of a loaded checkpoint.
-
-        Raises:
-            CheckpointError: the checkpoint has none, so it was not written by `fit`.
-        """
+        """Read the metadata of a loaded checkpoint; one that `fit` did not write has none."""
         try:
             found = content[METADATA_KEY]
             # Versions before 0.2 only stored whether the run writes thoughts.
@@ -86,11 +70,7 @@ class CheckpointMetadata:
         return {**asdict(self), "forms": sorted(form.value for form in self.forms)}
 
     def check(self, here: CheckpointMetadata) -> None:
-        """Refuse to continue with a different base, tokenizer or prompt; forms may differ.
-
-        Raises:
-            CheckpointError: names each difference with both values.
-        """
+        """Refuse to continue with a different base, tokenizer or prompt; forms may differ."""
         mine, theirs = ({**each.prompts, **each.to_dict()} for each in (self, here))
         differences = [
             f"{name}: here {value!r}, in the checkpoint {mine[name]!r}"

@@ -8,6 +8,7 @@ its early-stopping state, best score and window counter always agree, whenever t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,16 @@ LAYOUT = {
 """TensorBoard's custom scalars: charts by page section, with regular expressions for their tags."""
 
 
+@dataclass(eq=False)
 class RunCheckpoints(Callback):
     """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically."""
 
-    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.best: float | None = None
-        self.best_step = -1
-        self.last_saved_step = 0
-        self.evaluated = False
+    folder: Path
+    settings: CheckpointSettings
+    best: float | None = None
+    best_step: int = -1
+    last_saved_step: int = 0
+    evaluated: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far."""
@@ -121,6 +122,7 @@ class RunCheckpoints(Callback):
             fresh.replace(self.folder / name)
 
 
+@dataclass(eq=False)
 class GeneratedMetrics(Callback):
     """Decode a sample of dev pairs at the end of an epoch; log accuracy, precision, recall and F1.
 
@@ -128,10 +130,9 @@ class GeneratedMetrics(Callback):
     optimistic.
     """
 
-    def __init__(self, settings: GeneratedMetricsSettings, data: RunData, decoding: DecodingSettings) -> None:
-        self.settings = settings
-        self.data = data
-        self.decoding = decoding
+    settings: GeneratedMetricsSettings
+    data: RunData
+    decoding: DecodingSettings
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout of TensorBoard's charts; a resumed run's event file has it."""

@@ -129,11 +129,7 @@ def fit(command: FitCommand) -> int:
 
 
 def trainer_arguments(settings: TrainerSettings) -> dict[str, Any]:
-    """Check the Trainer's arguments against its signature, and build what class paths name.
-
-    Raises:
-        ConfigError: a class does not exist, or does not take its arguments.
-    """
+    """Check the Trainer's arguments against its signature, and build what class paths name."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
     try:

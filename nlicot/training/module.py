@@ -32,13 +32,9 @@ from nlicot.training.windows import Window
 
 
 class NliModule(LightningModule):
-    """Trains the adapter of a loaded model to think aloud and to label.
+    """Trains the adapter of a loaded model to think aloud and to label; `seed` is for dropout.
 
-    Args:
-        loaded: the base with a fresh adapter.
-        settings: learning rate, its schedule, and segment weights.
-        metadata: stored in every checkpoint; a checkpoint to resume from must agree.
-        seed: for dropout.
+    `metadata` is stored in every checkpoint, and a checkpoint to resume from must agree with it.
     """
 
     def __init__(

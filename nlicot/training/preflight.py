@@ -41,8 +41,7 @@ class Peak:
 def measure(module: NliModule, data: PairsData, trainer: Trainer, *, num_generated: int) -> str:
     """Measure micro-batches of a loaded model; return the cost of the fit as text.
 
-    Args:
-        num_generated: number of dev pairs decoded after each epoch.
+    `num_generated` dev pairs will be decoded after each epoch.
     """
     device = trainer.strategy.root_device
     module.to(device)

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os.path
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -36,25 +36,15 @@ PADDED_FROM = 16 * LENGTH_MULTIPLE
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """Examples that go through the model together, packed into one row (see `model.fast.attention`).
+    """Examples that go through the model together, packed into one row (see `model.fast.attention`)."""
 
-    Attributes:
-        input_ids: `[N]`: the common prefix once, then each example's suffix, then padding.
-        position_ids: `[N]`, each token's position in its own example.
-        spans: lengths of the prefix, the suffixes and the padding.
-        positions: `[S]`, the position in the row at which a supervised token is predicted.
-        targets: `[S]`, that token.
-        kinds: `[S]`, its `TokenKind`.
-        rows: `[S]`, the index of its example.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    spans: Spans
-    positions: Tensor
-    targets: Tensor
-    kinds: Tensor
-    rows: Tensor
+    input_ids: Tensor  # [N]: the common prefix once, then each example's suffix, then padding
+    position_ids: Tensor  # [N]: each token's position in its own example
+    spans: Spans  # lengths of the prefix, the suffixes and the padding
+    positions: Tensor  # [S]: the position in the row at which a supervised token is predicted
+    targets: Tensor  # [S]: that token
+    kinds: Tensor  # [S]: its `TokenKind`
+    rows: Tensor  # [S]: the index of its example
 
     def __post_init__(self) -> None:
         assert self.positions.shape == self.targets.shape == self.kinds.shape == self.rows.shape
@@ -121,18 +111,11 @@ def cut_by_tokens(
 
 @dataclass(slots=True, kw_only=True)
 class Window:
-    """The examples of one optimizer step, or one batch of an evaluation.
+    """The examples of one optimizer step, or one batch of an evaluation."""
 
-    Attributes:
-        micro_batches: this rank's part.
-        num_by_kind: `[4]`, tokens by `TokenKind` in the whole window, over all ranks.
-        ids: the ids of this rank's examples, in the order of the micro-batches' rows.
-        labels: their labels.
-    """
-
-    micro_batches: list[MicroBatch]
-    num_by_kind: Tensor
-    ids: list[str]
+    micro_batches: list[MicroBatch]  # this rank's part
+    num_by_kind: Tensor  # [4]: tokens by `TokenKind` in the whole window, over all ranks
+    ids: list[str]  # of this rank's examples, in the order of the micro-batches' rows
     labels: list[int]
 
     def to(self, device: torch.device | str, **options: Any) -> Window:
@@ -140,34 +123,24 @@ class Window:
         return replace(self, micro_batches=[batch.to(device, **options) for batch in self.micro_batches])
 
 
+@dataclass(eq=False)
 class WindowDataset(Dataset[Window]):
     """Fetch a whole window of an encoded data set at once, this rank's part of it as tensors.
 
-    Args:
-        encoded: a data set from `encode_dataset`.
-        token_budget: maximum tokens of a micro-batch.
-        rank: index of this process.
-        world_size: number of processes; example i of a window, sorted by length, goes to i mod world_size.
-        share_prefix: whether a micro-batch holds its examples' common prefix once.
+    Example i of a window, sorted by length, goes to rank i mod `world_size`.
     """
 
-    def __init__(
-        self,
-        encoded: Any,
-        *,
-        token_budget: int,
-        rank: int = 0,
-        world_size: int = 1,
-        share_prefix: bool = True,
-    ) -> None:
-        self.encoded = encoded
-        self.token_budget = token_budget
-        self.rank = rank
-        self.world_size = world_size
-        self.share_prefix = share_prefix
-        self.lengths: list[int] = list(encoded["length"])
+    encoded: Any  # from `encode_dataset`
+    _: KW_ONLY
+    token_budget: int  # maximum tokens of a micro-batch
+    rank: int = 0
+    world_size: int = 1
+    share_prefix: bool = True
+
+    def __post_init__(self) -> None:
+        self.lengths: list[int] = list(self.encoded["length"])
         # A view, so that counting a window's tokens does not decode them.
-        self._counts = encoded.select_columns("num_by_kind")
+        self._counts = self.encoded.select_columns("num_by_kind")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -191,23 +164,18 @@ class WindowDataset(Dataset[Window]):
         )
 
 
+@dataclass(eq=False)
 class WindowSampler(Sampler[list[int]]):
-    """Yield the indices of one window at a time; continue mid-epoch after `resume_at`.
+    """Yield the indices of one window at a time; each epoch has its own permutation."""
 
-    Args:
-        num_examples: size of the data set.
-        window_size: the effective batch, over all ranks.
-        seed: seed of the permutations; each epoch has its own.
-        shuffle: False for evaluations.
-    """
-
-    def __init__(self, num_examples: int, *, window_size: int, seed: int, shuffle: bool) -> None:
-        self.num_examples = num_examples
-        self.window_size = window_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-        self._start = (0, 0)
+    num_examples: int
+    _: KW_ONLY
+    window_size: int
+    seed: int
+    shuffle: bool
+    epoch: int = 0
+    resume_at: tuple[int, int] = (0, 0)
+    """An epoch of which the first windows are skipped, and how many."""
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.window_size)
@@ -216,26 +184,19 @@ class WindowSampler(Sampler[list[int]]):
         """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
-    def resume_at(self, epoch: int, window: int) -> None:
-        """Skip the first `window` windows of `epoch` (and of no other)."""
-        self._start = (epoch, window)
-
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.num_examples))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.num_examples, generator=generator).tolist()
-        first = self._start[1] if self._start[0] == self.epoch else 0
+        epoch, window = self.resume_at
+        first = window if epoch == self.epoch else 0
         for start in range(first * self.window_size, self.num_examples, self.window_size):
             yield order[start : start + self.window_size]
 
 
 class PairsData(LightningDataModule):
-    """The encoded training examples of a run; Lightning stores its state in checkpoints under this name.
-
-    Raises:
-        ConfigError: no example of a split fits into the token budget.
-    """
+    """The encoded training examples of a run; Lightning stores its state in checkpoints under this name."""
 
     def __init__(self, data: RunData, prompt_format: PromptFormat) -> None:
         super().__init__()
@@ -269,22 +230,16 @@ class PairsData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """Return windows, one per optimizer step."""
-        sampler = self.sampler("train", shuffle=True)
-        sampler.resume_at(*self._resume_at)
-        return self._loader("train", sampler)
+        return self._loader("train", self.sampler("train", shuffle=True, resume_at=self._resume_at))
 
     def val_dataloader(self) -> DataLoader[Window]:
         """Return windows of the dev examples."""
         return self._loader("dev", self.sampler("dev", shuffle=False))
 
-    def sampler(self, split: str, *, shuffle: bool) -> WindowSampler:
+    def sampler(self, split: str, **options: Any) -> WindowSampler:
         """Return the order of a split's examples, cut into windows."""
-        return WindowSampler(
-            len(self._encoded[split]),
-            window_size=self.settings.effective_batch,
-            seed=self.data.seed,
-            shuffle=shuffle,
-        )
+        size, seed = self.settings.effective_batch, self.data.seed
+        return WindowSampler(len(self._encoded[split]), window_size=size, seed=seed, **options)
 
     def windows(self, split: str, **options: int) -> WindowDataset:
         """Return the encoded examples of a split, a window at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,7 @@ def test_order_of_the_data_set_stays_where_nothing_is_shuffled() -> None:
 
 def test_resumed_epoch_goes_on_behind_its_windows_and_later_epochs_are_whole() -> None:
     epochs = [_epoch(_sampler(), epoch) for epoch in range(3)]
-    resumed = _sampler()
-    resumed.resume_at(1, 2)
+    resumed = dataclasses.replace(_sampler(), resume_at=(1, 2))
     assert _epoch(resumed, 1) == epochs[1][2:]
     assert _epoch(resumed, 2) == epochs[2]
     assert _epoch(resumed, 0) == epochs[0]
