@@ -82,13 +82,8 @@ def _parser() -> CommandParser:
     add("--root", type=Path | None, default=None, help="the data root (default: the sample)")
     for split in SPLITS:
         for kind in KINDS if split != "test" else ("pairs",):
-            add(
-                f"--{split}_{kind}",
-                type=Path | None,
-                default=None,
-                metavar="FILE",
-                help=f"{kind} of {split}, instead of the root's",
-            )
+            what = f"{kind} of {split}, instead of the root's"
+            add(f"--{split}_{kind}", type=Path | None, default=None, metavar="FILE", help=what)
     add("--builder", type=str, default="reflected", help=f"makes the targets: {', '.join(BUILDERS)}")
     add("--prompt", type=list[Path], default=[], metavar="FILE", help="a prompt of yours; repeat for more")
     add("--label_map", type=LabelMap | None, default=None, help=LABEL_MAP_HELP)

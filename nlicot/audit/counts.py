@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nlicot.audit.findings import Finding, Section, full_id
 from nlicot.audit.inputs import AuditData, SplitData
 from nlicot.text_tables import Table, percent
@@ -49,12 +51,12 @@ def check_counts(data: AuditData) -> Section:
     )
 
 
-def _rare_label(split: SplitData, proportion: float) -> list[Finding]:
+def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:
     label, least = (1, proportion) if proportion < 0.5 else (0, 1 - proportion)
     if least >= UNEVEN:
-        return []
+        return
     ids = tuple(full_id(split.name, example.id) for example in split.labelled if example.label == label)
-    finding = Finding(
+    yield Finding(
         name="rare label",
         severity="error" if least < RARE else "warning",
         summary=f"label {label} is {percent(least)} of {split.name} "
@@ -64,18 +66,15 @@ def _rare_label(split: SplitData, proportion: float) -> list[Finding]:
         ids=ids,
         figures={"label": label, "share": least},
     )
-    return [finding]
 
 
-def _different_balance(train: float, dev: float, num_dev: int) -> list[Finding]:
+def _different_balance(train: float, dev: float, num_dev: int) -> Iterator[Finding]:
     by_chance = 2.0 * (train * (1 - train) / num_dev) ** 0.5
-    if abs(train - dev) < max(MIN_DIFFERENCE, by_chance):
-        return []
-    finding = Finding(
-        name="label shares differ",
-        severity="warning",
-        summary=f"label 1 is {percent(train)} of train and {percent(dev)} of dev",
-        advice="split again (python -m nlicot split keeps the balance), or expect dev figures to mislead",
-        figures={"train": train, "dev": dev},
-    )
-    return [finding]
+    if abs(train - dev) >= max(MIN_DIFFERENCE, by_chance):
+        yield Finding(
+            name="label shares differ",
+            severity="warning",
+            summary=f"label 1 is {percent(train)} of train and {percent(dev)} of dev",
+            advice="split again (python -m nlicot split keeps the balance), or expect dev figures to mislead",
+            figures={"train": train, "dev": dev},
+        )

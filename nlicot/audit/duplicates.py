@@ -75,14 +75,11 @@ def check_duplicates(data: AuditData) -> Section:
 
 
 def pair_groups(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Group pairs of normalised texts that are near duplicates of the group's first pair in both texts.
+    """Return groups of indices of pairs that are near duplicates of the group's first pair in both texts.
 
     MinHash (Broder 1997, "On the resemblance and containment of documents") with banding (Leskovec et al.,
     "Mining of Massive Datasets", chapter 3) proposes candidates, which are compared exactly: there are no
     false positives, and at the threshold about 2 pairs in 1,000 are missed.
-
-    Returns:
-        The indices of each group of two or more, in order.
     """
     from datasketch import LeanMinHash, MinHash, MinHashLSH
 

@@ -93,9 +93,6 @@ def unique(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-# ---------------------------------------------------------------- text and Markdown
-
-
 def as_text(audit: Audit) -> str:
     """Render the sections, then the findings and the verdict, which a terminal shows last."""
     blocks = []
@@ -141,9 +138,6 @@ def as_markdown(audit: Audit) -> str:
         for table in section.tables:
             lines += ["", f"{escaped(table.title)}:", "", *piped(table)]
     return "\n".join(lines) + "\n"
-
-
-# ---------------------------------------------------------------- JSON
 
 
 def to_json(audit: Audit) -> dict[str, Any]:

@@ -76,8 +76,23 @@ def read_splits(
 
     A split whose pairs are given never takes texts of the root, which belong to the root's own pairs.
     """
-    paths = _find_files(root, single)
-    return [_read_split(split, files, builder, label_map) for split, files in paths.items()]
+    found: dict[str, dict[str, Path]] = {}
+    for split in SPLITS:
+        given = {kind: single[split, kind] for kind in KINDS if (split, kind) in single}
+        paths = given if root is None or "pairs" in given else _files_in_root(root, split) | given
+        for kind, path in given.items():
+            if not path.exists():
+                raise DataError("no such file", path=path, remedy=f"it was given by --{split}_{kind}")
+            if "pairs" not in paths:
+                raise DataError(
+                    f"{kind} of {split} without its pairs", f"--{split}_pairs FILE too", path=path
+                )
+        if paths:
+            found[split] = {kind: paths[kind] for kind in KINDS if kind in paths}
+    if root is not None and not found:
+        expected = f"one of {', '.join(str(root.pairs(split)) for split in SPLITS)}"
+        raise DataError("no pairs", expected, path=root.path, remedy="or give files: --train_pairs FILE")
+    return [_read_split(split, files, builder, label_map) for split, files in found.items()]
 
 
 def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
@@ -114,26 +129,6 @@ def _read_split(
         targets=targets,
         files={kind: str(path) for kind, path in paths.items()},
     )
-
-
-def _find_files(root: DataRoot | None, single: Mapping[tuple[str, str], Path]) -> dict[str, dict[str, Path]]:
-    found: dict[str, dict[str, Path]] = {}
-    for split in SPLITS:
-        given = {kind: single[split, kind] for kind in KINDS if (split, kind) in single}
-        paths = given if root is None or "pairs" in given else _files_in_root(root, split) | given
-        for kind, path in given.items():
-            if not path.exists():
-                raise DataError("no such file", path=path, remedy=f"it was given by --{split}_{kind}")
-            if "pairs" not in paths:
-                raise DataError(
-                    f"{kind} of {split} without its pairs", f"--{split}_pairs FILE too", path=path
-                )
-        if paths:
-            found[split] = {kind: paths[kind] for kind in KINDS if kind in paths}
-    if root is not None and not found:
-        expected = f"one of {', '.join(str(root.pairs(split)) for split in SPLITS)}"
-        raise DataError("no pairs", expected, path=root.path, remedy="or give files: --train_pairs FILE")
-    return found
 
 
 def _files_in_root(root: DataRoot, split: str) -> dict[str, Path]:

@@ -61,10 +61,8 @@ class Guess:
 def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> Guess | None:
     """Predict labels by logistic regression on hashed word n-grams; None if a label is too rare for it.
 
-    Hashing learns nothing from the data, so no fold sees the words of another.
-
-    Args:
-        groups: texts of one group, of one premise for instance, stay in one fold.
+    Hashing learns nothing from the data, so no fold sees the words of another. Texts of one of the `groups`,
+    of one premise for instance, stay in one fold.
     """
     true = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(true, minlength=2)
@@ -133,7 +131,8 @@ def check_hypotheses(data: AuditData) -> Section | None:
     of_label = {label: [each for each in words if each.label == label] for label in LABELS}
     findings = [*_hypothesis_leak(guess, labelled)]
     for label, telling in of_label.items():
-        findings += _telling_words_finding(label, [each.word for each in telling], labelled)
+        if telling:
+            findings.append(_words_finding(label, [each.word for each in telling], labelled))
     rows = [
         (each.word, str(each.label), str(each.num), percent(each.num_label / each.num), f"{each.pmi:.2f}")
         for label in reversed(LABELS)
@@ -203,25 +202,21 @@ def telling_words(examples: Sequence[Example]) -> list[TellingWord]:
     return sorted(found, key=lambda each: (-each.pmi, each.word))
 
 
-def _telling_words_finding(
-    label: int, telling: Sequence[str], labelled: Sequence[tuple[str, Example]]
-) -> Iterator[Finding]:
-    if telling:
-        yield Finding(
-            name="telling words",
-            severity="warning",
-            summary=f"{len(telling)} words of hypotheses go with label {label} ({LABEL_NAMES[label]}): "
-            f"{listed(telling, MAX_SHOWN_WORDS)}",
-            advice="expect a student to rely on them; collect pairs with such a word and the other label, "
-            "and measure on those separately",
-            ids=tuple(
-                full_id(split, example.id)
-                for split, example in labelled
-                if example.label == label
-                and not set(telling).isdisjoint(normalised(example.hypothesis).split())
-            ),
-            figures={"label": label, "words": telling},
-        )
+def _words_finding(label: int, telling: Sequence[str], labelled: Sequence[tuple[str, Example]]) -> Finding:
+    return Finding(
+        name="telling words",
+        severity="warning",
+        summary=f"{len(telling)} words of hypotheses go with label {label} ({LABEL_NAMES[label]}): "
+        f"{listed(telling, MAX_SHOWN_WORDS)}",
+        advice="expect a student to rely on them; collect pairs with such a word and the other label, "
+        "and measure on those separately",
+        ids=tuple(
+            full_id(split, example.id)
+            for split, example in labelled
+            if example.label == label and not set(telling).isdisjoint(normalised(example.hypothesis).split())
+        ),
+        figures={"label": label, "words": telling},
+    )
 
 
 # ---------------------------------------------------------------- the source and style of targets
@@ -234,11 +229,7 @@ _STEP = re.compile(r"\bstep\s+\d+\s*[:.)]", re.IGNORECASE)
 
 
 def without_last_step(thought: str) -> str:
-    """Return a thought up to its last step, or its last sentence if it has fewer than two steps.
-
-    >>> without_last_step("Step 1: It rains. Step 2: So it follows.")
-    'Step 1: It rains. '
-    """
+    """Return a thought up to its last step, or its last sentence if it has fewer than two steps."""
     starts = [match.start() for match in _STEP.finditer(thought)]
     sentences = completion.sentences(thought)
     if len(starts) < 2 and len(sentences) > 1:

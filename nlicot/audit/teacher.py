@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
 from nlicot.audit.findings import Finding, Section, full_id, percent_range, unique
 from nlicot.audit.inputs import AuditData
-from nlicot.evaluation.metrics import accuracy_by, length_bins
+from nlicot.evaluation.metrics import accuracy_by, groups_to_dicts, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
 from nlicot.teacher.label_check import ProbeReport, probe
 from nlicot.text_tables import Table, percent
@@ -141,10 +140,6 @@ def check_lengths(data: AuditData) -> Section | None:
         figures=figures,
     )
     is_clear = figures["p_value"] < MAX_P_VALUE and figures["wrong_is_longer"] >= MIN_EFFECT
-    bin_figures = [
-        {"name": each.name, "num": each.num, "accuracy": each.accuracy} | asdict(each.interval)
-        for each in groups
-    ]
     return Section(
         name="lengths",
         title="Length and correctness",
@@ -152,5 +147,5 @@ def check_lengths(data: AuditData) -> Section | None:
         f"(50 % is chance; p = {test.pvalue:.2g})",
         findings=(finding,) if is_clear else (),
         tables=(table,),
-        figures={**figures, "bins": bin_figures},
+        figures={**figures, "bins": groups_to_dicts(groups)},
     )

@@ -124,9 +124,6 @@ def classification_metrics(
     The last three do not depend on a decision threshold and are None unless every probability is given. If
     all pairs are correct, a bootstrap interval has no width (see `wilson_interval`); resampling biases the
     calibration error upwards, so its interval may be above its value.
-
-    Raises:
-        ValueError: no pairs, unequal lengths, a label that is not 0 or 1, or a probability not in [0, 1].
     """
     _check_input(true_labels, predicted_labels, p_entailment)
     true = np.array(true_labels, dtype=np.int64)
@@ -287,8 +284,6 @@ def wilson_interval(successes: int, total: int) -> Interval:
 
 def accuracy_by(groups: Sequence[str | None], correct: Sequence[bool]) -> list[GroupAccuracy]:
     """Return the accuracy on each group, in natural order of the names, pairs without a group last."""
-    if len(groups) != len(correct):
-        raise ValueError(f"found {len(groups)} groups and {len(correct)} answers, expected equally many")
     members: dict[str | None, list[bool]] = {}
     for group, is_correct in zip(groups, correct, strict=True):
         members.setdefault(group, []).append(bool(is_correct))
@@ -314,9 +309,6 @@ def length_bins(num_words: Sequence[int]) -> list[str]:
 
     Quartiles follow Hyndman & Fan 1996, definition 1, so equal lengths share a bin, no bin is empty, and many
     equal lengths result in fewer than four.
-
-    >>> length_bins([12, 34, 34, 60])
-    ['12 words', '13-34 words', '13-34 words', '35-60 words']
     """
     if not len(num_words):
         return []
@@ -330,43 +322,23 @@ def length_bins(num_words: Sequence[int]) -> list[str]:
     return [names[index] for index in np.searchsorted(last, lengths, side="left")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class McNemar:
-    """The number of items that only one of two models got right, and the p-value of the difference."""
-
-    only_a: int
-    only_b: int
-    p_value: float
-
-
-def mcnemar_exact(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> McNemar:
-    """Test whether two models that answered the same items differ in accuracy.
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Return the p-value of the difference between two models that answered the same items.
 
     The exact two-sided binomial test, p = 1/2, on the items that only one of them answered correctly (McNemar
     1947, Psychometrika 12, 153-157). It sums integers, so it neither approximates nor underflows early.
     """
-    if len(correct_a) != len(correct_b) or not len(correct_a):
-        raise ValueError(
-            f"found {len(correct_a)} and {len(correct_b)} answers, expected equally many and at least one"
-        )
-    only_a = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if a and not b)
-    only_b = sum(1 for a, b in zip(correct_a, correct_b, strict=True) if b and not a)
     num = only_a + only_b
     tail = sum(math.comb(num, k) for k in range(min(only_a, only_b) + 1))
-    return McNemar(only_a=only_a, only_b=only_b, p_value=min(1.0, 2 * tail / 2**num))
+    return float(min(1.0, 2 * tail / 2**num))
 
 
 def record_metrics(
     path: Path, split: str, pairs_path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> str:
-    """Record the metrics in `metrics.json`, next to those of other splits; return them as text.
+    """Record metrics of labelled pairs in the `metrics.json` at `path`; return them as text.
 
-    Args:
-        path: the `metrics.json`.
-        split: name of the split.
-        pairs_path: the file of the pairs, for the title.
-        examples: labelled pairs.
-        predictions: their predictions, in the same order.
+    `examples` and `predictions` are in the same order; `pairs_path` is for the title.
     """
     labels = [prediction.predicted_label for prediction in predictions]
     metrics = classification_metrics(
@@ -378,9 +350,9 @@ def record_metrics(
     lengths = [len((prediction.thought_process or "").split()) for prediction in predictions]
     entry = metrics_to_dict(metrics)
     entry["status"] = dict(Counter(prediction.status for prediction in predictions))
-    entry["by_phenomenon"] = _groups([example.phenomenon for example in examples], right)
+    entry["by_phenomenon"] = groups_to_dicts(accuracy_by([example.phenomenon for example in examples], right))
     if any(lengths):
-        entry["by_thought_length"] = _groups(length_bins(lengths), right)
+        entry["by_thought_length"] = groups_to_dicts(accuracy_by(length_bins(lengths), right))
     write_json(path, {**read_metrics(path), split: entry})
     title = f"{split}: {len(examples)} pairs of {pairs_path}"
     return f"{format_table(metrics, title)}\n{_format_groups(entry)}"
@@ -392,11 +364,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return content
 
 
-def _groups(groups: Sequence[str | None], right: Sequence[bool]) -> list[dict[str, Any]]:
-    found = [asdict(group) for group in accuracy_by(groups, right)]
-    for group in found:
-        group.update(group.pop("interval"))
-    return found
+def groups_to_dicts(groups: Sequence[GroupAccuracy]) -> list[dict[str, Any]]:
+    """Return JSON content, with the interval's ends next to the accuracy."""
+    return [{"name": g.name, "num": g.num, "accuracy": g.accuracy, **asdict(g.interval)} for g in groups]
 
 
 def _format_groups(entry: dict[str, Any]) -> str:

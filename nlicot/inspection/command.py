@@ -17,7 +17,7 @@ from typing import Any
 from nlicot.errors import ConfigError
 from nlicot.inspection.view import bars, legend, measure, pieces_of, render, visible, wants_color
 from nlicot.model.base_model import choose_for_inspection
-from nlicot.model.encoding import EncodedExample, TokenKind, encode_example
+from nlicot.model.encoding import EncodedExample, TokenKind, encode_examples
 from nlicot.model.prompt_format import PromptFormat, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.run.config import parse_inspect
@@ -35,13 +35,8 @@ def main(args: Sequence[str]) -> int:
     base = choose_for_inspection(settings.model.base, settings.model.fallback_base, on_sample=data.on_sample)
     prompt_format = prompt_format_of_base(base, settings.model.prompt_format)
     max_length, over_budget = settings.data.max_length, settings.data.over_budget
-    lengths = measure(
-        prompt_format, data.built[settings.split], max_length=max_length, over_budget=over_budget
-    )
-    encoded = [
-        encode_example(prompt_format, example, max_length=max_length, over_budget=over_budget)
-        for example in chosen
-    ]
+    lengths = measure(prompt_format, data.built[settings.split], max_length, over_budget)
+    encoded = list(encode_examples(prompt_format, chosen, max_length=max_length, over_budget=over_budget))
     if settings.json:
         content = {
             "split": settings.split,

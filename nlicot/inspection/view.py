@@ -1,8 +1,4 @@
-"""Show encoded examples: their tokens as text, coloured by kind, and their lengths against the token budget.
-
-Text from data files reaches the terminal only as text: anything that could move the cursor or change a colour
-is escaped.
-"""
+"""Show encoded examples: their tokens as text, coloured by kind, and their lengths against the budget."""
 
 from __future__ import annotations
 
@@ -37,10 +33,7 @@ MOST_BARS, MOST_IDS = 14, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """The text of one token, or of the few that only together encode a character (an emoji, say).
-
-    `supervised` if the loss counts them.
-    """
+    """One token, or the few that only together encode a character (an emoji, say), and if they are learnt."""
 
     ids: tuple[int, ...]
     text: str
@@ -92,10 +85,8 @@ def legend() -> str:
 
 def render(pieces: Sequence[Piece], *, color: bool) -> str:
     """Render an example's pieces for a terminal: coloured, or as labelled lines."""
-    return _coloured(pieces) if color else _labelled(pieces)
-
-
-def _coloured(pieces: Sequence[Piece]) -> str:
+    if not color:
+        return _labelled(pieces)
     parts = []
     for number, piece in enumerate(pieces):
         style = KINDS[piece.kind][number % 2] + ("" if piece.supervised else DIM)
@@ -123,7 +114,7 @@ def _labelled(pieces: Sequence[Piece]) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Escape everything but line breaks and printable characters.
+    r"""Escape all but line breaks and printable characters: others could move the cursor or change a colour.
 
     >>> visible("red \x1b[31m, a tab\t and a \u2028")
     'red \\x1b[31m, a tab\\t and a \\u2028'
@@ -174,7 +165,6 @@ class Lengths:
 def measure(
     prompt_format: PromptFormat,
     examples: Sequence[TrainingExample],
-    *,
     max_length: int,
     over_budget: OverBudget,
 ) -> Lengths:
@@ -201,11 +191,7 @@ class Bar:
 
 
 def bars(lengths: Sequence[int], max_length: int) -> list[Bar]:
-    """Make a histogram of about `MOST_BARS` bars of equal width, except for a bar that the budget divides.
-
-    >>> [(bar.low, bar.high, bar.num, bar.over) for bar in bars([1, 2, 2, 3], 2)]
-    [(1, 1, 1, False), (2, 2, 2, False), (3, 3, 1, True)]
-    """
+    """Make a histogram of about `MOST_BARS` bars of equal width, except for a bar that the budget divides."""
     first, last, step = min(lengths), max(lengths), 1
     while (last - first) // step >= MOST_BARS:
         step *= 2

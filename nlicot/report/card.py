@@ -15,7 +15,7 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import PERCENTAGES, SCORES
+from nlicot.evaluation.metrics import PERCENTAGES, SCORES, metrics_to_dict
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
@@ -25,21 +25,12 @@ from nlicot.text_tables import escaped, printable
 
 HUB_NAMES = {"bundled": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """The hub's names of bases that have another name here."""
-LICENSES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
-    "mistralai/Mistral-7B-v0.3": "apache-2.0",
-}
+LICENSES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
 """From the hub's pages of these bases; an adapter of another base needs `--license`."""
 TAGS = ["natural-language-inference", "chain-of-thought", "lora", "nlicot"]
 HUB_METRICS = ("accuracy", "f1", "precision", "recall")
 """Those that the hub knows by the same name."""
 PROBE = {"name", "num", "num_flipped", "num_right"}
-
-
-class Raw(str):
-    """Text that goes into the card unchanged; all other text is escaped."""
-
-    __slots__ = ()
 
 
 def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str | None) -> str:
@@ -59,12 +50,12 @@ def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str
         prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
     body = rendered(
         "card.md",
-        finalize=lambda text: text if isinstance(text, Raw) else escaped(str(text)),
+        finalize=lambda text: text if text is prompt else escaped(str(text)),
         run=run,
         base=base if _on_hub(base) else Path(base).name,
         thinks=thinks,
         definitions=prompts.definitions,
-        prompt=Raw(prompt),
+        prompt=prompt,
         setting=lambda key: _setting(run.config, key),
         **_recorded(run, run.folder),
         metrics=run.metrics,
@@ -116,8 +107,7 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
     from huggingface_hub import EvalResult, ModelCardData
 
     known = base if _on_hub(base) else None
-    measured = {name: getattr(run.metrics, name) for name in HUB_METRICS}
-    metrics = {name: (of.value, of.interval.low, of.interval.high) for name, of in measured.items()}
+    metrics = metrics_to_dict(run.metrics)
     results = [
         EvalResult(
             task_type="text-classification",
@@ -126,10 +116,10 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
             dataset_name=dataset or "the authors' own pairs",
             dataset_split=printable(run.split),
             metric_type=name,
-            metric_name=f"{PERCENTAGES[name]} (95 % interval {low:.4f} to {high:.4f})",
-            metric_value=round(value, 4),
+            metric_name=f"{PERCENTAGES[name]} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})",
+            metric_value=round(metric["value"], 4),
         )
-        for name, (value, low, high) in metrics.items()
+        for name, metric in ((name, metrics[name]) for name in HUB_METRICS)
     ]
     data = ModelCardData(
         license=license_ or LICENSES.get(base),

@@ -87,14 +87,8 @@ def _parser() -> CommandParser:
         example="python -m nlicot report reflected label_only --html report.html",
     )
     add = parser.add_argument
-    add(
-        "runs",
-        nargs="*",
-        type=str,
-        default=[],
-        metavar="RUN",
-        help="run folders, names of runs, or .jsonl predictions",
-    )
+    what = "run folders, names of runs, or .jsonl predictions"
+    add("runs", nargs="*", type=str, default=[], metavar="RUN", help=what)
     add("--compare", nargs="+", type=str, default=[], metavar="RUN", help="the same, but two runs or more")
     add("--split", type=str, default="dev", help="the split whose predictions are shown")
     add("--checkpoints_root", type=Path, default=Path("checkpoints"), help="the folder of named runs")

@@ -117,26 +117,16 @@ def _tests(runs: Sequence[Run]) -> list[PairOfRuns]:
     right = {run.name: np.array([answer.correct for answer in run.answers]) for run in runs}
     ids = np.array([answer.id for answer in runs[0].answers], dtype=object)
     pairs = list(combinations(right, 2))
-    p_values = [mcnemar_exact(right[a].tolist(), right[b].tolist()).p_value for a, b in pairs]
+    only = [(ids[right[a] & ~right[b]].tolist(), ids[right[b] & ~right[a]].tolist()) for a, b in pairs]
+    p_values = [mcnemar_exact(len(of_a), len(of_b)) for of_a, of_b in only]
     return [
-        PairOfRuns(
-            first=a,
-            second=b,
-            only_first=ids[right[a] & ~right[b]].tolist(),
-            only_second=ids[right[b] & ~right[a]].tolist(),
-            p_value=p_value,
-            p_holm=p_holm,
-        )
-        for (a, b), p_value, p_holm in zip(pairs, p_values, holm(p_values), strict=True)
+        PairOfRuns(first=a, second=b, only_first=of_a, only_second=of_b, p_value=p_value, p_holm=p_holm)
+        for (a, b), (of_a, of_b), p_value, p_holm in zip(pairs, only, p_values, holm(p_values), strict=True)
     ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979, Scand. J. Stat. 6, 65-70).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
+    """Correct p-values for their number (Holm 1979, Scand. J. Stat. 6, 65-70)."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -180,11 +170,8 @@ def breakdowns(answers: Answers) -> list[Breakdown]:
         # The bins are cut for all runs together, so that they are the same in each.
         bins = iter(length_bins([*chain.from_iterable(num_words.values())]))
         note = "Cut at the quartiles of all runs' thoughts; runs without thoughts are left out."
-        add(
-            "By length of the thought",
-            note,
-            {name: [*islice(bins, len(num_words[name]))] for name in num_words},
-        )
+        groups = {name: [*islice(bins, len(of_run))] for name, of_run in num_words.items()}
+        add("By length of the thought", note, groups)
     if all(pair.premise for pair in pairs):
         premise_bins = length_bins([len((pair.premise or "").split()) for pair in pairs])
         add("By length of the premise", "Cut at the quartiles.", dict.fromkeys(answers, premise_bins))

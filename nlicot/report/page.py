@@ -1,8 +1,4 @@
-"""Render the report as one HTML file that opens from disk and makes no network request.
-
-Fills `template/page.html` with what the other modules compute; style and scripts are inlined, and a content
-security policy forbids other scripts and any loading.
-"""
+"""Render the report as one HTML file; its content security policy forbids all loading and foreign scripts."""
 
 from __future__ import annotations
 

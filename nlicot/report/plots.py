@@ -60,8 +60,7 @@ def draw_curve(title: str, lines: Mapping[int, Sequence[ScalarEvent]]) -> str:
         look = {**_line(number), "marker": _marker(number) if len(points) <= FEW_POINTS else None}
         steps, values = [point.step for point in points], [point.value for point in points]
         axes.plot(steps, values, linewidth=1.5, markersize=4, **look)
-    axes.set_title(title)
-    axes.set_xlabel("optimizer step")
+    axes.set(title=title, xlabel="optimizer step")
     axes.grid(axis="y")
     return _svg(axes, f"{title} over optimizer steps")
 

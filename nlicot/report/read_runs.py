@@ -169,13 +169,11 @@ def _in_order_of(first: Run, run: Run) -> list[Answer]:
     labels = {id_: answer.true_label for id_, answer in by_id.items()}
     differing = [id_ for id_ in expected | labels if expected.get(id_) != labels.get(id_)]
     if differing:
-        here, there = (
-            "missing" if label is None else f"labelled {label}"
-            for label in (expected.get(differing[0]), labels.get(differing[0]))
-        )
-        more = f" and {len(differing) - 1} more pairs that differ" if len(differing) > 1 else ""
+        id_, *others = differing
+        here, there = (f"labelled {of[id_]}" if id_ in of else "missing" for of in (expected, labels))
+        more = f" and {len(others)} more pairs that differ" if others else ""
         raise ConfigError(
-            f"--compare: found pair {differing[0]!r} {here} in {first.name} and {there} in {run.name}{more}, "
+            f"--compare: found pair {id_!r} {here} in {first.name} and {there} in {run.name}{more}, "
             "expected predictions of the same pairs"
         )
     return [by_id[id_] for id_ in expected]
@@ -256,9 +254,6 @@ def _answer(row: Row) -> Answer:
         p_entailment=None if p is None else float(p),
         **{name: row.optional_text(name) for name in TEXTS},
     )
-
-
-# ---------------------------------------------------------------- learning curves
 
 
 def read_curves(folder: Path) -> dict[str, list[ScalarEvent]]:

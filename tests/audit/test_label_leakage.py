@@ -140,6 +140,7 @@ def test_a_style_that_gives_the_label_away_is_found_without_the_last_step() -> N
 def test_a_thought_without_steps_ends_in_its_last_sentence() -> None:
     assert without_last_step("A dog runs. It follows.") == "A dog runs. "
     assert without_last_step("Step 1: A dog runs. It follows.") == "Step 1: A dog runs. "
+    assert without_last_step("Step 1: It rains. Step 2: So it follows.") == "Step 1: It rains. "
     assert without_last_step("It follows.") == ""
 
 

@@ -14,7 +14,6 @@ from nlicot.evaluation.metrics import (
     ClassificationMetrics,
     Confusion,
     Interval,
-    McNemar,
     accuracy_by,
     classification_metrics,
     format_table,
@@ -306,30 +305,14 @@ def test_wilson_interval_refuses_impossible_counts(successes: int, total: int):
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 12), (40, 21), (700, 800)])
 def test_mcnemar_equals_the_exact_binomial_test(only_a: int, only_b: int):
     stats = pytest.importorskip("scipy.stats")
-    a = [True] * only_a + [False] * only_b + [True, False]
-    b = [False] * only_a + [True] * only_b + [True, False]
-    test = mcnemar_exact(a, b)
-    assert (test.only_a, test.only_b) == (only_a, only_b)
     num_discordant = only_a + only_b
     expected = stats.binomtest(only_a, num_discordant).pvalue if num_discordant else 1.0
-    assert test.p_value == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_exact(only_a, only_b) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_exact(only_b, only_a) == mcnemar_exact(only_a, only_b)
 
 
 def test_mcnemar_stays_exact_if_two_to_the_n_exceeds_a_float():
-    assert mcnemar_exact([True] * 1040, [False] * 1040) == McNemar(
-        only_a=1040, only_b=0, p_value=math.ldexp(1.0, -1039)
-    )
-
-
-def test_mcnemar_is_symmetric():
-    a, b = [True, True, False, True], [False, True, True, False]
-    assert mcnemar_exact(a, b).p_value == mcnemar_exact(b, a).p_value == 1.0
-
-
-@pytest.mark.parametrize(("a", "b"), [([], []), ([True], [True, False])])
-def test_mcnemar_refuses_answers_that_do_not_pair(a: list[bool], b: list[bool]):
-    with pytest.raises(ValueError, match="expected equally many and at least one"):
-        mcnemar_exact(a, b)
+    assert mcnemar_exact(1040, 0) == math.ldexp(1.0, -1039)
 
 
 # --- groups -----------------------------------------------------------------------------------------
@@ -358,7 +341,7 @@ def test_accuracy_by_length_orders_bins_by_number():
 
 
 def test_accuracy_by_refuses_unequal_lengths():
-    with pytest.raises(ValueError, match="2 groups and 1 answers"):
+    with pytest.raises(ValueError, match="shorter"):
         accuracy_by(["a", "b"], [True])
 
 
