@@ -8,8 +8,7 @@ from nlicot.audit.findings import Finding, Section, full_id
 from nlicot.audit.inputs import AuditData, SplitData
 from nlicot.text_tables import Table, percent
 
-RARE = 0.05
-"""With a label below this proportion, a model that never predicts it looks good."""
+RARE = 0.05  # with a label below this proportion, a model that never predicts it looks good
 UNEVEN = 0.3
 MIN_DIFFERENCE = 0.1
 

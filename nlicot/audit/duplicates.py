@@ -11,7 +11,6 @@ import numpy as np
 
 from nlicot.audit.findings import Finding, Section, full_id, unique
 from nlicot.audit.inputs import AuditData, normalised
-from nlicot.records import Example
 from nlicot.text_tables import Table, counted, percent
 
 THRESHOLD = 0.8
@@ -19,11 +18,9 @@ NUM_BANDS, ROWS_PER_BAND, SEED = 20, 6, 0
 MANY_OF_SPLIT = 0.01
 MANY_CONFLICTS = 0.005
 MANY_THOUGHTS = 0.05
-MAX_GROUPS_IN_JSON = 1000
-"""Ids are never cut."""
+MAX_GROUPS_IN_JSON = 1000  # ids are never cut
 MIN_CONTAINMENT = 0.8
-MIN_WORDS = 6
-"""Shorter texts may occur in a prompt by chance."""
+MIN_WORDS = 6  # shorter texts may occur in a prompt by chance
 LIKE = {True: "the same but for case and punctuation", False: "nearly the same"}
 
 
@@ -31,7 +28,7 @@ LIKE = {True: "the same but for case and punctuation", False: "nearly the same"}
 class _Pair:
     split: str
     full_id: str
-    example: Example
+    label: int | None
     key: tuple[str, str]
 
 
@@ -40,7 +37,7 @@ def _pairs(data: AuditData) -> list[_Pair]:
         _Pair(
             split=split.name,
             full_id=full_id(split.name, each.id),
-            example=each,
+            label=each.label,
             key=(normalised(each.premise), normalised(each.hypothesis)),
         )
         for split in data.splits
@@ -145,12 +142,12 @@ def _label_conflicts(groups: Sequence[Sequence[_Pair]], num_pairs: int) -> Itera
     """Only pairs of the same words count: near duplicates may differ in the very word that decides."""
     same_words = defaultdict(list)
     for pair in chain.from_iterable(groups):
-        if pair.example.label is not None:
+        if pair.label is not None:
             same_words[pair.key].append(pair)
     id_groups = [
         [pair.full_id for pair in same]
         for same in same_words.values()
-        if len({pair.example.label for pair in same}) > 1
+        if len({pair.label for pair in same}) > 1
     ]
     if id_groups:
         num = len(set(chain.from_iterable(id_groups)))
@@ -175,7 +172,7 @@ def _within_splits(groups: Sequence[Sequence[_Pair]], sizes: dict[str, int]) -> 
                 for number, pair in enumerate(own)
                 if any(other.key == pair.key for other in own[:number]) == is_same
                 # With another label it is a useful contrast, or a conflict, which is reported separately.
-                and any(pair.example.label == other.example.label for other in own[:number])
+                and any(pair.label == other.label for other in own[:number])
             ]
             if repeated:
                 id_groups.append([own[0].full_id, *repeated])

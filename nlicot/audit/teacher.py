@@ -17,8 +17,7 @@ from nlicot.text_tables import Table, percent
 LOW_ACCURACY = 0.7
 MIN_THOUGHTS = 40
 MAX_P_VALUE = 0.01
-MIN_EFFECT = 0.55
-"""P(a wrong thought is longer than a right one); 0.5 means no difference."""
+MIN_EFFECT = 0.55  # P(a wrong thought is longer than a right one); 0.5 means no difference
 
 
 def _blind(data: AuditData) -> list[tuple[str, Thought]]:

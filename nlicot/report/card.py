@@ -28,8 +28,7 @@ HUB_NAMES = {"bundled": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 LICENSES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
 """From the hub's pages of these bases; an adapter of another base needs `--license`."""
 TAGS = ["natural-language-inference", "chain-of-thought", "lora", "nlicot"]
-HUB_METRICS = ("accuracy", "f1", "precision", "recall")
-"""Those that the hub knows by the same name."""
+HUB_METRICS = ("accuracy", "f1", "precision", "recall")  # the hub knows them by these names
 PROBE = {"name", "num", "num_flipped", "num_right"}
 
 

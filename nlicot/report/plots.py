@@ -48,8 +48,7 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), LINE),
 }
 MAX_NAME_LENGTH = 24
-FEW_POINTS = 12
-"""Up to this number, each point has a marker; more would hide the line."""
+FEW_POINTS = 12  # up to this number, each point has a marker; more would hide the line
 
 
 @rc_context(_STYLE)

@@ -14,8 +14,7 @@ from nlicot.text_tables import Table, aligned, escaped, piped, printable
 
 MAX_IDS = 3
 MAX_ID_LENGTH = 20
-MAX_CELL_LENGTH = len("correct_only-20261124-001416")
-"""Of plain text; longer cells are shortened."""
+MAX_CELL_LENGTH = len("correct_only-20261124-001416")  # of plain text
 NONE = "-"
 
 
