@@ -1,14 +1,9 @@
-"""The probe: compare the teacher's first answers with the labels before paying for the other 39,900.
-
-A teacher with another definition of the labels than the data set's authors finds nearly all of one label and
-hardly any of the other. A better model does not fix that; better definitions do.
-"""
-
-from __future__ import annotations
+"""The probe: compare the teacher's first answers with the labels before paying for the other 39,900."""
 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nlicot.evaluation.metrics import wilson_interval
 from nlicot.records import LABELS, Example, Thought
@@ -34,8 +29,7 @@ class Recall:
         return self.num_right / self.num if self.num else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappedRelations:
+class MappedRelations(NamedTuple):
     """A map from relations to labels, and the accuracy that it would give."""
 
     relation_map: dict[str, int]
@@ -74,7 +68,7 @@ class ProbeReport:
 
     def __str__(self) -> str:
         lines = [self.headline()]
-        for recall in self.recalls:
+        for recall in (recall for recall in self.recalls if recall.num):
             interval = wilson_interval(recall.num_right, recall.num)
             counts = f"{recall.num_right} of {recall.num}"
             lines.append(f"  label {recall.label}: {counts} ({interval.low:.0%} to {interval.high:.0%})")
@@ -117,10 +111,7 @@ def probe(thoughts: Iterable[Thought]) -> ProbeReport:
 
 
 def pairs_to_probe(examples: Sequence[Example]) -> list[Example]:
-    """Choose the first 100 labelled pairs, half of each label if there are enough, in their order.
-
-    Files sorted by label are common, and the first hundred rows of one say nothing about the other.
-    """
+    """Choose the first 100 labelled pairs, half of each label if there are enough: files may be sorted."""
     rows = [[row for row, example in enumerate(examples) if example.label == label] for label in LABELS]
     fewer, more = sorted(rows, key=len)
     chosen = fewer[: NUM_PROBED // 2]

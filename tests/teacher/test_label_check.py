@@ -65,6 +65,12 @@ def test_the_report_counts_each_label_and_shows_pairs_that_were_missed() -> None
     assert "Thought 60." in str(report)
 
 
+def test_the_report_skips_a_label_without_pairs() -> None:
+    text = str(probe(thoughts((9, 1), (0, 0))))
+    assert "  label 0: 9 of 10 (" in text
+    assert "  label 1:" not in text
+
+
 def test_every_map_from_relations_is_measured_and_the_best_comes_first() -> None:
     rows = [("entailment", 1), ("neutral", 1), ("neutral", 1), ("contradiction", 0), ("neutral", 0)]
     found = probe([thought(n, true, 0, relation) for n, (relation, true) in enumerate(rows)]).maps
