@@ -4,8 +4,6 @@ Strict JSON comes first. Repair touches only syntax, and is flagged; no content 
 be read in two ways is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json
@@ -31,14 +29,13 @@ def _schema(name: str, **fields: dict[str, Any]) -> AnswerSchema:
 
 # The strict modes of Mistral and OpenAI want exactly the properties in `required`, and servers differ in the
 # keywords that they accept (minLength, pattern ...): `type` and `enum` work everywhere.
-_TEXT = {"type": "string"}
-_LABEL = {"type": "integer", "enum": [0, 1]}
+_TEXT: dict[str, Any] = {"type": "string"}
+_LABEL: dict[str, Any] = {"type": "integer", "enum": [0, 1]}
 # Thinking comes before the label, and the analysis before the score: a model that commits itself first only
 # rationalises afterwards.
 _THOUGHT = _schema("thought", thought_process=_TEXT, predicted_label=_LABEL)
-_REFLECTION = _schema(
-    "reflection", error_analysis=_TEXT, improved_thought_process=_TEXT, reflected_label=_LABEL
-)
+_REFLECTED = {"error_analysis": _TEXT, "improved_thought_process": _TEXT, "reflected_label": _LABEL}
+_REFLECTION = _schema("reflection", **_REFLECTED)
 _RELATION = {"type": "string", "enum": list(RELATIONS)}
 SCHEMAS: dict[PromptType, AnswerSchema] = {
     PromptType.INITIAL_GENERATION: _THOUGHT,
@@ -83,11 +80,7 @@ class Answer:
 
 
 def parse_answer(text: str, prompt_type: PromptType) -> Answer:
-    """Return the fields that a prompt of this type asks for; ignore others.
-
-    Raises:
-        Unparsable: no such fields can be read, or a value does not fit.
-    """
+    """Return the fields that a prompt of this type asks for, ignoring others; may raise `Unparsable`."""
     if not text.strip():
         raise Unparsable("whitespace", "found only blanks, expected a JSON object")
     properties: Mapping[str, Any] = SCHEMAS[prompt_type].schema["properties"]
@@ -159,14 +152,12 @@ class _ObjectReader:
         self._after_text = re.compile(rf'\s*(?:,\s*"[^"\\]*"\s*:|"(?:{known})"\s*:|(?:,\s*)?(?:\}}|\Z))')
 
     def read(self) -> dict[str, Any]:
-        start = _OBJECT.search(self.text)
-        if start is None:
+        if (start := _OBJECT.search(self.text)) is None:
             raise Unparsable("no_json", f"found no JSON object with the fields {', '.join(self.properties)}")
         self.position = start.start() + 1
         name = ""
         while not self._at_end():
-            opening = _NAME.match(self.text, self.position)
-            if opening is None:
+            if (opening := _NAME.match(self.text, self.position)) is None:
                 raise Unparsable("no_json", f"found {shown(self._rest())}, expected a field's name")
             name = opening[1]
             if name in self.fields and name in self.properties:
@@ -252,10 +243,9 @@ def _unescaped(name: str, inside: str) -> str:
     # JSON has no \' but models write it.
     inside = re.sub(r"\\(.)", lambda m: "'" if m[1] == "'" else m[0], inside, flags=re.DOTALL)
     try:
-        text: str = json.loads(f'"{inside}"', strict=False)
+        return str(json.loads(f'"{inside}"', strict=False))
     except ValueError:
         raise Unparsable("no_json", f"found an escape in {name} that JSON does not know") from None
-    return text
 
 
 def _ambiguous(name: str) -> Unparsable:
@@ -314,9 +304,7 @@ async def ask_until_valid(
 
     An unusable answer is shown to the model with its problem, twice; one that ran out of tokens is asked for
     once more with more. A `reflected_label` other than `true_label` is an opinion: the next model is asked.
-
-    Raises:
-        NoValidAnswer: no model gave one.
+    Raises `NoValidAnswer` if no model gave one.
     """
     num_asked = 0
     for model in (request.model, *next_models):
@@ -347,8 +335,7 @@ async def ask_until_valid(
 
 
 def _with_more_tokens(request: Request) -> Request:
-    budget = request.params.get("max_tokens")
-    if budget is None:  # nothing to enlarge, so draw another answer
+    if (budget := request.params.get("max_tokens")) is None:  # nothing to enlarge, so draw another answer
         changed = {"random_seed": int(request.params.get("random_seed") or 0) + 1}
     else:
         changed = {"max_tokens": TRUNCATION_FACTOR * int(budget)}

@@ -1,6 +1,4 @@
-"""The commands `generate`, `reflect` and `score`; refusals come before the first request."""
-
-from __future__ import annotations
+"""The commands `generate`, `reflect` and `score`, their progress bar and summary; refusals come first."""
 
 import contextlib
 import dataclasses
@@ -8,24 +6,26 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from tqdm import tqdm
 
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
+from nlicot.evaluation import metrics
 from nlicot.records import to_json_dict
 from nlicot.teacher.backends.base import BACKENDS, connect, endpoint
 from nlicot.teacher.engine import scheduler
-from nlicot.teacher.engine.journal import Journal
-from nlicot.teacher.engine.pricing import Price, estimate, format_estimate, load_prices, price_of
-from nlicot.teacher.engine.progress import ProgressBar, summarise
-from nlicot.teacher.engine.scheduler import run_log
+from nlicot.teacher.engine.journal import Journal, Outcome
+from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
+from nlicot.teacher.engine.scheduler import RunReport, Tally, run_log
 from nlicot.teacher.label_check import pairs_to_probe, probe
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
@@ -55,9 +55,9 @@ def run(command: str, settings: Namespace) -> int:
         _dry_run(stages, settings, journal_path)
         return 0
     only_probe = settings.get("probe")
-    output_paths = {split: OUTPUT_PATH[command](root, split) for split in splits}
+    outputs = {split: OUTPUT_PATH[command](root, split) for split in splits}
     if not only_probe:
-        refuse_overwriting(*output_paths.values(), overwrite=settings.overwrite)
+        refuse_overwriting(*outputs.values(), overwrite=settings.overwrite)
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
     job = _job(stages, settings, root)
     with _open_journal(journal_path, settings, job) as journal, scheduler.log_to(log_path):
@@ -67,7 +67,8 @@ def run(command: str, settings: Namespace) -> int:
         report = _ask(stages, settings, journal)
         if not only_probe:
             for split, stage in stages.items():
-                _write_output(split, stage, output_paths[split], settings, report, journal, log_path)
+                found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
+                _write_output(split, stage.name, outputs[split], settings.overwrite, found, report, log_path)
             print(f"log          {log_path}\nnext         python -m nlicot {NEXT_COMMAND[command]}")
     return 0
 
@@ -110,7 +111,6 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
 
 
 def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | None]:
-    """Return each model's price; None if it is not known."""
     table = load_prices(settings.prices)
     return {model: price_of(model, table, settings.price, backend=settings.backend) for model in models}
 
@@ -124,7 +124,7 @@ def _job(stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot) 
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> scheduler.RunReport:
+def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal) -> RunReport:
     """Ask all questions that the journal has no answer to."""
     stage = next(iter(stages.values()))
     backend = connect(
@@ -137,7 +137,7 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
     models, splits, prompt = ", ".join(stage.models), ", ".join(stages), stage.first_prompt.sha256[:12]
     run_log.info("%s: %s of %s, prompt %s, %s", stage.name, models, settings.backend, prompt, splits)
     num_questions = sum(1 for stage in stages.values() for _ in stage.questions())
-    with contextlib.closing(ProgressBar(num_questions, stage.name)) as progress_bar:
+    with contextlib.closing(_ProgressBar(num_questions, stage.name)) as progress_bar:
         return scheduler.run_phases(
             _phases(stages, settings, journal),
             stage=stage.name,
@@ -161,9 +161,9 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
     if not isinstance(stage, GenerateStage):
         return phases
     probed = pairs_to_probe(stage.examples)
-    if settings.probe and not probed:
-        raise ConfigError("--probe: found no labels, expected some to compare with")
     if not probed:
+        if settings.probe:
+            raise ConfigError("--probe: found no labels, expected some to compare with")
         return phases
     # One sample per pair is enough for the probe.
     small = dataclasses.replace(stage, examples=probed, num_samples=1)
@@ -187,26 +187,19 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
 
 
 def _write_output(
-    split: str,
-    stage: Stage[Any],
-    path: Path,
-    settings: Namespace,
-    report: scheduler.RunReport,
-    journal: Journal,
-    log_path: Path,
+    split: str, name: str, path: Path, overwrite: bool, found: list[Outcome], report: RunReport, log: Path
 ) -> None:
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
-    found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
     rows = (row for outcome in found if outcome.ok for row in outcome.rows)
-    write_jsonl(path, rows, overwrite=settings.overwrite)
+    write_jsonl(path, rows, overwrite=overwrite)
     failures_path = path.with_suffix(".failures.jsonl")
     failures_path.unlink(missing_ok=True)
     if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
         write_jsonl(failures_path, failures, overwrite=True)
-    content, text = summarise(stage.name, found, report)
-    stem = f"{log_path.stem}-{split}.summary"
-    write_json(log_path.with_name(f"{stem}.json"), content)
-    write_text(log_path.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
+    content, text = summarise(name, found, report)
+    stem = f"{log.stem}-{split}.summary"
+    write_json(log.with_name(f"{stem}.json"), content)
+    write_text(log.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
     run_log.info("%s: %s", split, text.splitlines()[0])
     print(f"{split}: {text}\n\n{split:<13}{path}")
     if failures:
@@ -229,21 +222,128 @@ def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path
             print(f"{split}: {format_estimate(cost, as_of=as_of)}")
 
 
-def _export_journal(journal_path: Path, settings: Namespace) -> None:
-    if not journal_path.exists():
-        message = f"--export_journal: found no journal {journal_path}, expected one of an earlier run"
-        raise ConfigError(message)
-    with _open_journal(journal_path, settings) as journal:
+def _export_journal(path: Path, settings: Namespace) -> None:
+    if not path.exists():
+        raise ConfigError(f"--export_journal: found no journal {path}, expected one of an earlier run")
+    with _open_journal(path, settings) as journal:
         write_jsonl(settings.export_journal, journal.export(), overwrite=settings.overwrite)
     print(f"journal      {settings.export_journal}")
 
 
 def _report_interrupted(journal: Journal, *, runs_jobs: bool) -> None:
-    for intent in journal.interrupted:
-        run_log.info("%s: in flight when an earlier run ended (request %s)", intent.pair, intent.key)
+    for key, pair in journal.interrupted:
+        run_log.info("%s: in flight when an earlier run ended (request %s)", pair, key)
     if num := len(journal.interrupted):
-        pairs = ", ".join(intent.pair for intent in journal.interrupted[:MAX_PAIRS_LISTED])
+        pairs = ", ".join(pair for _, pair in journal.interrupted[:MAX_PAIRS_LISTED])
         more = f" and {num - MAX_PAIRS_LISTED} more" if num > MAX_PAIRS_LISTED else ""
         action = "looked up in its batch jobs" if runs_jobs else "sent again"
         message = "an earlier run ended with %d requests in flight, possibly billed; they are %s: %s%s"
         logger.info(message, num, action, pairs, more)
+
+
+class _ProgressBar:
+    """A `tqdm` bar that follows a tally; it appears with the first `update`."""
+
+    def __init__(self, total: int, title: str) -> None:
+        self._total, self._title = total, title
+        self._bar: Any = None
+
+    def update(self, tally: Tally, budget: Budget) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=self._total, desc=self._title, unit="pair", mininterval=0.2)
+            return
+        self._bar.set_postfix_str(describe(tally, budget), refresh=False)
+        self._bar.update(tally.num_finished - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def describe(tally: Tally, budget: Budget) -> str:
+    """Summarise a tally in a few words.
+
+    >>> describe(Tally(num_judged=4, num_correct=3, prompt_tokens=1200), Budget(prices={}))
+    'right 75 %, failed 0, tokens 1,200'
+    """
+    parts = [f"failed {tally.num_failed}", f"tokens {tally.prompt_tokens + tally.completion_tokens:,}"]
+    if tally.num_judged:
+        parts.insert(0, f"right {tally.num_correct / tally.num_judged:.0%}".replace("%", " %"))
+    if budget.spent_usd:
+        parts.append(f"cost ${budget.spent_usd:.4f}")
+    return ", ".join(parts)
+
+
+def summarise(stage: str, outcomes: Sequence[Outcome], report: RunReport) -> tuple[dict[str, Any], str]:
+    """Summarise a finished run, for a JSON file and for the terminal."""
+    rows = [row for outcome in outcomes if outcome.ok for row in outcome.rows]
+    failures = Counter(str(outcome.rows[0]["kind"]) for outcome in outcomes if not outcome.ok)
+    origins = [row.get("provenance", {}) for row in rows]
+    tally, num_failed = report.tally, failures.total()
+    content: dict[str, Any] = {
+        "stage": stage,
+        "num_records": len(rows),
+        "num_failed": num_failed,
+        "failures": dict(failures),
+        "faults_on_the_way": dict(tally.faults),
+        "by_model": dict(Counter(str(origin.get("model", "")) for origin in origins)),
+        "num_repaired": sum(bool(origin.get("params", {}).get("repaired")) for origin in origins),
+        "num_requests": tally.num_requests,
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        "cost_usd": round(report.spent_usd, 6) if report.cost_known else None,
+        "duration_s": round(report.duration_s, 2),
+    }
+    cost = f"${report.spent_usd:.4f} in all" if report.cost_known else "of unknown price"
+    kinds = ", ".join(f"{kind}: {num}" for kind, num in failures.most_common())
+    parts = [
+        f"{len(rows)} records, {num_failed} failed{f' ({kinds})' if kinds else ''}; "
+        f"{tally.num_requests} requests, {tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens, "
+        f"{cost}, {report.duration_s:.1f} s"
+    ]
+    texts = [row for row in rows if "score" not in row]
+    thoughts = [row for row in texts if "improved_thought_process" not in row]
+    if judged := [row for row in thoughts if row.get("true_label") is not None]:
+        parts.append(_teacher_metrics(judged, content))
+    if texts:
+        lengths = sorted(map(_num_words, texts))
+        quartiles = [lengths[round(quarter / 4 * (len(lengths) - 1))] for quarter in range(5)]
+        names = ("least", "first_quartile", "median", "third_quartile", "most")
+        content["thought_words"] = dict(zip(names, quartiles, strict=True))
+    if scored := [row for row in rows if "score" in row]:
+        parts.append(_scores(scored, content))
+    return content, "\n\n".join(parts)
+
+
+def _num_words(row: dict[str, Any]) -> int:
+    return len((row.get("improved_thought_process") or row["thought_process"]).split())
+
+
+def _teacher_metrics(thoughts: list[dict[str, Any]], content: dict[str, Any]) -> str:
+    true, predicted = ([row[name] for row in thoughts] for name in ("true_label", "predicted_label"))
+    # With many thoughts, intervals need fewer resamples.
+    num_resamples = 2000 if len(true) < 10_000 else 200
+    found = metrics.classification_metrics(true, predicted, num_resamples=num_resamples)
+    content["teacher"] = metrics.metrics_to_dict(found)
+    correct = [label == answer for label, answer in zip(true, predicted, strict=True)]
+    groups = metrics.accuracy_by(metrics.length_bins(list(map(_num_words, thoughts))), correct)
+    by_length = {group.name: {"num": group.num, "accuracy": group.accuracy} for group in groups}
+    content["accuracy_by_length"] = by_length
+    lines = [
+        metrics.format_table(found, "the teacher against the true labels"),
+        "",
+        "by length of the thought",
+    ]
+    lines += [f"  {group.name:<16}{group.accuracy:>7.1%} of {group.num}" for group in groups]
+    return "\n".join(lines)
+
+
+def _scores(rows: list[dict[str, Any]], content: dict[str, Any]) -> str:
+    rounds: dict[str, dict[str, int]] = {}
+    scores = Counter((row["target"], row.get("round", 0), row["score"]) for row in rows)
+    for (target, round_, score), num in sorted(scores.items()):
+        rounds.setdefault(f"{target}, round {round_}", {})[str(score)] = num
+    content["scores"] = rounds
+    lines = [("scores", list(range(1, 6)))]
+    lines += [(name, [counts.get(str(score), 0) for score in range(1, 6)]) for name, counts in rounds.items()]
+    return "\n".join(f"{name:<24}" + "".join(f"{value:>7}" for value in values) for name, values in lines)

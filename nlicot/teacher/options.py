@@ -1,7 +1,5 @@
 """Settings of `generate`, `reflect` and `score`: `configs/teacher.yaml`, `--config` files, then flags."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -131,7 +129,7 @@ def label_definitions(settings: Namespace) -> LabelDefinitions | None:
     texts = {name: given[name] for name in defaults if given[name] is not None}
     if given.file is None and not texts:
         return None
-    base = defaults if given.file is None else read_definitions(given.file)
+    base = read_definitions(given.file) if given.file else defaults
     return LabelDefinitions(**fold_definitions(base | texts, label="--definitions"))
 
 

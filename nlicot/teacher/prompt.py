@@ -3,8 +3,6 @@
 A prompt file has a `system` and a `user` text with placeholders in braces, and may have `definitions`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -118,8 +116,7 @@ def load_prompt(
         raise ConfigError(f"{path}: {' and '.join(missing)} missing, expected in system or user")
     known = (*ALLOWED[prompt_type], *DEFINITIONS)
     for name in sorted(found - set(known)):
-        line = _line_of(path, f"{{{name}}}")
-        advice = hint(name, known)
+        line, advice = _line_of(path, f"{{{name}}}"), hint(name, known)
         raise ConfigError(f"{line}: {prompt_type.value} has no placeholder {{{name}}} ({advice})")
     if definitions is None and content.get("definitions") is not None:
         label = _line_of(path, "definitions:")

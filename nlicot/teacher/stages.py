@@ -12,8 +12,6 @@ as a failure. `score` asks a judge, and has texts that score low rewritten; ever
 Their `options` are the keyword arguments of `run_stage` and the fields of the stage.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from abc import ABC, abstractmethod
@@ -238,18 +236,17 @@ class ScoreStage(Stage[Text]):
 
     async def _regenerate(self, text: Text, score: Score, round_: int, ask: Ask) -> Text:
         """Return the text of the next round, by that round's model."""
-        is_thought = isinstance(text, Thought)
-        kind = PromptType.REGENERATION if is_thought else PromptType.REFLECTION_REGENERATION
+        if isinstance(text, Thought):
+            kind, true_label = PromptType.REGENERATION, None
+            text = replace(text, relation=None)  # it would be that of the first thought
+        else:
+            kind, true_label = PromptType.REFLECTION_REGENERATION, text.true_label
         judged = {"score": str(score.score), "analysis": score.analysis}
         request = self._request(kind, text, draw=text.sample + round_, **judged)
         writer = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
         params = {**request.params, "max_tokens": REGENERATION_TOKENS}
         request = replace(request, model=writer, params=params)
-        if isinstance(text, Thought):
-            fields = await self._answer(ask, request, kind, next_models=())
-            # A relation would be that of the first thought.
-            return replace(text, round=round_, relation=None, **fields)
-        fields = await self._answer(ask, request, kind, next_models=(), true_label=text.true_label)
+        fields = await self._answer(ask, request, kind, next_models=(), true_label=true_label)
         return replace(text, round=round_, **fields)
 
 
@@ -294,14 +291,8 @@ def run_stage(
 ) -> StageResult[T]:
     """Run a stage, and read its records.
 
-    Args:
-        backend: `backends.base.connect` returns one.
-        journal: a file that stores every answer: with the same one, nothing is paid for twice.
-        prompts: replace the default ones of their types.
-        run: limits and budget.
-
-    Raises:
-        TeacherStopped: the run ended early; all answers so far are in the journal.
+    `journal` is a file that stores every answer: with the same one, nothing is paid for twice. `prompts`
+    replace the default ones of their types. Raises `TeacherStopped` if the run ended early.
     """
     given = {prompt.type: prompt for prompt in prompts}
     defaults = {kind: load_prompt(kind) for kind in STAGE_PROMPTS[stage_class.name]}

@@ -3,8 +3,6 @@
 A backend sends each request once; `engine.scheduler` retries, as the class of the fault allows, and saves.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -13,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
@@ -105,7 +103,7 @@ class Reply:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Reply:
+    def from_json(cls, text: str) -> Self:
         """Invert `to_json`."""
         fields = json.loads(text)
         return cls(**fields | {"usage": fields["usage"] and Usage(**fields["usage"])})
@@ -226,15 +224,8 @@ def endpoint(backend: str, server_url: str | None) -> Endpoint:
     return Endpoint(name=backend, server=bare_address(server))
 
 
-def connect(
-    backend: str,
-    server_url: str | None = None,
-    *,
-    timeout_s: float = 120.0,
-    concurrency: int = 16,
-    journal_folder: Path = Path(),
-) -> Backend:
-    """Return a backend that is ready for requests."""
+def connect(backend: str, server_url: str | None = None, **options: Any) -> Backend:
+    """Return a backend that is ready for requests; `options` are the other fields of `Connection`."""
     entry, server = BACKENDS[backend], endpoint(backend, server_url).server
     api_key = _find_key(entry.key_variable) if entry.key_variable else ""
     if entry.key_page and not api_key:
@@ -243,14 +234,8 @@ def connect(
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
     backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
-    connection = Connection(
-        server=server,
-        api_key=api_key,
-        timeout_s=timeout_s,
-        concurrency=entry.in_flight(concurrency),
-        journal_folder=journal_folder,
-    )
-    return backend_class(connection)
+    connection = Connection(server=server, api_key=api_key, **options)
+    return backend_class(replace(connection, concurrency=entry.in_flight(connection.concurrency)))
 
 
 def _find_key(variable: str) -> str:

@@ -8,9 +8,8 @@ request is in two jobs at once, whatever kills the program: a file per batch is 
 created, and again once the job's id is known. A job whose id was not saved is found by its metadata.
 """
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -23,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import httpx2
 from mistralai.client import Mistral
@@ -31,17 +30,8 @@ from mistralai.client.errors import MistralError
 
 from nlicot.data.atomic_write import write_json
 from nlicot.errors import DataError
-from nlicot.teacher.backends import base
+from nlicot.teacher.backends import base, openai
 from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
-from nlicot.teacher.backends.openai import (
-    CONNECT_TIMEOUT_S,
-    OpenAIBackend,
-    fault_in,
-    fault_of,
-    reply_of,
-    response_formats,
-    text_of,
-)
 from nlicot.teacher.engine.journal import disk_full
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RetryPolicy
 
@@ -61,7 +51,7 @@ async def _keep(response: httpx2.Response) -> None:
     _received.set(response)
 
 
-class MistralBackend(OpenAIBackend):
+class MistralBackend(openai.OpenAIBackend):
     """Sends requests to Mistral's API."""
 
     name = "mistral"
@@ -70,7 +60,7 @@ class MistralBackend(OpenAIBackend):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(connection.timeout_s, connect=CONNECT_TIMEOUT_S),
+            timeout=httpx2.Timeout(connection.timeout_s, connect=openai.CONNECT_TIMEOUT_S),
             transport=self._pool,
             event_hooks={"response": [_keep]},
             trust_env=False,
@@ -111,12 +101,11 @@ class Job:
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    try:
+    found = None
+    with contextlib.suppress(ValueError):
         found = response.json()
-    except ValueError:
-        found = None
     if not isinstance(found, dict):
-        raise Transient("broken_envelope", "found no JSON object about a batch", raw=text_of(response))
+        raise Transient("broken_envelope", "found no JSON object about a batch", raw=openai.text_of(response))
     return found
 
 
@@ -135,8 +124,7 @@ def _job(fields: Mapping[str, Any]) -> Job:
         raise Transient("broken_envelope", f"found no batch job ({error!r})", raw=str(fields)) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchAnswer:
+class BatchAnswer(NamedTuple):
     """The answer to one request of a batch: the status and body that it would have got outside of one."""
 
     status: int
@@ -145,8 +133,8 @@ class BatchAnswer:
     def reply(self, latency_s: float) -> Reply:
         """Return the reply; raises a `Fault` if it is an error or has no text."""
         if self.status != 200:
-            raise fault_of(self.status, {}, self.body)
-        return reply_of(self.body, {}, latency_s)
+            raise openai.fault_of(self.status, {}, self.body)
+        return openai.reply_of(self.body, {}, latency_s)
 
 
 def answers_of(text: str) -> Iterator[tuple[str, BatchAnswer]]:
@@ -181,7 +169,7 @@ Outcome = BatchAnswer | Fault
 
 
 @dataclass(slots=True, kw_only=True)
-class Batch:
+class _Batch:
     """The requests of one job."""
 
     fingerprint: str
@@ -193,7 +181,6 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """The unique name of its file."""
         return f"{self.fingerprint[:32]}-{self.attempt}"
 
     @property
@@ -202,39 +189,37 @@ class Batch:
         return {"nlicot_fingerprint": self.fingerprint, "nlicot_attempt": str(self.attempt)}
 
 
-class Ledger:
+class _Ledger:
     """The batches of one folder; `holding` maps each open request to its batch."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.holding: dict[str, Batch] = {}
-        self._unwritten: dict[str, Batch] = {}
+        self.holding: dict[str, _Batch] = {}
+        self._unwritten: dict[str, _Batch] = {}
         for path in sorted(folder.glob("*.json")):
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
-                batch = Batch(**(fields | {"open_keys": set(fields["open_keys"])}))
+                batch = _Batch(**(fields | {"open_keys": set(fields["open_keys"])}))
             except (ValueError, TypeError, KeyError) as error:
                 message = f"not a record of a batch ({error}); move it away to send its requests again"
                 raise DataError(message, path=path) from None
             self.holding.update(dict.fromkeys(batch.open_keys, batch))
 
-    def path(self, batch: Batch) -> Path:
-        """Return the path of a batch's file."""
+    def path(self, batch: _Batch) -> Path:
         return self._folder / f"{batch.name}.json"
 
-    def draft(self, keys: Iterable[str]) -> Batch:
+    def draft(self, keys: Iterable[str]) -> _Batch:
         """Make a batch of these requests; it is recorded only once it is saved."""
         keys = sorted(keys)
         fingerprint = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        batch = Batch(fingerprint=fingerprint, attempt=0, num_requests=len(keys), open_keys=set(keys))
+        batch = _Batch(fingerprint=fingerprint, attempt=0, num_requests=len(keys), open_keys=set(keys))
         while self.path(batch).exists():
             batch.attempt += 1
         return batch
 
-    def save(self, batch: Batch) -> None:
-        """Write a batch atomically."""
+    def save(self, batch: _Batch) -> None:
         self.holding.update(dict.fromkeys(batch.open_keys, batch))
-        fields = {name: getattr(batch, name) for name in Batch.__slots__}
+        fields = {name: getattr(batch, name) for name in _Batch.__slots__}
         try:
             write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
         except OSError as error:
@@ -242,7 +227,7 @@ class Ledger:
                 raise
             raise disk_full(self.path(batch), error.strerror) from None
 
-    def forget(self, batch: Batch) -> None:
+    def forget(self, batch: _Batch) -> None:
         """Delete a batch whose job was never created."""
         for key in batch.open_keys:
             self.holding.pop(key, None)
@@ -256,7 +241,6 @@ class Ledger:
             self._unwritten[batch.name] = batch
 
     def write_closed(self) -> None:
-        """Save which requests have been closed."""
         while self._unwritten:
             self.save(self._unwritten.popitem()[1])
 
@@ -269,7 +253,7 @@ class MistralBatchBackend(MistralBackend):
     def __init__(self, connection: Connection, policy: RetryPolicy = DEFAULT_POLICY) -> None:
         timeout_s = max(connection.timeout_s, policy.batch_min_timeout_s)
         super().__init__(dataclasses.replace(connection, timeout_s=timeout_s))
-        self._ledger = Ledger(connection.journal_folder / "batches")
+        self._ledger = _Ledger(connection.journal_folder / "batches")
         self._max_requests, self._policy = connection.concurrency, policy
         self._waiting: dict[str, tuple[Request, asyncio.Future[Outcome]]] = {}
         self._gathered: list[str] = []
@@ -310,8 +294,7 @@ class MistralBatchBackend(MistralBackend):
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[key] = request, outcome
         try:
-            batch = self._ledger.holding.get(key)
-            if batch is None:
+            if (batch := self._ledger.holding.get(key)) is None:
                 self._gather(key)
             elif batch.name not in self._tasks:
                 self._start(batch, self._resume(batch))
@@ -326,8 +309,7 @@ class MistralBatchBackend(MistralBackend):
         if len(self._gathered) >= self._max_requests:
             self._submit()
         else:
-            loop = asyncio.get_running_loop()
-            self._gathering = loop.call_later(self._policy.batch_quiet_s, self._submit)
+            self._gathering = asyncio.get_running_loop().call_later(self._policy.batch_quiet_s, self._submit)
 
     def _submit(self) -> None:
         """Make batches of the gathered requests: one per model, since a job has only one."""
@@ -341,7 +323,7 @@ class MistralBatchBackend(MistralBackend):
             batch = self._ledger.draft(requests)
             self._start(batch, self._create(batch, model, requests))
 
-    def _start(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, batch: _Batch, work: Coroutine[Any, Any, None]) -> None:
         """Work on a batch; an exception is passed on to every request that waits for it."""
         task = self._tasks[batch.name] = asyncio.create_task(work)
 
@@ -354,13 +336,12 @@ class MistralBatchBackend(MistralBackend):
 
         task.add_done_callback(on_end)
 
-    async def _create(self, batch: Batch, model: str, requests: dict[str, Request]) -> None:
+    async def _create(self, batch: _Batch, model: str, requests: dict[str, Request]) -> None:
         """Create a batch's job, unless the server has it: the record on this side may have been lost."""
-        job = await self._retry(self._find_job, batch.metadata)
-        if job is None:
+        if (job := await self._retry(self._find_job, batch.metadata)) is None:
             content = ""
             for key, request in requests.items():
-                body = {"messages": request.turns(), **request.params, **response_formats(request)[0]}
+                body = {"messages": request.turns(), **request.params, **openai.response_formats(request)[0]}
                 content += json.dumps({"custom_id": key, "body": body}) + "\n"
             file_id = await self._retry(self._upload, f"{batch.name}.jsonl", content.encode())
             batch.intended_at = time.time()
@@ -376,7 +357,7 @@ class MistralBatchBackend(MistralBackend):
             logger.info("batch job %s: %d requests to %s", job.id, batch.num_requests, model)
         await self._deliver(batch, job.id)
 
-    async def _resume(self, batch: Batch) -> None:
+    async def _resume(self, batch: _Batch) -> None:
         """Continue with a batch of an earlier start, or one whose creation was cut off."""
         job_id, settle_s = batch.job_id, self._policy.batch_settle_s
         if job_id is None:
@@ -395,7 +376,7 @@ class MistralBatchBackend(MistralBackend):
         logger.info("batch job %s: found again, %d requests are open", job_id, len(batch.open_keys))
         await self._deliver(batch, job_id)
 
-    async def _deliver(self, batch: Batch, job_id: str) -> None:
+    async def _deliver(self, batch: _Batch, job_id: str) -> None:
         """Wait until the job is over, and give every request of the batch its outcome."""
         if batch.job_id is None:
             batch.job_id = job_id
@@ -414,11 +395,10 @@ class MistralBatchBackend(MistralBackend):
             else:
                 self._came_early[key] = outcome
 
-    async def _wait_until_over(self, batch: Batch, job_id: str) -> Job:
+    async def _wait_until_over(self, batch: _Batch, job_id: str) -> Job:
         last_status, pauses = "", self._pauses()
         while True:
-            job = await self._retry(self._get_job, job_id)
-            if job is None:
+            if (job := await self._retry(self._get_job, job_id)) is None:
                 message = (
                     f"the server does not know batch job {job_id}; if another workspace created it, use that "
                     f"workspace's key (or move {self._ledger.path(batch)} away to send its "
@@ -492,13 +472,13 @@ class MistralBatchBackend(MistralBackend):
     async def _download(self, file_id: str) -> str:
         """Return a file's text; "" if the server does not have it any more."""
         response = await self._call(self._sdk.files.download_async(file_id=file_id), or_missing=True)
-        return "" if response.status_code == 404 else text_of(response)
+        return "" if response.status_code == 404 else openai.text_of(response)
 
     async def _call(self, call: Awaitable[Any], *, or_missing: bool = False) -> httpx2.Response:
         response = await self._response(self._response_to(call))
         if response.is_success or (or_missing and response.status_code == 404):
             return response
-        raise fault_in(response)
+        raise openai.fault_in(response)
 
 
 def _unanswered(job: Job, some_are_lost: bool) -> Fault:

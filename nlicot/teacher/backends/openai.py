@@ -1,7 +1,5 @@
 """OpenAI's chat completions over HTTP, as Mistral, vLLM, llama.cpp, Ollama and others serve them."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime
@@ -163,9 +161,7 @@ class OpenAIBackend:
     """Sends requests to one server."""
 
     name = "openai"
-    parameter_names: ClassVar[Mapping[str, str]] = {
-        "random_seed": "seed"
-    }  # that this server calls differently
+    parameter_names: ClassVar[Mapping[str, str]] = {"random_seed": "seed"}  # those that differ here
 
     def __init__(self, connection: Connection) -> None:
         self.server = base.bare_address(connection.server)

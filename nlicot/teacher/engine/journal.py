@@ -4,8 +4,6 @@ An attempt is committed before it is sent, and a reply before it is parsed: a ki
 what was in flight. Outcomes (`finals`) can all be recomputed from the replies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import fcntl
@@ -15,9 +13,9 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, starmap
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.teacher.backends.base import Fault, Reply, Request, writable
@@ -52,13 +50,6 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-class InterruptedRequest(NamedTuple):
-    """A request in flight when an earlier process ended: not answered, possibly paid."""
-
-    key: str
-    pair: str
-
-
 class Journal:
     """The journal of one stage; a context manager, held by one process at a time.
 
@@ -84,21 +75,17 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Write what is pending, and unlock the journal."""
         with self._opened:
             self.flush()
 
-    def _close_interrupted(self, possibly_paid: bool) -> list[InterruptedRequest]:
-        """List what a killed process left in flight, and mark it so that it is listed only once."""
+    def _close_interrupted(self, possibly_paid: bool) -> list[tuple[str, str]]:
+        """List key and pair of what a killed process left in flight; mark it, to be listed only once."""
         unanswered = "WHERE fault IS NULL AND key NOT IN (SELECT key FROM replies)"
         query = f"SELECT key, pair FROM attempts {unanswered} ORDER BY number"
-        rows = self._database.execute(query).fetchall()
+        found = self._database.execute(query).fetchall()
         mark = f"UPDATE attempts SET fault = 'interrupted', possibly_paid = {possibly_paid:d} {unanswered}"
         self._database.execute(mark)
-        return list(starmap(InterruptedRequest, rows))
+        return found
 
     def start_attempt(self, key: str, request: Request, pair: str, reserved_usd: float) -> int:
         """Record that a request is about to be sent; returns the attempt's number."""
@@ -134,8 +121,8 @@ class Journal:
         """Return what this job has cost: its replies, and the reservations of attempts possibly paid."""
         replies = "SELECT TOTAL(cost_usd) FROM replies WHERE job = :job"
         lost = "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = :job AND possibly_paid = 1"
-        query = f"SELECT ({replies}) + ({lost})"
-        return float(self._database.execute(query, {"job": self.job}).fetchone()[0])
+        found = self._database.execute(f"SELECT ({replies}) + ({lost})", {"job": self.job})
+        return float(found.fetchone()[0])
 
     def save_outcome(self, key: str, outcome: Outcome) -> None:
         """Record a task's outcome; several are written together."""
@@ -229,9 +216,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise
         raise disk_full(path, str(error)) from None
     except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"not a journal ({error}); move the file away to start a new one", path=path
-        ) from None
+        message = f"not a journal ({error}); move the file away to start a new one"
+        raise DataError(message, path=path) from None
 
 
 def disk_full(path: Path, reason: str | None) -> DiskFull:

@@ -3,8 +3,6 @@
 A price that is not known is reported as unknown, never counted as zero.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -45,7 +43,6 @@ class PriceTable:
 
     as_of: str
     batch_discount: float
-    source: str
     models: Mapping[str, Price]
 
 
@@ -71,7 +68,6 @@ def load_prices(path: Path | None = None) -> PriceTable:
     return PriceTable(
         as_of=str(content.get("as_of", "an unknown date")),
         batch_discount=float(discount),
-        source=str(content.get("source", "")),
         models=models | {str(name): models[model] for name, model in aliases.items()},
     )
 
@@ -183,16 +179,14 @@ class Budget:
     reserved_usd: float = 0.0
 
     def __post_init__(self) -> None:
-        unknown = [model for model, price in self.prices.items() if price is None]
+        unknown = ", ".join(model for model, price in self.prices.items() if price is None)
         if self.cap_usd is not None and unknown:
             remedy = "give it with --price INPUT,OUTPUT (dollars per million tokens)"
-            names = ", ".join(unknown)
-            raise ConfigError(f"--budget {self.cap_usd}: the price of {names} is not known; {remedy}")
+            raise ConfigError(f"--budget {self.cap_usd}: the price of {unknown} is not known; {remedy}")
 
     def reserve(self, request: Request) -> float:
         """Set aside the maximum that a request could cost, and return it; raises `BudgetReached`."""
-        price = self.prices.get(request.model)
-        if price is None:
+        if (price := self.prices.get(request.model)) is None:
             return 0.0
         cost = price.cost_usd(max_prompt_tokens(request), _max_tokens(request))
         if self.cap_usd is not None and self.spent_usd + self.reserved_usd + cost > self.cap_usd:
@@ -206,8 +200,7 @@ class Budget:
     def settle(self, request: Request, reserved: float, usage: Usage | None) -> float | None:
         """Replace a reservation by the cost of the reply (the same if it has no usage), and return it."""
         self.reserved_usd -= reserved
-        price = self.prices.get(request.model)
-        if price is None:
+        if (price := self.prices.get(request.model)) is None:
             return None
         cost = reserved if usage is None else price.cost_usd(usage.prompt_tokens, usage.completion_tokens)
         self.spent_usd += cost

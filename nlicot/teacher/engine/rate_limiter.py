@@ -5,8 +5,6 @@ the rate allows. The number in flight adapts like TCP's window: halved by a 429,
 each window of successes (Jacobson 1988).
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

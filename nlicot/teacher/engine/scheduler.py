@@ -4,8 +4,6 @@ A task is a coroutine that sends requests through the `Ask` it is given. `Ask` l
 task that runs again after a kill gets the same answers and only pays for new ones.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib
@@ -211,13 +209,9 @@ class Scheduler:
 
     def _fail(self, task: Task, fault: Fault, attempts: int) -> None:
         run_log.warning("%s: failed after %d attempts: %s", task.pair, attempts, fault)
+        text, raw = writable(fault.message), writable(fault.raw)
         self.tally.unanswered[task.key] = Failure(
-            id=task.pair,
-            stage=self._stage,
-            kind=fault.kind,
-            message=writable(fault.message),
-            attempts=attempts,
-            raw=writable(fault.raw),
+            id=task.pair, stage=self._stage, kind=fault.kind, message=text, attempts=attempts, raw=raw
         )
         self._count(False, None)
         # When a run continues, the few requests that the server rejects come first: the rest may pass.

@@ -552,7 +552,7 @@ def test_requests_in_flight_when_a_run_is_cancelled_count_as_paid(tmp_path: Path
         assert run_virtually(cancelled(scheduler_for(backend, journal, budget=budget))) == 1
     assert (budget.spent_usd, budget.reserved_usd) == (pytest.approx(0.68), 0.0)
     with Journal(path) as journal:
-        assert [intent.pair for intent in journal.interrupted] == ["pair a"]
+        assert [pair for _, pair in journal.interrupted] == ["pair a"]
         assert journal.spent_usd() == pytest.approx(0.68)
 
 
