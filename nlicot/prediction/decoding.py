@@ -7,6 +7,7 @@ Finished rows leave the batch, and the next prompts take their slots.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os.path
 import random
@@ -54,6 +55,12 @@ class Decoder:
         self.settings = settings
         self.device = self.model.lm_head.weight.device
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
+
+    def with_settings(self, settings: DecodingSettings) -> Decoder:
+        """Return a decoder of the same model with other settings; tables are shared."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
         """Yield one prediction for each prompt, in the order in which they finish."""

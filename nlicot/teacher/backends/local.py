@@ -103,13 +103,12 @@ class LocalBackend:
         if request.model not in self._decoders:
             loaded = load_by_name(request.model)
             self._decoders = {request.model: Decoder(loaded.model, loaded.prompt_format, DecodingSettings())}
-        decoder = self._decoders[request.model]
-        decoder.settings = DecodingSettings(
+        settings = DecodingSettings(
             temperature=float(request.params.get("temperature", 0.0)),
             top_p=float(request.params.get("top_p", 1.0)),
             seed=int(request.params.get("random_seed", 0)),
         )
-        return decoder
+        return self._decoders[request.model].with_settings(settings)
 
 
 def _decoding_kind(request: Request) -> tuple[str, str, str]:
