@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nlicot.data.rows import RecordList, Row, binary_label, read_records, shown
 from nlicot.errors import DataError
-from nlicot.records import LABELS, Example, content_id
+from nlicot.records import LABEL_NAMES, LABELS, Example, content_id
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,23 @@ class _PairReader:
             examples[index] = dataclasses.replace(examples[index], id=f"{id_}-{number}")
         if num_repeated := sum(number > 1 for number in last_number.values()):
             logger.info("%s: %d pairs appear more than once; all are kept", self._path, num_repeated)
+
+
+def labelled_pairs_shown(examples: Iterable[Example]) -> list[str]:
+    """Return a line for the first pair of each label, with the reading of its label.
+
+    >>> pair = Example(id="a", premise="A dog runs.", hypothesis="An animal moves.", label=1)
+    >>> labelled_pairs_shown([pair])
+    ["label 1, read as entailment: 'A dog runs.' -> 'An animal moves.'"]
+    """
+    first: dict[int, Example] = {}
+    for example in examples:
+        if example.label is not None:
+            first.setdefault(example.label, example)
+    return [
+        f"label {label}, read as {LABEL_NAMES[label]}: {shown(pair.premise)} -> {shown(pair.hypothesis)}"
+        for label, pair in sorted(first.items(), reverse=True)
+    ]
 
 
 def check_disjoint(splits: Mapping[str, tuple[Path, Sequence[Example]]], *, allow: bool = False) -> None:

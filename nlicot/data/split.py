@@ -5,6 +5,7 @@ A premise in both would let a model recognise texts instead of inferring, and in
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
 from nlicot.data.atomic_write import refuse_overwriting, write_csv
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import labelled_pairs_shown, read_examples
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
 
@@ -124,6 +125,8 @@ def main(args: Sequence[str]) -> int:
         num_positive = sum(example.label == 1 for example in examples)
         counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
         print(f"{path}: {len(examples)} pairs, {counts}")
+    everything = itertools.chain.from_iterable(written.values())
+    print("\n".join(labelled_pairs_shown(everything)))
     print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {settings.out}")
     print("      (without a GPU add --model.base bundled)")
     return 0
