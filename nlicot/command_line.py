@@ -12,7 +12,6 @@ import itertools
 import json
 import re
 import typing
-from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +21,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import register_type
 
 from nlicot.config_files import hint, merge, nested, present_name, read_settings, renamed
-from nlicot.data.pairs import LABEL_MAP_EXAMPLE
-from nlicot.data.rows import binary_label
+from nlicot.data.pairs import ColumnNames, LabelMap
 from nlicot.errors import ConfigError
 from nlicot.prompts import read_definitions
 
@@ -36,11 +34,11 @@ KINDS = {
     "str": "text",
     "Path": "a path",
     "LabelMap": "NAME=0,NAME=1",
+    "ColumnNames": "COLUMN=NAME",
     "dict": "NAME=VALUE",
     "Names": "NAME,NAME",
 }
 """Types as messages and `--help` name them."""
-LABEL_MAP_HELP = f"labels of other names, such as {LABEL_MAP_EXAMPLE}"
 _GROUP_FILE_HELP = "Path to a configuration file."
 
 
@@ -62,30 +60,9 @@ class Names(tuple[str, ...]):
         return cls(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-class LabelMap(UserDict[str, int]):
-    """The label, 0 or 1, of each label in a file. A dict's keys would be settings to jsonargparse."""
-
-    def __str__(self) -> str:
-        return ",".join(f"{name}={label}" for name, label in self.items())
-
-    @classmethod
-    def parse(cls, value: str | Mapping[str, Any]) -> LabelMap:
-        """Read a flag's text or a YAML mapping."""
-        labels: dict[str, int] = {}
-        for part in (value if isinstance(value, str) else str(cls(value))).split(","):
-            name, _, digit = (piece.strip() for piece in part.rpartition("="))
-            label = binary_label(digit)
-            if not name or label is None:
-                expected = f"NAME=0 or NAME=1, such as {LABEL_MAP_EXAMPLE}"
-                raise ConfigError(f"--label_map: found {part.strip()!r}, expected {expected}")
-            if name in labels:
-                raise ConfigError(f"--label_map: found {name!r} twice, expected each name once")
-            labels[name] = label
-        return cls(labels)
-
-
 register_type(Names, list, Names.parse)
 register_type(LabelMap, str, LabelMap.parse)
+register_type(ColumnNames, str, ColumnNames.parse)
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -259,6 +236,8 @@ class CommandParser(ArgumentParser):
                     raise ConfigError(f"--{name} needs NAME=VALUE")
                 mapping = name
             else:
+                if not equals and remaining and re.match("-[^-]*=", remaining[0]):
+                    equals, value = "=", remaining.pop(0)  # argparse takes `-=skip` for a flag
                 flags.append(f"--{name}{equals}{value}")
         return flags, files
 

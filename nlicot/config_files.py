@@ -25,6 +25,8 @@ TEACHER_RECIPE = CONFIGS / "teacher.yaml"
 OLD_NAMES = {
     "data.root": "root",
     "data.label_map": "label_map",
+    "data.columns": "columns",
+    "data.delimiter": "delimiter",
     "data.definitions": "definitions",
     "entailment": "definitions.entailment",
     "no_entailment": "definitions.no_entailment",

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeInt
 
 from nlicot.builders.base import Builder
-from nlicot.command_line import LabelMap
 from nlicot.config_files import SAMPLE
+from nlicot.data.pairs import PairFormat
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 
@@ -289,13 +289,12 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(PairFormat):
     """Settings of every command that works on a run.
 
     Args:
         seed_everything: seed for the adapter's initial weights, dropout and the order of examples.
         root: the data root (see data/README.md).
-        label_map: labels of other names, such as entailment=1,neutral=0,contradiction=0.
         definitions: what the labels mean on this data: a YAML file, or one text each.
         model: the base model, its adapter, and how both are trained.
         data: which files are read, and how.
@@ -308,7 +307,6 @@ class RunSettings:
 
     seed_everything: int = 0
     root: Path = SAMPLE
-    label_map: LabelMap | None = None
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

@@ -83,7 +83,7 @@ def test_a_wrong_setting_in_a_file_is_refused(
         (["--data.over_budget=x"], "--data.over_budget: found 'x', expected one of cut, drop"),
         (["--trainer.max_epochs=x"], "--trainer.max_epochs: found 'x', expected a whole number"),
         (["--trainer.devics=1"], "did you mean --trainer.devices?"),
-        (["--label_map=a=3"], "expected NAME=0 or NAME=1"),
+        (["--label_map=a=3"], "expected NAME=0, NAME=1 or NAME=skip"),
         (["--checkpoint.mode=least"], "--checkpoint.mode: found 'least', expected one of min, max"),
         (["--config"], "--config needs a file name"),
     ],

@@ -15,9 +15,10 @@ from nlicot.audit.inputs import KINDS, SPLITS, AuditData, read_prompts, read_spl
 from nlicot.audit.label_leakage import check_hypotheses, check_voice
 from nlicot.audit.teacher import check_lengths, check_teacher
 from nlicot.builders import BUILDERS, find_builder
-from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
+from nlicot.command_line import CommandParser
 from nlicot.config_files import SAMPLE
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_text
+from nlicot.data.pairs import PairFormat
 from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError
 
@@ -53,7 +54,8 @@ def main(args: Sequence[str]) -> int:
         )
     root = settings.root or (None if single else SAMPLE)
     builder = find_builder(settings.builder, flag="--builder")
-    splits = read_splits(DataRoot(root.expanduser()) if root else None, single, builder, settings.label_map)
+    data_root = DataRoot(root.expanduser()) if root else None
+    splits = read_splits(data_root, single, builder, PairFormat.of(settings))
     audit = run_checks(AuditData(splits=splits, prompts=read_prompts(settings.prompt)))
     print(as_text(audit))
     if settings.json:
@@ -86,7 +88,7 @@ def _parser() -> CommandParser:
             add(f"--{split}_{kind}", type=Path | None, default=None, metavar="FILE", help=what)
     add("--builder", type=str, default="reflected", help=f"makes the targets: {', '.join(BUILDERS)}")
     add("--prompt", type=list[Path], default=[], metavar="FILE", help="a prompt of yours; repeat for more")
-    add("--label_map", type=LabelMap | None, default=None, help=LABEL_MAP_HELP)
+    parser.add_class_arguments(PairFormat)
     for name, text in (("json", "everything, with all ids, as JSON"), ("markdown", "the text as Markdown")):
         add(f"--{name}", type=Path | None, default=None, metavar="FILE", help=f"write {text}")
     add("--overwrite", type=bool, default=False, help="replace existing FILEs")

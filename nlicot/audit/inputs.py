@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nlicot import completion
 from nlicot.builders.base import Builder
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
@@ -70,7 +70,7 @@ def read_splits(
     root: DataRoot | None,
     single: Mapping[tuple[str, str], Path],
     builder: Builder,
-    label_map: Mapping[str, int] | None,
+    pair_format: PairFormat,
 ) -> list[SplitData]:
     """Read the splits of a data root (None: no root), and of single files by split and kind.
 
@@ -92,7 +92,7 @@ def read_splits(
     if root is not None and not found:
         expected = f"one of {', '.join(str(root.pairs(split)) for split in SPLITS)}"
         raise DataError("no pairs", expected, path=root.path, remedy="or give files: --train_pairs FILE")
-    return [_read_split(split, files, builder, label_map) for split, files in found.items()]
+    return [_read_split(split, files, builder, pair_format) for split, files in found.items()]
 
 
 def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
@@ -108,10 +108,9 @@ def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def _read_split(
-    name: str, paths: Mapping[str, Path], builder: Builder, label_map: Mapping[str, int] | None
-) -> SplitData:
-    examples = read_examples(paths["pairs"], label_map=label_map)
+def _read_split(name: str, paths: Mapping[str, Path], builder: Builder, pair_format: PairFormat) -> SplitData:
+    optional = name not in LABELLED_SPLITS
+    examples = read_examples(paths["pairs"], pair_format, labels_optional=optional)
     if not {"thoughts", "reflections"} & set(paths):
         return SplitData(name=name, examples=examples, files={"pairs": str(paths["pairs"])})
     texts = read_joined(examples, TextFiles(**{kind: paths.get(kind) for kind in KINDS if kind != "pairs"}))

@@ -4,43 +4,150 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter, UserDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nlicot.data.rows import RecordList, Row, binary_label, read_records, shown
-from nlicot.errors import DataError
+from nlicot.data.rows import RecordList, Row, binary_label, other_delimiter, read_records, shown
+from nlicot.errors import ConfigError, DataError
 from nlicot.records import LABEL_NAMES, LABELS, Example, content_id
 
 logger = logging.getLogger(__name__)
 
-# Names that public data sets and the predecessor's files use for our columns, the likeliest first.
+# Names that public data sets and the predecessor's files use for our columns, in lower case, the likeliest
+# first. Not pairID: XNLI and WANLI repeat it.
 ALIASES = {
-    "id": (),
-    "premise": ("sentence1",),
-    "hypothesis": ("sentence2",),
-    "label": ("gold_label", "true_label"),
-    "phenomenon": (),
+    "id": ("uid",),
+    "premise": ("sentence1", "sentence_a", "context", "sentence"),
+    "hypothesis": ("sentence2", "sentence_b", "question"),
+    "label": ("gold_label", "true_label", "gold", "entailment_label", "entailment_judgment"),
+    "phenomenon": ("heuristic",),
 }
 LABEL_MAP_EXAMPLE = "entailment=1,neutral=0,contradiction=0"
+LABELLED_SPLITS = ("train", "dev")
+"""Splits that need labels; a test file may be without, although a run's label map is for all its files."""
+_NO_AGREEMENT = frozenset({"-", "-1"})
+_ENTAILMENT_NAMES = frozenset({"entailment", "entails", "e", "yes", "true", "supports"})
+
+
+class LabelMap(UserDict[str, int | None]):
+    """The label of each label in a file: 0, 1, or None for pairs to skip.
+
+    It is not a dict, whose keys would be settings to jsonargparse.
+    """
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={'skip' if label is None else label}" for name, label in self.items())
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any]) -> LabelMap:
+        """Read a flag's text or a YAML mapping."""
+        labels: dict[str, int | None] = {}
+        for part in (value if isinstance(value, str) else str(cls(value))).split(","):
+            name, _, text = (piece.strip() for piece in part.rpartition("="))
+            label = binary_label(text)
+            if not name or (label is None and text != "skip"):
+                expected = f"NAME=0, NAME=1 or NAME=skip, such as {LABEL_MAP_EXAMPLE}"
+                raise ConfigError(f"--label_map: found {part.strip()!r}, expected {expected}")
+            if name in labels:
+                raise ConfigError(f"--label_map: found {name!r} twice, expected each name once")
+            labels[name] = label
+        return cls(labels)
+
+    def key(self, label: str) -> str | None:
+        """Return the name under which a file's label is in the map: as it is, or in lower case without .0.
+
+        >>> [LabelMap({"1": 0, "entailment": 1}).key(label) for label in ("1.0", "ENTAILMENT", "2")]
+        ['1', 'entailment', None]
+        """
+        return next((name for name in (label, label.removesuffix(".0").lower()) if name in self), None)
+
+
+class ColumnNames(UserDict[str, str]):
+    """A file's names of some of our columns. It is not a dict for the same reason as `LabelMap`."""
+
+    def __str__(self) -> str:
+        return ",".join(f"{ours}={name}" for ours, name in self.items())
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any]) -> ColumnNames:
+        """Read a flag's text or a YAML mapping."""
+        names: dict[str, str] = {}
+        for part in (value if isinstance(value, str) else str(cls(value))).split(","):
+            ours, _, name = (piece.strip() for piece in part.partition("="))
+            if ours not in ALIASES or not name or ours in names:
+                expected = f"COLUMN=NAME for some of {', '.join(ALIASES)}, each once"
+                raise ConfigError(f"--columns: found {part.strip()!r}, expected {expected}")
+            names[ours] = name
+        return cls(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFormat:
+    """How files of pairs are read.
+
+    Args:
+        label_map: labels of other names, such as entailment=1,neutral=0,contradiction=0,-=skip.
+        columns: columns of other names, such as premise=context,label=gold,phenomenon=genre.
+        delimiter: the character between the columns of a CSV, or tab.
+    """
+
+    # Not slotted: jsonargparse reads defaults with vars().
+    label_map: LabelMap | None = None
+    columns: ColumnNames | None = None
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise ConfigError(f"--delimiter: found {self.delimiter!r}, expected one character, or tab")
+
+    @classmethod
+    def of(cls, settings: Any) -> PairFormat:
+        """Take the format out of a command's settings."""
+        return cls(label_map=settings.label_map, columns=settings.columns, delimiter=settings.delimiter)
+
+    @property
+    def separator(self) -> str | None:
+        """The delimiter as a character."""
+        return "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+
+    def flags(self) -> list[str]:
+        """Return the flags that give this format to another command."""
+        given = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(PairFormat)]
+        return [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
+
+
+DEFAULT_FORMAT = PairFormat()
 
 
 def read_examples(
-    path: Path, *, label_map: Mapping[str, int] | None = None, id_prefix: str = ""
+    path: Path,
+    pair_format: PairFormat = DEFAULT_FORMAT,
+    *,
+    labels_optional: bool = False,
+    id_prefix: str = "",
 ) -> RecordList[Example]:
-    """Read the pairs of a CSV (`premise,hypothesis[,label][,id][,phenomenon]`) or of JSON lines.
+    """Read the pairs of a CSV (`premise,hypothesis[,label][,id][,phenomenon]`) or of another format.
 
     Column names are matched in any case, and by the names in `ALIASES`. A pair without an id gets one from
-    its content, with `-2`, `-3` ... appended if the same content appears again: no row is dropped.
+    its content, with `-2`, `-3` ... appended if the same content appears again: no row is dropped, except
+    those whose label the map skips.
 
     Args:
-        path: a `.csv`, `.jsonl` or `.json` file.
-        label_map: the meaning of the file's own labels; without it they must be 0 or 1.
+        path: a file that `read_rows` can read.
+        pair_format: the file's own labels, column names and delimiter.
+        labels_optional: accept a file without the columns of labels and phenomena that `pair_format` names.
         id_prefix: prepended to ids made from content.
     """
-    reader = _PairReader(path, label_map, id_prefix)
-    examples = read_records(path, reader.example_from, each="pair")
+    reader = _PairReader(path, pair_format, id_prefix, labels_optional)
+    examples = read_records(path, reader.example_from, each="pair", delimiter=pair_format.separator)
     reader.check_labels()
+    if not examples:
+        raise DataError("only pairs that the label map skips", "other pairs too", path=path)
     reader.log_aliases()
+    reader.log_skipped()
     reader.make_ids_unique(examples)
     return examples
 
@@ -48,19 +155,36 @@ def read_examples(
 class _PairReader:
     """Reads the rows of one file, and checks after the last one what concerns several rows."""
 
-    def __init__(self, path: Path, label_map: Mapping[str, int] | None, id_prefix: str) -> None:
-        self._path, self._label_map, self._id_prefix = path, label_map, id_prefix
+    def __init__(self, path: Path, pair_format: PairFormat, id_prefix: str, labels_optional: bool) -> None:
+        self._path, self._label_map, self._id_prefix = path, pair_format.label_map, id_prefix
+        self._columns: Mapping[str, str] = pair_format.columns or {}
+        self._optional = ("label", "phenomenon") if labels_optional else ()
         self._sources_of: dict[tuple[str, ...], dict[str, str]] = {}  # our columns' names by a row's names
         self._has_id: list[bool] = []
         self._unknown_labels: dict[str, int] = {}  # with the first line of each
+        self._skipped: Counter[str] = Counter()
         self._first_line: dict[bool, int] = {}  # of a row with and of one without a label
 
-    def example_from(self, row: Row) -> Example:
+    def example_from(self, row: Row) -> Example | None:
+        """Return the row's pair; None if the label map skips it."""
         names = tuple(row.fields)
         if names not in self._sources_of:
             self._sources_of[names] = self._sources(row)
         fields = {column: row.fields[name] for column, name in self._sources_of[names].items()}
-        pair = dataclasses.replace(row, fields=fields)
+        pair = Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
+        value = fields.get("label")
+        has_label = not (value is None or (isinstance(value, str) and not value.strip()))
+        self._first_line.setdefault(has_label, row.line)
+        label = None
+        if has_label:
+            text = str(value).strip()
+            name = None if self._label_map is None else self._label_map.key(text)
+            label = binary_label(value) if self._label_map is None else self._label_map.get(name or "")
+            if label is None and name is not None:
+                self._skipped[name] += 1
+                return None
+            if label is None:
+                self._unknown_labels.setdefault(text, row.line)
         premise, hypothesis = pair.text("premise"), pair.text("hypothesis")
         given_id = pair.identifier()
         self._has_id.append(given_id is not None)
@@ -68,49 +192,56 @@ class _PairReader:
             id=given_id or self._id_prefix + content_id(premise, hypothesis),
             premise=premise,
             hypothesis=hypothesis,
-            label=self._label(pair),
+            label=label,
             phenomenon=pair.optional_text("phenomenon"),
         )
 
     def _sources(self, row: Row) -> dict[str, str]:
         """Return the file's name of each of our columns that the row has."""
-        original = {name.strip().casefold(): name for name in row.fields}
-        sources = {
-            column: original[name]
-            for column, aliases in ALIASES.items()
-            for name in reversed((column, *aliases))  # so that the likeliest wins
-            if name in original
-        }
+        originals: dict[str, list[str]] = {}
+        for name in row.fields:
+            originals.setdefault(name.strip().casefold(), []).append(name)
+        sources: dict[str, str] = {}
+        for column, aliases in ALIASES.items():
+            named = self._columns.get(column)
+            candidates = (column, *aliases) if named is None else (named.casefold(),)
+            same = next((originals[name] for name in candidates if name in originals), [])
+            if len(same) > 1:
+                raise DataError(
+                    f"the columns {' and '.join(map(shown, same))}",
+                    "each name once",
+                    path=self._path,
+                    line=row.header_line,
+                    remedy="case makes no difference",
+                )
+            if same:
+                sources[column] = same[0]
+            elif named is not None and column not in self._optional:
+                raise self._missing(row, shown(named), f"--columns names it as {column}")
         if missing := [column for column in ("premise", "hypothesis") if column not in sources]:
-            has_other_separator = len(row.fields) == 1 and any(mark in "".join(row.fields) for mark in ";\t|")
-            remedy = "separate the columns with commas" if has_other_separator else ""
-            found = f"the columns {', '.join(map(shown, row.fields)) or '(none)'}"
-            expected, line = " and ".join(missing) + " too", row.header_line
-            raise DataError(found, expected, path=self._path, line=line, remedy=remedy)
+            flag = ",".join(f"{column}=NAME" for column in missing)
+            remedy = other_delimiter(list(row.fields)) or f"give their names: --columns {flag}"
+            raise self._missing(row, " and ".join(missing), remedy)
+        if self._label_map is not None and "label" not in {*sources, *self._optional}:
+            remedy = "--label_map needs one; give its name: --columns label=NAME"
+            raise self._missing(row, "label", remedy)
         return sources
 
-    def _label(self, pair: Row) -> int | None:
-        """Return the pair's label; None if it has none, or one that `check_labels` will report."""
-        value = pair.fields.get("label")
-        has_label = not (value is None or (isinstance(value, str) and not value.strip()))
-        self._first_line.setdefault(has_label, pair.line)
-        if not has_label:
-            return None
-        label = binary_label(value) if self._label_map is None else self._label_map.get(str(value).strip())
-        if label is None:
-            self._unknown_labels.setdefault(str(value).strip(), pair.line)
-        return label
+    def _missing(self, row: Row, column: str, remedy: str) -> DataError:
+        found, line = f"the columns {', '.join(map(shown, row.fields)) or '(none)'}", row.header_line
+        return DataError(found, f"{column} too", path=self._path, line=line, remedy=remedy)
 
     def check_labels(self) -> None:
+        """Refuse unknown labels, and labels on some rows only."""
         if unknown := self._unknown_labels:
-            has_words = any(character.isalpha() for character in "".join(unknown))
+            example = self._label_map_for(unknown)
             raise DataError(
                 f"the label{'s' if len(unknown) > 1 else ''} {', '.join([*map(shown, unknown)][:8])}",
                 " or ".join(map(str, LABELS if self._label_map is None else self._label_map)),
                 path=self._path,
                 line=min(unknown.values()),
-                remedy=f"map them to 0 and 1, for example --label_map {LABEL_MAP_EXAMPLE}"
-                if has_words or self._label_map is not None
+                remedy=f"map them to 0 and 1, for example --label_map {example}"
+                if example
                 else "leave the label empty on every row if labels are not known",
             )
         if len(self._first_line) == 2:
@@ -118,7 +249,22 @@ class _PairReader:
             remedy = "label every pair or none"
             raise DataError("no label", expected, path=self._path, line=line, remedy=remedy)
 
+    def _label_map_for(self, unknown: Iterable[str]) -> str:
+        """Return a map that covers the file's labels as public sets mean them; nothing for other numbers."""
+        names = [name.removesuffix(".0") for name in unknown]
+        labels = dict(self._label_map or {})
+        if not labels and not any(character.isalpha() for character in "".join(names)):
+            if not {"2", *_NO_AGREEMENT}.issuperset(names):
+                return ""
+            # With three numbers, `datasets` writes 0 entailment, 1 neutral, 2 contradiction.
+            labels = {"0": 1, "1": 0} if "2" in names else {"1": 1, "0": 0}
+        for name in names:
+            meaning = None if name in _NO_AGREEMENT else int(name.lower() in _ENTAILMENT_NAMES)
+            labels.setdefault(name, meaning)
+        return str(LabelMap(labels)) if len(labels) <= 8 and 1 in labels.values() else LABEL_MAP_EXAMPLE
+
     def log_aliases(self) -> None:
+        """Log columns that were found under another name."""
         used = {
             f"{name.strip()} for {column}": None
             for sources in self._sources_of.values()
@@ -127,6 +273,12 @@ class _PairReader:
         }
         if used:
             logger.info("%s: took the column %s", self._path, ", ".join(used))
+
+    def log_skipped(self) -> None:
+        """Log the number of pairs left out."""
+        if self._skipped:
+            labels = ", ".join(map(shown, self._skipped))
+            logger.info("%s: skipped %d pairs of label %s", self._path, self._skipped.total(), labels)
 
     def make_ids_unique(self, examples: RecordList[Example]) -> None:
         """Refuse repeated ids, and number repeated ids that were made from content."""

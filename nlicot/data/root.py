@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nlicot.config_files import SAMPLE
 from nlicot.data.atomic_write import build_folder_once
+from nlicot.data.rows import READERS
 from nlicot.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ class DataRoot:
     path: Path
 
     def pairs(self, split: str) -> Path:
-        """`original_data/<split>.csv`, or the `.jsonl` or `.json` that exists instead."""
-        candidates = [self.path / "original_data" / f"{split}{end}" for end in (".csv", ".jsonl", ".json")]
+        """`original_data/<split>.csv`, or the file of another format that exists instead."""
+        endings = [f"{ending}{gz}" for ending in READERS for gz in ("", ".gz")]
+        candidates = [self.path / "original_data" / f"{split}{ending}" for ending in endings]
         return next((path for path in candidates if path.exists()), candidates[0])
 
     def thoughts(self, split: str) -> Path:

@@ -1,4 +1,4 @@
-"""Read rows of CSV and JSON lines together with their line numbers.
+"""Read rows of CSV, JSON lines, Parquet and XML together with their line numbers.
 
 This module knows file formats; `pairs` and `thoughts` interpret a row. Any error in a file's content is a
 `DataError` with path and line.
@@ -6,18 +6,26 @@ This module knows file formats; `pairs` and `thoughts` interpret a row. Any erro
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import dataclasses
 import difflib
+import gzip
+import io
 import json
+import logging
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
+from xml.parsers import expat
 
 from nlicot.errors import DataError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # The csv module's default limit is 128 KiB per field; a whole document as a premise is unusual but valid.
@@ -51,7 +59,8 @@ class RecordList(list[T]):
 class Row:
     """One CSV row or JSON object; its getters raise a `DataError` if a field is invalid.
 
-    `header_line` is the line of the field names: the CSV's header, or the JSON object itself.
+    `header_line` is the line of the field names: the CSV's header, or the JSON object itself. The lines of a
+    Parquet or Arrow file are its rows, counted from 1.
     """
 
     path: Path
@@ -83,15 +92,15 @@ class Row:
         return value
 
     def identifier(self) -> str | None:
-        """Return the id as a string (an integer is accepted too); None if there is none."""
+        """Return the id as a string, a JSON number as it is written (7, 7.0); None if there is none."""
         value = self.fields.get("id")
-        if isinstance(value, int) and not isinstance(value, bool):
+        if type(value) is int or (type(value) is float and value.is_integer()):
             return str(value)
         text = self.optional_text("id")
         return None if text is None else text.strip()
 
     def label(self, name: str) -> int:
-        """Return the label 0 or 1, given as a number or as a digit in a string."""
+        """Return the label 0 or 1 (see `binary_label`)."""
         return self._required(name, self.optional_label(name), "0 or 1")
 
     def optional_label(self, name: str) -> int | None:
@@ -109,11 +118,12 @@ class Row:
         value = self.fields.get(name)
         if value is None or value == "":
             return 0
-        if isinstance(value, str) and value.isascii() and value.isdigit():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        # pandas and some servers write 4.0 for 4
+        if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.0)?", value):
+            return int(value.removesuffix(".0"))
+        if type(value) not in (int, float) or not value >= 0 or value % 1:
             raise self.error(f"{name} {shown(value)}", "a whole number, 0 or more")
-        return value
+        return int(value)
 
     def nested(self, name: str) -> Row:
         """Return a nested JSON object as a row; without fields if it is missing or null."""
@@ -134,14 +144,19 @@ class Row:
 
 
 def binary_label(value: object) -> int | None:
-    """Return 0 or 1 from a number or a digit in a string; None for anything else.
+    """Return 0 or 1 from a number, true or false, or one of these in a string; None for anything else.
 
-    >>> [binary_label(value) for value in (1, " 0 ", True, 1.0, "entailment")]
-    [1, 0, None, None, None]
+    pandas writes 1.0 for a column of numbers that has a gap, and True for one of booleans.
+
+    >>> [binary_label(value) for value in (1, " 0 ", True, "1.0", "False", 0.5, 2, "yes")]
+    [1, 0, 1, 1, 0, None, None, None]
     """
     if isinstance(value, str):
-        return {"0": 0, "1": 1}.get(value.strip())
-    return value if type(value) is int and value in (0, 1) else None
+        return _LABEL_TEXTS.get(value.strip().lower())
+    return int(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+_LABEL_TEXTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 def shown(value: object) -> str:
@@ -154,38 +169,63 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def read_records(path: Path, record_from: Callable[[Row], T], *, each: str = "") -> RecordList[T]:
-    """Read each row of a file as a record; with `each`, the name of a record, the file must have rows."""
-    rows = [(record_from(row), row.line) for row in read_rows(path)]
-    if each and not rows:
+def read_records(
+    path: Path, record_from: Callable[[Row], T | None], *, each: str = "", delimiter: str | None = None
+) -> RecordList[T]:
+    """Read each row of a file as a record, except those for which `record_from` returns None.
+
+    With `each`, the name of a record, the file must have rows.
+    """
+    records: list[T] = []
+    lines: list[int] = []
+    row: Row | None = None
+    for row in read_rows(path, delimiter=delimiter):
+        if (record := record_from(row)) is not None:
+            records.append(record)
+            lines.append(row.line)
+    if each and row is None:
         raise DataError("no rows", f"a row for each {each}", path=path)
-    return RecordList((record for record, _ in rows), [line for _, line in rows], path)
+    return RecordList(records, lines, path)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a CSV with a header, of JSON lines, or of a `.json` file that holds one array."""
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"the ending {path.suffix!r}", ".csv, .jsonl or .json", path=path)
+def read_rows(path: Path, *, delimiter: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, in the format that its ending names (see `READERS`), with or without `.gz`.
+
+    Args:
+        path: the file.
+        delimiter: between the columns of a CSV, instead of a comma (a tab for `.tsv` and `.txt`).
+    """
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if ending not in READERS:
+        raise DataError(f"the ending {ending!r}", f"{', '.join(READERS)} (or these with .gz)", path=path)
     try:
-        yield from reader(path)
+        if READERS[ending] is _csv_rows:
+            has_quotes = ending == ".csv" or delimiter not in (None, "\t")
+            yield from _csv_rows(path, delimiter or ("," if ending == ".csv" else "\t"), has_quotes)
+        else:
+            yield from READERS[ending](path)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError("not a gzip file, or one that is cut off", path=path) from None
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, delimiter: str, has_quotes: bool) -> Iterator[Row]:
+    """Yield the rows after a header; without quotes (GLUE's files), every character is part of a text."""
+    header: list[str] = []
     names: list[str] = []
     line = next_line = header_line = 1
+    spans: list[tuple[int, int]] = []
     with _open_text(path, newline="") as file:
-        reader = csv.reader(file, strict=True)
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             for cells in reader:
                 line, next_line = next_line, reader.line_num + 1
                 if not any(cells) and len(cells) < 2:
                     continue
                 if not names:
-                    names, header_line = [cell.strip() for cell in cells], line
+                    header, names, header_line = cells, [cell.strip() for cell in cells], line
                     if twice := [name for name in names if name and names.count(name) > 1]:
                         raise DataError(
                             f"the column {shown(twice[0])} twice", "each once", path=path, line=line
@@ -193,20 +233,48 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     continue
                 if len(cells) != len(names):
                     found, expected = f"{len(cells)} fields", f"{len(names)} as in the header"
-                    remedy = "put a text that contains a comma in double quotes"
+                    remedy = other_delimiter(names) or (
+                        f"put a text that contains a {_CHARACTERS.get(delimiter, delimiter)} in double quotes"
+                        if has_quotes
+                        else "a text cannot contain a tab or a line break here"
+                    )
                     raise DataError(found, expected, path=path, line=line, remedy=remedy)
+                if cells[-1] == header[-1] and [cells[0].lstrip("\ufeff"), *cells[1:]] == header:
+                    joined = "were two files joined? Delete this line"
+                    raise DataError("the header again", "a row", path=path, line=line, remedy=joined)
+                if next_line - line > 1:
+                    spans.append((line, next_line - 1))
                 fields = dict(zip(names, cells, strict=True))
                 yield Row(path=path, line=line, header_line=header_line, fields=fields)
         except csv.Error as error:
             advice = 'inside a quoted text, write a double quote twice: ""'
             problem = f"a CSV row that cannot be read: {error}"
             raise DataError(problem, path=path, line=next_line, remedy=advice) from None
+    if spans:  # valid, but also what two stray quotes make of the rows between them
+        others = f", and {len(spans) - 1} more over several lines" if len(spans) > 1 else ""
+        logger.info("%s: a text runs over lines %d to %d%s", path, *spans[0], others)
+
+
+_CHARACTERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+def other_delimiter(names: Sequence[str]) -> str:
+    """Return advice if a header of one column shows that the file has another delimiter; else nothing.
+
+    >>> other_delimiter(["premise;hypothesis"])
+    'the delimiter seems to be a semicolon: read it with --delimiter ";"'
+    """
+    mark = next((mark for mark in ";\t|," if mark in names[0]), "") if len(names) == 1 else ""
+    named = _CHARACTERS.get(mark, mark)
+    flag = "tab" if mark == "\t" else f'"{mark}"'
+    return f"the delimiter seems to be a {named}: read it with --delimiter {flag}" if mark else ""
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     # Lines end at "\n" only: U+2028 and similar characters may appear inside a JSON string.
     with _open_text(path, newline="\n") as file:
-        if path.suffix.lower() == ".json" and (content := file.read()).lstrip().startswith("["):
+        is_lines = path.name.removesuffix(".gz").lower().endswith(".jsonl")
+        if not is_lines and (content := file.read()).lstrip().startswith("["):
             values = _array_elements(content, path)
         else:
             file.seek(0)
@@ -232,7 +300,7 @@ def _array_elements(text: str, path: Path) -> Iterator[tuple[int, object]]:
 
 def _parse_json(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         found, line = f"invalid JSON: {error.msg} at column {error.colno}", line + error.lineno - 1
     except ValueError as error:
@@ -242,13 +310,119 @@ def _parse_json(text: str, path: Path, line: int) -> Any:
     raise DataError(found, "one JSON object per line", path=path, line=line)
 
 
-def _open_text(path: Path, *, newline: str) -> TextIO:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):  # json would take the last one
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {shown(next(name for name in names if names.count(name) > 1))} twice")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
+def _table_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet or Arrow file; class labels of `datasets` are read by their names.
+
+    The names decide: 0 is `entailment` in most of these files.
+    """
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with _open_bytes(path) as file:
+        try:
+            if path.name.lower().endswith((".parquet", ".parquet.gz")):
+                table = parquet.ParquetFile(file)
+                schema, batches = table.schema_arrow, table.iter_batches()
+            else:
+                is_file = file.peek(6).startswith(b"ARROW1")
+                table = (ipc.open_file if is_file else ipc.open_stream)(file).read_all()
+                schema, batches = table.schema, table.to_batches()
+            names = _class_names(schema.metadata or {})
+            number = 0
+            for batch in batches:
+                for fields in batch.to_pylist():
+                    number += 1
+                    for column, classes in names.items():
+                        if isinstance(value := fields.get(column), int) and 0 <= value < len(classes):
+                            fields[column] = classes[value]
+                    yield Row(path=path, line=number, header_line=1, fields=fields)
+        except (pyarrow.ArrowException, OSError) as error:
+            found, expected = str(error).partition("\n")[0], "Parquet or Arrow, as its name says"
+            raise DataError(found, expected, path=path) from None
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    with contextlib.suppress(KeyError, ValueError, AttributeError):
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        classes = {name: each for name, each in features.items() if each.get("_type") == "ClassLabel"}
+        return {name: each["names"] for name, each in classes.items()}
+    return {}
+
+
+def _xml_rows(path: Path) -> Iterator[Row]:
+    """Yield each `<pair id entailment|value task><t>..</t><h>..</h></pair>` of an RTE challenge's file."""
+    columns = {"t": "premise", "h": "hypothesis", "value": "label", "entailment": "label"}
+    rows: list[Row] = []
+    texts: list[str] = []
+    parser = expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if tag in ("t", "h"):
+            texts.clear()
+        elif tag == "pair":
+            fields = {columns.get(name, name): value for name, value in attributes.items()}
+            line = parser.CurrentLineNumber
+            rows.append(Row(path=path, line=line, header_line=line, fields=fields))
+
+    def end(tag: str) -> None:
+        if tag in ("t", "h") and rows:
+            rows[-1].fields[columns[tag]] = "".join(texts).strip()
+
+    def refuse(name: str, *_: object) -> None:  # entities can name other files, or grow without end
+        found, line = f"a declaration of the entity {shown(name)}", parser.CurrentLineNumber
+        raise DataError(found, "none", path=path, line=line, remedy="write its text instead")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = texts.append, refuse
+    with _open_bytes(path) as file:
+        try:
+            parser.ParseFile(file)
+        except expat.ExpatError as error:
+            found = f"invalid XML: {expat.ErrorString(error.code)}"
+            raise DataError(found, "<pair> elements", path=path, line=error.lineno) from None
+    yield from rows
+
+
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".tsv": _csv_rows,
+    ".txt": _csv_rows,
+    ".parquet": _table_rows,
+    ".arrow": _table_rows,
+    ".xml": _xml_rows,
+}
+"""The reader of each format, by the ending of its files."""
+
+
+def _open_bytes(path: Path) -> io.BufferedReader | gzip.GzipFile:
     try:
-        return path.open(encoding="utf-8-sig", newline=newline)
+        return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")
     except FileNotFoundError:
         raise DataError("no such file", path=path, remedy=_similar_names(path)) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def _open_text(path: Path, *, newline: str) -> TextIO:
+    file = _open_bytes(path)
+    start = file.peek(2)[:2]
+    if b"\0" in start or start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.close()
+        raise DataError("UTF-16", "UTF-8", path=path, remedy="save the file as UTF-8")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
 
 
 def _similar_names(path: Path) -> str:
@@ -263,7 +437,8 @@ def _similar_names(path: Path) -> str:
 
 
 def _not_utf8(path: Path) -> DataError:
-    content = path.read_bytes()
+    with _open_bytes(path) as file:
+        content = file.read()
     try:
         content.decode()
     except UnicodeDecodeError as error:

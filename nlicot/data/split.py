@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap
+from nlicot.command_line import CommandParser
 from nlicot.data.atomic_write import refuse_overwriting, write_csv
-from nlicot.data.pairs import labelled_pairs_shown, read_examples
+from nlicot.data.pairs import DEFAULT_FORMAT, PairFormat, labelled_pairs_shown, read_examples
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
 
@@ -74,7 +74,7 @@ def write_split(
     *,
     dev: float,
     seed: int,
-    label_map: Mapping[str, int] | None = None,
+    pair_format: PairFormat = DEFAULT_FORMAT,
     overwrite: bool = False,
 ) -> dict[Path, list[Example]]:
     """Split a file into `<out_root>/original_data/train.csv` and `dev.csv`; return the pairs by path."""
@@ -82,7 +82,7 @@ def write_split(
     if pairs_path.resolve() in [path.resolve() for path in paths]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")
     refuse_overwriting(*paths, overwrite=overwrite)
-    examples = read_examples(pairs_path, label_map=label_map)
+    examples = read_examples(pairs_path, pair_format)
     if examples[0].label is None:
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
     try:
@@ -110,15 +110,15 @@ def main(args: Sequence[str]) -> int:
     add("--dev", type=float, default=0.1, help="proportion of the pairs that go to dev")
     add("--seed", type=int, default=0, help="seed of the split")
     add("--out", type=Path, default=Path("data"), help="the data root to write to")
-    add("--label_map", type=LabelMap, default=None, help=LABEL_MAP_HELP)
     add("--overwrite", type=bool, default=False, help="replace an earlier split")
+    parser.add_class_arguments(PairFormat)
     settings = parser.parse(args)
     written = write_split(
         settings.pairs,
         settings.out,
         dev=settings.dev,
         seed=settings.seed,
-        label_map=settings.label_map,
+        pair_format=PairFormat.of(settings),
         overwrite=settings.overwrite,
     )
     for path, examples in written.items():

@@ -13,9 +13,9 @@ from jsonargparse import Namespace
 
 from nlicot.builders import BUILDERS, builder_name, find_builder
 from nlicot.builders.base import Builder, build_report
-from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap, Names
+from nlicot.command_line import CommandParser, Names
 from nlicot.data.atomic_write import refuse_overwriting, write_jsonl
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import PairFormat, read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
     paths = {split: settings.out or root.finetune(f"{name}-{split}") for split in splits}
     refuse_overwriting(*paths.values(), overwrite=settings.overwrite)
     for split, path in paths.items():
-        examples = read_examples(root.pairs(split), label_map=settings.label_map)
+        examples = read_examples(root.pairs(split), PairFormat.of(settings))
         texts = read_joined(examples, text_files(root, split, builder))
         built = builder.build(examples, texts.thoughts, texts.reflections, texts.scores, prompts=prompts)
         if not built:
@@ -92,9 +92,7 @@ def _fit_command(
     if definitions != LabelDefinitions():
         for key, text in asdict(definitions).items():
             words += [f"--definitions.{key}", text]
-    if settings.label_map:
-        words += ["--label_map", str(settings.label_map)]
-    return shlex.join(words)
+    return shlex.join(words + PairFormat.of(settings).flags())
 
 
 def _parser() -> CommandParser:
@@ -112,7 +110,7 @@ def _parser() -> CommandParser:
     add("--format", type=Literal[FORMATS], default="text", help="the format of a row")
     add("--prompt_format", type=Literal[tuple(MARKERS)], default="mistral", help="markers around prompts")
     parser.add_class_arguments(LabelDefinitions, "definitions")
-    add("--label_map", type=LabelMap, default=None, help=LABEL_MAP_HELP)
+    parser.add_class_arguments(PairFormat)
     add("--shuffle_seed", type=int, default=None, help="shuffle with this seed (default: no shuffling)")
     add("--limit", type=int, default=None, help="only the first N examples, after shuffling")
     add("--out", type=Path, default=None, help="write to this file; needs a single --split")

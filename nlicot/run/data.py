@@ -16,7 +16,7 @@ from nlicot import completion
 from nlicot.builders import find_builder
 from nlicot.builders.base import Builder, CountTokens, build_report
 from nlicot.completion import Form
-from nlicot.data.pairs import check_disjoint, read_examples
+from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, check_disjoint, read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.rows import RecordList
 from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
@@ -35,7 +35,7 @@ class RunData:
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings.data
         self.root = DataRoot(settings.root.expanduser())
-        self.label_map = settings.label_map
+        self.pair_format: PairFormat = settings
         self.seed = settings.seed_everything
         self.prompts = settings.data.prompts or StudentPrompts()
         if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
@@ -88,7 +88,8 @@ class RunData:
 
     def read_pairs(self, split: str) -> list[Example]:
         """Read the pairs of a split, and keep them."""
-        examples = read_examples(self.path(split, "pairs"), label_map=self.label_map)
+        optional = split not in LABELLED_SPLITS
+        examples = read_examples(self.path(split, "pairs"), self.pair_format, labels_optional=optional)
         limit = self._limit(split)
         self.pairs[split] = RecordList(examples[:limit], examples.lines[:limit])
         return self.pairs[split]
@@ -110,7 +111,7 @@ class RunData:
         path = self.path("train", "pairs")
         if split == "train" or not path.is_file():
             return
-        train = self.pairs.get("train") or read_examples(path, label_map=self.label_map)
+        train = self.pairs.get("train") or read_examples(path, self.pair_format, labels_optional=True)
         sources = {"train": (path, train), split: (self.path(split, "pairs"), self.pairs[split])}
         check_disjoint(sources, allow=self.settings.allow_overlap)
 
@@ -153,7 +154,7 @@ class RunData:
         """Read the texts of a split; a builder that needs no thoughts gets those that exist."""
         pairs = self.pairs[split]
         if self._limit(split) is not None:  # thoughts of pairs after the limit match no pair here
-            pairs = read_examples(self.path(split, "pairs"), label_map=self.label_map)
+            pairs = read_examples(self.path(split, "pairs"), self.pair_format)
         files = TextFiles()
         if f"{split}_pairs" not in self._single_files or f"{split}_thoughts" in self._single_files:
             thoughts = self.path(split, "thoughts")

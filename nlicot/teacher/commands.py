@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, TeacherLopsided
@@ -75,7 +75,8 @@ def run(command: str, settings: Namespace) -> int:
 
 def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Stage[Any]:
     """Read a split's inputs and prompts, and set up the stage over them."""
-    examples = read_examples(root.pairs(split), label_map=settings.label_map)
+    optional, pair_format = split not in LABELLED_SPLITS, PairFormat.of(settings)
+    examples = read_examples(root.pairs(split), pair_format, labels_optional=optional)
     known = {example.id for example in examples}
     wanted = known if settings.ids is None else set(settings.ids)
     if unknown := ", ".join(sorted(wanted - known)):

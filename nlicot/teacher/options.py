@@ -10,8 +10,9 @@ from typing import Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt, register_type
 
-from nlicot.command_line import LABEL_MAP_HELP, CommandParser, LabelMap, Names
+from nlicot.command_line import CommandParser, Names
 from nlicot.config_files import TEACHER_RECIPE, read_yaml
+from nlicot.data.pairs import LabelMap, PairFormat
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.records import LABELS
@@ -61,12 +62,12 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--split", type=Names | None, help="separated by commas; by default train and dev, if they exist")
     add("--limit", type=PositiveInt | None, help="use only the first N pairs of each split")
     add("--ids", type=Names | None, help="use only these pairs, separated by commas")
-    add("--label_map", type=LabelMap | None, help=LABEL_MAP_HELP)
     add("--overwrite", type=bool, default=False, help="replace a finished output")
     add("--prompt", type=Path | None, help="use your own prompt file (see nlicot/teacher/prompts)")
     add("--definitions.file", type=Path | None, help="meaning of the labels on this data: a YAML file")
     add("--definitions.entailment", type=str | None, help="meaning of label 1, completing 'answer 1 if ...'")
     add("--definitions.no_entailment", type=str | None, help="meaning of label 0")
+    parser.add_class_arguments(PairFormat)
 
     add = parser.add_argument_group("teacher").add_argument
     backends = Literal.__getitem__(tuple(BACKENDS))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from nlicot.data import pairs
-from nlicot.data.pairs import read_examples
-from nlicot.errors import DataError
+from nlicot.data.pairs import ColumnNames, LabelMap, PairFormat, labelled_pairs_shown, read_examples
+from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example, content_id
 
-THREE_WAY = {"entailment": 1, "neutral": 0, "contradiction": 0}
+THREE_WAY = LabelMap({"entailment": 1, "neutral": 0, "contradiction": 0})
 
 
 def csv_file(folder: Path, text: str) -> Path:
@@ -30,12 +30,12 @@ def jsonl_file(folder: Path, *objects: object) -> Path:
 
 def complaint(path: Path, **options: Any) -> str:
     with pytest.raises(DataError) as raised:
-        read_examples(path, **options)
+        read_examples(path, PairFormat(**options))
     return str(raised.value).removeprefix(f"{path}:").strip()
 
 
 def labels_of(path: Path, **options: Any) -> list[int | None]:
-    return [example.label for example in read_examples(path, **options)]
+    return [example.label for example in read_examples(path, PairFormat(**options))]
 
 
 def test_pairs_are_read_verbatim(tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_words_become_labels_through_a_label_map(tmp_path: Path) -> None:
 
 def test_numbers_become_labels_through_a_label_map(tmp_path: Path) -> None:
     rows = [{"premise": "P", "hypothesis": "H", "label": label} for label in (0, 1, 2)]
-    assert labels_of(jsonl_file(tmp_path, *rows), label_map={"0": 1, "1": 0, "2": 0}) == [1, 0, 0]
+    assert labels_of(jsonl_file(tmp_path, *rows), label_map=LabelMap.parse("0=1,1=0,2=0")) == [1, 0, 0]
 
 
 def test_words_without_a_label_map_are_an_error_that_suggests_one(tmp_path: Path) -> None:
     rows = "P,H,1\nP,I,entailment\nP,J,neutral\nP,K,entailment\n"
     assert complaint(csv_file(tmp_path, "premise,hypothesis,label\n" + rows)) == (
         "3: found the labels 'entailment', 'neutral', expected 0 or 1 (map them to 0 and 1, "
-        "for example --label_map entailment=1,neutral=0,contradiction=0)"
+        "for example --label_map entailment=1,neutral=0)"
     )
 
 
@@ -132,21 +132,25 @@ def test_a_label_outside_the_label_map_is_an_error(tmp_path: Path) -> None:
     path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,entailment\nP,I,-\n")
     assert complaint(path, label_map=THREE_WAY) == (
         "3: found the label '-', expected entailment or neutral or contradiction (map them to 0 and 1, "
-        "for example --label_map entailment=1,neutral=0,contradiction=0)"
+        "for example --label_map entailment=1,neutral=0,contradiction=0,-=skip)"
     )
 
 
 @pytest.mark.parametrize(
-    "label, found", [(2, "'2'"), (-1, "'-1'"), (1.0, "'1.0'"), ("0.0", "'0.0'"), (float("nan"), "'nan'")]
+    "label, found",
+    [(2, "'2'"), (-1, "'-1'"), (0.5, "'0.5'"), ("0.5", "'0.5'"), ("yes", "'yes'"), (float("nan"), "'nan'")],
 )
 def test_a_label_other_than_0_or_1_is_an_error(tmp_path: Path, label: object, found: str) -> None:
     path = jsonl_file(tmp_path, {"premise": "P", "hypothesis": "H", "label": label})
     assert complaint(path).startswith(f"1: found the label {found}, expected 0 or 1 (")
 
 
-def test_true_is_not_a_label(tmp_path: Path) -> None:
-    path = jsonl_file(tmp_path, {"premise": "P", "hypothesis": "H", "label": True})
-    assert complaint(path).startswith("1: found the label 'True', expected 0 or 1 (")
+def test_labels_may_be_floats_and_booleans(tmp_path: Path) -> None:
+    labels = [1.0, 0.0, True, False, "1.0", "0.0", " True", "FALSE"]
+    rows = [{"premise": "P", "hypothesis": "H", "label": label} for label in labels]
+    assert labels_of(jsonl_file(tmp_path, *rows)) == [1, 0] * 4
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,1.0\nP,I,0.0\nP,J,true\nP,K,False\n")
+    assert labels_of(path) == [1, 0, 1, 0]
 
 
 def test_a_column_of_empty_labels_means_unlabelled(tmp_path: Path) -> None:
@@ -164,14 +168,18 @@ def test_labels_for_some_pairs_only_are_an_error(tmp_path: Path, rows: str, line
 
 def test_a_missing_column_is_an_error_that_lists_the_existing_ones(tmp_path: Path) -> None:
     assert complaint(csv_file(tmp_path, "\npremise,text\nP,H\n")) == (
-        "2: found the columns 'premise', 'text', expected hypothesis too"
+        "2: found the columns 'premise', 'text', expected hypothesis too "
+        "(give their names: --columns hypothesis=NAME)"
     )
     assert complaint(csv_file(tmp_path, "premise;hypothesis\nP;H\n")) == (
         "1: found the columns 'premise;hypothesis', expected premise and hypothesis too "
-        "(separate the columns with commas)"
+        '(the delimiter seems to be a semicolon: read it with --delimiter ";")'
     )
     path = jsonl_file(tmp_path, {"premise": "P", "hypothesis": "H"}, {"premise": "P"})
-    assert complaint(path) == "2: found the columns 'premise', expected hypothesis too"
+    assert complaint(path) == (
+        "2: found the columns 'premise', expected hypothesis too "
+        "(give their names: --columns hypothesis=NAME)"
+    )
 
 
 @pytest.mark.parametrize("row, name", [('"  ",H', "premise"), ("P,", "hypothesis")])
@@ -267,3 +275,192 @@ def test_the_shared_tasks_pairs_load(real_data: Path, split: str, num_pairs: int
 
 def test_the_predecessors_pairs_load_unchanged(real_data: Path) -> None:
     assert len(read_examples(real_data / "original" / "sample.csv")) == 100
+
+
+def test_a_label_map_is_parsed() -> None:
+    assert LabelMap.parse("entailment=1,neutral=0, not sure = 0 ,a=b=1,-=skip,-1=skip") == {
+        "entailment": 1,
+        "neutral": 0,
+        "not sure": 0,
+        "a=b": 1,
+        "-": None,
+        "-1": None,
+    }
+    mapping = {"entailment": 1, "-": "skip"}
+    assert str(LabelMap.parse(mapping)) == "entailment=1,-=skip"
+
+
+@pytest.mark.parametrize("text, part", [("", ""), ("a", "a"), ("a=2", "a=2"), ("=1", "=1"), ("a=1,", "")])
+def test_an_invalid_label_map_is_a_config_error(text: str, part: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        LabelMap.parse(text)
+    assert str(raised.value) == (
+        f"--label_map: found {part!r}, expected NAME=0, NAME=1 or NAME=skip, "
+        "such as entailment=1,neutral=0,contradiction=0"
+    )
+
+
+def test_a_repeated_name_in_a_label_map_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"^--label_map: found 'a' twice, expected each name once$"):
+        LabelMap.parse("a=1,a=0")
+
+
+def test_pairs_that_the_label_map_skips_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "P,H,entailment\nP,I,-\nP,J,-1\nP,K,neutral\nP,L,-\n"
+    path = csv_file(tmp_path, "premise,hypothesis,label\n" + rows)
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
+        examples = read_examples(
+            path, PairFormat(label_map=LabelMap.parse("entailment=1,neutral=0,-=skip,-1=skip"))
+        )
+    assert [(example.hypothesis, example.label) for example in examples] == [("H", 1), ("K", 0)]
+    assert list(examples.lines) == [2, 5]
+    assert caplog.messages == [f"{path}: skipped 3 pairs of label '-', '-1'"]
+
+
+@pytest.mark.parametrize(
+    "labels, label_map, advice",
+    [
+        (["entailment", "-", "neutral"], None, "entailment=1,-=skip,neutral=0"),
+        (["1", "-1", "0"], None, "1=1,0=0,-1=skip"),
+        ([0, 1, 2, -1], None, "0=1,1=0,2=0,-1=skip"),
+        (["e", "n", "c"], None, "e=1,n=0,c=0"),
+        (["ENTAILMENT", "-"], THREE_WAY, "entailment=1,neutral=0,contradiction=0,-=skip"),
+        (["red", "blue"], None, "entailment=1,neutral=0,contradiction=0"),
+    ],
+)
+def test_the_suggested_label_map_fits_the_files_labels(
+    tmp_path: Path, labels: list[object], label_map: LabelMap | None, advice: str
+) -> None:
+    path = jsonl_file(tmp_path, *({"premise": "P", "hypothesis": "H", "label": label} for label in labels))
+    message = complaint(path, label_map=label_map)
+    assert message.endswith(f"(map them to 0 and 1, for example --label_map {advice})")
+    if "red" not in labels:
+        assert len(labels_of(path, label_map=LabelMap.parse(advice))) == len(labels) - advice.count("skip")
+
+
+def test_labels_are_found_in_a_map_in_lower_case_and_without_a_decimal_zero(tmp_path: Path) -> None:
+    label_map = LabelMap.parse("1=0,0=1,true=1,entailment=1")
+    rows = [{"premise": "P", "hypothesis": "H", "label": each} for each in (1.0, "0.0", True, "ENTAILMENT")]
+    assert labels_of(jsonl_file(tmp_path, *rows), label_map=label_map) == [0, 1, 1, 1]
+
+
+def test_ids_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "id,premise,hypothesis\n7,P,H\n1.0,P,I\n 1 ,P,J\n")
+    assert [example.id for example in read_examples(path)] == ["7", "1.0", "1"]
+    path = jsonl_file(
+        tmp_path, *({"id": each, "premise": "P", "hypothesis": "H"} for each in (7, 1.0, "2.50"))
+    )
+    assert [example.id for example in read_examples(path)] == ["7", "1.0", "2.50"]
+
+
+def test_columns_are_named_by_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = csv_file(tmp_path, "Text,claim,gold_label,Topic,key,premise\nP,H,1,law,k,?\n")
+    columns = ColumnNames.parse("premise=text, hypothesis=claim,phenomenon=topic,id=key")
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
+        examples = read_examples(path, PairFormat(columns=columns))
+    assert examples == [Example(id="k", premise="P", hypothesis="H", label=1, phenomenon="law")]
+    assert caplog.messages == [
+        f"{path}: took the column key for id, Text for premise, claim for hypothesis, gold_label for label, "
+        "Topic for phenomenon"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "premise", "premise=", "text=a", "label=a,label=b"])
+def test_wrong_column_names_are_a_config_error(text: str) -> None:
+    part = text.rpartition(",")[2]
+    with pytest.raises(ConfigError) as raised:
+        ColumnNames.parse(text)
+    assert str(raised.value) == (
+        f"--columns: found {part!r}, expected COLUMN=NAME for some of "
+        "id, premise, hypothesis, label, phenomenon, each once"
+    )
+
+
+def test_a_named_column_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,1\n")
+    for column in ("premise", "label", "id", "phenomenon"):
+        columns = ColumnNames({column: "other"})
+        assert complaint(path, columns=columns) == (
+            "1: found the columns 'premise', 'hypothesis', 'label', expected 'other' too "
+            f"(--columns names it as {column})"
+        )
+
+
+def test_a_label_map_needs_a_column_of_labels(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,verdict\nP,H,entailment\n")
+    assert complaint(path, label_map=THREE_WAY) == (
+        "1: found the columns 'premise', 'hypothesis', 'verdict', expected label too "
+        "(--label_map needs one; give its name: --columns label=NAME)"
+    )
+    assert labels_of(path, label_map=THREE_WAY, columns=ColumnNames(label="verdict")) == [1]
+
+
+def test_a_test_file_may_lack_the_labels_that_a_run_has_settings_for(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis\nP,H\n")
+    columns = ColumnNames(label="verdict", phenomenon="topic")
+    pair_format = PairFormat(label_map=THREE_WAY, columns=columns)
+    assert read_examples(path, pair_format, labels_optional=True)[0].label is None
+    columns["id"] = "key"
+    with pytest.raises(DataError, match=r"expected 'key' too"):
+        read_examples(path, pair_format, labels_optional=True)
+
+
+def test_columns_that_differ_only_in_case_are_an_error_if_they_are_read(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label,Label\nA dog runs.,An animal moves.,1,0\n")
+    assert complaint(path) == (
+        "1: found the columns 'label' and 'Label', expected each name once (case makes no difference)"
+    )
+    path = jsonl_file(tmp_path, {"premise": "P", "Premise ": "Q", "hypothesis": "H"})
+    assert complaint(path).startswith(
+        "1: found the columns 'premise' and 'Premise ', expected each name once"
+    )
+    assert labels_of(csv_file(tmp_path, "premise,hypothesis,label,note,Note\nP,H,1,a,b\n")) == [1]
+
+
+@pytest.mark.parametrize(
+    "name, delimiter, separator",
+    [("a.csv", ";", ";"), ("a.csv", "tab", "\t"), ("a.csv", "\\t", "\t"), ("a.tsv", "|", "|")],
+)
+def test_another_delimiter_is_read(tmp_path: Path, name: str, delimiter: str, separator: str) -> None:
+    path = tmp_path / name
+    path.write_text("premise,hypothesis,label\nA dog runs.,It moves.,1\n".replace(",", separator))
+    assert read_examples(path, PairFormat(delimiter=delimiter))[0].hypothesis == "It moves."
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n"])
+def test_a_delimiter_is_one_character(delimiter: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        PairFormat(delimiter=delimiter)
+    assert str(raised.value) == f"--delimiter: found {delimiter!r}, expected one character, or tab"
+
+
+def test_semicolons_with_commas_in_the_texts_are_recognised(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "\ufeffpremise;hypothesis;label\r\nA dog, off its lead, runs.;It moves.;1\r\n")
+    assert complaint(path) == (
+        "2: found 3 fields, expected 1 as in the header "
+        '(the delimiter seems to be a semicolon: read it with --delimiter ";")'
+    )
+    assert read_examples(path, PairFormat(delimiter=";"))[0].premise == "A dog, off its lead, runs."
+
+
+def test_a_pair_of_each_label_is_shown_with_its_reading() -> None:
+    examples = [
+        Example(id="a", premise="A dog\nruns.", hypothesis="An animal moves.", label=0),
+        Example(id="b", premise="P", hypothesis="H", label=1),
+        Example(id="c", premise="Q", hypothesis="H", label=1),
+    ]
+    assert labelled_pairs_shown(examples) == [
+        "label 1, read as entailment: 'P' -> 'H'",
+        "label 0, read as no entailment: 'A dog\\nruns.' -> 'An animal moves.'",
+    ]
+    assert labelled_pairs_shown([Example(id="a", premise="P", hypothesis="H")]) == []
+
+
+@pytest.mark.parametrize("text", ["[INST] a [/INST]", "</s>", "<|im_end|>", "nan", "\u202e", "a\u2028b"])
+def test_texts_that_other_programs_give_a_meaning_stay_as_they_are(tmp_path: Path, text: str) -> None:
+    path = csv_file(tmp_path, f"premise,hypothesis,note\n{text},H,\n")
+    assert read_examples(path)[0].premise == text
+    path = jsonl_file(tmp_path, {"premise": text, "hypothesis": "H", "note": float("nan")})
+    assert read_examples(path)[0].premise == text

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nlicot.data.rows import RecordList, read_rows, shown
+from nlicot.data import rows
+from nlicot.data.rows import RecordList, Row, read_rows, shown
 from nlicot.errors import DataError
 
 
@@ -132,7 +135,10 @@ def test_a_missing_file_suggests_similar_names(tmp_path: Path) -> None:
 def test_a_folder_and_an_unknown_ending_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     assert complaint(tmp_path / "a.csv") == "cannot be read: Is a directory"
-    assert complaint(tmp_path / "a.xlsx") == "found the ending '.xlsx', expected .csv, .jsonl or .json"
+    assert complaint(tmp_path / "a.xlsx") == (
+        "found the ending '.xlsx', expected .csv, .jsonl, .json, .tsv, .txt, .parquet, .arrow, .xml "
+        "(or these with .gz)"
+    )
 
 
 def test_a_list_of_records_knows_its_lines_and_one_made_in_memory_does_not() -> None:
@@ -145,3 +151,126 @@ def test_a_list_of_records_knows_its_lines_and_one_made_in_memory_does_not() -> 
 
 def test_long_values_are_shown_short() -> None:
     assert shown("x" * 100) == "'" + "x" * 58 + "…"
+
+
+def test_tsv_has_no_quoting(tmp_path: Path) -> None:
+    content = 'a\tb\n"x, y\t"z"\n\n1\t2\r\n'
+    expected = [(2, {"a": '"x, y', "b": '"z"'}), (4, {"a": "1", "b": "2"})]
+    assert rows_of(written(tmp_path, "a.tsv", content)) == expected
+    assert rows_of(written(tmp_path, "a.txt", content)) == expected
+    assert complaint(written(tmp_path, "a.tsv", "a\tb\n1\n")) == (
+        "2: found 1 fields, expected 2 as in the header (a text cannot contain a tab or a line break here)"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("a.csv", b'a,b\n"x",1\n'), ("a.tsv", b"a\tb\nx\t1\n"), ("a.jsonl", b'{"a": "x", "b": "1"}\n')],
+)
+def test_compressed_files_are_read_as_plain_ones(tmp_path: Path, name: str, content: bytes) -> None:
+    plain = written(tmp_path, name, content)
+    compressed = written(tmp_path, f"{name}.gz", gzip.compress(content))
+    assert rows_of(compressed) == rows_of(plain)
+    assert [fields for _, fields in rows_of(plain)] == [{"a": "x", "b": "1"}]
+    cut_off = written(tmp_path, f"cut-{name}.gz", gzip.compress(content)[:-9])
+    assert complaint(cut_off) == "not a gzip file, or one that is cut off"
+    broken = written(tmp_path, f"broken-{name}.gz", gzip.compress(content + b"\xff\n"))
+    assert complaint(broken).endswith("found the byte 0xff, expected UTF-8 (save the file as UTF-8)")
+
+
+def test_parquet_and_arrow_rows_are_numbered_and_class_labels_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    labels = datasets.ClassLabel(names=["entailment", "not_entailment"])
+    made = datasets.Dataset.from_dict({"a": ["x", None, "z"], "n": [7, 8, 9], "label": [0, 1, -1]})
+    made = made.cast_column("label", labels)
+    made.to_parquet(tmp_path / "a.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    (saved,) = (tmp_path / "saved").glob("*.arrow")
+    table = made.data.table
+    import pyarrow
+
+    with pyarrow.ipc.new_file(tmp_path / "file.arrow", table.schema) as writer:
+        writer.write_table(table)
+    expected = [
+        (1, {"a": "x", "n": 7, "label": "entailment"}),
+        (2, {"a": None, "n": 8, "label": "not_entailment"}),
+        (3, {"a": "z", "n": 9, "label": -1}),
+    ]
+    for path in (tmp_path / "a.parquet", saved, tmp_path / "file.arrow"):
+        assert rows_of(path) == expected
+
+
+def test_parquet_without_class_labels_keeps_its_numbers(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"label": [1.0, None]}), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == [(1, {"label": 1.0}), (2, {"label": None})]
+
+
+def test_pairs_of_xml_are_rows(tmp_path: Path) -> None:
+    head = '<?xml version="1.0"?>\n<!DOCTYPE entailment-corpus SYSTEM "rte.dtd">\n<entailment-corpus>\n'
+    pair = '<pair id="1" value="TRUE" task="IR">\n  <t> A &amp; <b>B</b> </t><h>C</h>\n</pair>\n'
+    path = written(tmp_path, "a.xml", f"{head}{pair}</entailment-corpus>")
+    fields = {"id": "1", "label": "TRUE", "task": "IR", "premise": "A & B", "hypothesis": "C"}
+    assert rows_of(path) == [(4, fields)]
+
+
+@pytest.mark.parametrize(
+    "declaration", ['<!ENTITY a "b">', '<!ENTITY a SYSTEM "file:///etc/hostname">', '<!ENTITY % a "b">']
+)
+def test_xml_with_entities_of_its_own_is_refused(tmp_path: Path, declaration: str) -> None:
+    path = written(tmp_path, "a.xml", f"<!DOCTYPE a [\n{declaration}]>\n<a><pair><t>&a;</t></pair></a>")
+    assert (
+        complaint(path) == "2: found a declaration of the entity 'a', expected none (write its text instead)"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json"])
+def test_utf16_is_refused_by_its_name(tmp_path: Path, name: str, encoding: str) -> None:
+    path = written(tmp_path, name, '{"a": 1}'.encode(encoding))
+    assert complaint(path) == "found UTF-16, expected UTF-8 (save the file as UTF-8)"
+
+
+def test_a_repeated_header_is_an_error_with_its_line(tmp_path: Path) -> None:
+    message = "4: found the header again, expected a row (were two files joined? Delete this line)"
+    for second in ("a, b", "\ufeffa, b"):
+        path = written(tmp_path, "a.csv", f'a, b\n1,"2\n3"\n{second}\n4,5\n')
+        assert complaint(path) == message
+    assert rows_of(written(tmp_path, "a.csv", "a,b\na,c\nc,b\n")) == [
+        (2, {"a": "a", "b": "c"}),
+        (3, {"a": "c", "b": "b"}),
+    ]
+
+
+@pytest.mark.parametrize("more, rest", [("", ""), ('"x\ny",0\n', ", and 1 more over several lines")])
+def test_texts_over_several_lines_are_read_to_the_letter_and_logged_once(
+    tmp_path: Path, more: str, rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, "a.csv", f'a,b\n1,1\n"He left.,1\nShe came.,0\nShe said",0\n2,0\n{more}')
+    with caplog.at_level(logging.INFO, logger=rows.__name__):
+        assert rows_of(path)[1] == (3, {"a": "He left.,1\nShe came.,0\nShe said", "b": "0"})
+    assert caplog.messages == [f"{path}: a text runs over lines 3 to 5{rest}"]
+
+
+def test_a_json_field_that_appears_twice_is_an_error(tmp_path: Path) -> None:
+    message = "found unusable JSON: the field 'label' twice, expected one JSON object per line"
+    assert (
+        complaint(written(tmp_path, "a.jsonl", '{"label": 1}\n{"label": 1, "a": 2, "label": 0}\n'))
+        == f"2: {message}"
+    )
+    assert complaint(written(tmp_path, "a.json", '[{"label": 1, "label": 0}]')) == f"1: {message}"
+
+
+@pytest.mark.parametrize("value, number", [(4, 4), (4.0, 4), ("4", 4), ("4.0", 4), ("", 0), (None, 0)])
+def test_whole_numbers_may_be_written_as_floats(tmp_path: Path, value: object, number: int) -> None:
+    row = Row(path=tmp_path, line=1, header_line=1, fields={"score": value})
+    assert row.whole_number("score") == number
+
+
+@pytest.mark.parametrize("value", [4.5, "4.5", -1, "-1", True, "four", float("nan"), float("inf"), [4]])
+def test_other_values_are_not_whole_numbers(tmp_path: Path, value: object) -> None:
+    row = Row(path=tmp_path, line=1, header_line=1, fields={"score": value})
+    with pytest.raises(DataError, match="expected a whole number, 0 or more"):
+        row.whole_number("score")

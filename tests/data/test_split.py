@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import LabelMap, PairFormat, read_examples
 from nlicot.data.split import split_examples, write_split
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
+
+YES_OR_NO = PairFormat(label_map=LabelMap({"yes": 1, "no": 0}))
 
 
 def pairs(num_premises: int, hypotheses_each: int = 1, seed: int = 0) -> list[Example]:
@@ -142,12 +144,12 @@ def test_one_premise_cannot_be_split() -> None:
 def test_a_written_split_reads_back_unchanged(tmp_path: Path) -> None:
     rows = "".join(f"P{at},H,{'yes' if at % 2 else 'no'}\n" for at in range(20))
     path = pairs_file(tmp_path, rows)
-    written = write_split(path, tmp_path / "new", dev=0.2, seed=5, label_map={"yes": 1, "no": 0})
+    written = write_split(path, tmp_path / "new", dev=0.2, seed=5, pair_format=YES_OR_NO)
     folder = tmp_path / "new" / "original_data"
     assert list(written) == [folder / "train.csv", folder / "dev.csv"]
     for written_path, examples in written.items():
         assert read_examples(written_path) == examples
-    everything = read_examples(path, label_map={"yes": 1, "no": 0})
+    everything = read_examples(path, YES_OR_NO)
     split = split_examples(everything, 0.2, seed=5)
     assert list(written.values()) == [split.train, split.dev]
     assert label_counts(split.dev) == {0: 2, 1: 2}

@@ -217,3 +217,27 @@ def test_the_predecessors_texts_load_unchanged(real_data: Path) -> None:
     folder = real_data / "original"
     assert len(read_thoughts(folder / "sample_thoughts.json")) == 100
     assert len(read_reflections(folder / "sample_reflections.json")) == 33
+
+
+def test_labels_and_scores_may_be_floats_and_booleans(tmp_path: Path) -> None:
+    rows = [
+        {**THOUGHT, "sample": 0.0, "predicted_label": 1.0, "true_label": "0.0"},
+        {**THOUGHT, "sample": "1.0", "predicted_label": "true", "true_label": False},
+    ]
+    thoughts = read_thoughts(jsonl_file(tmp_path, *rows))
+    assert [(each.sample, each.predicted_label, each.true_label) for each in thoughts] == [
+        (0, 1, 0),
+        (1, 1, 0),
+    ]
+    reflection = {**REFLECTION, "true_label": 1.0, "reflected_label": "True"}
+    (read,) = read_reflections(jsonl_file(tmp_path, reflection))
+    assert (read.true_label, read.reflected_label) == (1, 1)
+    scores = read_scores(jsonl_file(tmp_path, {"id": "a", "score": 4.0}, {"id": 2, "score": "5.0"})).scores
+    assert [(each.id, each.score) for each in scores] == [("a", 4), ("2", 5)]
+
+
+@pytest.mark.parametrize("value", [0.5, "0.5", "yes", 2, 2.0, [1]])
+def test_other_labels_of_a_thought_are_refused(tmp_path: Path, value: object) -> None:
+    path = jsonl_file(tmp_path, {**THOUGHT, "predicted_label": value})
+    with pytest.raises(DataError, match=r"records\.jsonl:1: found predicted_label .*, expected 0 or 1"):
+        read_thoughts(path)

@@ -224,6 +224,29 @@ def test_text_stays_text_in_flags_and_in_a_runs_own_config(text: str, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["--", "--data."])
+@pytest.mark.parametrize("delimiter", [";", "tab", "\t", "|"])
+def test_a_run_remembers_how_its_pairs_are_read(prefix: str, delimiter: str, tmp_path: Path) -> None:
+    flags = [f"{prefix}label_map", "-=skip,yes=1,-1=skip", f"{prefix}columns", "label=gold,id=a b"]
+    (tmp_path / "config.yaml").write_text(parse_fit([*flags, f"{prefix}delimiter", delimiter]).yaml)
+    (run,) = parse_prediction("predict", ["--ckpt_path", str(checkpoint(tmp_path))])
+    assert dict(run.settings.label_map or {}) == {"-": None, "yes": 1, "-1": None}
+    assert dict(run.settings.columns or {}) == {"label": "gold", "id": "a b"}
+    assert run.settings.delimiter == delimiter
+    replaced = ["--columns", "label=verdict", "--label_map", "null"]
+    (run,) = parse_prediction("predict", ["--ckpt_path", str(checkpoint(tmp_path)), *replaced])
+    assert dict(run.settings.columns or {}) == {"label": "verdict"}
+    assert run.settings.label_map is None
+
+
+def test_a_yaml_file_may_have_mappings_of_columns_and_labels(tmp_path: Path) -> None:
+    content = "label_map: {entailment: 1, '-': skip}\ncolumns: {premise: text}\ndelimiter: ';'\n"
+    (tmp_path / "c.yaml").write_text(content)
+    settings = parse_fit(["--config", str(tmp_path / "c.yaml")]).settings
+    assert str(settings.label_map) == "entailment=1,-=skip"
+    assert str(settings.columns) == "premise=text" and settings.separator == ";"
+
+
+@pytest.mark.parametrize("prefix", ["--", "--data."])
 def test_root_label_map_and_definitions_have_short_and_old_names(prefix: str, tmp_path: Path) -> None:
     definitions = tmp_path / "definitions.yaml"
     definitions.write_text("entailment: 'it follows: surely.'\nno_entailment: not\n")
