@@ -64,6 +64,22 @@ def content(text: str, finish_reason: str = "stop") -> Behaviour:
     return Behaviour(content=text, finish_reason=finish_reason)
 
 
+def error_200(code: object, message: str = "scripted", **more: Any) -> Behaviour:
+    """Make an error inside a 200, as routers send it."""
+    return Behaviour(body=json.dumps({"error": {"code": code, "message": message}, **more}))
+
+
+def no_content(finish_reason: str, **message: Any) -> Behaviour:
+    """Make a valid envelope whose content is null; `message` are more fields of the message."""
+
+    def change(body: str) -> str:
+        fields = json.loads(body)
+        fields["choices"][0]["message"] |= {"content": None, **message}
+        return json.dumps(fields)
+
+    return Behaviour(body=change, finish_reason=finish_reason)
+
+
 def _with(**changed: Any) -> Callable[[str], str]:
     """Change fields of a JSON object; None removes one."""
 
@@ -98,6 +114,8 @@ TWO_OBJECTS = Behaviour(content=lambda text: f"{text}\n{text}")
 FENCED = Behaviour(content=lambda text: f"Here it is:\n```json\n{text}\n```")
 LENGTH = Behaviour(content=lambda text: text[: len(text) // 2], finish_reason="length")
 WHITESPACE = content(" \n" * 300, finish_reason="length")
+THINKING = Behaviour(content=lambda text: f"<think>Perhaps {text}?\nNo.</think>\n\n{text}")
+THINKING_ONLY = Behaviour(content=lambda text: f"<think>Perhaps {text}? Or")
 
 
 def request_key(body: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ class FakeServer:
         models: the served models, or None for a server without a list that accepts any name.
         key: the required `Authorization: Bearer` key; None accepts anything.
         formats: the accepted kinds of `response_format`; `text` means that there is none.
+        refused: the fields of a request that get a 400 in OpenAI's words.
         requests_per_minute: more requests within `window_s` get a 429; headers announce the limit.
         strict: fail loudly if a script matches a request and has no behaviour left.
         unknown_model_status: 400 like Mistral, 404 like other servers.
@@ -70,6 +71,7 @@ class FakeServer:
         answered: completions answered in full with a 200.
         statuses: statuses of all completions.
         seen: the requests, in order.
+        listing: the response to `/v1/models`; None lists `models`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class FakeServer:
         models: Sequence[str] | None = ("teacher", "stronger-teacher"),
         key: str | None = None,
         formats: Sequence[str] = FORMATS,
+        refused: Sequence[str] = (),
         requests_per_minute: float | None = None,
         window_s: float = 60.0,
         strict: bool = False,
@@ -87,12 +90,14 @@ class FakeServer:
         keep_seen: bool = True,
     ) -> None:
         self.answer, self.delay_s, self.models, self.key, self.formats = answer, delay_s, models, key, formats
+        self.refused = refused
         self.requests_per_minute, self.window_s, self.strict = requests_per_minute, window_s, strict
         self.unknown_model_status, self.keep_seen = unknown_model_status, keep_seen
         self.counts: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.seen: list[Seen] = []
+        self.listing: Behaviour | None = None
         self.num_requests = self.num_connections = self.in_flight = self.max_in_flight = 0
         self._scripts: list[_Script] = []
         self._admitted: deque[float] = deque()
@@ -188,6 +193,8 @@ class FakeServer:
             behaviour = status(401, body='{"detail":"Unauthorized"}')
         elif method == "POST" and path == COMPLETIONS:
             return await self._serve_completion(body, writer)
+        elif method == "GET" and path == "/v1/models" and self.listing is not None:
+            behaviour = self.listing
         elif method == "GET" and path == "/v1/models" and self.models is not None:
             served = [{"id": name, "object": "model", "created": CREATED} for name in self.models]
             behaviour = Behaviour(body=json.dumps({"object": "list", "data": served}))
@@ -233,6 +240,9 @@ class FakeServer:
             return status(NO_MORE_SCRIPT, body='{"message":"the script has run out"}')
         if self.models is not None and body.get("model") not in self.models:
             return self._unknown_model(str(body.get("model")))
+        for name in self.refused:
+            if name in body:
+                return _unsupported(name)
         requested = (body.get("response_format") or {"type": "text"})["type"]
         if requested not in self.formats:
             return status(422, body=json.dumps({"detail": f"response_format {requested} is not supported"}))
@@ -276,6 +286,17 @@ class FakeServer:
             text = behaviour.content(text)
         envelope = envelope_of(body, text, behaviour.finish_reason)
         return envelope if behaviour.body is None else behaviour.body(envelope)
+
+
+def _unsupported(name: str) -> Behaviour:
+    message = f"Unsupported parameter: '{name}' is not supported with this model."
+    error = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": name,
+        "code": "unsupported_parameter",
+    }
+    return status(400, body=json.dumps({"error": error}))
 
 
 def _user_messages(body: Mapping[str, Any]) -> str:

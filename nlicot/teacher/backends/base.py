@@ -54,7 +54,10 @@ class AnswerSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One question to a model. `params` may hold temperature, top_p, max_tokens and random_seed."""
+    """One question to a model. `params` may hold temperature, top_p, max_tokens and random_seed.
+
+    `fields` are laid over the body that is sent; None removes one.
+    """
 
     stage: str
     backend: str
@@ -64,6 +67,7 @@ class Request:
     params: Mapping[str, Any]
     schema: AnswerSchema
     sample: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
     _key: str = field(default="", init=False, compare=False, repr=False)
 
     def key(self) -> str:
@@ -75,6 +79,8 @@ class Request:
                 "params": dict(self.params),
                 "schema": [self.schema.name, self.schema.schema],
             }
+            if self.fields:  # else the keys of earlier journals would change
+                content["fields"] = dict(self.fields)
             # ASCII, so that a text with half a surrogate pair can be encoded too.
             canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
             object.__setattr__(self, "_key", hashlib.sha256(canonical.encode()).hexdigest())
@@ -136,7 +142,7 @@ class BrokenEnvelope(Fault):
 
 
 class Rejected(Fault):
-    """400, 413, 422: this request will never be accepted."""
+    """400, 413, 422, or content that a filter refuses: this request will never be accepted."""
 
 
 class Refused(Fault):
@@ -236,6 +242,15 @@ def connect(backend: str, server_url: str | None = None, **options: Any) -> Back
     backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
     connection = Connection(server=server, api_key=api_key, **options)
     return backend_class(replace(connection, concurrency=entry.in_flight(connection.concurrency)))
+
+
+def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
+    """Refuse request fields that a backend cannot send; raises `ConfigError`."""
+    check = getattr(pkgutil.resolve_name(BACKENDS[backend].class_path), "check_fields", None)
+    if check is None:
+        own = "its settings are --temperature, --top_p, --max_tokens and --seed"
+        raise ConfigError(f"--request_field: --backend {backend} sends nothing to a server; {own}")
+    check(fields)
 
 
 def _find_key(variable: str) -> str:

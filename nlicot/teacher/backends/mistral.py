@@ -9,7 +9,6 @@ created, and again once the job's id is known. A job whose id was not saved is f
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -27,9 +26,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import httpx2
 from mistralai.client import Mistral
 from mistralai.client.errors import MistralError
+from mistralai.client.models import ChatCompletionRequest
+from pydantic import ValidationError
 
 from nlicot.data.atomic_write import write_json
-from nlicot.errors import DataError
+from nlicot.data.rows import shown
+from nlicot.errors import ConfigError, DataError
 from nlicot.teacher.backends import base, openai
 from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
 from nlicot.teacher.engine.journal import disk_full
@@ -56,6 +58,7 @@ class MistralBackend(openai.OpenAIBackend):
 
     name = "mistral"
     parameter_names: ClassVar[Mapping[str, str]] = {}
+    other_token_field = None  # the SDK has none
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -67,6 +70,22 @@ class MistralBackend(openai.OpenAIBackend):
         )
         # With a key, even an empty one, the SDK does not look for one in the environment.
         self._sdk = Mistral(api_key=connection.api_key, server_url=self.server, async_client=http)
+
+    @staticmethod
+    def check_fields(fields: Mapping[str, Any]) -> None:
+        """Refuse fields that the SDK cannot send; raises `ConfigError`."""
+        known = ChatCompletionRequest.model_fields
+        if unknown := ", ".join(name for name in fields if name not in known):
+            others = "or --backend openai --server_url https://api.mistral.ai, which sends any field"
+            expected = f"expected one that the mistralai SDK sends: {', '.join(known)}"
+            raise ConfigError(f"--request_field: found {unknown}, {expected} ({others})")
+        given = {name: value for name, value in fields.items() if value is not None}
+        try:
+            ChatCompletionRequest(model="", messages=[], **given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = f"found {shown(first['input'])}, the mistralai SDK says: {first['msg']}"
+            raise ConfigError(f"--request_field {first['loc'][0]}: {found}") from None
 
     def _chat(self, body: dict[str, Any]) -> Awaitable[httpx2.Response]:
         return self._response_to(self._sdk.chat.complete_async(**body))
@@ -101,11 +120,12 @@ class Job:
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    found = None
-    with contextlib.suppress(ValueError):
-        found = response.json()
+    text = openai.text_of(response)
+    found = openai.parsed(text)
+    if (status := openai.status_of_error(found)) is not None:
+        raise openai.fault_of(status, response.headers, text)
     if not isinstance(found, dict):
-        raise Transient("broken_envelope", "found no JSON object about a batch", raw=openai.text_of(response))
+        raise Transient("broken_envelope", "found no JSON object about a batch", raw=text)
     return found
 
 
@@ -130,6 +150,11 @@ class BatchAnswer(NamedTuple):
     status: int
     body: str
 
+    @property
+    def is_fault(self) -> bool:
+        """Return whether it is an error, in a 200 or not."""
+        return self.status != 200 or openai.status_of_error(openai.parsed(self.body)) is not None
+
     def reply(self, latency_s: float) -> Reply:
         """Return the reply; raises a `Fault` if it is an error or has no text."""
         if self.status != 200:
@@ -151,14 +176,14 @@ def answers_of(text: str) -> Iterator[tuple[str, BatchAnswer]]:
 
 
 def _answer(line: Mapping[str, Any]) -> BatchAnswer:
-    response, error = line.get("response"), line.get("error")
+    response, body = line.get("response"), None
+    status: Any = NO_STATUS
     if isinstance(response, dict):
-        status = response.get("status_code", 200)
-        body = response.get("body") if response.get("body") is not None else error
-    else:
-        fields, body = error if isinstance(error, dict) else {}, error
-        codes = [str(fields.get(name)) for name in ("status_code", "code")]
-        status = next((int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)), NO_STATUS)
+        status, body = response.get("status_code", 200), response.get("body")
+    if body is None:
+        body = {"error": line.get("error")}
+        if status in (200, NO_STATUS):
+            status = openai.status_of_error(body, status) or status
     return BatchAnswer(
         status=status if isinstance(status, int) else NO_STATUS,
         body=body if isinstance(body, str) else json.dumps(body),
@@ -249,6 +274,7 @@ class MistralBatchBackend(MistralBackend):
     """Answers requests through batch jobs of up to `connection.concurrency` requests that wait together."""
 
     name = "mistral-batch"
+    check_fields = staticmethod(openai.OpenAIBackend.check_fields)  # a batch file may hold any field
 
     def __init__(self, connection: Connection, policy: RetryPolicy = DEFAULT_POLICY) -> None:
         timeout_s = max(connection.timeout_s, policy.batch_min_timeout_s)
@@ -341,7 +367,8 @@ class MistralBatchBackend(MistralBackend):
         if (job := await self._retry(self._find_job, batch.metadata)) is None:
             content = ""
             for key, request in requests.items():
-                body = {"messages": request.turns(), **request.params, **openai.response_formats(request)[0]}
+                body = self._body(request, openai.response_formats(request)[0])
+                del body["model"]  # the job has it
                 content += json.dumps({"custom_id": key, "body": body}) + "\n"
             file_id = await self._retry(self._upload, f"{batch.name}.jsonl", content.encode())
             batch.intended_at = time.time()
@@ -388,7 +415,7 @@ class MistralBatchBackend(MistralBackend):
                 answers.update(answers_of(await self._retry(self._download, file_id)))
         num_good = sum(answer.status == 200 for answer in answers.values())
         # Answers first: five failures before any answer would end the run.
-        for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].status != 200):
+        for key in sorted(batch.open_keys, key=lambda key: key not in answers or answers[key].is_fault):
             outcome = answers.get(key) or _unanswered(job, num_good < job.num_succeeded)
             if key in self._waiting and not self._waiting[key][1].done():
                 self._waiting[key][1].set_result(outcome)

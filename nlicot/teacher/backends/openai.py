@@ -7,7 +7,7 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import httpx2
@@ -18,15 +18,39 @@ from nlicot.teacher.backends.base import Connection, Fault, Rejected, Reply, Req
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_SHOWN = 200
-_CONTENT = re.compile(r'"content"\s*:\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
-_UNKNOWN_MODEL = re.compile(
-    r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found|is not)",
+_STATUS = re.compile(r"[45]\d\d")
+# Words of an error in a 200 that has no status, and the status that they mean; any other error is a 500.
+_STATUS_OF_WORDS = (
+    (429, r"rate.?limit|too.many.requests|resource.?exhausted|throttl"),
+    (402, r"insufficient.(?:quota|credit|balance|fund)|payment.required|billing"),
+    (401, r"unauthori[sz]ed|unauthenticated|authentication|invalid.(?:api.)?key"),
+    (403, r"permission|forbidden"),
+    (400, r"content.?(?:filter|policy)|moderation|bad.?request|invalid.(?:request|argument|parameter)"),
+)
+_FILTERED = re.compile(
+    r'"content_filter"|content (?:management|filter|moderation|policy)|requires moderation|input was flagged',
     re.I,
+)
+_MESSAGE = re.compile(r'"message"\s*:\s*\{')
+_MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
+_DECODER = json.JSONDecoder(strict=False)
+_UNKNOWN_MODEL = re.compile(
+    r"invalid[ _]model|model[ _]not[ _]found|unknown model|model .{0,80}(does not exist|not found)", re.I
+)
+_MODEL_IS_NOT = re.compile(r"model .{0,80}is not", re.I)
+TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
+_FORMAT_WORDS = re.compile(r"response.?format|json.?(?:schema|object|mode)|structured|grammar|guided", re.I)
+_FIELDS = (*TOKEN_FIELDS, "temperature", "top_p", "random_seed", "seed")
+# A limit that is too large for a model or its context has the right name.
+_WRONG_VALUE = re.compile(
+    r"too (?:large|long|many|high|big)|at most|at least|context|exceed|than|must be", re.I
 )
 
 
 def response_formats(request: Request) -> list[dict[str, Any]]:
     """Return the fields that ask for JSON in a request's body, the strongest form first."""
+    if "response_format" in request.fields:
+        return [{}]
     name, schema = request.schema.name, request.schema.schema
     strict = {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
     for_llama_cpp = {"type": "json_object", "schema": schema}
@@ -34,15 +58,20 @@ def response_formats(request: Request) -> list[dict[str, Any]]:
 
 
 def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
-    """Read the body of a 200; raises `BrokenEnvelope` if there is no text in it, not even a salvaged one."""
+    """Read the body of a 200; raises a `Fault` if it holds an error or no text, not even a salvaged one."""
+    content = parsed(body)
+    if (status := status_of_error(content)) is not None:
+        raise fault_of(status, headers, body)
     usage, created, finish_reason, salvaged = None, None, "stop", False
     try:
-        content = json.loads(body)
         choice = content["choices"][0]
-        text: str | None = _text(choice["message"]["content"])
+        message = choice["message"]
+        text: str | None = _text(message.get("content"))
         finish_reason = str(choice.get("finish_reason") or "stop")
+        if message.get("refusal") and not (text or "").strip():
+            text, finish_reason = str(message["refusal"]), "refusal"
         usage, created = _usage(content.get("usage")), content.get("created")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         text, salvaged = salvage(body), True
     if text is None:
         message = f"no answer in the body: {_one_line(body)}"
@@ -59,10 +88,18 @@ def reply_of(body: str, headers: Mapping[str, str], latency_s: float) -> Reply:
     )
 
 
+def parsed(body: str) -> Any:
+    """Return the JSON in a body, None if it is not JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(body)
+    return None
+
+
 def _text(content: Any) -> str:
+    """Join the text parts of a message, without its thinking; null gives an empty text."""
     if isinstance(content, str):
         return content
-    return "".join(part["text"] for part in content if part.get("type", "text") == "text")
+    return "".join(part["text"] for part in content or () if part.get("type", "text") == "text")
 
 
 def _usage(found: Any) -> Usage | None:
@@ -73,40 +110,116 @@ def _usage(found: Any) -> Usage | None:
 
 
 def salvage(body: str) -> str | None:
-    """Return the answer's text in a body that is not a valid envelope, if its content string is complete."""
-    for found in _CONTENT.finditer(body):
-        with contextlib.suppress(ValueError):
-            if (text := str(json.loads(found[1], strict=False))).strip():
-                return text
+    """Return the answer in a body that is not a valid envelope, if its message's content is complete.
+
+    Only a member of the message itself counts: reasoning has a `content` on some servers, too.
+    """
+    for message in _MESSAGE.finditer(body):
+        position = message.end()
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            while member := _MEMBER.match(body, position):
+                value, position = _DECODER.raw_decode(body, member.end())
+                if member[1] == "content" and (text := _text(value)).strip():
+                    return text
     return None
 
 
+def _error_in(content: Any) -> Any:
+    """Return the error in the body of a 200, as routers send it; None if there is none, or an answer."""
+    content = content[0] if isinstance(content, list) and content else content  # Gemini sends a list
+    if not isinstance(content, dict):
+        return None
+    choices = content.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message")
+    has_answer = bool(message.get("content")) if isinstance(message, dict) else False
+    if choice.get("error") or (choice.get("finish_reason") == "error" and not has_answer):
+        return choice.get("error") or content.get("error") or "the server broke off its answer"
+    if content.get("error") and not has_answer:
+        return content["error"] if isinstance(content["error"], dict | str) else content
+    is_error = "error" in (content.get("object"), content.get("type")) or "detail" in content
+    return content if not choices and (is_error or _status_in(content)) else None
+
+
+def _status_in(error: Any) -> int | None:
+    values = [str(error.get(name)) for name in ("code", "status", "status_code", "error")]
+    return next((int(value) for value in values if _STATUS.fullmatch(value)), None)
+
+
+def status_of_error(content: Any, default: int = 500) -> int | None:
+    """Return the status that the error in a 200's body means; None if it holds none."""
+    if (error := _error_in(content)) is None:
+        return None
+    sources = [source for source in (error, content) if isinstance(source, dict)]
+    for source in sources:
+        if (status := _status_in(source)) is not None:
+            return status
+    words = [source.get(name) for source in sources for name in ("code", "type", "status")]
+    said = " ".join(map(str, [*words, _message_in(error)]))
+    return next((status for status, known in _STATUS_OF_WORDS if re.search(known, said, re.I)), default)
+
+
 def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
-    """Classify a response that is not a 200."""
+    """Classify a response that is not a 200, or a 200 that holds an error of this status."""
     kind, message = f"http_{status}", message_of(body) or f"status {status}"
+    content = parsed(body)
+    usage = _usage(content.get("usage")) if isinstance(content, dict) else None
+    is_paid = usage is not None and usage.prompt_tokens + usage.completion_tokens > 0
+    details: dict[str, Any] = {"possibly_paid": is_paid, "raw": body}
     if status == 429:
-        return base.RateLimited(kind, message, retry_after_s=retry_after_s(headers), raw=body)
+        return base.RateLimited(kind, message, retry_after_s=retry_after_s(headers), **details)
     if status >= 500 and "response_format" in body:
         # llama.cpp's Python server reports an unsupported format like this; retrying does not help.
-        return Rejected("response_format", message, raw=body)
+        return Rejected("response_format", message, **details)
     if status in (408, 409, 425) or status >= 500:
-        return base.Transient(kind, message, retry_after_s=retry_after_s(headers), raw=body)
-    if status in (400, 404, 422) and _UNKNOWN_MODEL.search(body):
+        return base.Transient(kind, message, retry_after_s=retry_after_s(headers), **details)
+    if status in (400, 403, 422) and _FILTERED.search(body):
+        return Rejected("content_filter", message, **details)
+    about_model = _UNKNOWN_MODEL.search(body) or (
+        _MODEL_IS_NOT.search(body) and named_field(body) in (None, "model")
+    )
+    if status in (400, 404, 422) and about_model:
         kind = "unknown_model"
     elif status in (400, 413, 422):
-        return Rejected(kind, message, raw=body)
-    return base.Refused(kind, message, raw=body)
+        return Rejected(kind, message, **details)
+    return base.Refused(kind, message, **details)
+
+
+def named_field(body: str, others: Iterable[str] = ()) -> str | None:
+    """Return the field of the request that an error's body is about, None if it names none.
+
+    >>> named_field('{"message": "Unsupported parameter: max_tokens"}')
+    'max_tokens'
+    """
+    content = parsed(body)
+    error = _error_in(content) or content
+    param, said = None, _message_in(error)
+    if isinstance(error, dict):
+        param, detail = error.get("param"), error.get("detail")
+        if isinstance(detail, list):  # FastAPI's: other members repeat the whole request
+            said = " ".join(str(each.get("loc")) for each in detail if isinstance(each, dict))
+    said = param if isinstance(param, str) and param else said
+    if _FORMAT_WORDS.search(said):
+        return "response_format"
+    named = re.search(rf"\b({'|'.join(map(re.escape, (*_FIELDS, *others)))})\b", said)
+    return named[1] if named else param or None
 
 
 def message_of(body: str) -> str:
     """Return the message of an error's body, in one short line."""
-    try:
-        found = json.loads(body)
-    except ValueError:
+    content = parsed(body)
+    if content is None:
         return _one_line(re.sub(r"<[^>]*>", " ", body))
+    return _one_line(_message_in(_error_in(content) or content))
+
+
+def _message_in(found: Any) -> str:
     while isinstance(found, dict):
-        found = next((found[name] for name in ("error", "message", "detail") if found.get(name)), str(found))
-    return _one_line(found if isinstance(found, str) else json.dumps(found))
+        values = [found.get(name) for name in ("error", "message", "detail")]
+        found = next(
+            (value for value in values if value and isinstance(value, dict | list | str)), str(found)
+        )
+    return found if isinstance(found, str) else json.dumps(found)
 
 
 def _one_line(text: str) -> str:
@@ -162,6 +275,7 @@ class OpenAIBackend:
 
     name = "openai"
     parameter_names: ClassVar[Mapping[str, str]] = {"random_seed": "seed"}  # those that differ here
+    other_token_field: ClassVar[str | None] = "max_completion_tokens"  # of servers that refuse max_tokens
 
     def __init__(self, connection: Connection) -> None:
         self.server = base.bare_address(connection.server)
@@ -170,7 +284,12 @@ class OpenAIBackend:
         self._chat_url = httpx2.URL(f"{self.server}/v1/chat/completions")
         self._pool = ConnectionPool()
         self._accepted: dict[str, int] = {}  # by model, the form of structured output
+        self._token_fields: dict[str, str] = {}  # by model, the name of max_tokens, once another was tried
         self._probing = asyncio.Lock()
+
+    @staticmethod
+    def check_fields(fields: Mapping[str, Any]) -> None:
+        """Accept every field: the server decides."""
 
     async def complete(self, request: Request) -> Reply:
         """Send one request, in the strongest form of structured output that the server accepts.
@@ -182,14 +301,18 @@ class OpenAIBackend:
             async with self._probing:
                 if request.model not in self._accepted:
                     return await self._probe(request)
-        return await self._answer(request, response_formats(request)[self._accepted[request.model]])
+        forms = response_formats(request)
+        return await self._answer(request, forms[min(self._accepted[request.model], len(forms) - 1)])
 
     async def _probe(self, request: Request) -> Reply:
         first: Rejected | None = None
         for index, form in enumerate(response_formats(request)):
             try:
-                reply = await self._answer(request, form)
+                reply = await self._answer_with_either_name(request, form)
             except Rejected as fault:  # if the server rejects every form, that is not the cause
+                about = named_field(fault.raw, request.fields)
+                if fault.kind in ("content_filter", "http_413") or about not in (None, "response_format"):
+                    raise
                 first = first or fault
             else:
                 self._accepted[request.model] = index
@@ -197,26 +320,62 @@ class OpenAIBackend:
         assert first is not None
         raise first
 
+    async def _answer_with_either_name(self, request: Request, form: dict[str, Any]) -> Reply:
+        """Send a request; if the server refuses the name `max_tokens`, try the other, once per model."""
+        model, other = request.model, self.other_token_field
+        try:
+            return await self._answer(request, form)
+        except Rejected as fault:
+            can_be_renamed = other and "max_tokens" in request.params and model not in self._token_fields
+            if not (can_be_renamed and _refuses_name(fault)):
+                raise
+            first = fault
+        self._token_fields[model] = str(other)
+        try:
+            return await self._answer(request, form)
+        except Rejected as fault:
+            if not _refuses_name(fault):
+                raise
+            self._token_fields[model] = "max_tokens"
+            raise first from None
+
     async def _answer(self, request: Request, form: dict[str, Any]) -> Reply:
-        params = {self.parameter_names.get(name, name): value for name, value in request.params.items()}
-        body = {"model": request.model, "messages": request.turns(), **params, **form}
+        body = self._body(request, form)
         started = time.monotonic()
         response = await self._response(self._chat(body))
-        if response.status_code != 200:
-            raise fault_in(response)
-        return reply_of(text_of(response), response.headers, time.monotonic() - started)
+        try:
+            if response.status_code != 200:
+                raise fault_in(response)
+            return reply_of(text_of(response), response.headers, time.monotonic() - started)
+        except Rejected as fault:
+            about = named_field(fault.raw, request.fields)
+            if about in _FIELDS and about in body and not _WRONG_VALUE.search(fault.message):
+                fault.message += f" (--request_field {about}=null leaves it out)"
+            raise
+
+    def _body(self, request: Request, form: Mapping[str, Any]) -> dict[str, Any]:
+        names = {"max_tokens": self._token_fields.get(request.model, "max_tokens"), **self.parameter_names}
+        params = {names.get(name, name): value for name, value in request.params.items()}
+        body = {"model": request.model, "messages": request.turns(), **params, **form, **request.fields}
+        return {name: value for name, value in body.items() if value is not None}
 
     async def models(self) -> list[str] | None:
         """List the names under `/v1/models`, aliases included."""
         response = await self._response(self._list_models())
-        if response.status_code in (404, 405, 501):
+        content, status = parsed(text_of(response)), response.status_code
+        if status == 200:
+            status = status_of_error(content, default=404) or 200
+        if status in (404, 405, 501):
             return None
-        if response.status_code != 200:
-            raise fault_in(response)
+        if status != 200:
+            raise fault_of(status, response.headers, text_of(response))
         try:
-            found = json.loads(text_of(response))["data"]
-            return [str(name) for model in found for name in (model["id"], *(model.get("aliases") or ()))]
-        except (ValueError, KeyError, TypeError):
+            return [
+                str(name)
+                for model in content["data"]
+                for name in (model["id"], *(model.get("aliases") or ()))
+            ]
+        except (KeyError, TypeError):
             return None
 
     async def close(self) -> None:
@@ -260,3 +419,7 @@ def text_of(response: httpx2.Response) -> str:
 def fault_in(response: httpx2.Response) -> Fault:
     """Classify a response that is not a 200."""
     return fault_of(response.status_code, response.headers, text_of(response))
+
+
+def _refuses_name(fault: Rejected) -> bool:
+    return named_field(fault.raw) in TOKEN_FIELDS and not _WRONG_VALUE.search(fault.message)

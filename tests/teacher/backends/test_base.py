@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nlicot.errors import ConfigError
-from nlicot.teacher.backends.base import Backend, Endpoint, connect, endpoint
+from nlicot.teacher.backends.base import (
+    AnswerSchema,
+    Backend,
+    Endpoint,
+    Fault,
+    Message,
+    Request,
+    connect,
+    endpoint,
+)
+from tests.teacher.fake_answers import Behaviour, error_200, status
 from tests.teacher.fake_server import FakeServer
 
 
@@ -55,3 +67,52 @@ def test_a_key_comes_from_the_environment_before_dotenv(
         monkeypatch.setenv("MISTRAL_API_KEY", "from-environment")
         assert key_sent(connected("mistral", server.url, tmp_path), server) == "Bearer from-environment"
         assert key_sent(connected("openai", server.url, tmp_path), server) is None
+
+
+def test_request_fields_are_part_of_the_key_only_if_they_are_given() -> None:
+    """The key of requests without them is that of journals written before there were any."""
+    request = Request(
+        stage="generate",
+        backend="openai",
+        server="http://host:1",
+        model="m",
+        messages=(Message(role="user", content="a"),),
+        params={"max_tokens": 5},
+        schema=AnswerSchema(name="n", schema={}),
+    )
+    old = (
+        '{"backend":"openai","messages":[["user","a"]],"model":"m","params":{"max_tokens":5},"sample":0,'
+        '"schema":["n",{}],"server":"http://host:1","stage":"generate"}'
+    )
+    assert request.key() == hashlib.sha256(old.encode()).hexdigest()
+    assert replace(request, fields={"top_k": None}).key() != request.key()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "served"),
+    [
+        (error_200(401, "no key"), "http_401: no key"),
+        (error_200(429, "slow down"), "http_429: slow down"),
+        (status(404), None),
+        (Behaviour(body='{"detail": "Not Found"}'), None),
+        (Behaviour(body="[]"), None),
+        (Behaviour(body='{"data": [{"id": "m", "aliases": ["n"]}]}'), ["m", "n"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["openai", "mistral"])
+def test_an_error_instead_of_the_list_of_models(
+    name: str, behaviour: Behaviour, served: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISTRAL_API_KEY", "secret")
+
+    async def ask(backend: Backend) -> object:
+        try:
+            return await backend.models()
+        except Fault as fault:
+            return str(fault)
+        finally:
+            await backend.close()
+
+    with FakeServer() as server:
+        server.listing = behaviour
+        assert asyncio.run(ask(connected(name, server.url, tmp_path))) == served

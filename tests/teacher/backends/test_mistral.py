@@ -30,11 +30,12 @@ from nlicot.teacher.backends.base import (
     Reply,
     Request,
     Transient,
+    check_fields,
     connect,
 )
 from nlicot.teacher.backends.mistral import BatchAnswer, MistralBatchBackend, answers_of
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
-from tests.teacher.fake_answers import default_answer, status
+from tests.teacher.fake_answers import default_answer, error_200, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
 T = TypeVar("T")
@@ -277,6 +278,84 @@ def test_a_failed_line_gives_the_same_fault_as_outside_of_a_batch(
     ]
 
 
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2}
+
+
+def error_in_200(body: Any) -> dict[str, Any] | None:
+    error = {"code": 429, "message": "slow down"}
+    broken = {"message": {"content": "half"}, "error": {"code": 502, "message": "upstream"}}
+    return {
+        "Pair 1.": {"response": {"status_code": 200, "body": {"error": error}}},
+        "Pair 2.": {
+            "response": {"status_code": 200, "body": {"error": {"code": "402", "message": "paid up"}}}
+        },
+        "Pair 3.": {"response": {"status_code": 200, "body": {"choices": [broken]}}},
+        "Pair 4.": {"response": {"status_code": 200, "body": None}, "error": error},
+        "Pair 5.": {"response": {"status_code": 200, "body": None}, "error": {"message": "lost"}},
+        "Pair 6.": {"response": None, "error": {"message": "slow down", "type": "rate_limited"}},
+        "Pair 7.": {"response": {"status_code": 200, "body": {"error": error, "usage": USAGE}}},
+        "Pair 8.": {"response": {"status_code": 200, "body": None}},
+    }.get(body["messages"][-1]["content"])
+
+
+def test_an_error_in_the_200_of_a_line_is_the_fault_that_its_code_says(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.line = error_in_200
+    outcomes = answered(backend_for(server, tmp_path), [request(number) for number in range(9)])
+
+    assert isinstance(outcomes[0], Reply)
+    faults = [fault_in(outcome) for outcome in outcomes[1:]]
+    assert [(kind.__name__, name, paid) for kind, name, paid in faults] == [
+        ("RateLimited", "http_429", False),
+        ("Refused", "http_402", False),
+        ("Transient", "http_502", False),
+        ("RateLimited", "http_429", False),
+        ("Transient", "http_500", False),
+        ("RateLimited", "http_429", False),
+        ("RateLimited", "http_429", True),
+        ("BrokenEnvelope", "broken_envelope", True),
+    ]
+
+
+def test_request_fields_are_in_the_lines_of_a_batch(server: FakeBatchServer, tmp_path: Path) -> None:
+    changed = replace(request(1), fields={"temperature": None, "min_p": 0.1})
+    answered(backend_for(server, tmp_path), [changed])
+
+    body = server.lines(server.jobs[0])[0]["body"]
+    assert list(body) == ["messages", "max_tokens", "random_seed", "response_format", "min_p"]
+    assert body["min_p"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("backend", "fields", "message"),
+    [
+        (
+            "mistral",
+            {"min_p": 1},
+            "--request_field: found min_p, expected one that the mistralai SDK sends: model",
+        ),
+        ("mistral", {"http_headers": None}, "--request_field: found http_headers, expected one that"),
+        (
+            "mistral",
+            {"top_k": "x"},
+            "--request_field top_k: found 'x', the mistralai SDK says: Input should be",
+        ),
+        ("local", {"top_k": 1}, "--request_field: --backend local sends nothing to a server"),
+    ],
+)
+def test_a_field_that_cannot_be_sent_is_refused(backend: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_fields(backend, fields)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["mistral-batch", "openai"])
+def test_other_backends_send_any_field(backend: str) -> None:
+    check_fields(backend, {"min_p": 1})
+
+
 def test_answers_are_delivered_before_faults(server: FakeBatchServer, tmp_path: Path) -> None:
     """Five failures before the first answer would end a run."""
     server.line = scripted
@@ -355,8 +434,8 @@ def test_answers_that_are_counted_but_missing_are_possibly_paid(
 
 
 def test_transient_server_faults_are_waited_out(server: FakeBatchServer, tmp_path: Path) -> None:
-    server.faults[("GET", JOBS)] = deque([status(503), status(429)])
-    server.faults[("POST", "/v1/files")] = deque([status(502)])
+    server.faults[("GET", JOBS)] = deque([status(503), status(429), error_200(429)])
+    server.faults[("POST", "/v1/files")] = deque([status(502), error_200(502)])
     server.faults[("POST", JOBS)] = deque([status(429)])
     server.faults[("GET", f"{JOBS}/job-0")] = deque([status(500), status(503)])
     server.faults[("GET", "/v1/files/file-1/content")] = deque([status(504)])

@@ -16,7 +16,14 @@ from nlicot.teacher.backends.base import (
     Transient,
     writable,
 )
-from nlicot.teacher.backends.openai import fault_of, message_of, reply_of, retry_after_s, salvage
+from nlicot.teacher.backends.openai import (
+    fault_of,
+    message_of,
+    named_field,
+    reply_of,
+    retry_after_s,
+    salvage,
+)
 
 
 def body(content: object, **more: object) -> str:
@@ -95,6 +102,7 @@ def test_retry_after_is_parsed_as_seconds_and_as_a_date() -> None:
     [
         ('{"message": "No\\nway"}', "No way"),
         ('{"error": {"message": "Inner"}}', "Inner"),
+        ('{"error": true, "message": "Outer"}', "Outer"),
         ('{"detail": [{"loc": 1}]}', '[{"loc": 1}]'),
         ("<html><h1>Bad</h1> gateway</html>", "Bad gateway"),
     ],
@@ -109,3 +117,187 @@ def test_a_long_message_is_shortened() -> None:
 
 def test_half_a_surrogate_pair_becomes_writable() -> None:
     assert writable("a\ud800b") == "a?b"
+
+
+# ------------------------------------------------------------------ an error inside a 200
+
+
+def in_200(error: object, **more: object) -> str:
+    return json.dumps({"error": error, **more})
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "kind"),
+    [
+        (in_200({"code": 429, "message": "slow down"}), RateLimited, "http_429"),
+        (in_200({"code": "429", "message": "slow down"}), RateLimited, "http_429"),
+        (in_200({"status": 429, "message": "slow down"}), RateLimited, "http_429"),
+        (in_200({"code": 402, "message": "no credits"}), Refused, "http_402"),
+        (in_200({"code": 500, "message": "oops"}), Transient, "http_500"),
+        (in_200({"code": 502, "message": ""}), Transient, "http_502"),
+        (in_200({"code": 400, "message": "bad"}), Rejected, "http_400"),
+        (in_200("Rate limit exceeded"), RateLimited, "http_429"),
+        (in_200("Rate limited", code=429), RateLimited, "http_429"),
+        (in_200({"message": "wait", "type": "rate_limit_error"}), RateLimited, "http_429"),
+        (in_200({"message": "You exceeded your quota", "code": "insufficient_quota"}), Refused, "http_402"),
+        (in_200({"message": "wrong", "code": "invalid_api_key"}), Refused, "http_401"),
+        (in_200({"message": "bad", "type": "invalid_request_error"}), Rejected, "http_400"),
+        (in_200({"message": "x", "code": "content_filter"}), Rejected, "content_filter"),
+        (in_200("something broke"), Transient, "http_500"),
+        (in_200({"code": 0, "message": "?"}), Transient, "http_500"),
+        (in_200(True, code=429, message="slow down"), RateLimited, "http_429"),
+        (in_200(429, message="slow down"), RateLimited, "http_429"),
+        (in_200({"code": 429}, choices=[]), RateLimited, "http_429"),
+        (f"[{in_200({'code': 503, 'message': 'busy', 'status': 'UNAVAILABLE'})}]", Transient, "http_503"),
+        (
+            '{"object": "error", "message": "x", "type": "rate_limited", "code": "1300"}',
+            RateLimited,
+            "http_429",
+        ),
+        ('{"type": "error", "error": {"type": "overloaded_error"}}', Transient, "http_500"),
+        ('{"detail": "Unauthorized"}', Refused, "http_401"),
+        ('{"code": 503, "message": "busy"}', Transient, "http_503"),
+        ('{"choices": [{"error": {"code": 429, "message": "upstream"}}]}', RateLimited, "http_429"),
+        (
+            '{"choices": [{"message": {"content": "half"}, "error": {"code": 502}}]}',
+            Transient,
+            "http_502",
+        ),
+        ('{"choices": [{"message": {"content": null}, "finish_reason": "error"}]}', Transient, "http_500"),
+    ],
+)
+def test_an_error_in_a_200_is_the_fault_that_its_code_says(text: str, fault: type[Fault], kind: str) -> None:
+    with pytest.raises(Fault) as raised:
+        reply_of(text, {"retry-after": "7"}, 0)
+    assert (type(raised.value), raised.value.kind, raised.value.raw) == (fault, kind, text)
+    assert not raised.value.possibly_paid
+    if fault is RateLimited:
+        assert raised.value.retry_after_s == 7.0
+
+
+@pytest.mark.parametrize(("num_tokens", "is_paid"), [(0, False), (9, True)])
+def test_an_error_is_possibly_paid_if_its_usage_says_so(num_tokens: int, is_paid: bool) -> None:
+    usage = {"prompt_tokens": num_tokens, "completion_tokens": 0}
+    with pytest.raises(Transient) as raised:
+        reply_of(in_200({"code": 500, "message": "oops"}, usage=usage), {}, 0)
+    assert raised.value.possibly_paid is is_paid
+
+
+def test_the_message_of_an_error_in_a_choice_is_shown() -> None:
+    text = '{"id": "gen-1", "choices": [{"error": {"code": 502, "message": "upstream died"}}]}'
+    assert message_of(text) == "upstream died"
+
+
+@pytest.mark.parametrize("error", [None, "", {"code": 429}, "a warning"])
+def test_an_answer_next_to_an_error_field_is_read(error: object) -> None:
+    assert reply_of(body("hello", error=error), {}, 0).text == "hello"
+
+
+# ------------------------------------------------------------------ no content
+
+
+def message(finish_reason: str, **fields: object) -> str:
+    return json.dumps({"choices": [{"message": fields, "finish_reason": finish_reason}]})
+
+
+@pytest.mark.parametrize("finish_reason", ["length", "stop", "content_filter"])
+@pytest.mark.parametrize("content", [{"content": None}, {"content": []}, {}])
+def test_null_content_is_an_empty_text(finish_reason: str, content: dict[str, object]) -> None:
+    reply = reply_of(message(finish_reason, role="assistant", **content), {}, 0)
+    assert (reply.text, reply.finish_reason, reply.salvaged) == ("", finish_reason, False)
+
+
+def test_a_refusal_is_the_text_with_its_own_finish_reason() -> None:
+    reply = reply_of(message("stop", content=None, refusal="I can't."), {}, 0)
+    assert (reply.text, reply.finish_reason) == ("I can't.", "refusal")
+    assert reply_of(message("stop", content="hello", refusal=None), {}, 0).finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (
+            403,
+            '{"error": {"code": 403, "message": "m requires moderation. Your input was flagged"}}',
+            Rejected,
+        ),
+        (400, '{"error": {"code": "content_filter", "message": "filtered"}}', Rejected),
+        (403, '{"error": {"message": "Your account was flagged"}}', Refused),
+    ],
+)
+def test_a_filter_rejects_one_request_and_not_all(status: int, text: str, kind: type[Fault]) -> None:
+    fault = fault_of(status, {}, text)
+    assert type(fault) is kind
+    assert (fault.kind == "content_filter") is (kind is Rejected)
+
+
+# ------------------------------------------------------------------ reasoning is not the answer
+
+DRAFT = '{"thought_process": "a draft", "predicted_label": 0}'
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": None, "reasoning_content": DRAFT},
+        {"content": None, "reasoning": DRAFT},
+        {"content": None, "reasoning": {"content": DRAFT}},
+        {"reasoning": {"content": DRAFT}, "content": None},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": DRAFT}]}]},
+        {"content": [{"type": "reasoning", "text": DRAFT}]},
+    ],
+)
+def test_reasoning_is_kept_in_the_body_and_never_read(fields: dict[str, object]) -> None:
+    text = message("length", **fields)
+    reply = reply_of(text, {}, 0)
+    assert (reply.text, reply.raw) == ("", text)
+    assert salvage(text) is None
+    assert salvage(text[:-20]) is None
+
+
+def test_only_the_content_of_the_message_is_salvaged() -> None:
+    text = message("stop", reasoning={"content": DRAFT, "n": [1]}, content="the answer")
+    assert salvage(text) == salvage(text[:-5]) == "the answer"
+    assert salvage(text[: text.index("the answer") + 4]) is None
+    assert (
+        salvage('{"choices": [{"message": {"content": [{"type": "text", "text": "parts"}], "x": ') == "parts"
+    )
+    assert salvage('{"message": {"content": [1]}}') is None
+
+
+# ------------------------------------------------------------------ fields that a server refuses
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"error": {"message": "Unsupported parameter", "param": "max_tokens"}}', "max_tokens"),
+        ('{"error": {"message": "Use \'max_completion_tokens\' instead."}}', "max_completion_tokens"),
+        ('{"error": {"message": "\'temperature\' does not support 0.3", "param": null}}', "temperature"),
+        ('{"detail": [{"type": "extra_forbidden", "loc": ["body", "random_seed"]}]}', "random_seed"),
+        ('{"detail": [{"loc": ["body", "seed"], "input": {"response_format": 1}}]}', "seed"),
+        ('{"error": {"message": "bad", "param": "messages"}}', "messages"),
+        ('{"error": {"message": "bad", "param": "response_format.json_schema"}}', "response_format"),
+        ('{"detail": "response_format json_schema is not supported"}', "response_format"),
+        ('{"message": "This model does not support structured outputs"}', "response_format"),
+        ('{"message": "top_k is unknown"}', "top_k"),
+        ('{"message": "Bad Request"}', None),
+        ("<h1>Bad Request</h1>", None),
+        ("[1]", None),
+    ],
+)
+def test_the_field_that_an_error_names(text: str, field: str | None) -> None:
+    assert named_field(text, ["top_k"]) == field
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("The model `x` does not exist", "unknown_model"),
+        ("The model seed-oss does not exist", "unknown_model"),
+        ("Model x is not served", "unknown_model"),
+        ("This model is not able to take max_tokens", "http_400"),
+    ],
+)
+def test_a_model_that_lacks_a_field_is_not_unknown(message: str, kind: str) -> None:
+    assert fault_of(400, {}, json.dumps({"message": message})).kind == kind
