@@ -45,9 +45,21 @@ SCHEMAS: dict[PromptType, AnswerSchema] = {
     PromptType.REGENERATION: _THOUGHT,
     PromptType.REFLECTION_REGENERATION: _REFLECTION,
 }
+# finish_reason of other servers is in another case, or another word: Mistral, Gemini, Azure, Anthropic.
+OUT_OF_TOKENS = ("length", "model_length", "max_tokens")
+REFUSED = ("content_filter", "refusal", "safety", "recitation", "prohibited_content", "blocklist")
+_TAG = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reason)"
+_REASONING_STARTS = re.compile(
+    rf"<{_TAG}>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<\|channel\|>analysis<\|message\|>",
+    re.I,
+)
+_REASONING_ENDS = re.compile(
+    rf"</{_TAG}>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<\|channel\|>final<\|message\|>",
+    re.I,
+)
 
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,8}")
+_INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,8})(?:\.0+)?")
 # A brace followed by a field's name, or an empty object: words around an answer hold neither.
 _OBJECT = re.compile(r'\{\s*(?:\}|"[^"\\]*"\s*:)')
 _NAME = re.compile(r'\s*"([^"\\]*)"\s*:\s*')
@@ -79,6 +91,26 @@ class Answer:
     repaired: bool
 
 
+def without_reasoning(text: str) -> str:
+    """Cut off a reasoning block before the answer, and all of a text whose block does not end.
+
+    Many chat templates open the block in the prompt, so the text may start inside it.
+
+    >>> without_reasoning('<think>{"a": 1}? No.</think>{"a": 2}'), without_reasoning("<think>{")
+    ('{"a": 2}', '')
+    """
+    while (end := _REASONING_ENDS.search(text)) or _REASONING_STARTS.search(text):
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(text)
+            return text  # a tag inside an answer
+        start, first = _REASONING_STARTS.search(text), _OBJECT.search(text)
+        is_inside = end is not None and (start is None or end.start() < start.start())
+        if not is_inside and start and first and first.start() < start.start():
+            return text  # it follows the answer
+        text = text[end.end() :].lstrip() if end else ""
+    return text
+
+
 def parse_answer(text: str, prompt_type: PromptType) -> Answer:
     """Return the fields that a prompt of this type asks for, ignoring others; may raise `Unparsable`."""
     if not text.strip():
@@ -94,7 +126,8 @@ def parse_answer(text: str, prompt_type: PromptType) -> Answer:
             raise Unparsable("missing_field", f"found no field {name}, expected {', '.join(properties)}")
         if "enum" in schema:
             fields[name] = _option(name, found[name], schema["enum"])
-            repaired = repaired or fields[name] != found[name]
+            # True == 1 == 1.0
+            repaired = repaired or repr(fields[name]) != repr(found[name])
         else:
             fields[name] = _text(name, found[name])
     return Answer(fields=fields, repaired=repaired)
@@ -125,16 +158,27 @@ def _text(name: str, value: Any) -> str:
 
 
 def _option(name: str, value: Any, options: list[Any]) -> Any:
-    """Return the value as one of the options; numbers in quotes and other spellings of words are accepted."""
+    """Return the value as one of the options; other spellings of words and whole numbers are accepted."""
     kind: type = type(options[0])
     option = value.strip().casefold() if isinstance(value, str) else value
-    if kind is int and isinstance(option, str) and _INTEGER.fullmatch(option):
-        option = int(option)
+    if kind is int:
+        option = _whole_number(option, has_booleans=options == [0, 1])
     if type(option) is kind and option in options:
         return option
     expected = ", ".join(options) if kind is str else str(options)
     problem = "label_outside" if type(option) is kind else "wrong_type"
     raise Unparsable(problem, f"found {name} {shown(value)}, expected one of {expected}")
+
+
+def _whole_number(value: Any, *, has_booleans: bool) -> Any:
+    """Return 1 for 1.0, "1", "1.0", and with booleans for true and "true"; any other value as it is."""
+    if isinstance(value, str) and (digits := _INTEGER.fullmatch(value)):
+        return int(digits[1])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if has_booleans and isinstance(value, bool | str):
+        return {"true": 1, "false": 0}.get(str(value).casefold(), value)
+    return value
 
 
 def _field_twice(name: str) -> Unparsable:
@@ -264,6 +308,9 @@ class ValidAnswer:
     def provenance(self, prompt_sha256: str) -> Provenance:
         """Return where the answer comes from, for its record."""
         flags = {"repaired": self.answer.repaired, "salvaged": self.reply.salvaged}
+        more: dict[str, Any] = {name: True for name, is_set in flags.items() if is_set}
+        if self.request.fields:
+            more["request_fields"] = dict(self.request.fields)
         # The server's own time, so that a run that was killed and resumed writes the same file.
         created_at = ""
         with contextlib.suppress(ValueError, OverflowError, OSError):  # a number that is not a time
@@ -273,7 +320,7 @@ class ValidAnswer:
             backend=self.request.backend,
             model=self.request.model,
             prompt_sha256=prompt_sha256,
-            params=dict(self.request.params) | {name: True for name, is_set in flags.items() if is_set},
+            params={**self.request.params, **more},
             usage=self.reply.usage,
             created_at=created_at,
         )
@@ -303,7 +350,8 @@ async def ask_until_valid(
     """Ask `request`'s model, then each of `next_models`, until an answer is valid.
 
     An unusable answer is shown to the model with its problem, twice; one that ran out of tokens is asked for
-    once more with more. A `reflected_label` other than `true_label` is an opinion: the next model is asked.
+    once more with more. One that a filter or the model refused goes to the next model at once, as does a
+    `reflected_label` other than `true_label`: it is an opinion.
     Raises `NoValidAnswer` if no model gave one.
     """
     num_asked = 0
@@ -312,19 +360,26 @@ async def ask_until_valid(
         while True:
             reply = await ask(current)
             num_asked += 1
-            if reply.finish_reason == "length" or not reply.text.strip():
-                problem = Unparsable("truncated", "the answer ran out of tokens")
+            text, finish_reason = without_reasoning(reply.text), reply.finish_reason.casefold()
+            is_refused = finish_reason in REFUSED
+            if not is_refused and (finish_reason in OUT_OF_TOKENS or not text.strip()):
+                problem = _truncated(current, reply)
                 if is_enlarged:
                     break
                 current, is_enlarged = _with_more_tokens(current), True
                 continue
             try:
-                answer = parse_answer(reply.text, prompt_type)
+                answer = parse_answer(text, prompt_type)
             except Unparsable as unparsable:
                 problem = unparsable
-                if num_complaints == MAX_COMPLAINTS:
+                if is_refused:
+                    said = f": {shown(text.strip())}" if text.strip() else ""
+                    problem = Unparsable(
+                        finish_reason, f"the model or a filter refused ({finish_reason}){said}"
+                    )
+                if is_refused or num_complaints == MAX_COMPLAINTS:
                     break
-                current, num_complaints = _with_complaint(current, reply, problem), num_complaints + 1
+                current, num_complaints = _with_complaint(current, text, problem), num_complaints + 1
                 continue
             label = answer.fields.get("reflected_label")
             if true_label in (None, label):
@@ -332,6 +387,15 @@ async def ask_until_valid(
             problem = Unparsable("wrong_label", f"found reflected_label {label}, expected {true_label}")
             break
     raise NoValidAnswer(problem, num_asked, reply.text)
+
+
+def _truncated(request: Request, reply: Reply) -> Unparsable:
+    if reply.finish_reason.casefold() in OUT_OF_TOKENS:
+        num_tokens = request.params.get("max_tokens", "all")
+        message = f"the answer ran out of its {num_tokens} tokens: raise --max_tokens (reasoning counts, too)"
+    else:
+        message = f"the answer is empty, or only reasoning ({reply.finish_reason}); try a larger --max_tokens"
+    return Unparsable("truncated", message)
 
 
 def _with_more_tokens(request: Request) -> Request:
@@ -342,11 +406,11 @@ def _with_more_tokens(request: Request) -> Request:
     return replace(request, params={**request.params, **changed})
 
 
-def _with_complaint(request: Request, reply: Reply, problem: Unparsable) -> Request:
+def _with_complaint(request: Request, text: str, problem: Unparsable) -> Request:
     # Part of the request, so of its key in the journal: other words would pay for old answers again.
     complaint = (
         f"That could not be used: {problem.message}. "
         "Answer once more, with nothing but the one JSON object that was asked for."
     )
-    turns = (Message(role="assistant", content=writable(reply.text)), Message(role="user", content=complaint))
+    turns = (Message(role="assistant", content=writable(text)), Message(role="user", content=complaint))
     return replace(request, messages=request.messages + turns)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable, parse_answer
+from nlicot.teacher.answers import SCHEMAS, Answer, Unparsable, parse_answer, without_reasoning
 from nlicot.teacher.prompt import PromptType
 
 THOUGHT = PromptType.INITIAL_GENERATION
@@ -148,24 +148,24 @@ def test_text_without_the_fields_is_refused(text: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "label", [1.0, 0.0, True, False, None, [1], {"label": 1}, "entailment", "yes", "1.0", "one"]
+    "label", [0.5, "0.5", None, [1], {"label": 1}, "entailment", "yes", "1.0.0", "one", "1e0"]
 )
 def test_label_of_another_type_is_refused(label: object) -> None:
     assert refusal(thought(label=label)) == "wrong_type"
     assert refusal(f"```json\n{thought(label=label)}\n```") == "wrong_type"
 
 
-@pytest.mark.parametrize("label", [2, -1, 10, 10**12, "2", "-1"])
+@pytest.mark.parametrize("label", [2, -1, 10, 10**12, "2", "-1", 2.0, "2.0", 1e300])
 def test_label_outside_0_and_1_is_refused(label: object) -> None:
     assert refusal(thought(label=label)) == "label_outside"
 
 
-@pytest.mark.parametrize("score", [0, 6, "6"])
+@pytest.mark.parametrize("score", [0, 6, "6", 6.0, "0.0"])
 def test_score_outside_the_scale_is_refused(score: object) -> None:
     assert refusal(json.dumps({"analysis": "A.", "score": score}), SCORE) == "label_outside"
 
 
-@pytest.mark.parametrize("score", [4.5, "4/5", "four", None])
+@pytest.mark.parametrize("score", [4.5, "4/5", "four", None, True, "true"])
 def test_score_that_is_not_a_whole_number_is_refused(score: object) -> None:
     assert refusal(json.dumps({"analysis": "A.", "score": score}), SCORE) == "wrong_type"
 
@@ -366,16 +366,13 @@ def test_object_that_starts_again_inside_itself_is_refused() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "1.0",
         "01",
         "+1",
         "1.",
         "0 or 1",
         "1 (entailment)",
-        "true",
         "entailment",
         "NaN",
-        "1e0",
         "1" * 5000,
         "[" * 9999,
     ],
@@ -422,3 +419,81 @@ def test_damaged_answers_are_read_correctly_or_refused() -> None:
         else:
             assert found.fields["predicted_label"] in (0, 1)
             assert str(found.fields["thought_process"]).strip()
+
+
+# ------------------------------------------------------------------ reasoning
+
+
+DRAFT = thought("A draft.", 0)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        f"<think>{DRAFT}</think>",
+        f"<think>\n{DRAFT}\n</think>\n\n",
+        f"\n<Thinking>{DRAFT}</Thinking>",
+        f"<thought>{DRAFT}</thought>",
+        f"<reasoning>{DRAFT}</reasoning>",
+        f"<reason>{DRAFT}</reason>",
+        f"<seed:think>{DRAFT}</seed:think>",
+        f"[THINK]{DRAFT}[/THINK]",
+        f"<|begin_of_thought|>{DRAFT}<|end_of_thought|>",
+        f"<|START_THINKING|>{DRAFT}<|END_THINKING|>",
+        f"◁think▷{DRAFT}◁/think▷",
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>",
+        f"{DRAFT}</think>",
+        f"It may be {DRAFT}\n</think>\n",
+        f"[/THINK]{DRAFT}</think>",
+        f"Well. <think>{DRAFT}</think>",
+        f"<think></think><think>{DRAFT}</think>",
+        f"<think><think>{DRAFT}</think>",
+        f"<think>I end with </think>, then {DRAFT}</think>",
+        f"<think>{DRAFT}</thinking>",
+    ],
+)
+def test_reasoning_before_the_answer_is_cut_off(block: str) -> None:
+    assert without_reasoning(block + thought()) == thought()
+    assert without_reasoning(f"{block}```json\n{thought()}\n```") == f"```json\n{thought()}\n```"
+
+
+@pytest.mark.parametrize("text", ["<think>", f"<think>{DRAFT}", f"[THINK]{DRAFT}", f"Well. <think>{DRAFT}"])
+def test_reasoning_that_does_not_end_leaves_nothing(text: str) -> None:
+    assert without_reasoning(text) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        thought(),
+        thought("The page shows </think> and <think>."),
+        f"```json\n{thought('The tag <think> opens.')}\n```",
+        f"{thought()}\n<think>Right?</think>",
+        "I think <b>so</b>.",
+    ],
+)
+def test_a_text_without_reasoning_before_it_is_kept(text: str) -> None:
+    assert without_reasoning(text) == text
+
+
+# ------------------------------------------------------------------ numbers of other spellings
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        *((one, 1) for one in (1.0, "1.0", "1.00", True, "true", "True", " TRUE ")),
+        *((zero, 0) for zero in (0.0, "0.0", False, "false")),
+    ],
+)
+def test_other_spellings_of_a_label_are_read(given: object, label: int) -> None:
+    for text in (thought(label=given), f"```json\n{thought(label=given)}\n```"):
+        found = answer(text)
+        assert (repr(found.fields["predicted_label"]), found.repaired) == (str(label), True)
+
+
+@pytest.mark.parametrize("given", [4.0, "4.0", "4", "4.00"])
+def test_other_spellings_of_a_score_are_read(given: object) -> None:
+    found = answer(json.dumps({"analysis": "A.", "score": given}), SCORE)
+    assert (repr(found.fields["score"]), found.repaired) == ("4", True)

@@ -245,6 +245,72 @@ def test_without_a_budget_a_truncated_answer_is_drawn_again(
     assert teacher.asked[0].key() != teacher.asked[1].key(), "else the journal would answer it"
 
 
+# ------------------------------------------------------------------ reasoning before the answer
+
+
+def test_reasoning_is_cut_off_and_not_a_repair() -> None:
+    teacher = Teacher(f"<think>{OTHER}? No.</think>\n{GOOD}")
+
+    assert teacher.until_valid().answer == Answer(
+        fields={"thought_process": "It rains.", "predicted_label": 1}, repaired=False
+    )
+
+
+def test_reasoning_is_not_sent_back() -> None:
+    teacher = Teacher(f"<think>{OTHER}? No.</think>{NO_LABEL}", GOOD)
+
+    teacher.until_valid()
+
+    assert teacher.asked[1].messages[2] == said(NO_LABEL)
+
+
+@pytest.mark.parametrize("text", [f"<think>{OTHER} Hmm", f"<think>{OTHER}</think>", f"{OTHER}</think> \n"])
+def test_reasoning_without_an_answer_is_out_of_tokens(text: str) -> None:
+    teacher = Teacher(text, GOOD)
+
+    assert teacher.until_valid().request.params["max_tokens"] == 200
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "message"),
+    [
+        ("LENGTH", "the answer ran out of its 200 tokens: raise --max_tokens (reasoning counts, too)"),
+        ("stop", "the answer is empty, or only reasoning (stop); try a larger --max_tokens"),
+    ],
+)
+def test_a_truncated_answer_names_the_setting(finish_reason: str, message: str) -> None:
+    with pytest.raises(NoValidAnswer) as error:
+        Teacher(reply("", finish_reason), reply("", finish_reason)).until_valid()
+
+    assert (error.value.problem.kind, error.value.problem.message) == ("truncated", message)
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize("finish_reason", ["content_filter", "refusal", "SAFETY"])
+def test_a_refused_answer_is_not_asked_for_again(finish_reason: str) -> None:
+    with pytest.raises(NoValidAnswer) as error:
+        Teacher(reply('{"thought_pro', finish_reason)).until_valid()
+
+    failure = error.value.failure(pair="pair-1", stage="generate")
+    reason = finish_reason.casefold()
+    message = f"the model or a filter refused ({reason}): '{{\"thought_pro'"
+    assert (failure.kind, failure.message, failure.attempts) == (reason, message, 1)
+
+
+def test_after_a_refusal_the_next_model_is_asked() -> None:
+    teacher = Teacher(reply("", "content_filter"), GOOD)
+
+    teacher.until_valid(next_models=("stronger",))
+
+    assert teacher.models == ["teacher", "stronger"]
+
+
+def test_a_whole_answer_is_used_even_if_its_end_was_filtered() -> None:
+    assert Teacher(reply(GOOD, "content_filter")).until_valid().answer.fields["predicted_label"] == 1
+
+
 # ------------------------------------------------------------------ another label than the true one
 
 
