@@ -33,6 +33,7 @@ KINDS = {
     "bool": "true or false",
     "str": "text",
     "Path": "a path",
+    "list": "a list",
     "LabelMap": "NAME=0,NAME=1",
     "ColumnNames": "COLUMN=NAME",
     "dict": "NAME=VALUE",

@@ -27,7 +27,7 @@ from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.engine.scheduler import RunReport, Tally, run_log
 from nlicot.teacher.label_check import pairs_to_probe, probe
-from nlicot.teacher.options import definitions_name, load_prompts, relation_map
+from nlicot.teacher.options import definitions_name, load_prompts, relation_map, request_fields
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,9 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     if unknown := ", ".join(sorted(wanted - known)):
         raise ConfigError(f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)}")
     chosen = [example for example in examples if example.id in wanted][: settings.limit]
-    fields = dataclasses.fields(StageSettings)
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
-        "settings": StageSettings(**{field.name: settings[field.name] for field in fields}),
+        "settings": _stage_settings(settings),
         "prompts": load_prompts(command, settings),
     }
     if command == "generate":
@@ -111,6 +110,11 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     )
 
 
+def _stage_settings(settings: Namespace) -> StageSettings:
+    given = vars(settings) | {"request_fields": request_fields(settings)}
+    return StageSettings(**{field.name: given[field.name] for field in dataclasses.fields(StageSettings)})
+
+
 def _prices(settings: Namespace, models: Iterable[str]) -> dict[str, Price | None]:
     table = load_prices(settings.prices)
     return {model: price_of(model, table, settings.price, backend=settings.backend) for model in models}
@@ -122,6 +126,8 @@ def _job(stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot) 
     folder, prompt = str(root.path.resolve()), str(settings.prompt)
     content = [first.name, settings.backend, settings.server_url, first.models, folder, list(stages)]
     content += [first.settings.params(), definitions_name(settings), prompt]
+    if first.settings.request_fields:  # else the jobs of earlier journals would change
+        content.append(first.settings.request_fields)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

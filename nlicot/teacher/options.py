@@ -2,10 +2,11 @@
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt, register_type
@@ -13,10 +14,11 @@ from jsonargparse.typing import PositiveInt, register_type
 from nlicot.command_line import CommandParser, Names
 from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.data.pairs import LabelMap, PairFormat
+from nlicot.data.rows import shown
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.records import LABELS
-from nlicot.teacher.backends.base import BACKENDS, endpoint
+from nlicot.teacher.backends.base import BACKENDS, check_fields, endpoint
 from nlicot.teacher.engine.pricing import Price, load_prices, parse_price
 from nlicot.teacher.prompt import RELATIONS, STAGE_PROMPTS, PromptType, TeacherPrompt, load_prompt
 
@@ -26,6 +28,18 @@ DESCRIPTIONS = {
     "score": "Ask a judge to score thoughts and reflections, and rewrite those that score low.",
 }
 STAGES = tuple(DESCRIPTIONS)
+_PARAMETERS = {name: f"--{name} sets it" for name in ("temperature", "top_p", "max_tokens", "seed")} | {
+    "max_completion_tokens": "--max_tokens sets it",
+    "random_seed": "--seed sets it",
+}
+_OWN_FIELDS = _PARAMETERS | {
+    "model": "--model sets it",
+    "messages": "--prompt sets them",
+    "n": "--samples asks again",
+    "stream": "a reply is read as a whole",
+}
+_WORD = re.compile(r"[A-Za-z][\w.:/-]*")
+_NOT_WORDS = ("true", "false", "null", "none", "nan", "infinity")
 EXAMPLES = {
     "generate": "python -m nlicot generate --root data --split train,dev --dry_run",
     "reflect": "python -m nlicot reflect --root data --split train,dev --budget 5.00",
@@ -52,6 +66,8 @@ def parse(stage: str, args: Sequence[str]) -> Namespace:
     if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
         # The other models in the recipe or a file may be unknown to the server of the chosen one.
         dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
+    # Each adds to the ones before.
+    args = [re.sub(r"^--request[_-]field(?==|$)", "--request_field+", arg) for arg in args]
     recipe = f"--config={TEACHER_RECIPE}"
     return parser.parse([recipe, *dropped, *args], check=functools.partial(_check, stage))
 
@@ -79,6 +95,8 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--top_p", type=float | None, help="nucleus sampling")
     add("--max_tokens", type=PositiveInt, default=512, help="token budget of one answer")
     add("--seed", type=int | None, help="seed sent with each request")
+    text = "a field of every request, in JSON; null leaves it out; repeat for more"
+    add("--request_field", type=list[str], default=[], metavar="NAME=VALUE", help=text)
 
     add = parser.add_argument_group("limits and cost").add_argument
     add("--dry_run", type=bool, default=False, help="count requests, tokens and dollars; send nothing")
@@ -119,9 +137,36 @@ def _check(stage: str, settings: Namespace) -> None:
         raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
     endpoint(settings.backend, settings.server_url)
     load_prices(settings.prices)
+    if fields := request_fields(settings):
+        check_fields(settings.backend, fields)
     load_prompts(stage, settings)
     if stage == "generate":
         relation_map(settings)
+
+
+def request_fields(settings: Namespace) -> dict[str, Any]:
+    """Return the fields that `--request_field` sets in each request's body; None removes one."""
+    fields: dict[str, Any] = {}
+    for given in settings.request_field:
+        name, _, text = map(str.strip, given.partition("="))
+        if not name or not text:
+            raise ConfigError(f"--request_field: found {given!r}, expected NAME=VALUE or NAME=null")
+        found = f"--request_field {name}: found {shown(text)}"
+        try:
+            fields[name] = json.loads(text)
+            json.dumps(fields[name], allow_nan=False)
+        except (ValueError, RecursionError):
+            # A shell removes the quotes of "low"; but a misspelt true or null is not meant as a word.
+            if not _WORD.fullmatch(text) or text.casefold() in _NOT_WORDS:
+                expected = """JSON, such as 5, true, null, '"text"' or '{"a": 1}'"""
+                raise ConfigError(f"{found}, expected {expected}") from None
+            fields[name] = text
+        if name in _OWN_FIELDS and (fields[name] is not None or name not in _PARAMETERS):
+            expected = "null" if name in _PARAMETERS else "another field"
+            raise ConfigError(f"{found}, expected {expected}: {_OWN_FIELDS[name]}")
+    if settings.budget is not None and fields.get("max_tokens", 0) is None:
+        raise ConfigError("--budget: found --request_field max_tokens=null, expected a limit of every answer")
+    return fields
 
 
 def label_definitions(settings: Namespace) -> LabelDefinitions | None:

@@ -16,7 +16,7 @@ import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -42,7 +42,8 @@ class StageSettings:
     """The models that a stage asks, and how.
 
     Each of `next_models` is asked if the one before gave no valid answer. The server chooses values that are
-    None. The sample's number is added to `seed`; None sends none for sample 0.
+    None. The sample's number is added to `seed`; None sends none for sample 0. `request_fields` are laid over
+    the body of each request; None removes one.
     """
 
     model: str
@@ -51,13 +52,15 @@ class StageSettings:
     top_p: float | None = None
     max_tokens: int = 512
     seed: int | None = None
+    request_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def params(self, draw: int = 0) -> dict[str, Any]:
         """Return a request's parameters; another `draw` of the same question gets another seed."""
         seed = draw or None if self.seed is None else self.seed + draw
         named = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         named |= {"random_seed": seed}
-        return {name: value for name, value in named.items() if value is not None}
+        removed = [name for name, value in self.request_fields.items() if value is None]
+        return {name: value for name, value in named.items() if value is not None and name not in removed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class Stage(ABC, Generic[Item]):
             params=self.settings.params(draw),
             schema=SCHEMAS[prompt_type],
             sample=draw,
+            fields=self.settings.request_fields,
         )
 
     async def _answer(self, ask: Ask, request: Request, kind: PromptType, **how: Any) -> dict[str, Any]:
@@ -244,8 +248,8 @@ class ScoreStage(Stage[Text]):
         judged = {"score": str(score.score), "analysis": score.analysis}
         request = self._request(kind, text, draw=text.sample + round_, **judged)
         writer = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
-        params = {**request.params, "max_tokens": REGENERATION_TOKENS}
-        request = replace(request, model=writer, params=params)
+        budget = {"max_tokens": REGENERATION_TOKENS} if "max_tokens" in request.params else {}
+        request = replace(request, model=writer, params={**request.params, **budget})
         fields = await self._answer(ask, request, kind, next_models=(), true_label=true_label)
         return replace(text, round=round_, **fields)
 

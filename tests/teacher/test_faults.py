@@ -6,9 +6,11 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import nlicot.teacher.stages  # noqa: F401, before `short_pauses`: its annotations need the class
 from nlicot.cli import main
 from nlicot.data.thoughts import read_thoughts
 from nlicot.teacher.engine import scheduler
@@ -25,6 +27,8 @@ from tests.teacher.fake_answers import (
     MISSING_FIELD,
     NO_USAGE,
     NOT_JSON,
+    THINKING,
+    THINKING_ONLY,
     TIMEOUT,
     TRICKLE,
     TRUNCATED,
@@ -32,6 +36,8 @@ from tests.teacher.fake_answers import (
     TWO_OBJECTS,
     WHITESPACE,
     Behaviour,
+    error_200,
+    no_content,
     status,
 )
 from tests.teacher.fake_server import FakeServer
@@ -65,7 +71,9 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = functools.partial(RunSettings, policy=RetryPolicy(first_pause_s=0.001))
+    settings = functools.partial(
+        RunSettings, policy=RetryPolicy(first_pause_s=0.001, first_shared_pause_s=0.001)
+    )
     monkeypatch.setattr(scheduler, "RunSettings", settings)
     monkeypatch.setenv("MISTRAL_API_KEY", "secret-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -110,6 +118,12 @@ def failures(root: Path) -> list[dict[str, object]]:
         pytest.param([TWO_OBJECTS], 2, id="two objects"),
         pytest.param([LENGTH], 2, id="out of tokens"),
         pytest.param([WHITESPACE], 2, id="whitespace flood"),
+        pytest.param([error_200(429), error_200("429")], 3, id="429 in a 200"),
+        pytest.param([error_200(500), error_200(503), error_200(None, "oops")], 4, id="5xx in a 200"),
+        pytest.param([no_content("length")], 2, id="null content, out of tokens"),
+        pytest.param([no_content("stop", reasoning="So.")], 2, id="null content, only reasoning"),
+        pytest.param([THINKING], 1, id="reasoning before the answer"),
+        pytest.param([THINKING_ONLY], 2, id="reasoning that does not end"),
     ],
 )
 def test_a_fault_is_overcome(
@@ -261,3 +275,170 @@ def test_the_strongest_output_format_that_a_server_accepts_is_found_once(
         used = [(body.get("response_format") or {"type": "text"})["type"] for body in server.completions()]
         assert used[-NUM_PAIRS:] == [forms[0]] * NUM_PAIRS
         assert used[:-NUM_PAIRS].count(forms[0]) == 0
+
+
+# ------------------------------------------------------------------ routers, reasoning models, filters
+
+
+def failed(root: Path) -> list[tuple[object, object, object]]:
+    return [(failure["id"], failure["kind"], failure["message"]) for failure in failures(root)]
+
+
+def test_a_402_inside_a_200_stops_the_run(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script(MARKED, [error_200(402, "Insufficient credits")])
+
+    assert generate(root, backend, server, "--concurrency", "1") == 3
+
+    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {server.url}: Insufficient credits"
+    assert generate(root, backend, server, "--concurrency", "1") == 0
+    assert max(server.answered.values()) == 2  # the 402 was a 200, too
+
+
+def test_errors_inside_a_200_are_not_booked_as_paid(root: Path, backend: str, server: FakeServer) -> None:
+    server.script(MARKED, [error_200(500)] * 6)
+
+    assert generate(root, backend, server, "--concurrency", "1", "--price", "1000,1000") == 0
+
+    assert [kind for _, kind, _ in failed(root)] == ["http_500"]
+    attempts = [row for row in journal(root) if row["table"] == "attempts" and row["fault"]]
+    assert [(row["fault"], row["possibly_paid"]) for row in attempts] == [("http_500", 0)] * 6
+
+
+def test_null_content_out_of_tokens_names_the_setting(root: Path, backend: str, server: FakeServer) -> None:
+    server.script(MARKED, [no_content("length", reasoning_content="So ...")] * 2)
+
+    assert generate(root, backend, server) == 0
+
+    message = "the answer ran out of its 1024 tokens: raise --max_tokens (reasoning counts, too)"
+    assert failed(root) == [("p3", "truncated", message)]
+    asked = [body for body in server.completions() if MARKED in str(body["messages"])]
+    assert [body["max_tokens"] for body in asked] == [512, 1024]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "message"),
+    [
+        (no_content("content_filter"), "content_filter", "the model or a filter refused (content_filter)"),
+        (
+            no_content("stop", refusal="I can't help."),
+            "refusal",
+            'the model or a filter refused (refusal): "I can\'t help."',
+        ),
+    ],
+)
+def test_a_filtered_pair_fails_at_once_with_the_reason(
+    root: Path, backend: str, server: FakeServer, behaviour: Behaviour, kind: str, message: str
+) -> None:
+    server.script(MARKED, [behaviour])
+
+    assert generate(root, backend, server) == 0
+
+    assert failed(root) == [("p3", kind, message)]
+    assert asked_about_marked(server) == 1
+
+
+def test_reasoning_is_kept_in_the_journal(root: Path, backend: str, server: FakeServer) -> None:
+    def reasoned(body: str) -> str:
+        fields = json.loads(body)
+        fields["choices"][0]["message"]["reasoning_content"] = "a long thought"
+        return json.dumps(fields)
+
+    server.script(MARKED, [Behaviour(body=reasoned)])
+
+    assert generate(root, backend, server) == 0
+
+    raw = [row["content"]["raw"] for row in journal(root) if row["table"] == "replies"]
+    assert [json.loads(each)["choices"][0]["message"].get("reasoning_content") for each in raw].count(
+        "a long thought"
+    ) == 1
+
+
+def journal(root: Path) -> list[dict[str, Any]]:
+    path = root / "journal.jsonl"
+    assert main(["generate", "--root", str(root), "--export_journal", str(path), "--overwrite"]) == 0
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------ fields that a server refuses
+
+
+def test_the_other_name_of_max_tokens_is_tried_once(root: Path) -> None:
+    with FakeServer(refused=["max_tokens"]) as server:
+        assert generate(root, "openai", server) == 0
+
+        bodies = server.completions()
+        assert [body.get("max_tokens") for body in bodies] == [512] + [None] * NUM_PAIRS
+        assert [body.get("max_completion_tokens") for body in bodies] == [None] + [512] * NUM_PAIRS
+        assert server.statuses == {400: 1, 200: NUM_PAIRS}
+
+
+def test_the_other_name_is_also_found_with_another_output_format(root: Path) -> None:
+    with FakeServer(refused=["max_tokens"], formats=["text"]) as server:
+        assert generate(root, "openai", server) == 0
+
+        assert server.statuses == {400: 1, 422: 3, 200: NUM_PAIRS}
+
+
+def test_a_server_that_refuses_both_names_is_asked_twice(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(refused=["max_tokens", "max_completion_tokens"]) as server:
+        assert generate(root, "openai", server, "--concurrency", "1") == 7
+
+        assert server.num_requests == 6
+        assert "'max_tokens' is not supported with this model. (--request_field max_tokens=null leaves" in (
+            capsys.readouterr().err
+        )
+        assert generate(root, "openai", server, "--request_field", "max_tokens=null") == 0
+
+
+def test_a_limit_that_is_too_large_keeps_its_name(root: Path, server: FakeServer) -> None:
+    server.script(MARKED, [status(400, body='{"message": "max_tokens is too large: at most 100"}')])
+
+    assert generate(root, "openai", server, "--concurrency", "1", "--ids", "p3,p4") == 0
+
+    assert all("max_tokens" in body for body in server.completions())
+    assert [kind for _, kind, _ in failed(root)] == ["http_400"]
+
+
+def test_another_refused_field_is_named_and_not_probed(
+    root: Path, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(refused=["temperature"]) as server:
+        assert generate(root, backend, server, "--concurrency", "1") == 7
+
+        assert server.num_requests == 5
+        assert "'temperature' is not supported with this model. (--request_field temperature=null leaves" in (
+            capsys.readouterr().err
+        )
+        assert generate(root, backend, server, "--request_field", "temperature=null") == 0
+        assert server.num_requests == 5 + NUM_PAIRS
+
+
+def test_request_fields_are_laid_over_the_body(root: Path, server: FakeServer) -> None:
+    given = ["--request-field", "top_k=5", "--request_field=response_format=null"]
+    given += ["--request_field", 'chat_template_kwargs={"enable_thinking": false}']
+
+    assert generate(root, "openai", server, *given) == 0
+
+    for body in server.completions():
+        assert (body["top_k"], body["chat_template_kwargs"]) == (5, {"enable_thinking": False})
+        assert "response_format" not in body
+    assert server.num_requests == NUM_PAIRS
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert thoughts[0].provenance.params["request_fields"]["top_k"] == 5
+
+
+def test_the_mistral_sdk_sends_the_fields_that_it_knows(root: Path, server: FakeServer) -> None:
+    assert generate(root, "mistral", server, "--request_field", "safe_prompt=true") == 0
+
+    assert [body["safe_prompt"] for body in server.completions()] == [True] * NUM_PAIRS
+
+
+def test_answers_without_request_fields_are_found_again(root: Path, backend: str, server: FakeServer) -> None:
+    field = ["--request_field", "top_k=5"]
+    for more, num_asked in (([], 1), ([], 1), (field, 2), (field, 2), ([], 2)):
+        assert generate(root, backend, server, "--overwrite", *more) == 0
+        assert server.num_requests == num_asked * NUM_PAIRS

@@ -10,7 +10,16 @@ import yaml
 from nlicot.config_files import TEACHER_RECIPE
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.teacher.options import STAGES, definitions_name, label_definitions, parse, relation_map
+from nlicot.teacher.options import (
+    STAGES,
+    definitions_name,
+    label_definitions,
+    parse,
+    relation_map,
+    request_fields,
+)
+
+OPENAI = ("--backend", "openai", "--server_url", "http://localhost:8000")
 
 
 def config(folder: Path, text: str) -> str:
@@ -211,3 +220,63 @@ def test_an_incomplete_map_of_relations_is_refused(tmp_path: Path, found: str) -
     message = refusal("generate", "--definitions", str(path))
     assert message.startswith(f"--definitions {path}: relation_map: found ")
     assert message.endswith("expected 0 or 1 for each of entailment, neutral, contradiction")
+
+
+def test_request_fields_are_json_or_a_word_and_the_last_of_a_name_counts(tmp_path: Path) -> None:
+    given = [
+        "--request-field",
+        "top_k=5",
+        "--request_field=effort=low",
+        "--request_field",
+        "temperature=null",
+    ]
+    given += ["--request_field", 'extra={"a": [1, "b=c"]}', "--request_field", 'user="5"', "--request_field"]
+    fields = {"top_k": 6, "effort": "low", "temperature": None, "extra": {"a": [1, "b=c"]}, "user": "5"}
+    settings = parse("generate", [*OPENAI, *given, "top_k=6"])
+    assert request_fields(settings) == fields
+
+    file = config(tmp_path, 'request_field: [top_k=5, \'user="5"\', \'extra={"a": [1, "b=c"]}\']\n')
+    fields = {"top_k": 5, "user": "5", "extra": {"a": [1, "b=c"]}}
+    assert request_fields(parse("generate", [*OPENAI, file])) == fields
+    assert request_fields(parse("generate", [])) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("top_k", "--request_field: found 'top_k', expected NAME=VALUE or NAME=null"),
+        ("=5", "--request_field: found '=5', expected NAME=VALUE"),
+        ("top_k=", "--request_field: found 'top_k=', expected NAME=VALUE"),
+        ("a={1}", "--request_field a: found '{1}', expected JSON, such as 5, true, null, "),
+        ("a=None", "--request_field a: found 'None', expected JSON"),
+        ("a=True", "--request_field a: found 'True', expected JSON"),
+        ("a=NaN", "--request_field a: found 'NaN', expected JSON"),
+        ("a=1e999", "--request_field a: found '1e999', expected JSON"),
+        ("a=" + "[" * 9999, "--request_field a: found '[[[["),
+        ("temperature=0.5", "--request_field temperature: found '0.5', expected null: --temperature sets it"),
+        (
+            "max_completion_tokens=9",
+            "--request_field max_completion_tokens: found '9', expected null: --max_tok",
+        ),
+        ("model=null", "--request_field model: found 'null', expected another field: --model sets it"),
+        ("stream=true", "--request_field stream: found 'true', expected another field: a reply is read"),
+        ("n=2", "--request_field n: found '2', expected another field: --samples asks again"),
+    ],
+)
+def test_a_request_field_that_cannot_be_used_is_refused(field: str, expected: str) -> None:
+    assert refusal("generate", *OPENAI, "--request_field", field).startswith(expected)
+
+
+def test_a_budget_needs_a_limit_of_each_answer() -> None:
+    message = refusal("generate", *OPENAI, "--request_field", "max_tokens=null", "--budget", "1")
+    assert message == "--budget: found --request_field max_tokens=null, expected a limit of every answer"
+
+
+def test_request_fields_are_refused_for_a_model_in_this_process() -> None:
+    message = refusal("generate", "--backend", "local", "--model", "m", "--request_field", "top_k=5")
+    assert message.startswith("--request_field: --backend local sends nothing to a server; its settings are")
+
+
+def test_request_fields_of_a_file_are_a_list(tmp_path: Path) -> None:
+    message = refusal("generate", *OPENAI, config(tmp_path, "request_field: top_k=5\n"))
+    assert message == "--request_field: found 'top_k=5', expected a list"
