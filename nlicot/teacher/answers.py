@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nlicot.data.rows import shown
-from nlicot.records import Failure, Provenance
+from nlicot.data.rows import binary_label, shown
+from nlicot.records import LABELS, Failure, Provenance
 from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request, writable
 from nlicot.teacher.engine.scheduler import Ask
 from nlicot.teacher.prompt import RELATIONS, PromptType
@@ -59,7 +59,7 @@ _REASONING_ENDS = re.compile(
 )
 
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-_INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,8})(?:\.0+)?")
+_INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,8})(?:\.0)?")
 # A brace followed by a field's name, or an empty object: words around an answer hold neither.
 _OBJECT = re.compile(r'\{\s*(?:\}|"[^"\\]*"\s*:)')
 _NAME = re.compile(r'\s*"([^"\\]*)"\s*:\s*')
@@ -159,26 +159,19 @@ def _text(name: str, value: Any) -> str:
 
 def _option(name: str, value: Any, options: list[Any]) -> Any:
     """Return the value as one of the options; other spellings of words and whole numbers are accepted."""
+    if options == list(LABELS) and (label := binary_label(value)) is not None:
+        return label
     kind: type = type(options[0])
     option = value.strip().casefold() if isinstance(value, str) else value
-    if kind is int:
-        option = _whole_number(option, has_booleans=options == [0, 1])
+    if kind is int and isinstance(option, str) and (digits := _INTEGER.fullmatch(option)):
+        option = int(digits[1])
+    elif kind is int and isinstance(option, float) and option.is_integer():
+        option = int(option)
     if type(option) is kind and option in options:
         return option
     expected = ", ".join(options) if kind is str else str(options)
     problem = "label_outside" if type(option) is kind else "wrong_type"
     raise Unparsable(problem, f"found {name} {shown(value)}, expected one of {expected}")
-
-
-def _whole_number(value: Any, *, has_booleans: bool) -> Any:
-    """Return 1 for 1.0, "1", "1.0", and with booleans for true and "true"; any other value as it is."""
-    if isinstance(value, str) and (digits := _INTEGER.fullmatch(value)):
-        return int(digits[1])
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if has_booleans and isinstance(value, bool | str):
-        return {"true": 1, "false": 0}.get(str(value).casefold(), value)
-    return value
 
 
 def _field_twice(name: str) -> Unparsable:

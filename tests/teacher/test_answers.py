@@ -483,7 +483,7 @@ def test_a_text_without_reasoning_before_it_is_kept(text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "label"),
     [
-        *((one, 1) for one in (1.0, "1.0", "1.00", True, "true", "True", " TRUE ")),
+        *((one, 1) for one in (1.0, "1.0", True, "true", "True", " TRUE ")),
         *((zero, 0) for zero in (0.0, "0.0", False, "false")),
     ],
 )
@@ -493,7 +493,7 @@ def test_other_spellings_of_a_label_are_read(given: object, label: int) -> None:
         assert (repr(found.fields["predicted_label"]), found.repaired) == (str(label), True)
 
 
-@pytest.mark.parametrize("given", [4.0, "4.0", "4", "4.00"])
+@pytest.mark.parametrize("given", [4.0, "4.0", "4"])
 def test_other_spellings_of_a_score_are_read(given: object) -> None:
     found = answer(json.dumps({"analysis": "A.", "score": given}), SCORE)
     assert (repr(found.fields["score"]), found.repaired) == ("4", True)
