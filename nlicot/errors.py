@@ -68,7 +68,7 @@ class DiskFull(TeacherStopped):
 
 
 class TeacherLopsided(TeacherStopped):
-    """The first answers get one label right and miss the other: the definitions do not fit the data."""
+    """The answers miss one label: its definition does not fit the data; or both: the labels look reversed."""
 
     exit_code = 6
 

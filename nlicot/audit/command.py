@@ -56,7 +56,8 @@ def main(args: Sequence[str]) -> int:
     builder = find_builder(settings.builder, flag="--builder")
     data_root = DataRoot(root.expanduser()) if root else None
     splits = read_splits(data_root, single, builder, PairFormat.of(settings))
-    audit = run_checks(AuditData(splits=splits, prompts=read_prompts(settings.prompt)))
+    prompts = read_prompts(settings.prompt)
+    audit = run_checks(AuditData(splits=splits, prompts=prompts, label_map=settings.label_map))
     print(as_text(audit))
     if settings.json:
         write_json(settings.json, to_json(audit))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nlicot import completion
 from nlicot.builders.base import Builder
-from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, read_examples
+from nlicot.data.pairs import LABELLED_SPLITS, LabelMap, PairFormat, read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
@@ -51,10 +51,11 @@ class SplitData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditData:
-    """All splits found, train first, and the texts of prompts, by name, that should not contain a pair."""
+    """All splits found, train first; prompts by name, that should not contain a pair; the labels' map."""
 
     splits: Sequence[SplitData]
     prompts: Mapping[str, str] = field(default_factory=dict)
+    label_map: LabelMap | None = None
 
 
 def normalised(text: str) -> str:

@@ -1,18 +1,20 @@
-"""Check the teacher: whether it misses one label, and whether its longer thoughts are worse."""
+"""Check the teacher: whether it misses one label or both, and whether its longer thoughts are worse."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from nlicot.audit.findings import Finding, Section, full_id, percent_range, unique
-from nlicot.audit.inputs import AuditData
-from nlicot.evaluation.metrics import accuracy_by, groups_to_dicts, length_bins
+from nlicot.audit.inputs import AuditData, SplitData
+from nlicot.data.pairs import LabelMap
+from nlicot.data.rows import shown
+from nlicot.evaluation.metrics import accuracy_by, format_recalls, groups_to_dicts, length_bins
 from nlicot.records import LABEL_NAMES, LABELS, Thought
 from nlicot.teacher.label_check import ProbeReport, probe
-from nlicot.text_tables import Table, percent
+from nlicot.text_tables import Table, listed, percent
 
 LOW_ACCURACY = 0.7
 MIN_THOUGHTS = 40
@@ -20,22 +22,26 @@ MAX_P_VALUE = 0.01
 MIN_EFFECT = 0.55  # P(a wrong thought is longer than a right one); 0.5 means no difference
 
 
-def _blind(data: AuditData) -> list[tuple[str, Thought]]:
+def _blind(splits: Iterable[SplitData]) -> list[tuple[str, Thought]]:
     """First thoughts of pairs whose label is known, with their full ids."""
     return [
         (full_id(split.name, thought.id), thought)
-        for split in data.splits
+        for split in splits
         for thought in split.thoughts
         if thought.true_label is not None and thought.round == 0
     ]
 
 
+def _probe(blind: Sequence[tuple[str, Thought]]) -> ProbeReport:
+    return probe(thought for _, thought in blind)
+
+
 def check_teacher(data: AuditData) -> Section | None:
     """Cross true with predicted labels over all blind thoughts."""
-    blind = _blind(data)
+    blind = _blind(data.splits)
     if not blind:
         return None
-    report = probe([thought for _, thought in blind])
+    report = _probe(blind)
     num_of = Counter((thought.true_label, thought.predicted_label) for _, thought in blind)
     rows = [
         (
@@ -48,13 +54,20 @@ def check_teacher(data: AuditData) -> Section | None:
     ]
     tables = [Table(title="teacher", header=("true label", "said 0", "said 1", "found"), rows=rows)]
     if report.maps:
-        best_maps = [(_spelled(each.relation_map), percent(each.accuracy)) for each in report.maps[:3]]
+        best_maps = [(str(each), percent(each.accuracy)) for each in report.maps[:3]]
         tables.append(Table(title="maps from relations to labels", header=("map", "right"), rows=best_maps))
+    # By split: the labels of each may come from another source.
+    suspect = [split for split in data.splits if _probe(_blind([split])).labels_reversed]
+    others = _blind(split for split in data.splits if split not in suspect)
+    findings = list(_teacher_findings(others, _probe(others)))
+    if suspect:
+        findings.append(_reversed_labels(suspect, data.label_map, only_some=bool(others)))
+        tables.append(_mistakes_of_each_label(_blind(suspect)))
     return Section(
         name="teacher",
         title="The teacher",
         summary=f"{len(blind)} blind thoughts, {percent(report.accuracy)} right",
-        findings=tuple(_teacher_findings(blind, report)),
+        findings=tuple(findings),
         tables=tuple(tables),
         figures={
             "accuracy": report.accuracy,
@@ -65,14 +78,39 @@ def check_teacher(data: AuditData) -> Section | None:
     )
 
 
-def _spelled(relation_map: dict[str, int]) -> str:
-    return ",".join(f"{name}={label}" for name, label in relation_map.items())
+def _reversed_labels(splits: Sequence[SplitData], label_map: LabelMap | None, *, only_some: bool) -> Finding:
+    blind, names = _blind(splits), listed([split.name for split in splits])
+    report = _probe(blind)
+    change = report.exchange(label_map)
+    if only_some:
+        change = f"exchange 0 and 1 in the labels of {names}: other splits' labels fit"
+    return Finding(
+        name="labels look reversed",
+        severity="error",
+        summary=f"in {names} the teacher finds {format_recalls(report.recalls)}, fewer than by guessing",
+        advice=f"read the pairs in the table above; {change}",
+        ids=unique(id_ for id_, thought in blind if not thought.correct),
+        figures=_recall_figures(report),
+    )
+
+
+def _mistakes_of_each_label(blind: Sequence[tuple[str, Thought]]) -> Table:
+    rows = []
+    for label in LABELS:
+        id_, pair = next(each for each in blind if each[1].true_label == label != each[1].predicted_label)
+        labels = (f"{each} ({LABEL_NAMES[each]})" for each in (1 - label, label))
+        rows.append((id_, *labels, f"{shown(pair.premise)} / {shown(pair.hypothesis)}"))
+    return Table(title="labels look reversed", header=("pair", "teacher", "file", "texts"), rows=rows)
+
+
+def _recall_figures(report: ProbeReport) -> dict[str, float]:
+    return {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
 
 
 def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> Iterator[Finding]:
     worse, better = sorted(report.recalls, key=lambda recall: recall.proportion)
     wrong = [(id_, thought) for id_, thought in blind if not thought.correct]
-    figures = {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
+    figures = _recall_figures(report)
     if report.lopsided:
         bias, advice = "more lenient", "state what rules it out"
         if worse.label == 1:
@@ -80,7 +118,7 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
             advice = "state that what is merely plausible counts too, if the pairs named here show it"
         remap = ""
         if report.maps and report.maps[0].accuracy > report.accuracy:
-            remap = f"; or map relations differently: --relation_map {_spelled(report.maps[0].relation_map)}"
+            remap = f"; or map relations differently: --relation_map {report.maps[0]}"
         yield Finding(
             name="label definitions do not fit",
             severity="error",
@@ -104,7 +142,7 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
 
 def check_lengths(data: AuditData) -> Section | None:
     """Compute accuracy by length of the thought; test if wrong thoughts are longer than right ones."""
-    blind = _blind(data)
+    blind = _blind(data.splits)
     num_words = np.array([len(thought.thought_process.split()) for _, thought in blind])
     right = np.array([thought.correct for _, thought in blind], dtype=bool)
     if len(blind) < MIN_THOUGHTS or right.all() or not right.any():

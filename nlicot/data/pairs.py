@@ -56,6 +56,16 @@ class LabelMap(UserDict[str, int | None]):
             labels[name] = label
         return cls(labels)
 
+    @classmethod
+    def exchanged(cls, label_map: Mapping[str, int | None] | None) -> LabelMap:
+        """Return a map, by default that of the labels 0 and 1, with 0 and 1 exchanged.
+
+        >>> str(LabelMap.exchanged(None)), str(LabelMap.exchanged({"entailment": 0, "neutral": 1, "-": None}))
+        ('0=1,1=0', 'entailment=1,neutral=0,-=skip')
+        """
+        own = {"0": 0, "1": 1} if label_map is None else label_map
+        return cls({name: None if label is None else 1 - label for name, label in own.items()})
+
     def key(self, label: str) -> str | None:
         """Return the name under which a file's label is in the map: as it is, or in lower case without .0.
 
@@ -177,9 +187,10 @@ class _PairReader:
         self._first_line.setdefault(has_label, row.line)
         label = None
         if has_label:
-            text = str(value).strip()
-            name = None if self._label_map is None else self._label_map.key(text)
-            label = binary_label(value) if self._label_map is None else self._label_map.get(name or "")
+            text, label, name = str(value).strip(), binary_label(value), None
+            if self._label_map is not None:  # a map of 0 and 1 is also one of true and false
+                name = self._label_map.key(text) or self._label_map.key("" if label is None else str(label))
+                label = self._label_map.get(name or "")
             if label is None and name is not None:
                 self._skipped[name] += 1
                 return None

@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nlicot.data.atomic_write import write_json
-from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
+from nlicot.data.pairs import LabelMap
+from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction, Thought
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -37,6 +38,8 @@ SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier
 CONFIDENCE = 0.95
 NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
+MIN_PAIRS_OF_A_LABEL = 10
+MIN_PAIRS_ALL_WRONG = 3
 TABLE_WIDTH = 80
 _MAX_WEIGHTS_PER_CHUNK = 2**19  # 4 MB of float64: measured fastest, and bounds the memory
 _UNANSWERED = -1
@@ -99,6 +102,25 @@ class GroupAccuracy:
     num: int
     accuracy: float
     interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """How many of a label's answered pairs are right."""
+
+    label: int
+    num_right: int
+    num: int
+
+    @property
+    def proportion(self) -> float:
+        """The recall; 0 without any pair."""
+        return self.num_right / self.num if self.num else 0.0
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's interval of the recall."""
+        return wilson_interval(self.num_right, self.num)
 
 
 def classification_metrics(
@@ -279,6 +301,71 @@ def wilson_interval(successes: int, total: int) -> Interval:
     return Interval(
         low=0.0 if successes == 0 else (centre - half_width) / scale,
         high=1.0 if successes == total else (centre + half_width) / scale,
+    )
+
+
+def label_recalls(answers: Iterable[tuple[int | None, int | None]]) -> tuple[Recall, ...]:
+    """Return the recall of each label from true labels and answers; skip those with one missing."""
+    num_of = Counter(answers)
+    return tuple(
+        Recall(label=label, num_right=num_of[label, label], num=sum(num_of[label, said] for said in LABELS))
+        for label in LABELS
+    )
+
+
+def look_reversed(recalls: Sequence[Recall]) -> bool:
+    """Return whether answers miss both labels more often than guesses of any bias would.
+
+    Both intervals must be below 0.5. If a label has fewer than 10 pairs, every answer must be wrong: with at
+    least 3 pairs of each label, guesses are in at most 1 of 64 cases.
+    """
+    fewest = min(recall.num for recall in recalls)
+    if fewest < MIN_PAIRS_OF_A_LABEL:
+        return fewest >= MIN_PAIRS_ALL_WRONG and not any(recall.num_right for recall in recalls)
+    return all(recall.interval.high < 0.5 for recall in recalls)
+
+
+def format_recalls(recalls: Sequence[Recall]) -> str:
+    """Format the recalls in words.
+
+    >>> format_recalls(label_recalls([(0, 1), (0, 0), (1, 1)]))
+    '100 % of label 1 and 50 % of label 0'
+    """
+    return " and ".join(f"{100 * each.proportion:.0f} % of label {each.label}" for each in reversed(recalls))
+
+
+def format_mistakes(mistakes: Iterable[tuple[Example | Thought, int]], who: str) -> list[str]:
+    """Format pairs with the label that their file gives them, of which `who` says the other."""
+    lines = []
+    for pair, label in mistakes:
+        other = 1 - label
+        lines.append(f"    {pair.id}: {pair.premise!r} / {pair.hypothesis!r}")
+        lines.append(f"      {who}: {other} ({LABEL_NAMES[other]}), file: {label} ({LABEL_NAMES[label]})")
+    return lines
+
+
+def warn_if_reversed(
+    examples: Sequence[Example], answers: Sequence[int | None], label_map: LabelMap | None
+) -> str:
+    """Return a warning if the labels of pairs, read by `label_map`, look reversed; else an empty text."""
+    recalls = label_recalls(zip((example.label for example in examples), answers, strict=True))
+    if not look_reversed(recalls):
+        return ""
+    accuracy = sum(each.num_right for each in recalls) / sum(each.num for each in recalls)
+    mistakes = [
+        next(
+            (example, label)
+            for example, answer in zip(examples, answers, strict=True)
+            if (example.label, answer) == (label, 1 - label)
+        )
+        for label in LABELS
+    ]
+    return "\n".join(
+        (
+            f"labels look reversed: the model finds {format_recalls(recalls)}; "
+            f"with --label_map {LabelMap.exchanged(label_map)} it is right on {100 * (1 - accuracy):.1f} %",
+            *format_mistakes(mistakes, "model"),
+        )
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import label_summary, record_metrics
+from nlicot.evaluation.metrics import label_summary, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
 from nlicot.prediction.prediction_files import write_predictions
 from nlicot.prediction.predictor import Decoded, decode, member_weights, read_member
@@ -115,6 +115,9 @@ class _Job:
         if self.labelled:
             pairs_path = self.data.path(self.split, "pairs")
             print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
+            answers = [prediction.predicted_label for prediction in predictions]
+            if text := warn_if_reversed(self.examples, answers, self.data.pair_format.label_map):
+                print(f"\n{text}")
             print(f"\nmetrics      {self.metrics_path}")
         else:
             print(f"{len(predictions)} predictions; {label_summary(predictions, self.metrics_path)}")

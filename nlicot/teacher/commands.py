@@ -26,7 +26,7 @@ from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.engine.scheduler import RunReport, Tally, run_log
-from nlicot.teacher.label_check import pairs_to_probe, probe
+from nlicot.teacher.label_check import ProbeReport, pairs_to_probe, probe
 from nlicot.teacher.options import definitions_name, load_prompts, relation_map, request_fields
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
@@ -96,6 +96,9 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     with_reflections = command == "score" and reflections_path.exists()
     files = TextFiles(thoughts=path, reflections=reflections_path if with_reflections else None)
     joined = read_joined(examples, files)
+    report = probe(joined.thoughts)
+    if report.labels_reversed:  # every reflection would argue for the wrong label
+        _check_labels(report, settings, where=f"{path}: ")
     ids = {example.id for example in chosen}
     thoughts = [thought for thought in joined.thoughts if thought.id in ids]
     if command == "reflect":
@@ -176,21 +179,32 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
     small = dataclasses.replace(stage, examples=probed, num_samples=1)
 
     def judge() -> None:
-        found = journal.outcomes([task.key for task in small.tasks()]).values()
+        keys = [task.key for task in small.tasks()]
+        answered = journal.outcomes(keys)
+        found = (answered[key] for key in keys if key in answered)  # in the order of the file
         rows = (row for outcome in found if outcome.ok for row in scheduler.rows_of(outcome))
         report = probe(thought_from(row) for row in rows)
-        if settings.probe or report.lopsided:
-            print(report)
-        else:
-            logger.info(report.headline())
-        if report.lopsided and not settings.yes:
-            raise TeacherLopsided(
-                f"{report.headline()}; define them with --definitions FILE, then --probe again "
-                "(docs/teacher.md, 'What the labels mean'), or continue with --yes"
-            )
+        _check_labels(report, settings, show=settings.probe)
 
     first = scheduler.Phase(tasks=small.tasks, after=judge)
     return [first] if settings.probe else [first, *phases]
+
+
+def _check_labels(report: ProbeReport, settings: Namespace, *, where: str = "", show: bool = False) -> None:
+    """Print or log a probe's report; unless `--yes`, stop if labels or definitions do not fit the answers."""
+    do_not_fit = report.labels_reversed or report.lopsided
+    if do_not_fit or show:
+        print(report)
+    else:
+        logger.info(report.headline())
+    if not do_not_fit or settings.yes:
+        return
+    remedy, page = "define them with --definitions FILE, then --probe again", "What the labels mean"
+    if report.labels_reversed:
+        remedy, page = report.exchange(settings.label_map), "Reversed labels"
+    raise TeacherLopsided(
+        f"{where}{report.headline()}; {remedy} (docs/teacher.md, '{page}'), or continue with --yes"
+    )
 
 
 def _write_output(

@@ -79,6 +79,7 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--limit", type=PositiveInt | None, help="use only the first N pairs of each split")
     add("--ids", type=Names | None, help="use only these pairs, separated by commas")
     add("--overwrite", type=bool, default=False, help="replace a finished output")
+    add("--yes", type=bool, default=False, help="go on even if labels or definitions do not fit the answers")
     add("--prompt", type=Path | None, help="use your own prompt file (see nlicot/teacher/prompts)")
     add("--definitions.file", type=Path | None, help="meaning of the labels on this data: a YAML file")
     add("--definitions.entailment", type=str | None, help="meaning of label 1, completing 'answer 1 if ...'")
@@ -120,7 +121,6 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
         add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
         add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
         add("--probe", type=bool, default=False, help="only compare the first 100 answers with the labels")
-        add("--yes", type=bool, default=False, help="go on even if the probe finds a lopsided teacher")
     elif stage == "score":
         add = parser.add_argument_group("scores").add_argument
         add("--threshold", type=Literal[1, 2, 3, 4, 5], default=4, help="rewrite texts that score lower")

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from nlicot.builders import builder_name
 from nlicot.command_line import worded
 from nlicot.data.atomic_write import write_json, write_text
+from nlicot.data.pairs import labelled_pairs_shown
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.loaded_model import (
@@ -70,6 +71,9 @@ def fit(command: FitCommand) -> int:
 
     # Errors in the data come first; a builder that limits a thought's tokens needs the tokenizer, though.
     data.read_for_fit(lambda thought: resolved().prompt_format.count_thought_tokens(thought))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in labelled_pairs_shown(data.pairs["train"]):
+            print(line)
     windows = PairsData(data, resolved().prompt_format)
     if settings.preflight:
         trainer = make_trainer(settings, arguments, logger=False)

@@ -120,6 +120,19 @@ def test_numbers_become_labels_through_a_label_map(tmp_path: Path) -> None:
     assert labels_of(jsonl_file(tmp_path, *rows), label_map=LabelMap.parse("0=1,1=0,2=0")) == [1, 0, 0]
 
 
+def test_a_map_of_0_and_1_is_one_of_every_spelling_of_them(tmp_path: Path) -> None:
+    rows = [
+        {"premise": f"P{n}", "hypothesis": "H", "label": label}
+        for n, label in enumerate((0, 1, True, False, 1.0, "0.0", "True"))
+    ]
+    path = jsonl_file(tmp_path, *rows)
+    assert labels_of(path) == [0, 1, 1, 0, 1, 0, 1]
+    assert labels_of(path, label_map=LabelMap.parse("0=1,1=0")) == [1, 0, 0, 1, 0, 1, 0]
+    assert "None" in complaint(
+        jsonl_file(tmp_path, rows[0] | {"label": "yes"}), label_map=LabelMap.parse("None=1")
+    )
+
+
 def test_words_without_a_label_map_are_an_error_that_suggests_one(tmp_path: Path) -> None:
     rows = "P,H,1\nP,I,entailment\nP,J,neutral\nP,K,entailment\n"
     assert complaint(csv_file(tmp_path, "premise,hypothesis,label\n" + rows)) == (

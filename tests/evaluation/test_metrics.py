@@ -17,11 +17,15 @@ from nlicot.evaluation.metrics import (
     accuracy_by,
     classification_metrics,
     format_table,
+    label_recalls,
     length_bins,
+    look_reversed,
     mcnemar_exact,
     metrics_to_dict,
+    warn_if_reversed,
     wilson_interval,
 )
+from nlicot.records import Example
 
 TRUE = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 PREDICTED = [1, 1, 1, 0, 1, 0, 0, 0, 0, 0]
@@ -297,6 +301,67 @@ def test_wilson_interval_equals_scipy(successes: int, total: int):
 def test_wilson_interval_refuses_impossible_counts(successes: int, total: int):
     with pytest.raises(ValueError, match=f"{successes} successes of {total}"):
         wilson_interval(successes, total)
+
+
+# --- reversed labels --------------------------------------------------------------------------------
+
+
+def answers_of(counts: tuple[tuple[int, int], tuple[int, int]]) -> list[tuple[int, int]]:
+    """True labels with answers, from the numbers of right and of all ones of each label."""
+    return [
+        (label, label if number < num_right else 1 - label)
+        for label, (num_right, num) in enumerate(counts)
+        for number in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [
+        ((3, 3), 1 / 64),
+        ((3, 5), 0.0051),
+        ((3, 97), 1e-5),
+        ((9, 91), 1e-9),
+        ((10, 10), 0.0002),
+        ((10, 90), 0.0015),
+        ((50, 50), 0.0011),
+    ],
+)
+def test_guesses_of_any_bias_hardly_ever_look_reversed(sizes: tuple[int, int], most: float):
+    """The exact probability, at worst over the proportion of guesses for label 1."""
+    stats = pytest.importorskip("scipy.stats")
+    zeros, ones = (np.arange(size + 1) for size in sizes)
+    table = [
+        [look_reversed(label_recalls(answers_of(((int(a), sizes[0]), (int(b), sizes[1]))))) for b in ones]
+        for a in zeros
+    ]
+    bias = np.linspace(0, 1, 201)[:, None]
+    chance = np.einsum(
+        "qa,ab,qb->q",
+        stats.binom.pmf(zeros, sizes[0], 1 - bias),
+        np.array(table, dtype=float),
+        stats.binom.pmf(ones, sizes[1], bias),
+    )
+    assert 0 < chance.max() <= most
+
+
+def test_a_student_below_chance_is_warned_about_with_a_pair_of_each_label():
+    answers = answers_of(((1, 20), (0, 20)))
+    examples = [
+        Example(id=f"p{number}", premise=f"P{number}", hypothesis="H", label=label)
+        for number, (label, _) in enumerate(answers)
+    ]
+    said: list[int | None] = [answer for _, answer in answers]
+    assert warn_if_reversed(examples, said, None).splitlines() == [
+        "labels look reversed: the model finds 0 % of label 1 and 5 % of label 0; with --label_map 0=1,1=0 "
+        "it is right on 97.5 %",
+        "    p1: 'P1' / 'H'",
+        "      model: 1 (entailment), file: 0 (no entailment)",
+        "    p20: 'P20' / 'H'",
+        "      model: 0 (no entailment), file: 1 (entailment)",
+    ]
+    assert warn_if_reversed(examples, [None] * 40, None) == ""  # no answer is not the other label
+    assert warn_if_reversed(examples, [0] * 40, None) == ""
 
 
 # --- McNemar ----------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nlicot.cli import main
+from nlicot.config_files import SAMPLE
+from nlicot.data.pairs import read_examples
 from nlicot.prediction import calibration as threshold
 from nlicot.prediction.prediction_files import PartialPredictions
 from nlicot.prompts import StudentPrompts
@@ -63,6 +66,40 @@ def test_multitask_predicts_the_label_directly_or_thinks_when_asked(root: Path) 
     thinking = _run(root, "predict", ["both"], "--think", "true")
     assert {row["status"] for row in thinking} <= {"closed", "truncated"}
     assert [row["id"] for row in thinking] == [row["id"] for row in at_once]
+
+
+def test_validate_says_that_labels_look_reversed_and_which_map_fits(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The labels of these pairs are the opposite of what the student predicts."""
+    fit = ["fit", "--data.builder=label_only", f"--model.base={root / 'base'}", "--run=label"]
+    fit += [f"--checkpoints_root={tmp_path}", "--data.limit_train=16", "--data.effective_batch=16"]
+    fit += ["--trainer.max_steps=2", "--generated_metrics.every_n_epochs=0", "--final_evaluation=false"]
+    assert main([*fit, "--model.quantization=none", "--model.lora.r=4", "--model.learning_rate=1e-2"]) == 0
+    printed = capsys.readouterr().out
+    assert "label 1, read as entailment: " in printed and "label 0, read as no entailment: " in printed
+    run = [f"--ckpt_path={tmp_path / 'label' / 'best.ckpt'}", "--split=dev"]
+    assert main(["predict", *run]) == 0
+    predictions = (tmp_path / "label" / "predictions" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
+    predicted = {row["id"]: row["predicted_label"] for row in map(json.loads, predictions)}
+    pairs = read_examples(SAMPLE / "original_data" / "dev.csv")
+    path = tmp_path / "dev.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({**asdict(pair), "label": 1 - predicted[pair.id]}) for pair in pairs)
+    )
+    capsys.readouterr()
+
+    assert main(["validate", *run, f"--data.dev_pairs={path}"]) == 0
+    printed = capsys.readouterr().out
+    first = next(pair for pair in pairs if predicted[pair.id] == 1)
+    assert (
+        "labels look reversed: the model finds 0 % of label 1 and 0 % of label 0; with --label_map 0=1,1=0 "
+        f"it is right on 100.0 %\n    {first.id}: {first.premise!r} / {first.hypothesis!r}\n"
+        "      model: 1 (entailment), file: 0 (no entailment)\n"
+    ) in printed
+
+    assert main(["validate", *run, f"--data.dev_pairs={path}", "--label_map", "0=1,1=0"]) == 0
+    assert "look reversed" not in capsys.readouterr().out
 
 
 def test_a_run_is_asked_with_the_prompts_of_its_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nlicot.data.pairs import read_examples
-from nlicot.data.thoughts import read_thoughts
+from nlicot.data.pairs import LabelMap, read_examples
+from nlicot.data.thoughts import TextFiles, read_joined, read_thoughts
 from nlicot.records import Example, Thought
 from nlicot.teacher.label_check import pairs_to_probe, probe
 
@@ -41,6 +41,7 @@ def thoughts(zeros: tuple[int, int], ones: tuple[int, int]) -> list[Thought]:
         pytest.param((47, 3), (46, 4), False, id="both found"),
         pytest.param((40, 10), (32, 18), False, id="a gap that chance could open"),
         pytest.param((15, 35), (14, 36), False, id="bad at both, but even"),
+        pytest.param((40, 60), (0, 50), False, id="both below chance"),
         pytest.param((9, 0), (0, 9), False, id="too few to say"),
     ],
 )
@@ -48,6 +49,38 @@ def test_a_teacher_is_lopsided_when_one_label_is_missed_beyond_chance(
     zeros: tuple[int, int], ones: tuple[int, int], lopsided: bool
 ) -> None:
     assert probe(thoughts(zeros, ones)).lopsided is lopsided
+
+
+@pytest.mark.parametrize(
+    ("zeros", "ones", "labels_reversed"),
+    [
+        pytest.param((0, 50), (0, 50), True, id="a perfect teacher"),
+        pytest.param((15, 35), (14, 36), True, id="a weak one"),
+        pytest.param((40, 60), (0, 50), True, id="lopsided too"),
+        pytest.param((18, 32), (19, 31), False, id="19 of 50: up to 52 %"),
+        pytest.param((50, 0), (0, 50), False, id="only label 0 is found"),
+        pytest.param((25, 25), (24, 26), False, id="guesses"),
+        pytest.param((0, 3), (0, 5), True, id="few, all wrong"),
+        pytest.param((0, 3), (1, 4), False, id="few, one right"),
+        pytest.param((0, 2), (0, 98), False, id="two of a label"),
+        pytest.param((1, 8), (0, 91), False, id="nine of a label, one right"),
+        pytest.param((0, 0), (0, 50), False, id="one label only"),
+    ],
+)
+def test_labels_look_reversed_when_both_are_missed_beyond_chance(
+    zeros: tuple[int, int], ones: tuple[int, int], labels_reversed: bool
+) -> None:
+    assert probe(thoughts(zeros, ones)).labels_reversed is labels_reversed
+
+
+def test_the_report_of_reversed_labels_shows_a_pair_of_each_and_the_map_that_fits() -> None:
+    report = probe(thoughts((5, 45), (0, 50)))
+
+    assert report.headline() == "teacher finds 0 % of label 1 and 10 % of label 0: labels look reversed"
+    assert [missed.id for missed in report.missed] == ["p5", "p50"]
+    assert str(report).splitlines()[3:5] == ["  two of the pairs:", "    p5: 'P' / 'H'"]
+    assert report.exchange(None) == "with --label_map 0=1,1=0 in every command the teacher is right on 95.0 %"
+    assert "--label_map e=1,n=0 in every" in report.exchange(LabelMap(e=0, n=1))
 
 
 def test_the_report_counts_each_label_and_shows_pairs_that_were_missed() -> None:
@@ -109,7 +142,7 @@ def replayed(name: str, *, only_probed: bool) -> list[Thought]:
 def test_a_strong_teacher_with_the_wrong_definition_is_stopped(only_probed: bool) -> None:
     report = probe(replayed("thoughts", only_probed=only_probed))
 
-    assert report.lopsided
+    assert report.lopsided and not report.labels_reversed
     if not only_probed:
         assert report.headline() == (
             "teacher finds 19 % of label 1 and 99 % of label 0: the label definitions do not fit this data"
@@ -121,7 +154,17 @@ def test_a_strong_teacher_with_the_wrong_definition_is_stopped(only_probed: bool
 def test_the_same_teacher_with_the_right_definition_passes(only_probed: bool) -> None:
     report = probe(replayed("thoughts_defined", only_probed=only_probed))
 
-    assert not report.lopsided
+    assert not report.lopsided and not report.labels_reversed
     assert report.maps[0].relation_map == {"entailment": 1, "neutral": 1, "contradiction": 0}
     if not only_probed:
         assert report.headline() == "teacher finds 94 % of label 1 and 94 % of label 0"
+
+
+@real_data
+def test_the_predecessors_own_thoughts_do_not_look_reversed() -> None:
+    folder = Path(str(REAL)) / "original"
+    files = TextFiles(thoughts=folder / "sample_thoughts.json")
+    report = probe(read_joined(read_examples(folder / "sample.csv"), files).thoughts)
+
+    assert report.accuracy == 0.67
+    assert not report.labels_reversed
