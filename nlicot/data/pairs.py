@@ -76,7 +76,10 @@ class LabelMap(UserDict[str, int | None]):
 
 
 class ColumnNames(UserDict[str, str]):
-    """A file's names of some of our columns. It is not a dict for the same reason as `LabelMap`."""
+    """A file's names of some of our columns, empty for one that is not to be read.
+
+    It is not a dict for the same reason as `LabelMap`.
+    """
 
     def __str__(self) -> str:
         return ",".join(f"{ours}={name}" for ours, name in self.items())
@@ -86,8 +89,8 @@ class ColumnNames(UserDict[str, str]):
         """Read a flag's text or a YAML mapping."""
         names: dict[str, str] = {}
         for part in (value if isinstance(value, str) else str(cls(value))).split(","):
-            ours, _, name = (piece.strip() for piece in part.partition("="))
-            if ours not in ALIASES or not name or ours in names:
+            ours, equals, name = (piece.strip() for piece in part.partition("="))
+            if ours not in ALIASES or not equals or ours in names:
                 expected = f"COLUMN=NAME for some of {', '.join(ALIASES)}, each once"
                 raise ConfigError(f"--columns: found {part.strip()!r}, expected {expected}")
             names[ours] = name
@@ -215,7 +218,7 @@ class _PairReader:
         sources: dict[str, str] = {}
         for column, aliases in ALIASES.items():
             named = self._columns.get(column)
-            candidates = (column, *aliases) if named is None else (named.casefold(),)
+            candidates = (column, *aliases) if named is None else (named.casefold(),) if named else ()
             same = next((originals[name] for name in candidates if name in originals), [])
             if len(same) > 1:
                 raise DataError(
@@ -227,12 +230,11 @@ class _PairReader:
                 )
             if same:
                 sources[column] = same[0]
-            elif named is not None and column not in self._optional:
+            elif named and column not in self._optional:
                 raise self._missing(row, shown(named), f"--columns names it as {column}")
         if missing := [column for column in ("premise", "hypothesis") if column not in sources]:
             flag = ",".join(f"{column}=NAME" for column in missing)
-            remedy = other_delimiter(list(row.fields)) or f"give their names: --columns {flag}"
-            raise self._missing(row, " and ".join(missing), remedy)
+            raise self._missing(row, " and ".join(missing), f"give their names: --columns {flag}")
         if self._label_map is not None and "label" not in {*sources, *self._optional}:
             remedy = "--label_map needs one; give its name: --columns label=NAME"
             raise self._missing(row, "label", remedy)
@@ -240,6 +242,7 @@ class _PairReader:
 
     def _missing(self, row: Row, column: str, remedy: str) -> DataError:
         found, line = f"the columns {', '.join(map(shown, row.fields)) or '(none)'}", row.header_line
+        remedy = other_delimiter(list(row.fields)) or remedy
         return DataError(found, f"{column} too", path=self._path, line=line, remedy=remedy)
 
     def check_labels(self) -> None:
@@ -297,7 +300,8 @@ class _PairReader:
         for example, line, has_id in zip(examples, examples.lines, self._has_id, strict=True):
             if has_id and example.id in line_by_id:
                 found = f"the id {shown(example.id)} again, after line {line_by_id[example.id]}"
-                raise DataError(found, "each id once", path=self._path, line=line)
+                remedy = "--columns id= makes ids from the texts"
+                raise DataError(found, "each id once", path=self._path, line=line, remedy=remedy)
             if has_id:
                 line_by_id[example.id] = line
         made = [index for index, has_id in enumerate(self._has_id) if not has_id]

@@ -106,7 +106,10 @@ def test_a_repeated_pair_is_kept_under_its_own_id(tmp_path: Path) -> None:
 
 def test_a_repeated_id_is_an_error(tmp_path: Path) -> None:
     path = csv_file(tmp_path, 'id,premise,hypothesis\na,"P\n",H\nb,P,H\n a ,P,H\n')
-    assert complaint(path) == "5: found the id 'a' again, after line 2, expected each id once"
+    assert complaint(path) == (
+        "5: found the id 'a' again, after line 2, expected each id once "
+        "(--columns id= makes ids from the texts)"
+    )
 
 
 def test_words_become_labels_through_a_label_map(tmp_path: Path) -> None:
@@ -380,7 +383,7 @@ def test_columns_are_named_by_the_user(tmp_path: Path, caplog: pytest.LogCapture
     ]
 
 
-@pytest.mark.parametrize("text", ["", "premise", "premise=", "text=a", "label=a,label=b"])
+@pytest.mark.parametrize("text", ["", "premise", "=a", "text=a", "label=a,label=b"])
 def test_wrong_column_names_are_a_config_error(text: str) -> None:
     part = text.rpartition(",")[2]
     with pytest.raises(ConfigError) as raised:
@@ -389,6 +392,15 @@ def test_wrong_column_names_are_a_config_error(text: str) -> None:
         f"--columns: found {part!r}, expected COLUMN=NAME for some of "
         "id, premise, hypothesis, label, phenomenon, each once"
     )
+
+
+def test_a_column_without_a_name_is_not_read(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "uid,premise,hypothesis,label,heuristic\n7,P,H,?,x\n7,P,I,?,y\n")
+    columns = ColumnNames.parse("id=,label=,phenomenon=")
+    assert read_examples(path, PairFormat(columns=columns)) == [
+        Example(id=content_id("P", "H"), premise="P", hypothesis="H"),
+        Example(id=content_id("P", "I"), premise="P", hypothesis="I"),
+    ]
 
 
 def test_a_named_column_that_is_missing_is_an_error(tmp_path: Path) -> None:
