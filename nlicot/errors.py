@@ -74,6 +74,6 @@ class TeacherLopsided(TeacherStopped):
 
 
 class NoAnswers(TeacherStopped):
-    """The first requests were all rejected or not answered, as the others would be."""
+    """No answers, or none that can be used, at the start or for long: the others would be as useless."""
 
     exit_code = 7

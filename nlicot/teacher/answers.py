@@ -8,14 +8,14 @@ import contextlib
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nlicot.data.rows import binary_label, shown
 from nlicot.records import LABELS, Failure, Provenance
 from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request, writable
-from nlicot.teacher.engine.scheduler import Ask
+from nlicot.teacher.engine.scheduler import WRONG_LABEL, NotAgain
 from nlicot.teacher.prompt import RELATIONS, PromptType
 
 MAX_COMPLAINTS = 2
@@ -333,25 +333,29 @@ class NoValidAnswer(Exception):
 
 
 async def ask_until_valid(
-    ask: Ask,
+    ask: Callable[[Request], Awaitable[Reply]],
     request: Request,
     prompt_type: PromptType,
     *,
     next_models: Sequence[str] = (),
     true_label: int | None = None,
+    note_read: Callable[[Request, bool], None] = lambda request, is_usable: None,
 ) -> ValidAnswer:
     """Ask `request`'s model, then each of `next_models`, until an answer is valid.
 
     An unusable answer is shown to the model with its problem, twice; one that ran out of tokens is asked for
     once more with more. One that a filter or the model refused goes to the next model at once, as does a
-    `reflected_label` other than `true_label`: it is an opinion.
-    Raises `NoValidAnswer` if no model gave one.
+    `reflected_label` other than `true_label`: it is an opinion. `note_read` gets each answer that could be
+    read, and whether it is usable. Raises `NoValidAnswer` if no model gave one, or `ask` raised `NotAgain`.
     """
-    num_asked = 0
+    num_asked, problem = 0, Unparsable("no_answer", "the model was not asked")
     for model in (request.model, *next_models):
         current, num_complaints, is_enlarged = replace(request, model=model), 0, False
         while True:
-            reply = await ask(current)
+            try:
+                reply = await ask(current)
+            except NotAgain:
+                raise NoValidAnswer(problem, num_asked, reply.text) from None
             num_asked += 1
             text, finish_reason = without_reasoning(reply.text), reply.finish_reason.casefold()
             is_refused = finish_reason in REFUSED
@@ -375,9 +379,11 @@ async def ask_until_valid(
                 current, num_complaints = _with_complaint(current, text, problem), num_complaints + 1
                 continue
             label = answer.fields.get("reflected_label")
-            if true_label in (None, label):
+            is_usable = true_label in (None, label)
+            note_read(current, is_usable)
+            if is_usable:
                 return ValidAnswer(answer=answer, request=current, reply=reply)
-            problem = Unparsable("wrong_label", f"found reflected_label {label}, expected {true_label}")
+            problem = Unparsable(WRONG_LABEL, f"found reflected_label {label}, expected {true_label}")
             break
     raise NoValidAnswer(problem, num_asked, reply.text)
 

@@ -18,7 +18,7 @@ from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl
 from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, read_examples
 from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
-from nlicot.errors import ConfigError, DataError, TeacherLopsided
+from nlicot.errors import ConfigError, DataError, NoAnswers, TeacherLopsided
 from nlicot.evaluation import metrics
 from nlicot.records import to_json_dict
 from nlicot.teacher.backends.base import BACKENDS, connect, endpoint
@@ -56,20 +56,33 @@ def run(command: str, settings: Namespace) -> int:
         return 0
     only_probe = settings.get("probe")
     outputs = {split: OUTPUT_PATH[command](root, split) for split in splits}
+    # Failures that are asked again, or a split that is missing, only add to outputs of the same run.
+    is_unfinished = settings.retry_failures or not all(map(_has_content, outputs.values()))
+    may_add = not settings.reparse and is_unfinished and journal_path.exists()
     if not only_probe:
-        refuse_overwriting(*outputs.values(), overwrite=settings.overwrite)
+        refuse_overwriting(*outputs.values(), overwrite=settings.overwrite or may_add)
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
     job = _job(stages, settings, root)
     with _open_journal(journal_path, settings, job) as journal, scheduler.log_to(log_path):
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
+        if may_add and not only_probe:
+            others = [path for split, path in outputs.items() if not _is_ours(path, stages[split], journal)]
+            refuse_overwriting(*others, overwrite=settings.overwrite)
         if settings.reparse or settings.retry_failures:
             journal.discard_outcomes(failed_only=not settings.reparse)
         report = _ask(stages, settings, journal)
         if not only_probe:
+            empty = []
             for split, stage in stages.items():
                 found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
-                _write_output(split, stage.name, outputs[split], settings.overwrite, found, report, log_path)
-            print(f"log          {log_path}\nnext         python -m nlicot {NEXT_COMMAND[command]}")
+                _write_output(split, stage.name, outputs[split], found, report, log_path)
+                if found and not any(outcome.ok for outcome in found):
+                    empty.append(split)
+            print(f"log          {log_path}")
+            if empty:
+                message = "every pair failed, so no output was written (--retry_failures asks again)"
+                raise NoAnswers(f"{', '.join(empty)}: {message}")
+            print(f"next         python -m nlicot {NEXT_COMMAND[command]}")
     return 0
 
 
@@ -181,7 +194,9 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
     def judge() -> None:
         keys = [task.key for task in small.tasks()]
         answered = journal.outcomes(keys)
-        found = (answered[key] for key in keys if key in answered)  # in the order of the file
+        found = [answered[key] for key in keys if key in answered]  # in the order of the file
+        if (num_read := sum(outcome.ok for outcome in found)) < len(probed):
+            (print if settings.probe else logger.info)(f"{num_read} of {len(probed)} answers could be read")
         rows = (row for outcome in found if outcome.ok for row in scheduler.rows_of(outcome))
         report = probe(thought_from(row) for row in rows)
         _check_labels(report, settings, show=settings.probe)
@@ -207,12 +222,26 @@ def _check_labels(report: ProbeReport, settings: Namespace, *, where: str = "", 
     )
 
 
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _is_ours(path: Path, stage: Stage[Any], journal: Journal) -> bool:
+    """Return True if the journal has each line of an output as a record: writing it again loses nothing."""
+    found = scheduler.outcomes(journal, stage.tasks(), Tally())
+    lines = {json.dumps(row, ensure_ascii=False) for outcome in found if outcome.ok for row in outcome.rows}
+    text = path.read_text(encoding="utf-8", errors="replace") if _has_content(path) else ""
+    return set(text.split("\n")) <= lines | {""}  # not `splitlines`: a text may contain U+2028
+
+
 def _write_output(
-    split: str, name: str, path: Path, overwrite: bool, found: list[Outcome], report: RunReport, log: Path
+    split: str, name: str, path: Path, found: list[Outcome], report: RunReport, log: Path
 ) -> None:
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
-    rows = (row for outcome in found if outcome.ok for row in outcome.rows)
-    write_jsonl(path, rows, overwrite=overwrite)
+    is_empty = bool(found) and not any(outcome.ok for outcome in found)
+    if not is_empty:  # else it would replace an earlier output, or pass for a finished one
+        rows = (row for outcome in found if outcome.ok for row in outcome.rows)
+        write_jsonl(path, rows, overwrite=True)  # refused at the start if it may not be replaced
     failures_path = path.with_suffix(".failures.jsonl")
     failures_path.unlink(missing_ok=True)
     if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
@@ -222,7 +251,7 @@ def _write_output(
     write_json(log.with_name(f"{stem}.json"), content)
     write_text(log.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
     run_log.info("%s: %s", split, text.splitlines()[0])
-    print(f"{split}: {text}\n\n{split:<13}{path}")
+    print(f"{split}: {text}\n\n{split:<13}{'no output: every pair failed' if is_empty else path}")
     if failures:
         print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
 

@@ -120,7 +120,8 @@ class Stage(ABC, Generic[Item]):
 
     async def _answer(self, ask: Ask, request: Request, kind: PromptType, **how: Any) -> dict[str, Any]:
         """Return the fields of a valid answer, with its `provenance`; `how` goes to `ask_until_valid`."""
-        valid = await ask_until_valid(ask, request, kind, **{"next_models": self.settings.next_models, **how})
+        how = {"next_models": self.settings.next_models, "note_read": ask.note_read, **how}
+        valid = await ask_until_valid(ask, request, kind, **how)
         return {**valid.answer.fields, "provenance": valid.provenance(self.prompts[kind].sha256)}
 
 
@@ -250,7 +251,11 @@ class ScoreStage(Stage[Text]):
         writer = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
         budget = {"max_tokens": REGENERATION_TOKENS} if "max_tokens" in request.params else {}
         request = replace(request, model=writer, params={**request.params, **budget})
-        fields = await self._answer(ask, request, kind, next_models=(), true_label=true_label)
+        try:
+            fields = await self._answer(ask, request, kind, next_models=(), true_label=true_label)
+        except NoValidAnswer as error:
+            ask.note_set_aside(request, error.failure(pair=text.id, stage=self.name))
+            raise
         return replace(text, round=round_, **fields)
 
 

@@ -26,6 +26,11 @@ class RetryPolicy:
     first_pause_s: float = 0.5
     max_pause_s: float = 30.0
     max_unanswered_at_start: int = 5  # the run ends if this many requests fail before one is answered
+    # The run ends if none of the first pairs could be read: even a teacher that fails on half of all pairs
+    # fails on ten in a row only once in a thousand runs. The first job of a batch is as large as the probe.
+    max_unreadable_at_start: int = 10
+    batch_max_unreadable_at_start: int = 100
+    max_failures_in_a_row: int = 50  # of one kind, later; 80 % failures get there once in 350,000 pairs
     first_shared_pause_s: float = 1.0
     max_shared_pause_s: float = 60.0  # a per-minute quota is full again by then
     max_retry_after_s: float = 120.0

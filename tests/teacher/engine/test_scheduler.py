@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
 from nlicot.errors import BudgetReached, DiskFull, NoAnswers, TeacherRefused, TeacherStopped
-from nlicot.records import Failure, Usage
+from nlicot.records import Failure, Usage, to_json_dict
 from nlicot.teacher.backends.base import (
     AnswerSchema,
     BrokenEnvelope,
@@ -32,6 +32,7 @@ from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, Retr
 from nlicot.teacher.engine.scheduler import (
     Ask,
     Interrupted,
+    NotAgain,
     Phase,
     RunSettings,
     Scheduler,
@@ -128,9 +129,14 @@ def question(text: str) -> Request:
 
 async def _take(request: Request, ask: Ask) -> Outcome:
     reply = await ask(request)
-    if reply.text == "unusable":
-        return Outcome(ok=False, correct=None, rows=[{"kind": "no_json", "message": "no JSON"}])
+    if reply.text.startswith("unusable"):
+        return unusable(request.messages[0].content, raw=reply.text)
     return Outcome(ok=True, correct=reply.text == "yes", rows=[{"text": reply.text}])
+
+
+def unusable(text: str, kind: str = "no_json", raw: str = "unusable") -> Outcome:
+    failure = Failure(id=text, stage="generate", kind=kind, message="no JSON", attempts=1, raw=raw)
+    return Outcome(ok=False, correct=None, rows=[to_json_dict(failure)])
 
 
 def task(text: str, key: str = "") -> Task:
@@ -504,6 +510,231 @@ def test_a_server_that_is_down_also_ends_a_later_run(journal: Journal) -> None:
 
     with pytest.raises(NoAnswers):
         run(scheduler_for(Scripted({text: [busy()] * 6 for text in "bcdefgh"}), journal), "abcdefgh")
+
+
+# ------------------------------------------------------------------ answers that cannot be used
+
+NAMES = [f"t{number:03}" for number in range(300)]
+
+
+def teacher(*, bad: Iterable[str], delay_s: float = 0.0) -> Scripted:
+    """Answers each question once: unusably those in `bad`, with yes all others."""
+    answers = dict.fromkeys(NAMES, yes()) | dict.fromkeys(bad, yes("unusable"))
+    return Scripted({name: [After(delay_s, answer)] for name, answer in answers.items()})
+
+
+def reason_of(scheduler: Scheduler, texts: Iterable[str]) -> str:
+    """Return the message of a run that stops because nothing can be used."""
+    with pytest.raises(NoAnswers) as stopped:
+        run(scheduler, texts)
+    assert stopped.value.exit_code == 7
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 64])
+def test_a_run_stops_if_none_of_the_first_ten_can_be_read(journal: Journal, concurrency: int) -> None:
+    backend = teacher(bad=NAMES, delay_s=1)
+
+    reason = reason_of(scheduler_for(backend, journal, concurrency=concurrency), NAMES)
+
+    assert backend.asked == NAMES[:10]
+    assert reason == (
+        "memory: 0 of 10 answers could be read, most often no_json (10): no JSON; pair t000 got 'unusable'; "
+        "use another --model or --prompt, or a server that enforces JSON (response_format); "
+        "--retry_failures asks again"
+    )
+
+
+def test_the_same_run_again_sends_nothing_until_failures_are_retried(journal: Journal) -> None:
+    reason_of(scheduler_for(teacher(bad=NAMES), journal, concurrency=64), NAMES)
+
+    reason = reason_of(scheduler_for(Scripted({}), journal, concurrency=64), NAMES)
+    assert "most often no_json (10), in an earlier run; nothing was sent now: no JSON; pair t000" in reason
+
+    journal.discard_outcomes(failed_only=True)
+    tally = run(scheduler_for(teacher(bad=[]), journal, concurrency=64), NAMES)
+    assert (tally.num_finished, tally.num_failed, tally.num_requests) == (300, 0, 300)
+
+
+def test_failures_of_earlier_runs_count_among_the_first_ten(journal: Journal) -> None:
+    run(scheduler_for(teacher(bad=NAMES), journal, concurrency=64), NAMES[:7])
+    backend = teacher(bad=NAMES)
+
+    assert "0 of 10 answers could be read" in reason_of(scheduler_for(backend, journal), NAMES)
+
+    assert backend.asked == NAMES[7:10]
+
+
+def test_one_answer_that_can_be_read_lets_all_tasks_in(journal: Journal) -> None:
+    backend = teacher(bad=[*NAMES[:9], *NAMES[10::3]], delay_s=1)
+
+    tally = run(scheduler_for(backend, journal, concurrency=64), NAMES)
+
+    assert (tally.num_finished, tally.num_failed) == (300, 9 + 97)
+    assert backend.times.count(0) == 10
+    assert backend.times.count(1) == backend.most_in_flight == 64
+
+
+def test_answers_that_could_be_read_earlier_let_all_tasks_in_at_once(journal: Journal) -> None:
+    run(scheduler_for(teacher(bad=NAMES[:20]), journal, concurrency=64), [NAMES[50], *NAMES[:20]])
+    backend = teacher(bad=NAMES[20:60:2], delay_s=1)
+
+    tally = run(scheduler_for(backend, journal, concurrency=64), NAMES)
+
+    assert (tally.num_finished, tally.num_failed) == (300, 20 + 19)
+    assert backend.times.count(0) == 64
+
+
+@pytest.mark.parametrize("num", [49, 50])
+def test_a_run_stops_after_fifty_failures_of_one_kind_in_a_row(journal: Journal, num: int) -> None:
+    backend = teacher(bad=NAMES[100 : 100 + num])
+    scheduler = scheduler_for(backend, journal)
+
+    if num == 49:
+        assert run(scheduler, NAMES).num_failed == 49
+    else:
+        reason = reason_of(scheduler, NAMES)
+        assert reason.startswith("memory: 50 pairs in a row failed as no_json: no JSON; pair t100 got")
+        assert backend.asked == NAMES[:150]
+
+        # The next start continues after them: they may have been the only ones.
+        assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_failed == 50
+
+
+def test_failures_of_several_kinds_in_a_row_are_counted_apart(journal: Journal) -> None:
+    async def fail(name: str, kind: str, ask: Ask) -> Outcome:
+        await ask(question(name))
+        return unusable(name, kind)
+
+    kinds = {name: ("no_json", "truncated")[number % 2] for number, name in enumerate(NAMES[1:99])}
+    given = [task(NAMES[0])]
+    for name, kind in kinds.items():
+        given.append(Task(key=name, pair=name, run=functools.partial(fail, name, kind)))
+    scheduler = scheduler_for(teacher(bad=[]), journal)
+
+    run_virtually(scheduler.run(given))
+
+    assert scheduler.tally.num_failed == 98
+
+
+def test_a_server_that_dies_ends_the_run_after_fifty_unanswered_tasks(journal: Journal) -> None:
+    gone = Transient("connection", "cannot be reached")
+    backend = Scripted({NAMES[0]: [yes()]} | {name: [gone] * 6 for name in NAMES[1:]})
+
+    reason = reason_of(scheduler_for(backend, journal, concurrency=16), NAMES)
+
+    start, _, remedy = reason.partition(", as for pair pair t")
+    assert start == "memory: 50 pairs in a row failed as connection: cannot be reached"
+    assert remedy.endswith("; check the server, and run the same command to continue")
+    assert len(set(backend.asked)) <= 1 + 50 + 16
+    assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_failed == 0
+
+
+def test_rejected_texts_never_end_a_run_that_got_answers(journal: Journal) -> None:
+    backend = Scripted({NAMES[0]: [yes()]} | {name: [rejected()] for name in NAMES[1:]})
+
+    assert run(scheduler_for(backend, journal), NAMES).num_failed == 299
+
+
+def test_a_run_in_which_every_task_failed_raises(journal: Journal) -> None:
+    def go(texts: Sequence[str], backend: Scripted) -> None:
+        run_phases(
+            [Phase(tasks=lambda: tasks(texts)), Phase(tasks=lambda: tasks(()))],
+            stage="generate",
+            backend=backend,
+            models=["teacher"],
+            journal=journal,
+            settings=RunSettings(),
+        )
+
+    for backend in (teacher(bad=NAMES), Scripted({})):
+        with pytest.raises(NoAnswers, match=r"^memory: 0 of 3 answers could be read, most often no_json"):
+            go(NAMES[:3], backend)
+    go(NAMES[:4], teacher(bad=[]))
+    go((), teacher(bad=[]))
+
+
+class Jobs(Scripted):
+    """A backend whose requests wait in jobs."""
+
+    name = "mistral-batch"
+
+
+async def _until_valid(request: Request, ask: Ask) -> Outcome:
+    """Ask up to three times, each time with one more exclamation mark."""
+    text, reply = request.messages[0].content, None
+    for number in range(3):
+        again = replace(request, messages=(Message(role="user", content=text + "!" * number),))
+        try:
+            reply = await ask(again)
+        except NotAgain:
+            break
+        if reply.text == "yes":
+            ask.note_read(again, is_usable=True)
+            return Outcome(ok=True, correct=True, rows=[{"text": reply.text}])
+    assert reply is not None
+    return unusable(text, raw=reply.text)
+
+
+def persistent(names: Sequence[str]) -> list[Task]:
+    return [Task(key=name, pair=name, run=functools.partial(_until_valid, question(name))) for name in names]
+
+
+@pytest.mark.parametrize(("num_tasks", "num_asked"), [(300, 100), (60, 60), (10, 10)])
+def test_a_useless_first_round_of_a_job_is_not_followed_by_another(
+    journal: Journal, num_tasks: int, num_asked: int
+) -> None:
+    backend = Jobs({name: [After(3600, yes("unusable"))] for name in NAMES})
+    scheduler = scheduler_for(backend, journal, concurrency=10_000)
+
+    async def go() -> None:
+        await scheduler.run(persistent(NAMES[:num_tasks]))
+        scheduler.check_result()
+
+    with pytest.raises(NoAnswers, match=f"0 of {num_asked} answers could be read"):
+        run_virtually(go())
+    assert backend.asked == NAMES[:num_asked]
+
+    with pytest.raises(NoAnswers, match="in an earlier run; nothing was sent now"):
+        run_virtually(scheduler_for(Jobs({}), journal, concurrency=10_000).run(persistent(NAMES)))
+
+
+def test_a_round_that_was_killed_before_its_outcomes_were_saved_is_not_sent_again(journal: Journal) -> None:
+    backend = Jobs({name: [After(3600, yes("unusable"))] for name in NAMES})
+    with pytest.raises(NoAnswers):
+        run_virtually(scheduler_for(backend, journal, concurrency=10_000).run(persistent(NAMES)))
+    journal.discard_outcomes(failed_only=False)
+
+    with pytest.raises(NoAnswers, match="0 of 100 answers could be read"):
+        run_virtually(scheduler_for(Jobs({}), journal, concurrency=10_000).run(persistent(NAMES)))
+
+
+@pytest.mark.parametrize("num_good", [1, 50])
+def test_one_answer_of_a_job_that_can_be_read_lets_the_others_be_asked_again(
+    journal: Journal, num_good: int
+) -> None:
+    script: dict[str, list[Step]] = {}
+    for number, name in enumerate(NAMES):
+        first = "yes" if number < num_good else "unusable"
+        script |= {name: [After(3600, yes(first))], f"{name}!": [After(3600, yes())]}
+    backend = Jobs(script)
+
+    scheduler = scheduler_for(backend, journal, concurrency=10_000)
+    run_virtually(scheduler.run(persistent(NAMES)))
+
+    assert (scheduler.tally.num_finished, scheduler.tally.num_failed) == (300, 0)
+    assert backend.times.count(0) == 100
+    assert sorted(backend.asked[100:]) == sorted([*NAMES[100:], *(f"{name}!" for name in NAMES[num_good:])])
+
+
+def test_a_few_tasks_in_a_job_are_asked_again_in_any_case(journal: Journal) -> None:
+    script = {f"{name}{marks}": [After(3600, yes("unusable"))] for name in NAMES[:9] for marks in ("", "!")}
+    backend = Jobs(script | {f"{name}!!": [After(3600, yes())] for name in NAMES[:9]})
+
+    scheduler = scheduler_for(backend, journal, concurrency=10_000)
+    run_virtually(scheduler.run(persistent(NAMES[:9])))
+
+    assert (scheduler.tally.num_finished, scheduler.tally.num_failed) == (9, 0)
 
 
 # ------------------------------------------------------------------ exceptions and cancellation
