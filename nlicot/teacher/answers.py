@@ -64,6 +64,8 @@ _INTEGER = re.compile(r"(0|-?[1-9][0-9]{0,8})(?:\.0)?")
 _OBJECT = re.compile(r'\{\s*(?:\}|"[^"\\]*"\s*:)')
 _NAME = re.compile(r'\s*"([^"\\]*)"\s*:\s*')
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
+_BLANKS = re.compile(r"\s*")
+_DECODER = json.JSONDecoder()
 _COMMA = re.compile(r"\s*,?")
 _BRACE = re.compile(r"\s*\}")
 _ENTRY = re.compile(r'"\s*,\s*"[^"\\]*"\s*:')
@@ -99,16 +101,25 @@ def without_reasoning(text: str) -> str:
     >>> without_reasoning('<think>{"a": 1}? No.</think>{"a": 2}'), without_reasoning("<think>{")
     ('{"a": 2}', '')
     """
-    while (end := _REASONING_ENDS.search(text)) or _REASONING_STARTS.search(text):
+    first, start = _blanks_end(text, 0), _REASONING_STARTS.search(text)
+    position = first
+    while (end := _REASONING_ENDS.search(text, position)) or start:
         with contextlib.suppress(ValueError, RecursionError):
-            json.loads(text)
-            return text  # a tag inside an answer
-        start, first = _REASONING_STARTS.search(text), _OBJECT.search(text)
-        is_inside = end is not None and (start is None or end.start() < start.start())
-        if not is_inside and start and first and first.start() < start.start():
-            return text  # it follows the answer
-        text = text[end.end() :].lstrip() if end else ""
-    return text
+            is_object = text.startswith("{", position)
+            if is_object and _blanks_end(text, _DECODER.raw_decode(text, position)[1]) == len(text):
+                break  # the tag is inside an answer
+        is_block = start is not None and (end is None or start.start() < end.start())
+        if is_block and start and _OBJECT.search(text, position, start.start()):
+            break  # the block follows the answer
+        position = _blanks_end(text, end.end()) if end else len(text)
+        if start and start.start() < position:
+            start = _REASONING_STARTS.search(text, position)
+    return text[position:] if position > first else text  # unchanged: it may be part of a journal's key
+
+
+def _blanks_end(text: str, position: int) -> int:
+    blanks = _BLANKS.match(text, position)
+    return blanks.end() if blanks else position
 
 
 def parse_answer(text: str, prompt_type: PromptType) -> Answer:

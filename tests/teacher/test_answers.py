@@ -469,12 +469,20 @@ def test_reasoning_that_does_not_end_leaves_nothing(text: str) -> None:
         thought(),
         thought("The page shows </think> and <think>."),
         f"```json\n{thought('The tag <think> opens.')}\n```",
-        f"{thought()}\n<think>Right?</think>",
+        f"\n{thought()}\n<think>Right?</think>",
+        " \n No.",
         "I think <b>so</b>.",
     ],
 )
 def test_a_text_without_reasoning_before_it_is_kept(text: str) -> None:
     assert without_reasoning(text) == text
+
+
+@pytest.mark.parametrize("text", ["</think>", "<think>", "<think>{ ", '{"a": 1}</think>', '"</think>'])
+def test_tags_without_end_are_read_quickly(text: str) -> None:
+    start = time.perf_counter()
+    assert len(without_reasoning(text * 20_000)) < len(text)
+    assert time.perf_counter() - start < 2
 
 
 # ------------------------------------------------------------------ numbers of other spellings
