@@ -59,7 +59,7 @@ def check_teacher(data: AuditData) -> Section | None:
     # By split: the labels of each may come from another source.
     suspect = [split for split in data.splits if _probe(_blind([split])).labels_reversed]
     others = _blind(split for split in data.splits if split not in suspect)
-    findings = list(_teacher_findings(others, _probe(others)))
+    findings = list(_teacher_findings(others, _probe(others), data.label_map))
     if suspect:
         findings.append(_reversed_labels(suspect, data.label_map, only_some=bool(others)))
         tables.append(_mistakes_of_each_label(_blind(suspect)))
@@ -107,7 +107,9 @@ def _recall_figures(report: ProbeReport) -> dict[str, float]:
     return {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
 
 
-def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport) -> Iterator[Finding]:
+def _teacher_findings(
+    blind: Sequence[tuple[str, Thought]], report: ProbeReport, label_map: LabelMap | None
+) -> Iterator[Finding]:
     worse, better = sorted(report.recalls, key=lambda recall: recall.proportion)
     wrong = [(id_, thought) for id_, thought in blind if not thought.correct]
     figures = _recall_figures(report)
@@ -119,6 +121,8 @@ def _teacher_findings(blind: Sequence[tuple[str, Thought]], report: ProbeReport)
         remap = ""
         if report.maps and report.maps[0].accuracy > report.accuracy:
             remap = f"; or map relations differently: --relation_map {report.maps[0]}"
+        if report.below_chance:
+            remap = f"; labels may be reversed too: {report.exchange(label_map)}"
         yield Finding(
             name="label definitions do not fit",
             severity="error",

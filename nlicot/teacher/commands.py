@@ -110,7 +110,7 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     files = TextFiles(thoughts=path, reflections=reflections_path if with_reflections else None)
     joined = read_joined(examples, files)
     report = probe(joined.thoughts)
-    if report.labels_reversed:  # every reflection would argue for the wrong label
+    if report.labels_reversed or report.below_chance:  # reflections would argue for the wrong labels
         _check_labels(report, settings, where=f"{path}: ")
     ids = {example.id for example in chosen}
     thoughts = [thought for thought in joined.thoughts if thought.id in ids]
@@ -217,6 +217,8 @@ def _check_labels(report: ProbeReport, settings: Namespace, *, where: str = "", 
     remedy, page = "define them with --definitions FILE, then --probe again", "What the labels mean"
     if report.labels_reversed:
         remedy, page = report.exchange(settings.label_map), "Reversed labels"
+    elif report.below_chance:
+        remedy = f"labels may be reversed too: {report.exchange(settings.label_map)}; then {remedy}"
     raise TeacherLopsided(
         f"{where}{report.headline()}; {remedy} (docs/teacher.md, '{page}'), or continue with --yes"
     )

@@ -62,6 +62,14 @@ class ProbeReport:
         gap = better.proportion - worse.proportion
         return worse.interval.high < better.interval.low and gap >= MIN_RECALL_GAP
 
+    @property
+    def below_chance(self) -> bool:
+        """Guesses of the same bias would be right more often, whatever the labels' definitions."""
+        return (
+            all(recall.num for recall in self.recalls)
+            and sum(each.interval.high for each in self.recalls) < 1
+        )
+
     def headline(self) -> str:
         """Return the finding in one line."""
         consequence = ": the label definitions do not fit this data" if self.lopsided else ""

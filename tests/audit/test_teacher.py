@@ -49,6 +49,14 @@ def test_a_teacher_below_chance_on_both_labels_points_at_the_label_map() -> None
     assert not names & {"weak teacher", "label definitions do not fit"}
 
 
+def test_reversed_labels_under_other_definitions_are_reported_too() -> None:
+    data = with_labels_exchanged(lopsided(clean()), "train")
+    finding = only(dataclasses.replace(data, splits=data.splits[:1]), "label definitions do not fit")
+    assert finding.advice.endswith(
+        "labels may be reversed too: with --label_map 0=1,1=0 in every command the teacher is right on 60.0 %"
+    )
+
+
 def test_labels_that_are_reversed_in_one_split_only_are_to_be_changed_there() -> None:
     finding = only(with_labels_exchanged(clean(), "dev"), "labels look reversed")
     assert finding.summary.startswith("in dev the teacher finds ")

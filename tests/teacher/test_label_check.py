@@ -73,6 +73,22 @@ def test_labels_look_reversed_when_both_are_missed_beyond_chance(
     assert probe(thoughts(zeros, ones)).labels_reversed is labels_reversed
 
 
+@pytest.mark.parametrize(
+    ("zeros", "ones", "below_chance"),
+    [
+        ((40, 10), (1, 49), True),
+        ((48, 2), (1, 49), False),
+        ((50, 0), (10, 40), False),
+        ((0, 0), (0, 9), False),
+    ],
+)
+def test_a_lopsided_teacher_on_reversed_labels_is_below_chance(
+    zeros: tuple[int, int], ones: tuple[int, int], below_chance: bool
+) -> None:
+    report = probe(thoughts(zeros, ones))
+    assert report.below_chance is below_chance and not report.labels_reversed
+
+
 def test_the_report_of_reversed_labels_shows_a_pair_of_each_and_the_map_that_fits() -> None:
     report = probe(thoughts((5, 45), (0, 50)))
 

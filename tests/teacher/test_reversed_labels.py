@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
+from nlicot.data.pairs import read_examples
 from nlicot.data.thoughts import read_thoughts
 from tests.teacher.fake_server import FakeServer
 
@@ -142,6 +143,26 @@ def test_reflect_and_score_stop_before_they_ask_and_in_a_dry_run(
     assert run(command, root, server, "--label_map", "0=1,1=0", "--dry_run") == 0
     assert run(command, root, server, "--limit", "2", "--yes") == 0
     assert server.num_requests == asked + 2
+
+
+def test_reflect_stops_too_if_the_teacher_also_has_other_definitions(
+    root: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A strict teacher calls one entailment in five so, and nothing else."""
+    path = root / "original_thoughts" / "train.jsonl"
+    path.parent.mkdir()
+    pairs = read_examples(root / "original_data" / "train.csv")
+    texts = [{"id": pair.id, "premise": pair.premise, "hypothesis": pair.hypothesis} for pair in pairs]
+    said = [
+        {"thought_process": f"Thought {n}.", "predicted_label": int(n % 10 == 0)} for n in range(NUM_PAIRS)
+    ]
+    path.write_text("\n".join(json.dumps(text | each) for text, each in zip(texts, said, strict=True)))
+    assert run("reflect", root, server, "--dry_run") == 6
+    assert (
+        "teacher finds 0 % of label 1 and 80 % of label 0: the label definitions do not fit this data; labels "
+        "may be reversed too: with --label_map 0=1,1=0 in every command the teacher is right on 60.0 %; then "
+    ) in capsys.readouterr().err
+    assert run("reflect", root, server, "--label_map", "0=1,1=0", "--dry_run") == 0
 
 
 def test_eight_pairs_of_a_public_set_suffice_if_every_answer_is_the_other_label(
