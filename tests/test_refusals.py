@@ -116,8 +116,8 @@ CASES = [
     split(PAIRS.encode("utf-16-le"), "p.csv: found UTF-16, expected UTF-8 (save the file as UTF-8)"),
     split(PAIRS.replace(",", ";"), "p.csv:1: found the columns 'id;premise;hypothesis;label', expected pr"),
     split(b"no gzip", "p.csv.gz: not a gzip file, or one that is cut off", name="p.csv.gz"),
-    split(b"PAR1", "p.parquet: found", name="p.parquet"),
-    split(b"x", "p.arrow: found", name="p.arrow"),
+    split(b"PAR1", "p.parquet: cannot be read as Parquet or Arrow: Parquet file size is 4", name="p.parquet"),
+    split(b"x", "p.arrow: cannot be read as Parquet or Arrow: ", name="p.arrow"),
     split("<a><pair></a>", "p.xml:1: found invalid XML: mismatched tag, expected <pair>", name="p.xml"),
     split(
         '<!DOCTYPE a [<!ENTITY b "c">]>\n<a/>',

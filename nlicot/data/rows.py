@@ -226,10 +226,7 @@ def _csv_rows(path: Path, delimiter: str, has_quotes: bool) -> Iterator[Row]:
                     continue
                 if not names:
                     header, names, header_line = cells, [cell.strip() for cell in cells], line
-                    if twice := [name for name in names if name and names.count(name) > 1]:
-                        raise DataError(
-                            f"the column {shown(twice[0])} twice", "each once", path=path, line=line
-                        )
+                    _refuse_repeats(names, path, line)
                     continue
                 if len(cells) != len(names):
                     found, expected = f"{len(cells)} fields", f"{len(names)} as in the header"
@@ -253,6 +250,11 @@ def _csv_rows(path: Path, delimiter: str, has_quotes: bool) -> Iterator[Row]:
     if spans:  # valid, but also what two stray quotes make of the rows between them
         others = f", and {len(spans) - 1} more over several lines" if len(spans) > 1 else ""
         logger.info("%s: a text runs over lines %d to %d%s", path, *spans[0], others)
+
+
+def _refuse_repeats(names: Sequence[str], path: Path, line: int) -> None:
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"the column {shown(twice[0])} twice", "each once", path=path, line=line)
 
 
 _CHARACTERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -338,6 +340,7 @@ def _table_rows(path: Path) -> Iterator[Row]:
                 is_file = file.peek(6).startswith(b"ARROW1")
                 table = (ipc.open_file if is_file else ipc.open_stream)(file).read_all()
                 schema, batches = table.schema, table.to_batches()
+            _refuse_repeats(schema.names, path, 1)  # a dict would have the last one
             names = _class_names(schema.metadata or {})
             number = 0
             for batch in batches:
@@ -348,8 +351,8 @@ def _table_rows(path: Path) -> Iterator[Row]:
                             fields[column] = classes[value]
                     yield Row(path=path, line=number, header_line=1, fields=fields)
         except (pyarrow.ArrowException, OSError) as error:
-            found, expected = str(error).partition("\n")[0], "Parquet or Arrow, as its name says"
-            raise DataError(found, expected, path=path) from None
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DataError(f"cannot be read as Parquet or Arrow: {reason}", path=path) from None
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

@@ -206,6 +206,9 @@ def test_parquet_without_class_labels_keeps_its_numbers(tmp_path: Path) -> None:
 
     parquet.write_table(pyarrow.table({"label": [1.0, None]}), tmp_path / "a.parquet")
     assert rows_of(tmp_path / "a.parquet") == [(1, {"label": 1.0}), (2, {"label": None})]
+    twice = pyarrow.table([pyarrow.array([1]), pyarrow.array([0])], names=["label", "label"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    assert complaint(tmp_path / "b.parquet") == "1: found the column 'label' twice, expected each once"
 
 
 def test_pairs_of_xml_are_rows(tmp_path: Path) -> None:
