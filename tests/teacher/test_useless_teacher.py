@@ -275,7 +275,7 @@ def test_a_server_that_dies_leaves_no_output_and_the_same_command_continues(
     server.answer = default_answer
     server.script(None, [Behaviour()] * 40 + [status(503)] * 6 * NUM_PAIRS)
 
-    assert run("generate", root, server) == 7
+    assert run("generate", root, server, "--concurrency", "16") == 7
     assert "50 pairs in a row failed as http_503: scripted 503" in capsys.readouterr().err
     assert not output(root).exists()
 

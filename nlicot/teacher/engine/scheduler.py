@@ -303,10 +303,10 @@ class Scheduler:
                 self._opened.set()
             self._end_round({topic}, is_useless=False)
 
-    def note_failure(self, topic: str, key: str, failure: Failure) -> None:
+    def note_failure(self, topic: str, key: str, failure: Failure, *, max_in_a_row: int = 0) -> None:
         """Note a question without a usable answer; stops the run after too many in a row."""
         self._streaks[topic].failures[key] = failure
-        self._stop_if_useless(topic, self._start_limit)
+        self._stop_if_useless(topic, self._start_limit, max_in_a_row)
 
     def _note_failed_earlier(self, keys: list[str]) -> None:
         """Count failures in the journal, so that the same command does not pay for as many again."""
@@ -319,10 +319,10 @@ class Scheduler:
             self.note_read("", is_usable=False)
         self._stop_if_useless("", self._policy.max_unreadable_at_start)
 
-    def _stop_if_useless(self, topic: str, start_limit: int) -> None:
+    def _stop_if_useless(self, topic: str, start_limit: int, max_in_a_row: int = 0) -> None:
         streak = self._streaks[topic]
         if streak.could_read:
-            is_useless = streak.commonest()[1] >= self._policy.max_failures_in_a_row
+            is_useless = streak.commonest()[1] >= max(self._policy.max_failures_in_a_row, max_in_a_row)
         else:
             is_useless = len(streak.failures) >= start_limit
         if is_useless:
@@ -407,7 +407,8 @@ class Scheduler:
                 self.stop(NoAnswers(f"{self._backend.server}: {message}"))
         # Rejections are about one text and cost nothing; a job lists its errors in a row, after its answers.
         if not (self._streaks[""].could_read and (self._runs_jobs or isinstance(fault, base.Rejected))):
-            self.note_failure("", task.key, failure)
+            # A short outage fails all that is in flight, and should not end a run of a whole night.
+            self.note_failure("", task.key, failure, max_in_a_row=2 * self._limiter.concurrency)
 
     def _count(self, ok: bool, correct: bool | None) -> None:
         self.tally.count(ok, correct)

@@ -630,6 +630,21 @@ def test_a_server_that_dies_ends_the_run_after_fifty_unanswered_tasks(journal: J
     assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_failed == 0
 
 
+@pytest.mark.parametrize("num_failed", [127, 128])
+def test_an_outage_ends_a_run_only_after_two_rounds_of_all_in_flight(
+    journal: Journal, num_failed: int
+) -> None:
+    gone = Transient("connection", "cannot be reached")
+    script: dict[str, list[Step]] = {name: [yes()] for name in NAMES}
+    script |= {name: [gone] * 6 for name in NAMES[-num_failed:]}
+    scheduler = scheduler_for(Scripted(script), journal, concurrency=64)
+
+    if num_failed == 127:
+        assert run(scheduler, NAMES).num_failed == 127
+    else:
+        assert "128 pairs in a row failed as connection" in reason_of(scheduler, NAMES)
+
+
 def test_rejected_texts_never_end_a_run_that_got_answers(journal: Journal) -> None:
     backend = Scripted({NAMES[0]: [yes()]} | {name: [rejected()] for name in NAMES[1:]})
 
