@@ -124,7 +124,7 @@ class ThoughtGrammar:
         self.label_ids = (zero[0], one[0])
         # Lists first: setting one entry of a tensor takes microseconds, and each has 49,152.
         ends, toggles, keeps, plain, escaped = ([False] * num_logits for _ in range(5))
-        for token, text in enumerate(prompt_format.token_texts):
+        for token, text in enumerate(prompt_format.token_texts[:num_logits]):
             if token in prompt_format.special_ids or not text:
                 continue
             plain[token] = _stays_in_string(text)
