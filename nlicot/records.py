@@ -120,7 +120,8 @@ class Prediction:
 
     `status` is `closed` (the thought ended by itself), `truncated` (it reached its token budget) or
     `label_only` (no thought was requested). `p_entailment` is in [0, 1]; with several votes it is their mean,
-    and `agreement` is the proportion of votes for the label.
+    and `agreement` is the proportion of votes whose own label is the predicted one. A label is 1 if its p is
+    0.5 or more (`evaluation.metrics.entails`), unless a threshold was tuned.
     """
 
     id: str

@@ -40,6 +40,7 @@ NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
 MIN_PAIRS_OF_A_LABEL = 10
 MIN_PAIRS_ALL_WRONG = 3
+THRESHOLD = 0.5
 TABLE_WIDTH = 80
 _MAX_WEIGHTS_PER_CHUNK = 2**19  # 4 MB of float64: measured fastest, and bounds the memory
 _UNANSWERED = -1
@@ -123,6 +124,18 @@ class Recall:
         return wilson_interval(self.num_right, self.num)
 
 
+def entails(p_entailment: Any, threshold: float = THRESHOLD) -> Any:
+    """Return whether p(entailment) means label 1: p >= threshold, so a p of exactly 0.5 does.
+
+    The one rule for labels, votes, calibration error and the label accuracy in training; `p_entailment` is a
+    number, an array or a tensor.
+
+    >>> entails(0.5), entails(0.499), entails(0.6, threshold=0.7)
+    (True, False, False)
+    """
+    return p_entailment >= threshold
+
+
 def classification_metrics(
     true_labels: Sequence[int],
     predicted_labels: Sequence[int | None],
@@ -139,8 +152,7 @@ def classification_metrics(
       half, which is the rank sum of Mann & Whitney (Hanley & McNeil 1982, Radiology 143, 29-36). None if
       there is only one class.
     - Expected calibration error: the mean gap between confidence max(p, 1 - p) and the accuracy of the
-      likelier label, in 10 equal-width bins closed above (Guo et al. 2017, eq. 3). At p = 0.5 the likelier
-      label is 0.
+      label that `entails` gives, in 10 equal-width bins closed above (Guo et al. 2017, eq. 3).
     - Brier: the mean of (p - label)^2, half of the sum over both labels in Brier 1950.
 
     The last three do not depend on a decision threshold and are None unless every probability is given. If
@@ -258,7 +270,7 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 def _probability_statistics(weights: Floats, true: Labels, p: Floats) -> dict[str, Floats]:
     num_pairs = weights.sum(axis=1)
     confidence = np.maximum(p, 1 - p)
-    is_correct = (p > 0.5) == (true == 1)
+    is_correct = entails(p) == (true == 1)
     upper_edges = np.arange(1, NUM_CALIBRATION_BINS + 1) / NUM_CALIBRATION_BINS
     bins = np.searchsorted(upper_edges, confidence, side="left")
     # A bin's weighted count times |accuracy - confidence| is the absolute sum of its pairs' gaps.

@@ -14,7 +14,14 @@ import numpy as np
 from nlicot import completion
 from nlicot.data.atomic_write import write_json
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import ClassificationMetrics, Floats, Labels, classification_metrics
+from nlicot.evaluation.metrics import (
+    THRESHOLD,
+    ClassificationMetrics,
+    Floats,
+    Labels,
+    classification_metrics,
+    entails,
+)
 from nlicot.records import Prediction
 
 EPSILON = 1e-6
@@ -26,7 +33,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 class Decision:
     """How p(entailment) becomes a label: sigmoid(logit(p) / temperature) >= threshold."""
 
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
     temperature: float = 1.0
 
     def calibrated(self, p: Floats) -> Floats:
@@ -40,11 +47,16 @@ class Decision:
         if prediction.p_entailment is None:
             return prediction
         p = float(self.calibrated(np.array([prediction.p_entailment]))[0])
-        label = int(p >= self.threshold)
+        label = int(entails(p, self.threshold))
+        agreement = prediction.agreement
+        if agreement is not None and label != prediction.predicted_label:
+            agreement = 1 - agreement  # of the votes: each has its own label, at 0.5
         parsed = completion.parse(prediction.completion)
         form = completion.Form.THOUGHT_FIRST if parsed is None else parsed.form
         rendered = completion.render(prediction.thought_process, label, form)
-        return replace(prediction, predicted_label=label, p_entailment=p, completion=rendered)
+        return replace(
+            prediction, predicted_label=label, p_entailment=p, completion=rendered, agreement=agreement
+        )
 
 
 def _logit(p: Floats) -> Floats:
@@ -115,7 +127,7 @@ def tune(
         held_out = fold_of == fold
         decision = fit_decision(true[~held_out], p[~held_out])
         calibrated[held_out] = decision.calibrated(p[held_out])
-        decided[held_out] = calibrated[held_out] >= decision.threshold
+        decided[held_out] = entails(calibrated[held_out], decision.threshold)
     decision = fit_decision(true, p)
     return Tuned(
         decision=decision,
@@ -143,7 +155,7 @@ def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
 
 def _measured(true: Labels, p: Floats, decision: Decision) -> ClassificationMetrics:
     calibrated = decision.calibrated(p)
-    labels = (calibrated >= decision.threshold).astype(int)
+    labels = entails(calibrated, decision.threshold).astype(int)
     return classification_metrics(true.tolist(), labels.tolist(), calibrated.tolist())
 
 

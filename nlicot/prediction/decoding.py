@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from nlicot import completion
 from nlicot.completion import Form
+from nlicot.evaluation.metrics import entails
 from nlicot.model.loaded_model import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Script, ThoughtGrammar
@@ -111,8 +113,8 @@ class Decoder:
         for start in range(0, len(order), self.settings.batch_size):
             part = order[start : start + self.settings.batch_size]
             hidden, _ = self._prefill([rows[index] for index in part], prefix)
-            two = self.model.lm_head(hidden)[:, list(self.grammar.label_ids)].float()
-            yield from zip(part, two.softmax(-1)[:, 1].tolist(), strict=True)
+            two = choice_probabilities(self.model.lm_head, hidden, self.grammar.label_ids)
+            yield from zip(part, two[:, 1].tolist(), strict=True)
 
     @torch.inference_mode()
     def _run(
@@ -205,7 +207,8 @@ class Decoder:
         feed = chosen.tolist()
         for slot, row in enumerate(running.rows):
             if not row.done:
-                feed[slot] = row.next_token(feed[slot], closes[slot], logits[slot])
+                probabilities = partial(choice_probabilities, self.model.lm_head, running.hidden[slot])
+                feed[slot] = row.next_token(feed[slot], closes[slot], probabilities)
                 if row.done:
                     yield row.owner, row.answer(self.prompt_format)
         kept = [slot for slot, row in enumerate(running.rows) if not row.done]
@@ -353,10 +356,24 @@ def _left_padded(values: Tensor, width: int, *, dim: int) -> Tensor:
     return functional.pad(values, [0, 0] * (values.dim() - 1 - dim) + [missing, 0]) if missing else values
 
 
+def choice_probabilities(head: Any, hidden: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return the probabilities `[..., K]` of K tokens among each other, given hidden states `[..., H]`.
+
+    In float32 whatever the model computes in: in bfloat16 two labels often have equal logits. No matrix
+    product, because autocast would round its factors.
+    """
+    chosen = torch.tensor(ids, device=head.weight.device)
+    logits = (hidden.float()[..., None, :] * head.weight[chosen].float()).sum(-1)
+    if head.bias is not None:
+        logits = logits + head.bias[chosen].float()
+    probabilities: Tensor = logits.softmax(-1)
+    return probabilities
+
+
 def _vote(id_: str, p_entailment: float, thought_process: str | None, status: str) -> Prediction:
     return Prediction(
         id=id_,
-        predicted_label=int(p_entailment >= 0.5),
+        predicted_label=int(entails(p_entailment)),
         p_entailment=p_entailment,
         thought_process=thought_process,
         status=status,
@@ -375,7 +392,7 @@ def average(
     weights = weights or [1.0] * len(answers)
     probabilities = [float(answer.p_entailment or 0.0) for answer in answers]
     mean = sum(weight * p for weight, p in zip(weights, probabilities, strict=True)) / sum(weights)
-    label = int(mean >= 0.5)
+    label = int(entails(mean))
     by_weight = [answers[index] for index in sorted(range(len(answers)), key=lambda i: -weights[i])]
     thinking = [answer for answer in by_weight if answer.thought_process is not None]
     chosen = next((one for one in thinking if one.predicted_label == label), (thinking or by_weight)[0])

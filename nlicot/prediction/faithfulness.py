@@ -13,7 +13,7 @@ from pathlib import Path
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.data.atomic_write import write_json
-from nlicot.evaluation.metrics import read_metrics
+from nlicot.evaluation.metrics import entails, read_metrics
 from nlicot.prediction.decoding import Decoder, by_length
 from nlicot.prediction.predictor import Predictor
 from nlicot.records import Example, Prediction
@@ -80,7 +80,7 @@ def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequ
         ids = encode(completion.escape(thought), first=False) if thought else []
         rows.append([*prompt, *grammar.opening_ids, *ids, *grammar.closing_ids])
     probabilities = dict(decoder.label_probabilities(rows))
-    return [int(probabilities[index] >= 0.5) for index in range(len(rows))]
+    return [int(entails(probabilities[index])) for index in range(len(rows))]
 
 
 def record_faithfulness(path: Path, split: str, table: Sequence[Probe]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +30,10 @@ class FreeText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One of several literals, chosen by the logits of their first tokens; then `following_ids` are fed."""
+    """The likeliest of several literals by their first tokens; then `following_ids` are fed.
+
+    Of equally likely ones it is the last: of the labels 0 and 1, as in `evaluation.metrics.entails`, label 1.
+    """
 
     options: Sequence[Sequence[int]]
     following_ids: Sequence[int] = ()
@@ -41,10 +44,11 @@ Script = Sequence[FreeText | Choice]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A row's texts, whether each closed by itself, and its choices' probabilities, in script order."""
+    """A row's texts, whether each closed by itself, its choices and their probabilities, in script order."""
 
     texts: list[str]
     closed: list[bool]
+    choices: list[int]
     probabilities: list[list[float]]
 
 
@@ -59,6 +63,7 @@ class Row:
     pending: list[int] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
     closed: list[bool] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
     probabilities: list[list[float]] = field(default_factory=list)
 
     @property
@@ -77,15 +82,16 @@ class Row:
         step = None if self.done else self.script[self.step]
         return step.closing_ids[0] if isinstance(step, FreeText) else 0
 
-    def next_token(self, chosen: int, closes: bool, logits: Tensor) -> int:
-        """Return the token to feed, given the model's choice and its logits `[V]`."""
+    def next_token(self, chosen: int, closes: bool, probabilities: Callable[[Sequence[int]], Tensor]) -> int:
+        """Return the token to feed, given the model's choice, and its probabilities `[K]` of K tokens."""
         if self.pending:
             return self.pending.pop(0)
         step = self.script[self.step]
         if isinstance(step, Choice):
-            probabilities: list[float] = logits[[option[0] for option in step.options]].softmax(-1).tolist()
-            self.probabilities.append(probabilities)
-            best = max(range(len(probabilities)), key=probabilities.__getitem__)
+            found: list[float] = probabilities([option[0] for option in step.options]).tolist()
+            best = max(reversed(range(len(found))), key=found.__getitem__)
+            self.probabilities.append(found)
+            self.choices.append(best)
             literal = [*step.options[best], *step.following_ids]
         else:
             if len(self.tokens) == len(self.closed):
@@ -106,7 +112,7 @@ class Row:
         # A token budget may end inside an escape.
         whole = [text[:-1] if _num_trailing_backslashes(text) % 2 else text for text in texts]
         texts = list(map(completion.unescape, whole))
-        return Answer(texts=texts, closed=self.closed, probabilities=self.probabilities)
+        return Answer(texts=texts, closed=self.closed, choices=self.choices, probabilities=self.probabilities)
 
 
 class ThoughtGrammar:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from nlicot.evaluation.metrics import entails
 from nlicot.model.encoding import TokenKind
 from nlicot.model.fast import kernels
 from nlicot.model.fast.attention import dummy_mask
 from nlicot.model.loaded_model import causal_lm
+from nlicot.prediction.decoding import choice_probabilities
 from nlicot.settings import SegmentWeights
 from nlicot.training.windows import MicroBatch
 
@@ -74,8 +76,8 @@ class _TokenLosses(Function):
 def num_right_labels(model: Any, batch: MicroBatch, hidden: Tensor, label_ids: tuple[int, int]) -> int:
     """Count the examples whose label the model prefers to the other one, given the true thought."""
     is_label = batch.kinds == TokenKind.LABEL
-    logits = causal_lm(model).lm_head(hidden[is_label])[:, list(label_ids)]
-    return int((logits.argmax(-1) == (batch.targets[is_label] == label_ids[1]).long()).sum())
+    p_entailment = choice_probabilities(causal_lm(model).lm_head, hidden[is_label], label_ids)[:, 1]
+    return int((entails(p_entailment) == (batch.targets[is_label] == label_ids[1])).sum())
 
 
 def sum_by_kind(losses: Tensor, kinds: Tensor) -> Tensor:

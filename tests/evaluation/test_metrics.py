@@ -16,6 +16,7 @@ from nlicot.evaluation.metrics import (
     Interval,
     accuracy_by,
     classification_metrics,
+    entails,
     format_table,
     label_recalls,
     length_bins,
@@ -108,6 +109,15 @@ def test_calibration_error_at_the_ends_of_the_scale(p: float, label: int, gap: f
     metrics = classification_metrics([label], [label], [p])
     assert metrics.expected_calibration_error is not None
     assert metrics.expected_calibration_error.value == gap
+
+
+def test_at_exactly_one_half_the_label_is_1():
+    assert [entails(p) for p in (0.0, math.nextafter(0.5, 0), 0.5, 1.0)] == [False, False, True, True]
+    # Confidence 0.5 and label 1: of three pairs two are right, so the gap is 2/3 - 1/2.
+    metrics = classification_metrics([1, 1, 0], [1, 1, 1], [0.5, 0.5, 0.5])
+    assert metrics.expected_calibration_error is not None
+    assert metrics.expected_calibration_error.value == pytest.approx(2 / 3 - 1 / 2)
+    assert metrics.accuracy.value == pytest.approx(2 / 3)
 
 
 def test_calibration_bins_are_closed_above():

@@ -77,6 +77,28 @@ def test_decision_changes_label_probability_and_completion_together() -> None:
     assert found.completion == '{"thought_process": "x", "predicted_label": 0}'
 
 
+def test_agreement_is_that_with_the_label_that_was_decided() -> None:
+    prediction = Prediction(
+        id="a",
+        predicted_label=1,
+        p_entailment=0.6,
+        thought_process="x",
+        status="closed",
+        completion='{"thought_process": "x", "predicted_label": 1}',
+        agreement=0.75,
+    )
+    assert Decision(threshold=0.5).apply(prediction).agreement == 0.75
+    assert Decision(threshold=0.7).apply(prediction).agreement == 0.25
+
+
+@pytest.mark.parametrize(("p", "label"), [(0.7, 1), (0.6999, 0)])
+def test_at_exactly_the_threshold_the_label_is_1(p: float, label: int) -> None:
+    prediction = Prediction(
+        id="a", predicted_label=1, p_entailment=p, thought_process=None, status="label_only", completion=""
+    )
+    assert Decision(threshold=0.7).apply(prediction).predicted_label == label
+
+
 @pytest.mark.parametrize(("labels", "p"), [([1, 1, 1], [0.2, 0.5, 0.9]), ([0, 1, 0], [0.3, 0.3, 0.3])])
 def test_nothing_to_pick_gives_the_plain_decision(labels: list[int], p: list[float]) -> None:
     assert fit_decision(np.array(labels), np.array(p)) == Decision()

@@ -17,7 +17,7 @@ from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
 from nlicot.model.loaded_model import load_base
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
-from nlicot.prediction.decoding import Decoder, PromptBatch, by_length
+from nlicot.prediction.decoding import Decoder, PromptBatch, average, by_length, choice_probabilities
 from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
@@ -429,3 +429,60 @@ def test_budget_that_ends_behind_a_backslash_leaves_a_valid_thought(prompt_forma
     (found,) = _decode(model, prompt_format, [[0]], max_thought_tokens=len(said))
     assert (found.thought_process, found.status) == ("so \\", "truncated")
     assert completion.parse(found.completion) is not None
+
+
+# -------------------------------------------------------- equally likely labels
+
+
+def _undecided(prompt_format: PromptFormat, form: Form) -> tuple[Scripted, list[int]]:
+    """A model that closes its thought at once and has no preference for a label, and a prompt for it."""
+    closing = completion.THOUGHT_CLOSING if form is Form.THOUGHT_FIRST else completion.THOUGHT_END
+    token = prompt_format.encode_segment(closing, first=False)[0]
+    prompt = _prompts(prompt_format, form=form, num=1)[0]
+    return Scripted([token] * (len(prompt) + 50), 0, prompt_format.vocab_size), prompt
+
+
+@pytest.mark.parametrize("form", Form)
+def test_of_equally_likely_labels_1_is_predicted_and_said(form: Form, prompt_format: PromptFormat) -> None:
+    model, prompt = _undecided(prompt_format, form)
+    (found,) = _decode(model, prompt_format, [prompt], form=form)
+    assert (found.p_entailment, found.predicted_label) == (0.5, 1)
+    parsed = completion.parse(found.completion)
+    assert parsed is not None and parsed.label == 1
+
+
+def test_thought_after_an_undecided_label_follows_the_label_1(prompt_format: PromptFormat) -> None:
+    model, prompt = _undecided(prompt_format, Form.LABEL_FIRST)
+    decoder = Decoder(model, prompt_format, DecodingSettings(max_thought_tokens=BUDGET))
+    opening, script = decoder._student_script(Form.LABEL_FIRST)
+    (answer,) = decoder.follow([prompt], opening, script)
+    assert (answer.choices, answer.probabilities) == ([1], [[0.5, 0.5]])
+
+
+def test_label_and_agreement_of_votes_follow_one_rule() -> None:
+    def vote(p: float) -> Prediction:
+        return Prediction(
+            id="a",
+            predicted_label=int(p >= 0.5),
+            p_entailment=p,
+            thought_process=f"p is {p}",
+            status="closed",
+            completion="",
+        )
+
+    found = average([vote(0.5), vote(0.25), vote(0.75)])
+    assert (found.p_entailment, found.predicted_label, found.agreement) == (0.5, 1, pytest.approx(2 / 3))
+    assert found.thought_process == "p is 0.5"
+
+
+def test_labels_are_read_in_float32_from_a_bfloat16_model() -> None:
+    """Two logits that differ by less than bfloat16 resolves: 256 and 256.5."""
+    head = torch.nn.Linear(2, 3, bias=False, dtype=torch.bfloat16)
+    head.weight.data = torch.tensor([[0.0, 0.0], [256.0, 0.0], [256.0, 0.5]], dtype=torch.bfloat16)
+    hidden = torch.ones(1, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(hidden)[0]
+        assert logits[1] == logits[2]
+        found = choice_probabilities(head, hidden, (1, 2))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5]]).softmax(-1))

@@ -169,6 +169,14 @@ def test_right_labels_are_those_preferred_under_the_true_thought(adapted: Any, e
     assert 0 < found < NUM_EXAMPLES
 
 
+def test_a_tie_of_the_two_labels_counts_as_label_1(adapted: Any, encoded: Any) -> None:
+    prompt_format = load_prompt_format(resolve("bundled").folder)
+    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+    (batch,) = WindowDataset(encoded, token_budget=10_000)[[1, 3, 4]].micro_batches  # labels 1, 1, 0
+    hidden = torch.zeros(len(batch.kinds), adapted.get_base_model().lm_head.weight.shape[1])
+    assert num_right_labels(adapted, batch, hidden, (zero, one)) == 2
+
+
 # ------------------------------------------------------------------------ NF4
 
 

@@ -11,8 +11,6 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nlicot.errors import ModelError
 from nlicot.records import Usage
 from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
@@ -140,10 +138,10 @@ class _Form:
                 self.script.append(FreeText(closing_ids=closing_ids, max_tokens=budget))
 
     def reply(self, found: Answer, num_prompt_tokens: int, latency_s: float) -> Reply:
-        """Build the reply from the texts and the options' probabilities of one row."""
-        texts, probabilities = iter(found.texts), iter(found.probabilities)
+        """Build the reply from the texts and the choices of one row."""
+        texts, choices = iter(found.texts), iter(found.choices)
         answer: dict[str, Any] = {
-            name: options[int(np.argmax(next(probabilities)))] if options else next(texts).strip()
+            name: options[next(choices)] if options else next(texts).strip()
             for name, options in self._options.items()
         }
         num_tokens = sum(len(self._encode(str(value), first=False)) for value in answer.values())
