@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -86,6 +87,17 @@ GROUPS = {
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}
 
 
+PATH_ERRORS = {
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of the path is a file, expected a folder",
+    errno.EISDIR: "expected a file",
+    errno.EACCES: "choose a path that you may use, or change its permissions",
+    errno.EROFS: "choose a path that can be written",
+}
+"""Errors of the file system that a path of the user's can cause in any command, with what to do."""
+LONGEST_SHOWN = 200
+
+
 def usage() -> str:
     """Return the text of `--help`."""
     lines = ["usage: python -m nlicot COMMAND [options]", ""]
@@ -118,11 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (NlicotError, argparse.ArgumentError) as error:
         print(f"nlicot: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        name = str(error.filename)
+        name = name if len(name) < LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+        print(f"nlicot: {name}: {error.strerror}; {PATH_ERRORS[error.errno]}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("nlicot: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def _command(name: str) -> Command:

@@ -27,10 +27,11 @@ def without_blocks(page: str) -> str:
 
 @functools.cache
 def known_flags(command: str) -> set[str]:
-    """Return the flags in a command's `--help`, with underscores."""
+    """Return the flags in a command's `--help`, and of `fit` in `--trainer.help`, with underscores."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([command, "--help"])
+    for page in ["--help", "--trainer.help"] if command == "fit" else ["--help"]:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([command, page])
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-zA-Z][\w.-]*)", printed.getvalue())}
     flags |= {short for short, full in OLD_NAMES.items() if full in flags}
     # `--definitions FILE` sets `definitions.entailment` and its neighbour.

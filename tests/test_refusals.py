@@ -50,6 +50,7 @@ PROJECT = {
 }
 PROMPT = "user: '{premise} {hypothesis} 1 if {entailment}, 0 if {no_entailment}'\n"
 BUILDER = "data: {builder: {class_path: nlicot.builders.reflected.Reflected, init_args: {prefer: last}}}"
+LONG = "n" * 300
 RUN = "--ckpt_path checkpoints/one/best.ckpt"
 BOTH = f"{RUN} --ckpt_path checkpoints/two/best.ckpt"
 
@@ -92,6 +93,8 @@ CASES = [
     split(PAIRS, "--seed: found 'x', expected a whole number", flags="--seed x"),
     split(PAIRS, "--dev: found '', expected a number", flags="--dev="),
     split(PAIRS, "c.yaml: not valid YAML", flags="--config c.yaml")._replace(files={"c.yaml": "[" * 9000}),
+    Case(f"split {LONG}.csv --out out", "nnn.csv: cannot be read: File name too long"),
+    Case(f"split pairs.csv --out {LONG}", "nnn...: File name too long", {"pairs.csv": PAIRS}),
     split(PAIRS, "--dev: found 2.0, expected a number between 0 and 1", flags="--dev 2"),
     split(PAIRS, "--label_map: found 'yes=2', expected NAME=0, NAME=1 or", flags="--label_map yes=2"),
     split(PAIRS, "--label_map: found 'yes' twice", flags="--label_map yes=1,yes=0"),
@@ -198,6 +201,8 @@ CASES = [
     prepare("--split train", "found a regenerated text of round 0", scores=THOUGHT),
     prepare("--split train", "found the fields 'id', expected a score", scores='{"id": "a"}'),
     prepare("--split train --out o", "o is a folder, expected")._replace(files={"o/x": ""}),
+    prepare("--split train --out o/p.jsonl", ": o is a file, expected a folder")._replace(files={"o": ""}),
+    prepare(f"--split train --out {LONG}.jsonl", "nnn...: File name too long; choose a shorter name"),
     # audit
     Case("audit --root data --json x --markdown ./x", "--json and --markdown: found one file for both"),
     Case("audit --root data --prompt none.txt", "--prompt none.txt: cannot be read"),
@@ -309,6 +314,26 @@ CASES = [
     Case("fit --trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches: found 2, expected 1"),
     Case("fit --resume checkpoints/ne", "checkpoints/ne/config.yaml: no such file; did you mean"),
     Case("fit --resume none", "none/config.yaml: no such file; runs that have one: none"),
+    Case("fit --resume checkpoints/one/best.ckpt", "one/best.ckpt: found a file, expected the run's folder"),
+    Case(
+        "fit --resume checkpoints/one --model.learning_rate 1e-6 --early_stopping.patience 9",
+        "; --model.learning_rate: found 1e-06, expected 0.0002 (leave these out, or start a new run)",
+    ),
+    Case("fit --run a/b", "--run a/b: expected the name of a folder, without '/'"),
+    Case("fit --run ..", "--run ..: expected the name of a folder, without '/'"),
+    Case(f"fit --run {LONG}", f"--run {LONG[:40]}...: expected the name of a folder, without '/' and of at"),
+    Case("fit --run one", "--run one: a run of that name exists in checkpoints; choose another name"),
+    Case("fit --checkpoints_root p.csv", "p.csv is a file, expected a folder", {"p.csv": ""}),
+    Case("fit --checkpoints_root p.csv/in", "p.csv is a file, expected a folder", {"p.csv": ""}),
+    Case(f"fit --checkpoints_root {LONG}", "nnn...: File name too long; choose a shorter name"),
+    Case(f"fit --root {LONG}", "nnn...: File name too long; choose a shorter name"),
+    Case(f"fit --resume {LONG}", "nnn...: File name too long; choose a shorter name"),
+    Case("fit --trainer.max_epochs 0", "--trainer.max_epochs: found 0, expected 1 or more: nothing would be"),
+    Case("fit --trainer.max_steps 0", "--trainer.max_steps: found 0, expected 1 or more: nothing would be"),
+    Case(
+        "fit --checkpoint.monitor dev_generated/f1 --generated_metrics.every_n_epochs 0",
+        "--checkpoint.monitor: found 'dev_generated/f1', which --generated_metrics.every_n_epochs 0 turns",
+    ),
     Case("inspect --root data --num -1", "--num: found '-1', expected a whole number, 0 or more"),
     Case("inspect --root data --split test", "--split: found 'test', expected one of train, dev"),
     Case("inspect --root data --data.builder correct_only --id z", "--id z: no such pair in train"),
@@ -352,6 +377,14 @@ CASES = [
     Case("test --ckpt_path", "--ckpt_path"),
     Case("predict --ckpt_path none.ckpt", "--ckpt_path none.ckpt: no such file; checkpoints here: ch"),
     Case("predict --ckpt_path checkpoints/bare/best.ckpt", "checkpoints/bare/config.yaml: no such"),
+    Case("predict --ckpt_path checkpoints/one", "one: found a folder, expected checkpoints/one/best.ckpt"),
+    Case(
+        "predict --ckpt_path checkpoints",
+        "checkpoints: found a folder, expected checkpoints/bare/best.ckpt, checkpoints/one/best.ckpt, check",
+    ),
+    Case("predict --ckpt_path data", "data: found a folder, expected a file such as checkpoints/RUN/best"),
+    Case(f"predict --ckpt_path {LONG}", "nnn...: File name too long; choose a shorter name"),
+    Case(f"predict {RUN} --root data --split {LONG}", "nnn...: File name too long; choose a shorter name"),
     Case(
         "predict --ckpt_path checkpoints/bare/best.ckpt --root data --split dev",
         "--ckpt_path checkpoints/bare/best.ckpt: not a checkpoint of nlicot (",
@@ -386,6 +419,9 @@ CASES = [
     report("one two.jsonl --card c", "--card: found 2 runs, expected the one that the card describes"),
     report("two.jsonl --card c", "--card: found no config.yaml that belongs to two.jsonl"),
     report("one --json x --html ./x", "report: found one file named twice among x, x"),
+    report("one --html two.jsonl/p.html", "two.jsonl is a file, expected a folder"),
+    report(f"one --html {LONG}", "nnn...: File name too long; choose a shorter name"),
+    report(LONG, "nnn...: File name too long; choose a shorter name"),
     report("one --html checkpoints", "checkpoints is a folder, expected the name of a file to write"),
     report("one --audit none.json", "none.json: cannot be read: No such file"),
     report("one --audit two.jsonl", "two.jsonl: found findings null, expected a list"),

@@ -21,9 +21,26 @@ def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
     for path in paths:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder, expected the name of a file to write")
+        check_folder(path.parent, label=f"{path} cannot be written")
     existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{', '.join(existing)} exists already; add --overwrite to replace it")
+
+
+def check_folder(folder: Path, *, label: str) -> None:
+    """Check, before any work is done, that no part of a folder's path is a file; `label` as below."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{label}: {existing} is a file, expected a folder")
+
+
+def make_folder(folder: Path, *, label: str) -> None:
+    """Make a folder, and those above it, unless it exists; `label` starts the message of a refusal."""
+    check_folder(folder, label=label)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be made: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:

@@ -97,7 +97,10 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes", "bitsandbytes.backends"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in ("does not have many workers", "lr_scheduler.step", "is_gradient_checkpointing", "LeafSpec"):
+    for text in (
+        *("does not have many workers", "lr_scheduler.step", "is_gradient_checkpointing", "LeafSpec"),
+        "your dataloader is not resumable",  # the state of `PairsData` is
+    ):
         warnings.filterwarnings("ignore", f".*{text}.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 

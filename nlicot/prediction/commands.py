@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from nlicot.data.atomic_write import make_folder
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
@@ -88,6 +89,7 @@ class _Job:
         self.weights = member_weights(settings.weights, len(runs))
         self.members = [read_member(run) for run in runs]
         self.folder = Path(settings.output) if settings.output else _output_folder(runs)
+        make_folder(self.folder, label=f"--output {self.folder}")
         self.run_folder = self.folder.parent
         self.metrics_path = self.run_folder / METRICS
 

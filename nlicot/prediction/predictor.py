@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -140,13 +141,19 @@ class Member:
         return digest.hexdigest()
 
 
+def read_checkpoint(path: Path, *, label: str) -> dict[str, Any]:
+    """Read a checkpoint, its tensors mapped from the file; `label` names it in messages."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
+    return content
+
+
 def read_member(run: TrainedRun) -> Member:
     """Read a checkpoint, find its base, and check that both can do what the settings ask."""
     label = f"--ckpt_path {run.checkpoint}"
-    try:
-        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
+    content = read_checkpoint(run.checkpoint, label=label)
     metadata = CheckpointMetadata.from_checkpoint(content, label=label)
     data = RunData(run.settings)
     settings = run.settings.model

@@ -18,7 +18,7 @@ from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
-from nlicot.run.folder import BEST, CONFIG, run_file
+from nlicot.run.folder import BEST, CONFIG, check_new_run, run_file
 from nlicot.settings import (
     SINGLE_FILES,
     FitSettings,
@@ -46,6 +46,21 @@ EXAMPLES = {
 ONLY_FIT = ("run", "resume", "preflight", "final_evaluation")
 OBSOLETE = ("optimizer", "lr_scheduler")
 """Keys in the config.yaml of older runs, which are always null."""
+CHANGED_BY_A_RESUME = (
+    # Paths of the data: `fit` compares its content.
+    *("root", "label_map", "data.allow_overlap", "data.prepared", *(f"data.{name}" for name in SINGLE_FILES)),
+    # How long it trains, and how often it measures, saves and logs.
+    *(f"trainer.{bound}_{unit}" for unit in ("epochs", "steps") for bound in ("min", "max")),
+    *("trainer.max_time", "early_stopping.patience", "early_stopping.min_delta", "early_stopping.verbose"),
+    *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.log_every_n_steps"),
+    *("checkpoint.every_n_steps", "generated_metrics.every_n_epochs", "generated_metrics.num_texts"),
+    *("trainer.enable_progress_bar", "preflight", "final_evaluation"),
+    # The machine: memory and speed.
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes"),
+    *("data.micro_batch_tokens", "model.gradient_checkpointing", "model.compile_kernels"),
+    "model.decoding.batch_size",
+)
+"""Settings that `fit --resume` may change (docs/training_runs.md); the others decided the steps so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +70,7 @@ class FitCommand:
     settings: FitSettings
     values: Namespace
     yaml: str
+    changes: Sequence[str]  # what a resume changes: a setting's name, the run's value and the new one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +84,60 @@ class TrainedRun:
 
 
 def parse_fit(args: Sequence[str]) -> FitCommand:
-    """Parse `fit`, or `fit --resume RUN` on top of the run's own settings."""
+    """Parse `fit`, or `fit --resume RUN` on top of the run's own settings.
+
+    A resume is refused if it changes a setting that decided the steps so far, a new run if its folder cannot
+    be made.
+    """
     parser = _parser("fit", FitSettings)
     resumed = typed_settings(args).get("resume")
-    found = parser.parse(args, **(_run_settings(Path(resumed[0])) if resumed else _recipe()))
+    base = _run_settings(Path(resumed[-1]).expanduser()) if resumed else _recipe()
+    earlier = parser.parse([], **base)
+    found = parser.parse(args, **base)
     settings = FitSettings(**vars(parser.instantiate(found)))
+    if settings.resume and not resumed:
+        raise ConfigError(f"--resume: found it in a YAML file, expected the flag --resume {settings.resume}")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(settings.trainer, name) == 0:
+            raise ConfigError(f"--trainer.{name}: found 0, expected 1 or more: nothing would be trained")
+    if not settings.generated_metrics.every_n_epochs:
+        for name, group in (("checkpoint", settings.checkpoint), ("early_stopping", settings.early_stopping)):
+            if group.monitor.startswith("dev_generated/"):
+                raise ConfigError(
+                    f"--{name}.monitor: found {group.monitor!r}, which --generated_metrics.every_n_epochs 0 "
+                    "turns off"
+                )
     _check_builder(settings)
-    return FitCommand(settings=settings, values=found, yaml=parser.dump(found, skip_unset=False))
+    changes = _changes(earlier, found) if resumed else {}
+    refused = [
+        f"--{name}: found {new}, expected {old}"
+        for name, (old, new) in changes.items()
+        if name not in CHANGED_BY_A_RESUME
+    ]
+    if refused:
+        raise ConfigError(
+            f"--resume {settings.resume} continues the run with its own settings; {'; '.join(refused)} "
+            "(leave these out, or start a new run)"
+        )
+    if not settings.resume and not settings.preflight:
+        check_new_run(settings.run, Path(settings.checkpoints_root).expanduser())
+    recorded = found.clone()
+    recorded["resume"], recorded["preflight"] = None, False
+    yaml = parser.dump(recorded, skip_unset=False)
+    lines = [f"--{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "preflight"]
+    return FitCommand(settings=settings, values=found, yaml=yaml, changes=lines)
+
+
+def _changes(earlier: Namespace, found: Namespace) -> dict[str, tuple[str, str]]:
+    """Return the earlier and the new value of each setting that differs, as text."""
+    old, new = (vars(each.as_flat()) for each in (earlier, found))
+    names = [name for name in {**old, **new} if name != "resume" and old.get(name) != new.get(name)]
+
+    def shown(values: dict[str, Any], name: str) -> str:
+        value = values.get(name)
+        return "null" if value is None else str(value)
+
+    return {name: (shown(old, name), shown(new, name)) for name in names}
 
 
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
@@ -97,6 +160,10 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
         parser.parse(args, **_recipe())  # prints --help
         raise ConfigError(f"{command} needs --ckpt_path checkpoints/RUN/{BEST}")
     for checkpoint in checkpoints:
+        if checkpoint.is_dir():
+            inside = [*checkpoint.glob("*.ckpt"), *checkpoint.glob(f"*/{BEST}")]
+            there = ", ".join(sorted(map(str, inside))) or f"a file such as checkpoints/RUN/{BEST}"
+            raise CheckpointError(f"--ckpt_path {checkpoint}: found a folder, expected {there}")
         if not checkpoint.is_file():
             there = ", ".join(map(str, sorted(Path("checkpoints").glob(f"*/{BEST}")))) or "none"
             raise CheckpointError(f"--ckpt_path {checkpoint}: no such file; checkpoints here: {there}")

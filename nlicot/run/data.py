@@ -6,11 +6,14 @@ the builder makes of the dev split, dev accuracy on every labelled dev pair.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nlicot import completion
 from nlicot.builders import find_builder
@@ -85,6 +88,30 @@ class RunData:
         self.check_apart_from_train("dev")
         for split in ("train", "dev"):
             self.built[split] = self._build(split, count_tokens)
+
+    @property
+    def dev_pairs_report(self) -> str:
+        """The number of dev pairs, and a hash of their content."""
+        digest = hashlib.sha256()
+        for each in self.pairs["dev"]:
+            digest.update(f"{each.id}\x1f{each.premise}\x1f{each.hypothesis}\x1f{each.label}\x1e".encode())
+        return f"{len(self.pairs['dev'])} pairs, content {digest.hexdigest()[:12]}"
+
+    def check_same_as(self, summary: Mapping[str, Any], *, label: str) -> None:
+        """Refuse data of another content than that of the run with this `fit.json`; `label` names it."""
+        if not summary.get("built"):
+            logger.warning("%s: an earlier version started it, so its data cannot be compared", label)
+            return
+        stored = {**summary["built"], "dev_pairs": summary.get("dev_pairs")}
+        for name, found in {**self.reports, "dev_pairs": self.dev_pairs_report}.items():
+            expected = stored.get(name)
+            if expected and _content_hash(expected) != _content_hash(found):
+                raise DataError(
+                    found,
+                    f"{expected}, the content that the run was started with",
+                    path=self.path(name.removesuffix("_pairs"), "pairs"),
+                    remedy=f"{label} continues with the same data; for other data start a new run",
+                )
 
     def read_pairs(self, split: str) -> list[Example]:
         """Read the pairs of a split, and keep them."""
@@ -169,3 +196,12 @@ class RunData:
                 path=self.path(split, "pairs"),
             )
         return read_joined(pairs, files)
+
+
+def _content_hash(report: str) -> str:
+    """Return the hash in a report.
+
+    >>> _content_hash("2 examples from 2 pairs (label 1: 2; 0 pairs left out; content 0a1b2c3d4e5f)")
+    '0a1b2c3d4e5f'
+    """
+    return report.rpartition("content ")[2].rstrip(")")

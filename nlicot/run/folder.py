@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlicot.completion import Form
-from nlicot.errors import CheckpointError
+from nlicot.data.atomic_write import check_folder
+from nlicot.errors import CheckpointError, ConfigError
 from nlicot.prompts import StudentPrompts
 
 if TYPE_CHECKING:
@@ -18,6 +21,26 @@ if TYPE_CHECKING:
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 METADATA_KEY = "nlicot"
+LONGEST_NAME = 255
+"""Maximum bytes of a file's name in common file systems."""
+
+
+def check_new_run(name: str | None, root: Path) -> None:
+    """Refuse a run whose folder cannot be made in `root`, before any work is done."""
+    check_folder(root, label=f"--checkpoints_root {root}")
+    if not name or os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made the folder
+        return
+    if Path(name).name != name or name == ".." or len(os.fsencode(name)) > LONGEST_NAME:
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:40]}..."
+        raise ConfigError(
+            f"--run {shown}: expected the name of a folder, without '/' and of at most {LONGEST_NAME} bytes "
+            "(--checkpoints_root says in which folder it is made)"
+        )
+    if (root / name).exists():
+        raise ConfigError(
+            f"--run {name}: a run of that name exists in {root}; choose another name, "
+            f"or continue it with: fit --resume {root / name}"
+        )
 
 
 def run_file(folder: Path, name: str) -> Path:
@@ -25,11 +48,22 @@ def run_file(folder: Path, name: str) -> Path:
     path = folder / name
     if path.is_file():
         return path
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: found a file, expected the run's folder, such as {folder.parent}")
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
     near = difflib.get_close_matches(folder.name, runs, n=1)
     if near:
         raise CheckpointError(f"{path}: no such file; did you mean {folder.parent / near[0]}?")
     raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read the `fit.json` of a run; empty if it has none, as a run that an earlier version did not finish."""
+    path = folder / FIT_SUMMARY
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path}: found no JSON object as `fit` writes it; delete the file") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ its early-stopping state, best score and window counter always agree, whenever t
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -47,6 +50,33 @@ LAYOUT = {
 """TensorBoard's custom scalars: charts by page section, with regular expressions for their tags."""
 
 
+class EarlyStopping(lightning_callbacks.EarlyStopping):
+    """Lightning's, after a resume too: with the present patience, and with the decision to stop.
+
+    Lightning restores the patience of the checkpoint, and forgets the decision. The class has Lightning's
+    name because its state in a checkpoint has.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the count of evaluations without improvement, and not the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before the first step if the run was stopped, unless the patience was raised."""
+        reasons = (EarlyStoppingReason.NOT_STOPPED, EarlyStoppingReason.PATIENCE_EXHAUSTED)
+        trainer.should_stop |= self.wait_count >= self.patience or self.stopping_reason not in reasons
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check after each epoch if predictions are decoded then."""
+        if self._check_on_train_epoch_end is None and self.monitor.startswith(GENERATED):
+            self._check_on_train_epoch_end = True
+        super().setup(trainer, pl_module, stage)
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        if _is_measured(trainer, self.monitor, flag="--early_stopping.monitor"):
+            super()._run_early_stopping_check(trainer)
+
+
 @dataclass(eq=False)
 class RunCheckpoints(Callback):
     """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically."""
@@ -73,8 +103,9 @@ class RunCheckpoints(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write `last` after an evaluation, or after enough steps."""
-        if self.evaluated or trainer.global_step - self.last_saved_step >= self.settings.every_n_steps:
+        """Write `last` before the first step, after an evaluation, or after enough steps."""
+        num_steps = trainer.global_step - self.last_saved_step
+        if self.evaluated or not trainer.global_step or num_steps >= self.settings.every_n_steps:
             self.evaluated = False
             self._save_last(trainer)
 
@@ -92,17 +123,29 @@ class RunCheckpoints(Callback):
         if self.settings.monitor.startswith(GENERATED):
             self._save_if_best(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last` with the finished state."""
-        # The epoch is over: a resume that adds epochs starts the next one at its first window.
-        trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
-        self._save_last(trainer)
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write `last`, so that a resume may add steps; and the adapter, if no evaluation has chosen one."""
+        epochs: Any = trainer.fit_loop.epoch_progress
+        windows = trainer.fit_loop.epoch_loop.batch_progress
+        if _inside_an_epoch(trainer):
+            # Lightning counts the epoch as done. With these counts, a resume continues it at the next window.
+            kept = copy.deepcopy((epochs.current, epochs.total))
+            for counts in (epochs.current, epochs.total):
+                counts.processed -= 1
+                counts.completed -= 1
+            windows.increment_ready()
+            self._save_last(trainer)
+            epochs.current, epochs.total = kept
+        else:  # a resume starts the next epoch at its first window
+            windows.reset_on_run()
+            self._save_last(trainer)
+        if self.best is None and trainer.is_global_zero:
+            pl_module.loaded.save_adapter(self.folder / PEFT_FOLDER)
 
     def _save_if_best(self, trainer: Trainer, pl_module: Any) -> None:
         monitor, sign = self.settings.monitor, 1.0 if self.settings.mode == "min" else -1.0
-        if monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
-            raise ConfigError(f"--checkpoint.monitor: found {monitor!r}, expected one of {known}")
+        if not _is_measured(trainer, monitor, flag="--checkpoint.monitor"):
+            return
         value = float(trainer.callback_metrics[monitor])
         if math.isnan(value) or (self.best is not None and sign * value >= sign * self.best):
             return
@@ -120,6 +163,21 @@ class RunCheckpoints(Callback):
         trainer.save_checkpoint(fresh, weights_only=weights_only)
         if trainer.is_global_zero:
             fresh.replace(self.folder / name)
+
+
+def _is_measured(trainer: Trainer, monitor: str, *, flag: str) -> bool:
+    """Return whether a figure has a value yet; refuse a name that no figure has."""
+    if monitor in trainer.callback_metrics:
+        return True
+    if (f"{GENERATED}num_pairs" if monitor.startswith(GENERATED) else "dev/loss") in trainer.callback_metrics:
+        known = ", ".join(sorted(trainer.callback_metrics))
+        raise ConfigError(f"{flag}: found {monitor!r}, expected one of {known}")
+    return False
+
+
+def _inside_an_epoch(trainer: Trainer) -> bool:
+    """Return whether some of an epoch's windows are done, and not all."""
+    return 0 < trainer.fit_loop.epoch_loop.batch_progress.current.completed < trainer.num_training_batches
 
 
 @dataclass(eq=False)

@@ -16,14 +16,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nlicot.builders import builder_name
 from nlicot.command_line import worded
-from nlicot.data.atomic_write import write_json, write_text
+from nlicot.data.atomic_write import make_folder, write_json, write_text
 from nlicot.data.pairs import labelled_pairs_shown
-from nlicot.errors import ConfigError
+from nlicot.errors import CheckpointError, ConfigError
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.loaded_model import (
     ResolvedModel,
@@ -32,6 +32,7 @@ from nlicot.model.loaded_model import (
     resolve_model,
     silence_libraries,
 )
+from nlicot.prediction.predictor import read_checkpoint
 from nlicot.run.config import FitCommand
 from nlicot.run.data import RunData
 from nlicot.run.folder import (
@@ -42,16 +43,19 @@ from nlicot.run.folder import (
     METRICS,
     PEFT_FOLDER,
     CheckpointMetadata,
-    run_file,
+    check_new_run,
+    read_summary,
 )
 from nlicot.settings import PRECISIONS, FitSettings, TrainerSettings
 from nlicot.training import preflight
-from nlicot.training.callbacks import GeneratedMetrics, RunCheckpoints
+from nlicot.training.callbacks import EarlyStopping, GeneratedMetrics, RunCheckpoints
 from nlicot.training.module import NliModule
 from nlicot.training.windows import PairsData
 
 NOT_HYPER_PARAMETERS = ("run", "resume", "preflight", "checkpoints_root")
 SET_BY_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+HYPER_PARAMETERS = ".hparams"
+"""Suffix of the event file with the settings and the final figures."""
 RUN_FOLDER = "NLICOT_RUN_FOLDER"
 """Environment variable with the folder that the first process made, for the other ranks."""
 
@@ -71,7 +75,10 @@ def fit(command: FitCommand) -> int:
 
     # Errors in the data come first; a builder that limits a thought's tokens needs the tokenizer, though.
     data.read_for_fit(lambda thought: resolved().prompt_format.count_thought_tokens(thought))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    num_steps_before = 0
+    if settings.resume:
+        num_steps_before = _check_resume(Path(settings.resume).expanduser(), resolved(), data, settings)
+    if _is_first_process():
         for line in labelled_pairs_shown(data.pairs["train"]):
             print(line)
     windows = PairsData(data, resolved().prompt_format)
@@ -83,8 +90,12 @@ def fit(command: FitCommand) -> int:
         print(preflight.measure(module, windows, trainer, num_generated=num_generated))
         return 0
 
-    folder = Path(settings.resume) if settings.resume else _new_run_folder(command, data)
-    last_checkpoint = str(run_file(folder, LAST)) if settings.resume else None
+    folder = Path(settings.resume).expanduser() if settings.resume else _new_run_folder(command, data)
+    summary = _summary(resolved(), data)
+    if _is_first_process():
+        write_text(folder / CONFIG, command.yaml, overwrite=True)
+        write_json(folder / FIT_SUMMARY, {**read_summary(folder), **summary})
+        print(*command.changes, sep="\n", end="\n" * bool(command.changes))
     checkpoints = RunCheckpoints(folder, settings.checkpoint)
     trainer = make_trainer(
         settings,
@@ -99,37 +110,85 @@ def fit(command: FitCommand) -> int:
     )
     module = _load_module(trainer, resolved(), data, settings)
     try:
-        trainer.fit(module, windows, ckpt_path=last_checkpoint, weights_only=True)
+        last = str(folder / LAST) if settings.resume else None
+        trainer.fit(module, windows, ckpt_path=last, weights_only=True)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         if trainer.interrupted:
-            print(f"nlicot: stopped; continue with: python -m nlicot fit --resume {folder}", file=sys.stderr)
+            way = f"continue with: python -m nlicot fit --resume {folder}"
+            if not (folder / LAST).is_file():
+                way = "no step was taken"
+            print(f"nlicot: stopped; {way}", file=sys.stderr)
             return 130
         raise
     if not trainer.is_global_zero:
         return 0
-    summary = {
-        "base": resolved().base.name,
-        "builder": type(data.builder).__name__,
-        "built": data.reports,
+    if not trainer.global_step:
+        raise ConfigError(f"{folder}: training ended before its first step; raise --trainer.max_time")
+    if trainer.global_step == num_steps_before:
+        print(
+            f"{folder} was finished at step {num_steps_before}; raise --trainer.max_epochs, "
+            "--trainer.max_steps or --early_stopping.patience to continue it"
+        )
+    summary |= {
         "optimizer_steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "monitor": settings.checkpoint.monitor,
         "best": checkpoints.best,
         "best_step": checkpoints.best_step,
-        "on_sample": data.on_sample,
     }
     write_json(folder / FIT_SUMMARY, summary)
-    if settings.final_evaluation and (code := _validate_in_a_new_process(folder)):
+    checkpoint, kind = folder / BEST, "best checkpoint"
+    if checkpoints.best is None:
+        checkpoint, kind = folder / LAST, "last checkpoint"
+        print(
+            f"no {BEST}: training ended before {settings.checkpoint.monitor} had a value; "
+            f"the adapter is that of {checkpoint}"
+        )
+    if settings.final_evaluation and (code := _validate_in_a_new_process(checkpoint)):
         return code
     _log_hyper_parameters(folder, command, checkpoints.best)
+    metrics = folder / METRICS
     print(
-        f"\nadapter      {folder / PEFT_FOLDER} (best checkpoint {folder / BEST})"
-        f"\nmetrics      {folder / METRICS}"
-        f"\nTensorBoard  tensorboard --logdir {folder.parent}"
-        f"\nnext         python -m nlicot predict --ckpt_path {folder / BEST}"
+        f"\nadapter      {folder / PEFT_FOLDER} ({kind} {checkpoint})"
+        + (f"\nmetrics      {metrics}" if metrics.is_file() else "")
+        + f"\nTensorBoard  tensorboard --logdir {folder.parent}"
+        f"\nnext         python -m nlicot predict --ckpt_path {checkpoint}"
         f"{'' if data.on_sample else ' --root YOUR_DATA'}"
     )
     return 0
+
+
+def _summary(resolved: ResolvedModel, data: RunData) -> dict[str, Any]:
+    """Return the part of `fit.json` that is known before training."""
+    return {
+        "base": resolved.base.name,
+        "builder": type(data.builder).__name__,
+        "built": data.reports,
+        "dev_pairs": data.dev_pairs_report,
+        "on_sample": data.on_sample,
+    }
+
+
+def _check_resume(folder: Path, resolved: ResolvedModel, data: RunData, settings: FitSettings) -> int:
+    """Refuse to continue with other data, another base or fewer steps; returns the number of steps done."""
+    label = f"--resume {folder}"
+    if not (folder / LAST).is_file():
+        raise CheckpointError(
+            f"{label}: found no {LAST}: the run stopped before its first step; start it again"
+        )
+    checkpoint = read_checkpoint(folder / LAST, label=label)
+    CheckpointMetadata.from_checkpoint(checkpoint, label=label).check(
+        CheckpointMetadata.of(resolved, data.prompts, data.forms)
+    )
+    data.check_same_as(read_summary(folder), label=label)
+    for name, done in (("max_epochs", checkpoint["epoch"]), ("max_steps", checkpoint["global_step"])):
+        limit = getattr(settings.trainer, name)
+        if limit is not None and 0 <= limit < done:
+            unit = name.removeprefix("max_")
+            raise ConfigError(
+                f"--trainer.{name}: found {limit}, expected {done} or more: {done} {unit} are done"
+            )
+    return int(checkpoint["global_step"])
 
 
 def trainer_arguments(settings: TrainerSettings) -> dict[str, Any]:
@@ -176,32 +235,34 @@ def _load_module(
     return NliModule(loaded, settings.model, metadata, seed=settings.seed_everything)
 
 
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _new_run_folder(command: FitCommand, data: RunData) -> Path:
-    """Make the run's folder, with its configuration in it; an existing folder is never used."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    """Make the run's folder; an existing folder is never used."""
+    if not _is_first_process():
         return Path(os.environ[RUN_FOLDER])
     run, root = command.settings.run, Path(command.settings.checkpoints_root).expanduser()
     stem = run or f"{builder_name(data.builder)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root, label=f"--checkpoints_root {root}")
     for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
         folder = root / f"{stem}{end}"
+        check_new_run(run, root)  # another process may have made it since the settings were read
         try:
             folder.mkdir()
             break
         except FileExistsError:
-            if run:
-                raise ConfigError(
-                    f"--run {run}: a run of that name exists in {root}; choose another name, "
-                    f"or continue it with: fit --resume {folder}"
-                ) from None
+            continue
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
     os.environ[RUN_FOLDER] = str(folder)
-    write_text(folder / CONFIG, command.yaml, overwrite=True)
     return folder
 
 
-def _validate_in_a_new_process(folder: Path) -> int:
-    """Evaluate the best adapter in a process that only predicts, so that it can use faster kernels."""
-    command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(folder / BEST)]
+def _validate_in_a_new_process(checkpoint: Path) -> int:
+    """Evaluate an adapter in a process that only predicts, so that it can use faster kernels."""
+    command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(checkpoint)]
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}
     return subprocess.run(command, check=False, env=environment).returncode
 
@@ -209,7 +270,7 @@ def _validate_in_a_new_process(folder: Path) -> int:
 def _log_hyper_parameters(folder: Path, command: FitCommand, best: float | None) -> None:
     """Log the settings and the final figures for TensorBoard's table of runs."""
     dev = read_metrics(folder / METRICS).get("dev", {})
-    figures = {f"final/best {command.settings.checkpoint.monitor}": best or 0.0}
+    figures = {} if best is None else {f"final/best {command.settings.checkpoint.monitor}": best}
     figures |= {f"final/dev {name}": dev[name]["value"] for name in ("accuracy", "f1") if name in dev}
     # Settings that are the same in every run, or unique to one, would fill the first columns of the table.
     varied = {
@@ -217,6 +278,11 @@ def _log_hyper_parameters(folder: Path, command: FitCommand, best: float | None)
         for name, value in vars(command.values.as_flat()).items()
         if name not in NOT_HYPER_PARAMETERS
     }
-    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    # TensorBoard shows the first table of a run that it finds, so that of an earlier fit goes.
+    for earlier in (*folder.glob(f"events.*{HYPER_PARAMETERS}"), folder / "hparams.yaml"):
+        earlier.unlink(missing_ok=True)
+    board = TensorBoardLogger(
+        folder, name="", version="", default_hp_metric=False, filename_suffix=HYPER_PARAMETERS
+    )
     board.log_hyperparams(varied, figures)
     board.finalize("success")

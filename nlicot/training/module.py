@@ -7,6 +7,7 @@ supervised tokens over all ranks, so the loss is exact for any micro-batch size 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from nlicot.settings import ModelSettings
 from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
 from nlicot.training.windows import Window
 
+logger = logging.getLogger(__name__)
+
 
 class NliModule(LightningModule):
     """Trains the adapter of a loaded model to think aloud and to label; `seed` is for dropout.
 
-    `metadata` is stored in every checkpoint, and a checkpoint to resume from must agree with it.
+    `metadata` is stored in every checkpoint.
     """
 
     def __init__(
@@ -62,11 +65,21 @@ class NliModule(LightningModule):
         """Add what prediction needs besides the weights."""
         checkpoint[METADATA_KEY] = self.metadata.to_dict()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with another base, tokenizer or prompt."""
-        CheckpointMetadata.from_checkpoint(checkpoint, label="--resume").check(self.metadata)
-
     # --------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Set the learning rate of a resumed run: its checkpoint has that of a run of the earlier length."""
+        if not self.global_step:
+            return
+        schedule: Any = self.lr_schedulers()
+        schedule.last_epoch -= 1
+        schedule.step()
+        logger.info(
+            "continuing after step %d of %d, with a learning rate of %.3g",
+            self.global_step,
+            self.trainer.estimated_stepping_batches,
+            schedule.get_last_lr()[0],
+        )
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the adapter, with linear warm-up, then linear decay to 0."""

@@ -111,7 +111,7 @@ def test_an_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
     path = tmp_path / "file" / "a.txt"
     with pytest.raises(ConfigError) as raised:
         write_text(path, "text")
-    assert str(raised.value) == f"{path} cannot be written: File exists ({path.parent})"
+    assert str(raised.value) == f"{path} cannot be written: {path.parent} is a file, expected a folder"
 
 
 def test_a_million_characters_survive_both_formats(tmp_path: Path) -> None:

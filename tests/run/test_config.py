@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 
 from nlicot.cli import main
+from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.run.config import parse_fit, parse_prediction
+from nlicot.run.config import CHANGED_BY_A_RESUME, parse_fit, parse_prediction
 from nlicot.settings import EarlyStoppingSettings, TrainerSettings
 from tests.small_model import write_small_model
 
@@ -221,6 +222,95 @@ def test_text_stays_text_in_flags_and_in_a_runs_own_config(text: str, tmp_path: 
     for settings in (written.settings, resumed.settings):
         assert settings.run == settings.model.base == settings.definitions.entailment == text
         assert str(settings.root) == text
+
+
+def test_number_in_yaml_without_a_point_is_a_number(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-4 as text."""
+    (tmp_path / "c.yaml").write_text("model:\n  learning_rate: 1e-4\n  weight_decay: 1E-2\nrun: 1e-4\n")
+    settings = parse_fit([f"--config={tmp_path / 'c.yaml'}"]).settings
+    assert (settings.model.learning_rate, settings.model.weight_decay) == (0.0001, 0.01)
+    assert settings.run == "1e-4"
+    (tmp_path / "config.yaml").write_text(parse_fit([f"--config={tmp_path / 'c.yaml'}"]).yaml)
+    assert parse_fit([f"--resume={tmp_path}"]).settings.model.learning_rate == 0.0001
+
+
+# ------------------------------------------------------------------- a resume
+
+
+def started(folder: Path, *flags: str) -> list[str]:
+    """Write the settings of a run; return the flag that resumes it."""
+    (folder / "config.yaml").write_text(parse_fit(flags).yaml)
+    return ["--resume", str(folder)]
+
+
+def test_settings_that_a_resume_cannot_change_are_refused_with_both_values(tmp_path: Path) -> None:
+    run = started(tmp_path, "--model.learning_rate=5e-4", "--data.builder=label_only")
+    flags = ["--model.learning_rate=1e-6", "--seed_everything=3", "--early_stopping.patience=50"]
+    with pytest.raises(ConfigError) as refused:
+        parse_fit([*run, *flags, "--data.limit_train=9", "--checkpoints_root=other"])
+    assert str(refused.value) == (
+        f"--resume {tmp_path} continues the run with its own settings; --seed_everything: found 3, "
+        "expected 0; --model.learning_rate: found 1e-06, expected 0.0005; --data.limit_train: found 9, "
+        "expected null; --checkpoints_root: found other, expected checkpoints (leave these out, or start a "
+        "new run)"
+    )
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--run=other",
+        "--model.base=bundled",
+        "--model.lora.r=8",
+        "--model.segment_weights.label_weight=2.0",
+        "--model.dtype=float32",
+        "--data.builder=reflected",
+        "--data.effective_batch=8",
+        "--data.share_prefix=False",
+        "--definitions.entailment=it fits",
+        "--checkpoint.monitor=dev/loss_label",
+        "--early_stopping.monitor=dev/loss_label",
+        "--trainer.precision=32-true",
+        "--trainer.limit_train_batches=3",
+        "--generated_metrics.num_pairs=3",
+    ],
+)
+def test_setting_that_decided_the_steps_so_far_is_refused(flag: str, tmp_path: Path) -> None:
+    run = started(tmp_path, "--data.builder=label_only")
+    name, _, value = flag.partition("=")
+    with pytest.raises(ConfigError, match=f"{name}: found {value}, expected "):
+        parse_fit([*run, flag])
+
+
+def test_the_same_values_and_those_that_may_change_are_accepted_and_recorded(tmp_path: Path) -> None:
+    own = [
+        "--config",
+        str(CONFIGS / "label_only.yaml"),
+        "--model.learning_rate=5e-4",
+        "--label_map=yes=1,no=0",
+    ]
+    run = started(tmp_path, *own)
+    unchanged = parse_fit([*run, *own])
+    assert unchanged.changes == [] and unchanged.yaml == (tmp_path / "config.yaml").read_text()
+    new = ["--early_stopping.patience=50", "--trainer.max_epochs=9", "--root=moved"]
+    changed = parse_fit([*run, *new])
+    assert changed.changes == [
+        f"--root: {parse_fit([]).settings.root} -> moved",
+        "--trainer.max_epochs: 5 -> 9",
+        "--early_stopping.patience: 3 -> 50",
+    ]
+    assert changed.yaml == parse_fit([*own, *new]).yaml
+
+
+def test_every_setting_that_a_resume_may_change_exists() -> None:
+    known = vars(parse_fit([]).values.as_flat())
+    assert [name for name in CHANGED_BY_A_RESUME if name not in known] == []
+
+
+def test_a_run_is_resumed_by_a_flag_only(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("resume: runs/a\n")
+    with pytest.raises(ConfigError, match="found it in a YAML file, expected the flag --resume runs/a"):
+        parse_fit([f"--config={tmp_path / 'c.yaml'}"])
 
 
 @pytest.mark.parametrize("prefix", ["--", "--data."])
