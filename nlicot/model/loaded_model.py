@@ -25,6 +25,7 @@ from nlicot.model.base_model import (
     BUNDLED,
     BUNDLED_HUB_NAME,
     CONFIG_FILE,
+    OTHER_BASE,
     ResolvedBase,
     base_of_adapter,
     choose,
@@ -189,7 +190,10 @@ def load_base(
             folder = folder.with_name(f"{folder.name}-nf4-{dtype}")
             build_folder_once(folder, lambda fresh: quantise().save_pretrained(fresh), marker=CONFIG_FILE)
             options = {}
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except OSError as error:  # no weights, or a shard is missing
+        raise ModelError(f"--model.base {base.name}: {str(error).splitlines()[0]}; {OTHER_BASE}") from error
     if in_4_bits and for_training:
         # On a CPU with AVX512-BF16, bitsandbytes repacks weights for a kernel without a gradient at the first
         # forward pass in eval mode, such as a dev evaluation; training would continue with gradients missing.

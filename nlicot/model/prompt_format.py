@@ -411,7 +411,8 @@ def _exact_copy(tokenizer: Any) -> Any:
     copy.model = own.model
     added = sorted(own.get_added_tokens_decoder().items())
     copy.add_tokens([AddedToken(each.content, normalized=False, special=each.special) for _, each in added])
-    return copy
+    same_ids = all(copy.token_to_id(each.content) == token for token, each in added)
+    return copy if same_ids else None
 
 
 def _without_changes(step: dict[str, Any]) -> dict[str, Any] | None:
@@ -440,11 +441,17 @@ def load_prompt_format(folder: Path, name: str = AUTO) -> PromptFormat:
         for each in PROMPT_FORMATS:
             if each.name == name or (name == AUTO and each.fits(folder, config)):
                 loaded = each.load(folder, config)
-                if fault := loaded.fault():
+                if fault := _id_beyond(loaded, config) or loaded.fault():
                     raise ModelError(f"{folder}: the tokenizer {fault}; {OTHER_BASE}")
                 return loaded
     *others, last = [AUTO, *(each.name for each in PROMPT_FORMATS)]
     raise ModelError(f"--model.prompt_format: found {name!r}, expected {', '.join(others)} or {last}")
+
+
+def _id_beyond(loaded: PromptFormat, config: Mapping[str, Any]) -> str | None:
+    highest = max(*loaded.encode_prompt(""), loaded.eos_id)
+    num = int(config.get("vocab_size") or highest + 1)
+    return f"uses the id {highest}, but the model has {num} tokens" if highest >= num else None
 
 
 @contextmanager

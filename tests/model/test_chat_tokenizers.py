@@ -219,6 +219,19 @@ def test_a_broken_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{folder}: the tokenizer cannot be loaded (")
 
 
+def test_a_tokenizer_with_markers_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    folder = write_chat_model(tmp_path, byte_level(), TEMPLATES["zephyr"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] - 1}))
+    with pytest.raises(ModelError) as raised:
+        load_prompt_format(folder)
+    eos = config["vocab_size"] - 1  # the last token
+    assert str(raised.value) == (
+        f"{folder}: the tokenizer uses the id {eos}, but the model has {eos} tokens; "
+        "use another base (--model.base FOLDER or bundled)"
+    )
+
+
 def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     folder = write_chat_model(tmp_path, byte_level(), "{{ messages[0].content }}", eos_token=None)
     with pytest.raises(ModelError, match="the model's tokenizer has no eos_token"):

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from tokenizers import Tokenizer
+from transformers import MistralConfig, MistralForCausalLM
 
 from nlicot import completion
 from nlicot.errors import ModelError
+from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
+from nlicot.model.loaded_model import load_base
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from tests.model.test_prompt_format import NASTY
@@ -77,14 +82,21 @@ def write_configs(folder: Path, model_type: str, vocab_size: int, template: str 
     return folder
 
 
-def write_tekken_folder(folder: Path, *, template: str | None = None, tokenizer_json: bool = True) -> Path:
+def write_tekken_folder(
+    folder: Path, *, template: str | None = None, tokenizer_json: bool = True, version: str = "v3"
+) -> Path:
     """The tokenizer files of Nemo and Ministral-8B, with the first thousand of Tekken's tokens."""
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     folder.mkdir(exist_ok=True)
     content = json.loads((DATA / "tekken_240718.json").read_text(encoding="utf-8"))
     content["vocab"] = content["vocab"][:1256]
-    content["config"] |= {"default_vocab_size": 1356, "default_num_special_tokens": 100}
+    content["config"] |= {"default_vocab_size": 1356, "default_num_special_tokens": 100, "version": version}
+    if version != "v3":  # newer files list their control tokens
+        content["special_tokens"] = [
+            {"rank": rank, "token_str": each.value, "is_control": True}
+            for rank, each in enumerate(SpecialTokens)
+        ]
     (folder / "tekken.json").write_text(json.dumps(content), encoding="utf-8")
     if tokenizer_json:
         converted: Tokenizer = MistralConverter(str(folder / "tekken.json")).converted()
@@ -118,7 +130,7 @@ def assert_mistrals_ids(found: PromptFormat, tokenizer: MistralTokenizer) -> Non
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "mixtral"])
-@pytest.mark.parametrize("template", [None, INSTRUCT], ids=["base", "instruct"])
+@pytest.mark.parametrize("template", [None, INSTRUCT], ids=["Mistral-7B-v0.3", "Mistral-7B-Instruct-v0.3"])
 @pytest.mark.parametrize("version", [2, 3, 7])
 def test_sentencepiece_folders_give_mistrals_ids(
     version: int, template: str | None, model_type: str, tmp_path: Path
@@ -133,9 +145,18 @@ def test_a_folder_without_mistrals_own_file_takes_that_of_v3(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tokenizer_json", [True, False])
-@pytest.mark.parametrize("template", [None, TEKKEN_INSTRUCT], ids=["base", "instruct"])
+@pytest.mark.parametrize(
+    "template", [None, TEKKEN_INSTRUCT], ids=["Mistral-Nemo-Base", "Ministral-8B-Instruct"]
+)
 def test_tekken_folders_give_mistrals_ids(template: str | None, tokenizer_json: bool, tmp_path: Path) -> None:
     folder = write_tekken_folder(tmp_path, template=template, tokenizer_json=tokenizer_json)
+    assert_mistrals_ids(load_prompt_format(folder), tokenizer_of(folder))
+
+
+def test_newer_tekken_files_give_mistrals_ids(tmp_path: Path) -> None:
+    folder = write_tekken_folder(tmp_path, version="v13", tokenizer_json=False)
+    config = {"model_type": "mistral3", "text_config": {"vocab_size": 1356}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert_mistrals_ids(load_prompt_format(folder), tokenizer_of(folder))
 
 
@@ -192,4 +213,31 @@ def test_a_broken_tokenizer_file_is_refused_in_one_line(name: str, tmp_path: Pat
     with pytest.raises(ModelError) as raised:
         load_prompt_format(tmp_path)
     assert str(raised.value).startswith(f"{tmp_path}: the tokenizer cannot be loaded (")
+    assert "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def test_the_shards_are_loaded_and_not_the_consolidated_copy(tmp_path: Path) -> None:
+    folder = write_tekken_folder(tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = MistralForCausalLM(MistralConfig(vocab_size=1356, **sizes, **heads))
+    model.save_pretrained(folder, max_shard_size="400KB")
+    (folder / "consolidated.safetensors").write_bytes(b"another layout, which transformers does not read")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    loaded = load_base(resolve(str(folder)), quantization="none", dtype="float32", for_training=False)
+    assert all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
+
+    (folder / "model.safetensors.index.json").unlink()
+    for shard in shards:
+        shard.unlink()
+    with pytest.raises(ModelError) as raised:
+        load_base(resolve(str(folder)), quantization="none", dtype="float32", for_training=False)
+    assert str(raised.value).startswith(f"--model.base {folder}: ")
     assert "\n" not in str(raised.value)
