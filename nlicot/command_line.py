@@ -107,6 +107,7 @@ class CommandParser(ArgumentParser):
     ) -> None:
         self._command, self._sections, self._file_settings = command, sections, file_settings
         self._own_page, self._page = own_page, ""
+        self._repeated: set[str] = set()
         if not command:  # jsonargparse makes parsers of this class for the arguments of a class path
             super().__init__(**parser_options)
             return
@@ -122,6 +123,14 @@ class CommandParser(ArgumentParser):
         add = self.add_argument
         add("--config", action="config", help="a YAML file of settings; later files win")
         add("--print_config", type=bool, default=False, help="print the settings as YAML, and stop")
+
+    def add_repeated(self, name: str, group: Any = None, **options: Any) -> None:
+        """Add a flag that may be given several times, or as a list in a file.
+
+        Not by `action="append"`: jsonargparse 4.53 makes a list in a file the text of that list.
+        """
+        (group or self).add_argument(f"--{name}", type=list[str], default=[], **options)
+        self._repeated.add(name)
 
     def parse(
         self,
@@ -239,7 +248,8 @@ class CommandParser(ArgumentParser):
             else:
                 if not equals and remaining and re.match("-[^-]*=", remaining[0]):
                     equals, value = "=", remaining.pop(0)  # argparse takes `-=skip` for a flag
-                flags.append(f"--{name}{equals}{value}")
+                added = "+" if name in self._repeated else ""
+                flags.append(f"--{name}{added}{equals}{value}")
         return flags, files
 
     def _section(self, content: dict[str, Any], path: Path) -> Mapping[str, Any]:

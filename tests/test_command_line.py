@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nlicot.cli import COMMANDS, main
@@ -25,3 +27,11 @@ def test_every_command_that_reads_pairs_has_settings_for_their_format(
         main([command, "--help"])
     words = capsys.readouterr().out.split()
     assert {"--label_map", "--columns", "--delimiter"} <= set(words)
+
+
+def test_a_repeated_flag_is_also_a_list_in_a_file_and_flags_add_to_it(tmp_path: Path) -> None:
+    parser = CommandParser("inspect", description="", example="")
+    parser.add_repeated("id")
+    (tmp_path / "ids.yaml").write_text("id: ['7', 1e3]\n", encoding="utf-8")
+    assert parser.parse(["--id", "7", "--id=a: b"]).id == ["7", "a: b"]
+    assert parser.parse(["--config", str(tmp_path / "ids.yaml"), "--id", "[x"]).id == ["7", "1e3", "[x"]

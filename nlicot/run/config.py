@@ -199,7 +199,7 @@ def _parser(command: str, settings: type, **repeated: str) -> CommandParser:
     parser = CommandParser(command, description=DESCRIPTIONS[command], example=example, own_page="trainer")
     parser.add_class_arguments(settings, skip=set(repeated))
     for name, text in repeated.items():
-        parser.add_argument(f"--{name}", action="append", type=str, default=[], help=text)
+        parser.add_repeated(name, help=text)
     return parser
 
 

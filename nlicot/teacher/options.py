@@ -66,8 +66,6 @@ def parse(stage: str, args: Sequence[str]) -> Namespace:
     if {arg.partition("=")[0] for arg in args} & {"--model", "--backend"}:
         # The other models in the recipe or a file may be unknown to the server of the chosen one.
         dropped = [f"--{name}=" for name in ("next_models", "regenerate_with") if parser.knows(name)]
-    # Each adds to the ones before.
-    args = [re.sub(r"^--request[_-]field(?==|$)", "--request_field+", arg) for arg in args]
     recipe = f"--config={TEACHER_RECIPE}"
     return parser.parse([recipe, *dropped, *args], check=functools.partial(_check, stage))
 
@@ -86,7 +84,8 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--definitions.no_entailment", type=str | None, help="meaning of label 0")
     parser.add_class_arguments(PairFormat)
 
-    add = parser.add_argument_group("teacher").add_argument
+    teacher = parser.add_argument_group("teacher")
+    add = teacher.add_argument
     backends = Literal.__getitem__(tuple(BACKENDS))
     add("--backend", type=backends, default="mistral", help="how the model is reached")
     add("--server_url", type=str | None, help="an OpenAI-compatible server, such as http://localhost:8000")
@@ -97,7 +96,7 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--max_tokens", type=PositiveInt, default=512, help="token budget of one answer")
     add("--seed", type=int | None, help="seed sent with each request")
     text = "a field of every request, in JSON; null leaves it out; repeat for more"
-    add("--request_field", type=list[str], default=[], metavar="NAME=VALUE", help=text)
+    parser.add_repeated("request_field", teacher, metavar="NAME=VALUE", help=text)
 
     add = parser.add_argument_group("limits and cost").add_argument
     add("--dry_run", type=bool, default=False, help="count requests, tokens and dollars; send nothing")
