@@ -159,8 +159,9 @@ def test_reflect_stops_too_if_the_teacher_also_has_other_definitions(
     path.write_text("\n".join(json.dumps(text | each) for text, each in zip(texts, said, strict=True)))
     assert run("reflect", root, server, "--dry_run") == 6
     assert (
-        "teacher finds 0 % of label 1 and 80 % of label 0: the label definitions do not fit this data; labels "
-        "may be reversed too: with --label_map 0=1,1=0 in every command the teacher is right on 60.0 %; then "
+        "teacher finds 0 % of label 1 and 80 % of label 0: the label definitions do not fit this data; "
+        "labels may be reversed too: with --label_map 0=1,1=0 in every command the teacher is right "
+        "on 60.0 %; then "
     ) in capsys.readouterr().err
     assert run("reflect", root, server, "--label_map", "0=1,1=0", "--dry_run") == 0
 
