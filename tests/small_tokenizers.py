@@ -78,6 +78,16 @@ def word_piece() -> Tokenizer:
     return tokenizer
 
 
+def unigram() -> Tokenizer:
+    """A T5-like tokenizer whose control tokens are pieces, too, which a text can spell."""
+    pieces = [*SPECIAL, "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], 0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
 def write_chat_model(
     folder: Path, tokenizer: Tokenizer, template: str, *, weights: bool = False, **tokenizer_config: Any
 ) -> Path:

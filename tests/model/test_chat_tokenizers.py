@@ -24,7 +24,14 @@ from nlicot.model.prompt_format import ChatFormat, PromptFormat, load_prompt_for
 from nlicot.prompts import StudentPrompts
 from nlicot.records import TrainingExample
 from tests.model.test_prompt_format import NASTY, sample_pairs
-from tests.small_tokenizers import TEMPLATES, byte_level, like_sentencepiece, word_piece, write_chat_model
+from tests.small_tokenizers import (
+    TEMPLATES,
+    byte_level,
+    like_sentencepiece,
+    unigram,
+    word_piece,
+    write_chat_model,
+)
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer"}
 KINDS: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
@@ -187,6 +194,7 @@ def test_runs_of_models_that_normalise_texts_are_still_recognised(
     ("tokenizer", "template", "message"),
     [
         (word_piece, TEMPLATES["zephyr"], "the tokenizer makes '"),
+        (unigram, TEMPLATES["zephyr"], "the tokenizer reads control tokens from a text"),
         (lambda: like_sentencepiece("first", with_bytes=False), TEMPLATES["zephyr"], "makes '<unk>"),
         (
             byte_level,
