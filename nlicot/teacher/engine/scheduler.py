@@ -2,9 +2,6 @@
 
 A task is a coroutine that sends requests through the `Ask` it is given. `Ask` looks into the journal first: a
 task that runs again after a kill gets the same answers and only pays for new ones.
-
-Until an answer could be read, only a few tasks are let in, and if all of them fail the run stops: a teacher
-that never gives a usable answer costs ten pairs, not the whole file. So does a long run of failures later.
 """
 
 import asyncio
@@ -16,31 +13,24 @@ import random
 import signal
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlicot.data.rows import Row
-from nlicot.errors import NoAnswers, TeacherRefused, TeacherStopped
+from nlicot.errors import TeacherRefused, TeacherStopped
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.backends import base
 from nlicot.teacher.backends.base import Backend, Fault, Reply, Request, writable
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
+from nlicot.teacher.engine.stopping_rule import StoppingRule
 
 MAX_MODELS_SHOWN = 20
 TASKS_PER_LOOKUP = 512
-MAX_ANSWER_SHOWN = 160
 TOKENS_PER_CHARACTER = 0.3  # an estimate for pacing, until the reply gives the real number
-WRONG_LABEL = "wrong_label"  # the kind of failure whose answer could be read
-REMEDIES = {
-    "truncated": "raise --max_tokens, or use another --model",
-    WRONG_LABEL: "compare the labels with --label_map and --definitions, or use another --model",
-}
-OTHER_REMEDY = "use another --model or --prompt, or a server that enforces JSON (response_format)"
-REWRITE_REMEDY = "name other models in --regenerate_with, or set --rounds 0"
 
 run_log = logging.getLogger("nlicot.teacher.log")  # a run's log file only: the terminal shows a progress bar
 
@@ -66,16 +56,16 @@ class Interrupted(TeacherStopped):
 class Ask:
     """Sends the requests of one task, and notes which of its answers could be read."""
 
-    def __init__(self, scheduler: "Scheduler", pair: str) -> None:
+    def __init__(self, scheduler: "Scheduler", rule: StoppingRule, pair: str) -> None:
         self.pair, self.reply_keys = pair, list[str]()
-        self._scheduler = scheduler
+        self._scheduler, self._rule = scheduler, rule
         self._first_schema, self._is_again = "", False
 
     async def __call__(self, request: Request) -> Reply:
         """Return the reply; raises `NotAgain` if the question should be given up, or `Unanswered`."""
         self._first_schema = self._first_schema or request.schema.name
-        if self._is_again:
-            await self._scheduler.wait_for_round(self._topic(request))
+        if self._is_again and not await self._rule.may_ask_again(self._topic(request)):
+            raise NotAgain
         self._is_again = True
         self.reply_keys.append(request.key())
         return await self._scheduler.reply_to(request, self.pair)
@@ -83,12 +73,12 @@ class Ask:
     def note_read(self, request: Request, is_usable: bool) -> None:
         """Note that the last answer could be read, and whether its question is settled."""
         self._is_again = not is_usable
-        self._scheduler.note_read(self._topic(request), is_usable)
+        self._rule.note_read(self._topic(request), is_usable)
 
     def note_set_aside(self, request: Request, failure: Failure) -> None:
         """Note a question without a valid answer in a task that does not fail for it."""
         self._is_again = False
-        self._scheduler.note_failure(self._topic(request), request.key(), failure)
+        self._scheduler.stop(self._rule.note_failure(self._topic(request), request.key(), failure))
 
     def _topic(self, request: Request) -> str:
         """Distinguish rewrites ("thought") from the questions that tasks begin with ("")."""
@@ -102,18 +92,6 @@ class Task:
     key: str
     pair: str
     run: Callable[[Ask], Awaitable[Outcome]]
-
-
-@dataclass(slots=True)
-class _Streak:
-    """Failures since the last usable answer, by task; `could_read`: some answer could be read, ever."""
-
-    could_read: bool = False
-    failures: dict[str, Failure] = field(default_factory=dict)
-
-    def commonest(self) -> tuple[str, int]:
-        """Return the commonest kind of failure, and its number."""
-        return Counter(failure.kind for failure in self.failures.values()).most_common(1)[0]
 
 
 @dataclass(slots=True)
@@ -191,19 +169,12 @@ class Scheduler:
         self._workers: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[object] | None] = set()
         self._in_flight: dict[str, asyncio.Event] = {}
-        self._num_unanswered_at_start: int | None = 0  # None once a request was answered
-        self._answered_earlier = self._any_usable = False
-        entry = base.BACKENDS.get(backend.name)
-        self._runs_jobs = entry is not None and entry.runs_jobs
-        limits = (self._policy.max_unreadable_at_start, self._policy.batch_max_unreadable_at_start)
-        self._start_limit = limits[self._runs_jobs]
-        self._streaks: defaultdict[str, _Streak] = defaultdict(_Streak)  # by topic
-        self._num_let_in = self._num_in_progress = 0
-        self._waiting: dict[asyncio.Future[bool], str] = {}  # to ask again, by topic
-        self._round_check: asyncio.TimerHandle | None = None
+        self._rule = StoppingRule(backend, self._policy, concurrency=limiter.concurrency)
 
-    def stop(self, reason: TeacherStopped) -> None:
-        """Send nothing more, and let requests in flight finish. The first reason counts."""
+    def stop(self, reason: TeacherStopped | None) -> None:
+        """Given a reason, send nothing more, and let requests in flight finish. The first one counts."""
+        if reason is None:
+            return
         self._stop_reason = self._stop_reason or reason
         for worker in self._workers:  # the others only wait for their turn or a pause
             if worker not in self._sending and worker is not asyncio.current_task():
@@ -217,9 +188,6 @@ class Scheduler:
         self.tally = dataclasses.replace(
             self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
         )
-        self._opened = asyncio.Event()  # once an answer could be read: all tasks are let in
-        if self._streaks[""].could_read:
-            self._opened.set()
         unfinished, num_workers = self._unfinished(tasks), self._limiter.concurrency
         self._workers = [asyncio.create_task(self._work(unfinished)) for _ in range(num_workers)]
         try:
@@ -228,8 +196,6 @@ class Scheduler:
             for worker in self._workers:
                 worker.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
-            if self._round_check is not None:
-                self._round_check.cancel()
             self._journal.flush()
         for worker in done:
             if not worker.cancelled():
@@ -239,12 +205,14 @@ class Scheduler:
 
     def _unfinished(self, tasks: Iterable[Task]) -> Iterator[Task]:
         for chunk in in_chunks(tasks, TASKS_PER_LOOKUP):
-            known = self._journal.statuses([task.key for task in chunk])
+            keys = [task.key for task in chunk]
+            known = self._journal.statuses(keys)
             if any(ok for ok, _ in known.values()):
-                self._answered_earlier = True
-                self.note_read("", is_usable=True)
-            elif known and not self._any_usable:
-                self._note_failed_earlier([task.key for task in chunk])
+                self._rule.note_usable(is_earlier=True)
+            elif known:
+                failed = self._journal.outcomes(keys)
+                failures = {key: failure_of(failed[key]) for key in keys if key in failed}
+                self.stop(self._rule.note_failed_earlier(failures))
                 if self._stop_reason is not None:
                     return
             for task in chunk:
@@ -260,28 +228,22 @@ class Scheduler:
         for task in tasks:
             if self._stop_reason is not None:
                 return
-            if self._num_let_in >= self._start_limit:
-                await self._opened.wait()
-            self._num_let_in += 1
-            self._num_in_progress += 1
-            try:
-                outcome = await self._outcome_of(task)
-            except TeacherStopped as reason:
-                self.stop(reason)
-            except Unanswered as unanswered:
-                self._fail(task, unanswered.fault, unanswered.attempts)
-            else:
-                self._count(outcome.ok, outcome.correct)
-                if outcome.ok:
-                    self.note_read("", is_usable=True)
+            async with self._rule.turn():
+                try:
+                    outcome = await self._outcome_of(task)
+                except TeacherStopped as reason:
+                    self.stop(reason)
+                except Unanswered as unanswered:
+                    self._fail(task, unanswered.fault, unanswered.attempts)
                 else:
-                    self.note_failure("", task.key, failure_of(outcome))
-            finally:
-                self._num_in_progress -= 1
-                self._check_round_later()
+                    self._count(outcome.ok, outcome.correct)
+                    if outcome.ok:
+                        self._rule.note_usable()
+                    else:
+                        self.stop(self._rule.note_failure("", task.key, failure_of(outcome)))
 
     async def _outcome_of(self, task: Task) -> Outcome:
-        ask = Ask(self, task.pair)
+        ask = Ask(self, self._rule, task.pair)
         outcome = await task.run(ask)
         if not outcome.ok:
             outcome.rows[0]["reply_keys"] = ask.reply_keys
@@ -290,106 +252,10 @@ class Scheduler:
         self._journal.save_outcome(task.key, outcome)
         return outcome
 
-    # ------------------------------------------------------------- answers that cannot be used
-
-    def note_read(self, topic: str, is_usable: bool) -> None:
-        """Note an answer that could be read; a usable one ends a row of failures."""
-        streak = self._streaks[topic]
-        if is_usable:
-            streak.failures.clear()
-        if not streak.could_read:
-            streak.could_read = True
-            if not topic:
-                self._opened.set()
-            self._end_round({topic}, is_useless=False)
-
-    def note_failure(self, topic: str, key: str, failure: Failure, *, max_in_a_row: int = 0) -> None:
-        """Note a question without a usable answer; stops the run after too many in a row."""
-        self._streaks[topic].failures[key] = failure
-        self._stop_if_useless(topic, self._start_limit, max_in_a_row)
-
-    def _note_failed_earlier(self, keys: list[str]) -> None:
-        """Count failures in the journal, so that the same command does not pay for as many again."""
-        streak = self._streaks[""]
-        outcomes = self._journal.outcomes(keys)
-        found = {key: failure_of(outcomes[key]) for key in keys if key in outcomes}
-        self._num_let_in += len(found.keys() - streak.failures.keys())
-        streak.failures |= found
-        if any(failure.kind == WRONG_LABEL for failure in found.values()):
-            self.note_read("", is_usable=False)
-        self._stop_if_useless("", self._policy.max_unreadable_at_start)
-
-    def _stop_if_useless(self, topic: str, start_limit: int, max_in_a_row: int = 0) -> None:
-        streak = self._streaks[topic]
-        if streak.could_read:
-            is_useless = streak.commonest()[1] >= max(self._policy.max_failures_in_a_row, max_in_a_row)
-        else:
-            is_useless = len(streak.failures) >= start_limit
-        if is_useless:
-            self.stop(self._useless(topic))
-
-    def _useless(self, topic: str) -> NoAnswers:
-        """Return the reason to stop: the commonest complaint, one answer, and what to change."""
-        streak = self._streaks[topic]
-        kind, num = streak.commonest()
-        example = next(failure for failure in streak.failures.values() if failure.kind == kind)
-        if streak.could_read:
-            found = f"{num} {'rewrites' if topic else 'pairs'} in a row failed as {kind}"
-        else:
-            answers = f"{len(streak.failures)} {'rewrites' if topic else 'answers'}"
-            found = f"0 of {answers} could be read, most often {kind} ({num})"
-        if not (self.tally.num_requests or self.tally.unanswered):
-            found += ", in an earlier run; nothing was sent now"
-        raw = example.raw if len(example.raw) <= MAX_ANSWER_SHOWN else f"{example.raw[:MAX_ANSWER_SHOWN]}…"
-        answer = f"; pair {example.id} got {raw!r}" if raw else f", as for pair {example.id}"
-        if example in self.tally.unanswered.values():
-            remedy = "check the server, and run the same command to continue"
-        else:
-            remedy = REWRITE_REMEDY if topic else REMEDIES.get(kind, OTHER_REMEDY)
-            remedy += "; --retry_failures asks again"
-        message = f"{found}: {example.message}{answer}; {remedy}"
-        return NoAnswers(f"{self._backend.server or self._backend.name}: {message}")
-
     def check_result(self) -> None:
         """Raise `NoAnswers` if all tasks so far failed."""
-        failures = self._streaks[""].failures
-        failures |= self.tally.unanswered
-        if failures and not self._any_usable:
-            raise self._useless("")
-
-    async def wait_for_round(self, topic: str) -> None:
-        """Before a question is asked again in a job, wait until an answer of the round could be read.
-
-        Raises `NotAgain` if there is none: the next round would cost hours to find the same.
-        """
-        if self._runs_jobs and not self._streaks[topic].could_read:
-            is_useless = asyncio.get_running_loop().create_future()
-            self._waiting[is_useless] = topic
-            self._check_round_later()
-            try:
-                if await is_useless:
-                    raise NotAgain
-            finally:
-                del self._waiting[is_useless]
-
-    def _check_round_later(self) -> None:
-        if self._waiting:  # answers in the journal come at once, before other tasks have started
-            if self._round_check is not None:
-                self._round_check.cancel()
-            loop = asyncio.get_running_loop()
-            self._round_check = loop.call_later(self._policy.batch_quiet_s, self._check_round)
-
-    def _check_round(self) -> None:
-        if len(self._waiting) == self._num_in_progress:
-            is_useless = len(self._waiting) >= self._policy.max_unreadable_at_start
-            self._end_round(set(self._waiting.values()), is_useless)
-
-    def _end_round(self, topics: set[str], is_useless: bool) -> None:
-        for waiting, topic in self._waiting.items():
-            if topic in topics and not waiting.done():
-                waiting.set_result(is_useless)
-
-    # ------------------------------------------------------------- requests
+        if (reason := self._rule.result()) is not None:
+            raise reason
 
     def _fail(self, task: Task, fault: Fault, attempts: int) -> None:
         run_log.warning("%s: failed after %d attempts: %s", task.pair, attempts, fault)
@@ -398,21 +264,10 @@ class Scheduler:
             id=task.pair, stage=self._stage, kind=fault.kind, message=text, attempts=attempts, raw=raw
         )
         self._count(False, None)
-        # When a run continues, the few requests that the server rejects come first: the rest may pass.
-        known_to_be_rejected = self._answered_earlier and isinstance(fault, base.Rejected)
-        if self._num_unanswered_at_start is not None and not known_to_be_rejected:
-            self._num_unanswered_at_start += 1
-            if (num := self._num_unanswered_at_start) == self._policy.max_unanswered_at_start:
-                message = f"none of the first {num} requests was answered: {fault.message}"
-                self.stop(NoAnswers(f"{self._backend.server}: {message}"))
-        # Rejections are about one text and cost nothing; a job lists its errors in a row, after its answers.
-        if not (self._streaks[""].could_read and (self._runs_jobs or isinstance(fault, base.Rejected))):
-            # A short outage fails all that is in flight, and should not end a run of a whole night.
-            self.note_failure("", task.key, failure, max_in_a_row=2 * self._limiter.concurrency)
+        self.stop(self._rule.note_unanswered(task.key, failure, is_rejected=isinstance(fault, base.Rejected)))
 
     def _count(self, ok: bool, correct: bool | None) -> None:
         self.tally.count(ok, correct)
-        self._any_usable = self._any_usable or ok
         self._on_progress(self.tally, self._budget)
 
     async def reply_to(self, request: Request, pair: str) -> Reply:
@@ -449,7 +304,6 @@ class Scheduler:
             except base.Refused as fault:
                 raise TeacherRefused(f"{self._backend.server}: {fault.message}") from fault
             else:
-                self._num_unanswered_at_start = None
                 return reply
             if self._stop_reason is not None:  # it does not wait for a pause
                 raise self._stop_reason
@@ -485,6 +339,7 @@ class Scheduler:
             self._journal.save_reply(key, reply, self._budget.settle(request, reserved, reply.usage))
         finally:
             self._limiter.release()
+        self._rule.note_answered()
         self.tally.num_requests += 1
         num_used = num_claimed
         if (usage := reply.usage) is not None:

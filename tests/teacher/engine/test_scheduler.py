@@ -556,6 +556,15 @@ def test_the_same_run_again_sends_nothing_until_failures_are_retried(journal: Jo
     assert (tally.num_finished, tally.num_failed, tally.num_requests) == (300, 0, 300)
 
 
+def test_the_reason_shows_the_first_pair_of_an_earlier_run_whatever_its_key(journal: Journal) -> None:
+    given = [task(name, key=f"key {99 - number}") for number, name in enumerate(NAMES[:10])]
+    with pytest.raises(NoAnswers, match="; pair t000 got 'unusable'"):
+        run_virtually(scheduler_for(teacher(bad=NAMES), journal).run(given))
+
+    with pytest.raises(NoAnswers, match="; pair t000 got 'unusable'"):
+        run_virtually(scheduler_for(Scripted({}), journal).run(given))
+
+
 def test_failures_of_earlier_runs_count_among_the_first_ten(journal: Journal) -> None:
     run(scheduler_for(teacher(bad=NAMES), journal, concurrency=64), NAMES[:7])
     backend = teacher(bad=NAMES)
