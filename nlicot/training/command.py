@@ -263,6 +263,7 @@ def _new_run_folder(command: FitCommand, data: RunData) -> Path:
 def _validate_in_a_new_process(checkpoint: Path) -> int:
     """Evaluate an adapter in a process that only predicts, so that it can use faster kernels."""
     command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(checkpoint)]
+    sys.stdout.flush()  # or the lines so far would follow those of the new process in a file or pipe
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}
     return subprocess.run(command, check=False, env=environment).returncode
 

@@ -110,6 +110,14 @@ def test_fit_that_ends_before_its_first_evaluation_uses_its_last_checkpoint(
     ]
 
 
+def test_unknown_figures_are_refused_with_the_known_ones(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(base, "--early_stopping.monitor=dev/los") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("nlicot: --early_stopping.monitor: found 'dev/los', expected one of dev/loss, ")
+
+
 def test_only_files_that_exist_are_named(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(base, "--trainer.max_epochs=1") == 0
     assert "metrics.json" not in capsys.readouterr().out
