@@ -208,7 +208,7 @@ class Scheduler:
             keys = [task.key for task in chunk]
             known = self._journal.statuses(keys)
             if any(ok for ok, _ in known.values()):
-                self._rule.note_usable(is_earlier=True)
+                self._rule.note_usable()
             elif known:
                 failed = self._journal.outcomes(keys)
                 failures = {key: failure_of(failed[key]) for key in keys if key in failed}

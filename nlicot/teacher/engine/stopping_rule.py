@@ -37,7 +37,7 @@ class StoppingRule:
         self._could_read: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)  # ever, by topic
         self._unanswered: dict[str, Failure] = {}  # by task
         self._num_unanswered_at_start = self._num_let_in = self._num_in_progress = self._num_waiting = 0
-        self._any_answered = self._any_usable = self._usable_earlier = False
+        self._any_answered = self._any_usable = False
         self._rounds: defaultdict[str, asyncio.Future[bool]] = defaultdict(asyncio.Future)  # by topic
         self._round_check: asyncio.TimerHandle | None = None
 
@@ -66,21 +66,21 @@ class StoppingRule:
         if topic in self._rounds:
             self._rounds.pop(topic).set_result(True)
 
-    def note_usable(self, *, is_earlier: bool = False) -> None:
+    def note_usable(self) -> None:
         """Note a task with a usable outcome, in this run or an earlier one."""
-        self._any_usable, self._usable_earlier = True, self._usable_earlier or is_earlier
+        self._any_usable = True
         self.note_read("", is_usable=True)
 
     def note_failure(self, topic: str, key: str, failure: Failure) -> NoAnswers | None:
         """Note a question without a usable answer."""
         self._failures[topic][key] = failure
-        return self._reason(topic, self._start_limit, self._policy.max_failures_in_a_row)
+        return self._reason(topic, self._start_limit)
 
     def note_unanswered(self, key: str, failure: Failure, *, is_rejected: bool) -> NoAnswers | None:
         """Note a task that failed because a request got no reply."""
         self._unanswered[key] = failure
         # When a run continues, the few requests that the server rejects come first: the rest may pass.
-        if not (self._any_answered or (self._usable_earlier and is_rejected)):
+        if not (self._any_answered or (self._any_usable and is_rejected)):
             self._num_unanswered_at_start += 1
             if (num := self._num_unanswered_at_start) == self._policy.max_unanswered_at_start:
                 message = f"none of the first {num} requests was answered: {failure.message}"
@@ -89,9 +89,7 @@ class StoppingRule:
         if self._could_read[""].is_set() and (self._runs_jobs or is_rejected):
             return None
         self._failures[""][key] = failure
-        # A short outage fails all that is in flight, and should not end a run of a whole night.
-        max_in_a_row = max(self._policy.max_failures_in_a_row, 2 * self._concurrency)
-        return self._reason("", self._start_limit, max_in_a_row)
+        return self._reason("", self._start_limit)
 
     def note_failed_earlier(self, failures: Mapping[str, Failure]) -> NoAnswers | None:
         """Count failures in the journal, so that the same command does not pay for as many again."""
@@ -101,18 +99,22 @@ class StoppingRule:
         self._failures[""] |= failures
         if any(failure.kind == WRONG_LABEL for failure in failures.values()):
             self.note_read("", is_usable=False)
-        return self._reason("", self._policy.max_unreadable_at_start, self._policy.max_failures_in_a_row)
+        return self._reason("", self._policy.max_unreadable_at_start)
 
     def result(self) -> NoAnswers | None:
         """Return the reason why the run was useless, if all of its tasks failed."""
         self._failures[""] |= self._unanswered
-        return self._reason("", 1, 1) if self._failures[""] and not self._any_usable else None
+        return self._reason("") if self._failures[""] and not self._any_usable else None
 
-    def _reason(self, topic: str, start_limit: int, max_in_a_row: int) -> NoAnswers | None:
+    def _reason(self, topic: str, start_limit: int | None = None) -> NoAnswers | None:
         """Return None below the limits, or the commonest complaint, one answer, and what to change."""
         failures, could_read = self._failures[topic], self._could_read[topic].is_set()
         kind, num = Counter(failure.kind for failure in failures.values()).most_common(1)[0]
-        if num < max_in_a_row if could_read else len(failures) < start_limit:
+        example = next(failure for failure in failures.values() if failure.kind == kind)
+        is_unanswered, limit = example in self._unanswered.values(), self._policy.max_failures_in_a_row
+        if is_unanswered:  # a short outage fails all that is in flight, and should not end a night's run
+            limit = max(limit, 2 * self._concurrency)
+        if start_limit and (num < limit if could_read else len(failures) < start_limit):
             return None
         noun = "rewrites" if topic else "pairs" if could_read else "answers"
         found = f"{num} {noun} in a row failed as {kind}"
@@ -120,12 +122,11 @@ class StoppingRule:
             found = f"0 of {len(failures)} {noun} could be read, most often {kind} ({num})"
         if not (self._any_answered or self._unanswered):
             found += ", in an earlier run; nothing was sent now"
-        example = next(failure for failure in failures.values() if failure.kind == kind)
         raw = example.raw if len(example.raw) <= MAX_ANSWER_SHOWN else f"{example.raw[:MAX_ANSWER_SHOWN]}…"
         answer = f"; pair {example.id} got {raw!r}" if raw else f", as for pair {example.id}"
         remedy = REWRITE_REMEDY if topic else REMEDIES.get(kind, OTHER_REMEDY)
         remedy += "; --retry_failures asks again"
-        if example in self._unanswered.values():
+        if is_unanswered:
             remedy = "check the server, and run the same command to continue"
         return NoAnswers(f"{self._server}: {found}: {example.message}{answer}; {remedy}")
 

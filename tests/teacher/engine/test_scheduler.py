@@ -654,6 +654,25 @@ def test_an_outage_ends_a_run_only_after_two_rounds_of_all_in_flight(
         assert "128 pairs in a row failed as connection" in reason_of(scheduler, NAMES)
 
 
+def test_an_unreadable_answer_during_an_outage_does_not_end_the_run(journal: Journal) -> None:
+    gone = Transient("connection", "cannot be reached")
+    script: dict[str, list[Step]] = {name: [yes()] for name in NAMES[:100]}
+    script |= {name: [gone] * 6 for name in NAMES[100:160]} | {NAMES[160]: [After(200, yes("unusable"))]}
+    script |= {name: [After(400, yes())] for name in NAMES[161:]}
+
+    assert run(scheduler_for(Scripted(script), journal, concurrency=64), NAMES).num_failed == 61
+
+
+def test_rejections_do_not_end_a_run_that_was_killed_before_its_outcomes_were_written(
+    journal: Journal,
+) -> None:
+    script: dict[str, list[Step]] = {text: [rejected()] for text in "bcdefg"}
+    run(scheduler_for(Scripted({"a": [yes()]} | script), journal), "abcdefg")
+    journal.discard_outcomes(failed_only=False)
+
+    assert run(scheduler_for(Scripted(script | {"h": [yes()]}), journal), "abcdefgh").num_failed == 6
+
+
 def test_rejected_texts_never_end_a_run_that_got_answers(journal: Journal) -> None:
     backend = Scripted({NAMES[0]: [yes()]} | {name: [rejected()] for name in NAMES[1:]})
 

@@ -65,7 +65,7 @@ def test_rewrites_are_counted_apart_from_the_answers_that_could_be_read() -> Non
 @pytest.mark.parametrize(("is_rejected", "num_reasons"), [(False, 1), (True, 0)])
 def test_rejections_are_no_reason_when_a_run_continues(is_rejected: bool, num_reasons: int) -> None:
     rule = rule_for()
-    rule.note_usable(is_earlier=True)
+    rule.note_usable()
     reasons = [
         rule.note_unanswered(str(n), failure(n, "http_400"), is_rejected=is_rejected) for n in range(5)
     ]
