@@ -109,7 +109,7 @@ CASES = [
         "expected label too (--label_map needs one; give its name: --columns label=NAME)",
         flags="--label_map yes=1",
     ),
-    split(HEADER + "a,A,B,-\nb,C,D,yes\n", "for example --label_map -=skip,yes=1)"),
+    split(HEADER + "a,A,B,-\nb,C,D,yes\n", "for example --label_map yes=1,-=skip)"),
     split(HEADER + "a,A,B,-1\nb,C,D,1\n", "for example --label_map 1=1,0=0,-1=skip)"),
     split(
         HEADER + "a,A,B,-\n", "found only pairs that the label map skips", flags="--label_map yes=1,-=skip"
@@ -150,6 +150,24 @@ CASES = [
         "split pairs.csv --out out",
         "out/original_data/dev.csv exists already; add --overwrite",
         {"pairs.csv": PAIRS, "out/original_data/dev.csv": ""},
+    ),
+    split(PAIRS, "(labels are 0 and 1 already: leave --label_map out)", flags="--label_map yes=1,no=0"),
+    split(HEADER + "a,A,B,1\nb,C,D,-1\n", "--label_map 1=1,0=0,-1=skip)", flags="--label_map=-1=skip"),
+    split(PAIRS, "--columns: found 'a' for premise and for id", flags="--columns premise=a,id=a"),
+    split(PAIRS, "p.csv:1: found the column 'hypothesis' as premise", flags="--columns premise=hypothesis"),
+    split("premise,hypothesis,label,gold\nA,B,1,0\n", "p.csv:2: found '1' as label and '0' as gold"),
+    Case(
+        "split pairs.csv --out data --overwrite true",
+        "data/original_data/dev.jsonl.gz exists already; a root has one file of each split",
+        {"pairs.csv": PAIRS, "data/original_data/dev.jsonl.gz": ""},
+    ),
+    *(
+        Case(
+            f"{command} --root data",
+            "data/original_data: found train.csv and train.jsonl, expected one file of train (move",
+            {"data/original_data/train.jsonl": ""},
+        )
+        for command in ("prepare", "generate --dry_run", "audit", "fit --model.base bundled", "inspect")
     ),
     Case("split data/original_data/train.csv --out data", "would be replaced by its own split"),
     Case("split pairs.csv --out out", "cannot be written", {"pairs.csv": PAIRS, "out": ""}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections import Counter, UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ ALIASES = {
 LABEL_MAP_EXAMPLE = "entailment=1,neutral=0,contradiction=0"
 LABELLED_SPLITS = ("train", "dev")
 """Splits that need labels; a test file may be without, although a run's label map is for all its files."""
-_NO_AGREEMENT = frozenset({"-", "-1"})
-_ENTAILMENT_NAMES = frozenset({"entailment", "entails", "e", "yes", "true", "supports"})
+_NO_LABEL = frozenset({"-", "-1", "nan", "null", "na", "n/a"})
+_ENTAILMENT_NAMES = frozenset({"entailment", "entails", "e", "yes", "true", "1", "supports"})
 
 
 class LabelMap(UserDict[str, int | None]):
@@ -67,12 +68,18 @@ class LabelMap(UserDict[str, int | None]):
         return cls({name: None if label is None else 1 - label for name, label in own.items()})
 
     def key(self, label: str) -> str | None:
-        """Return the name under which a file's label is in the map: as it is, or in lower case without .0.
+        """Return the name under which a file's label is in the map: as it is, or without .0 and in any case.
 
-        >>> [LabelMap({"1": 0, "entailment": 1}).key(label) for label in ("1.0", "ENTAILMENT", "2")]
-        ['1', 'entailment', None]
+        Names that differ only in case must agree, or the label must be one of them as it is.
+
+        >>> [LabelMap({"1": 0, "Entailment": 1}).key(label) for label in ("1.0", "ENTAILMENT", "2")]
+        ['1', 'Entailment', None]
         """
-        return next((name for name in (label, label.removesuffix(".0").lower()) if name in self), None)
+        if label in self:
+            return label
+        short = label.removesuffix(".0").lower()
+        same = [name for name in self if name.lower() == short]
+        return same[0] if len({self[name] for name in same}) == 1 else None
 
 
 class ColumnNames(UserDict[str, str]):
@@ -93,6 +100,12 @@ class ColumnNames(UserDict[str, str]):
             if ours not in ALIASES or not equals or ours in names:
                 expected = f"COLUMN=NAME for some of {', '.join(ALIASES)}, each once"
                 raise ConfigError(f"--columns: found {part.strip()!r}, expected {expected}")
+            twin = next(
+                (other for other, each in names.items() if name and each.lower() == name.lower()), None
+            )
+            if twin:
+                found = f"{name!r} for {twin} and for {ours}"
+                raise ConfigError(f"--columns: found {found}, expected a column of its own for each")
             names[ours] = name
         return cls(names)
 
@@ -157,10 +170,11 @@ def read_examples(
     reader = _PairReader(path, pair_format, id_prefix, labels_optional)
     examples = read_records(path, reader.example_from, each="pair", delimiter=pair_format.separator)
     reader.check_labels()
+    examples = reader.without_gaps(examples)
     if not examples:
         raise DataError("only pairs that the label map skips", "other pairs too", path=path)
-    reader.log_aliases()
-    reader.log_skipped()
+    reader.log_columns()
+    reader.log_labels()
     reader.make_ids_unique(examples)
     return examples
 
@@ -173,7 +187,9 @@ class _PairReader:
         self._columns: Mapping[str, str] = pair_format.columns or {}
         self._optional = ("label", "phenomenon") if labels_optional else ()
         self._sources_of: dict[tuple[str, ...], dict[str, str]] = {}  # our columns' names by a row's names
+        self._others_of: dict[tuple[str, ...], dict[str, list[str]]] = {}  # that could be ours too
         self._has_id: list[bool] = []
+        self._readings: dict[str, int | None] = {}  # of each label, None also for those that are unknown
         self._unknown_labels: dict[str, int] = {}  # with the first line of each
         self._skipped: Counter[str] = Counter()
         self._first_line: dict[bool, int] = {}  # of a row with and of one without a label
@@ -186,14 +202,17 @@ class _PairReader:
         fields = {column: row.fields[name] for column, name in self._sources_of[names].items()}
         pair = Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
         value = fields.get("label")
-        has_label = not (value is None or (isinstance(value, str) and not value.strip()))
+        has_label = bool(_label_text(value))
+        for other in self._others_of[names].get("label", ()):
+            self._check_same_label(row, self._sources_of[names]["label"], other)
         self._first_line.setdefault(has_label, row.line)
         label = None
         if has_label:
-            text, label, name = str(value).strip(), binary_label(value), None
+            text, label, name = _label_text(value), binary_label(value), None
             if self._label_map is not None:  # a map of 0 and 1 is also one of true and false
                 name = self._label_map.key(text) or self._label_map.key("" if label is None else str(label))
                 label = self._label_map.get(name or "")
+            self._readings[text] = label
             if label is None and name is not None:
                 self._skipped[name] += 1
                 return None
@@ -216,10 +235,12 @@ class _PairReader:
         for name in row.fields:
             originals.setdefault(name.strip().casefold(), []).append(name)
         sources: dict[str, str] = {}
+        others: dict[str, list[str]] = {}
         for column, aliases in ALIASES.items():
             named = self._columns.get(column)
             candidates = (column, *aliases) if named is None else (named.casefold(),) if named else ()
-            same = next((originals[name] for name in candidates if name in originals), [])
+            existing = [originals[name] for name in candidates if name in originals]
+            same = existing[0] if existing else []
             if len(same) > 1:
                 raise DataError(
                     f"the columns {' and '.join(map(shown, same))}",
@@ -230,6 +251,7 @@ class _PairReader:
                 )
             if same:
                 sources[column] = same[0]
+                others[column] = [each[0] for each in existing[1:]]
             elif named and column not in self._optional:
                 raise self._missing(row, shown(named), f"--columns names it as {column}")
         if missing := [column for column in ("premise", "hypothesis") if column not in sources]:
@@ -238,7 +260,24 @@ class _PairReader:
         if self._label_map is not None and "label" not in {*sources, *self._optional}:
             remedy = "--label_map needs one; give its name: --columns label=NAME"
             raise self._missing(row, "label", remedy)
+        for column, name in sources.items():
+            if twins := [other for other in sources if sources[other] == name and other != column]:
+                found, line = f"the column {shown(name)} as {column} and as {twins[0]}", row.header_line
+                remedy = f"--columns {column}=NAME,{twins[0]}=NAME names them"
+                raise DataError(found, "a column for each", path=self._path, line=line, remedy=remedy)
+        taken = set(sources.values())
+        left = {column: [name for name in names if name not in taken] for column, names in others.items()}
+        self._others_of[tuple(row.fields)] = left
         return sources
+
+    def _check_same_label(self, row: Row, taken: str, other: str) -> None:
+        """Refuse a second column of labels that has another label on this row."""
+        texts = [_label_text(row.fields[name]) for name in (taken, other)]
+        readings = [text.lower() if (label := binary_label(text)) is None else str(label) for text in texts]
+        if readings[1] and readings[0] != readings[1]:
+            found = f"{shown(texts[0])} as {taken.strip()} and {shown(texts[1])} as {other.strip()}"
+            remedy = "name the column to read: --columns label=NAME"
+            raise row.error(found, "one label", remedy=remedy)
 
     def _missing(self, row: Row, column: str, remedy: str) -> DataError:
         found, line = f"the columns {', '.join(map(shown, row.fields)) or '(none)'}", row.header_line
@@ -248,37 +287,85 @@ class _PairReader:
     def check_labels(self) -> None:
         """Refuse unknown labels, and labels on some rows only."""
         if unknown := self._unknown_labels:
-            example = self._label_map_for(unknown)
             raise DataError(
                 f"the label{'s' if len(unknown) > 1 else ''} {', '.join([*map(shown, unknown)][:8])}",
                 " or ".join(map(str, LABELS if self._label_map is None else self._label_map)),
                 path=self._path,
                 line=min(unknown.values()),
-                remedy=f"map them to 0 and 1, for example --label_map {example}"
-                if example
-                else "leave the label empty on every row if labels are not known",
+                remedy=self._advice(),
             )
-        if len(self._first_line) == 2:
+        if len(self._first_line) == 2 and not self._skips_gaps:
             expected, line = f"one, as on line {self._first_line[True]}", self._first_line[False]
-            remedy = "label every pair or none"
+            flag = _map_flag(self._suggested_map() | {"nan": "skip"})
+            remedy = f"label every pair or none, or leave such pairs out: {flag}"
             raise DataError("no label", expected, path=self._path, line=line, remedy=remedy)
 
-    def _label_map_for(self, unknown: Iterable[str]) -> str:
-        """Return a map that covers the file's labels as public sets mean them; nothing for other numbers."""
-        names = [name.removesuffix(".0") for name in unknown]
-        labels = dict(self._label_map or {})
-        if not labels and not any(character.isalpha() for character in "".join(names)):
-            if not {"2", *_NO_AGREEMENT}.issuperset(names):
-                return ""
-            # With three numbers, `datasets` writes 0 entailment, 1 neutral, 2 contradiction.
-            labels = {"0": 1, "1": 0} if "2" in names else {"1": 1, "0": 0}
-        for name in names:
-            meaning = None if name in _NO_AGREEMENT else int(name.lower() in _ENTAILMENT_NAMES)
-            labels.setdefault(name, meaning)
-        return str(LabelMap(labels)) if len(labels) <= 8 and 1 in labels.values() else LABEL_MAP_EXAMPLE
+    @property
+    def _skips_gaps(self) -> bool:
+        label_map = LabelMap() if self._label_map is None else self._label_map
+        name = label_map.key("nan")
+        return name is not None and label_map[name] is None
 
-    def log_aliases(self) -> None:
-        """Log columns that were found under another name."""
+    def _advice(self) -> str:
+        names = [name for name in self._unknown_labels if binary_label(name) is None]
+        if not names and self._label_map and self._suggested_map() == {"1": "1", "0": "0"}:
+            return "labels are 0 and 1 already: leave --label_map out"
+        if len(names) > 8 or any(len(name) > 40 or "," in name for name in names):
+            return "is this the column of labels? --columns label=NAME names another"
+        labels = self._suggested_map()
+        if set(labels.values()) == {"skip"}:
+            return "to read the pairs without labels: --columns label="
+        if "?" in labels.values():
+            return f"say what each label is, 1 is entailment: {_map_flag(labels)}"
+        return f"map them to 0 and 1, for example {_map_flag(labels)}"
+
+    def _suggested_map(self) -> dict[str, str]:
+        """Return the file's labels as public sets mean them, with ? for those that only the user knows.
+
+        The user's own map is kept if it reads a label of this file.
+        """
+        given = {
+            name: "skip" if label is None else str(label) for name, label in (self._label_map or {}).items()
+        }
+        is_used = len(self._readings) > len(self._unknown_labels) or (
+            False in self._first_line and self._skips_gaps
+        )
+        labels = given if is_used else {}
+        short = [name.removesuffix(".0") for name in self._readings]
+        names = {name.lower(): name for name in reversed(short)}  # the first spelling of each
+        if "2" in names and {"0", "1", "2", *_NO_LABEL}.issuperset(names) and not {"0", "1"} & labels.keys():
+            # With three numbers, `datasets` writes 0 entailment, 1 neutral, 2 contradiction.
+            labels |= {"0": "1", "1": "0", "2": "0"}
+        elif any(binary_label(name) is not None for name in names):
+            is_reversed = labels.get("0") == "1" or labels.get("1") == "0"
+            labels = ({"0": "1", "1": "0"} if is_reversed else {"1": "1", "0": "0"}) | labels
+        known = {name.lower() for name in labels}
+        others = {
+            lower: name
+            for lower, name in reversed(names.items())
+            if lower not in known and binary_label(name) is None
+        }
+        labels |= {name: "1" for lower, name in others.items() if lower in _ENTAILMENT_NAMES}
+        for lower, name in others.items():
+            if lower in _NO_LABEL:
+                labels[lower] = "skip"
+            elif "1" not in labels.values():
+                labels[name] = "?"
+            else:  # a number that is no label is a mistake in a row, a word is another relation
+                labels.setdefault(name, "0" if any(map(str.isalpha, name)) else "skip")
+        return labels
+
+    def without_gaps(self, examples: RecordList[Example]) -> RecordList[Example]:
+        """Leave out pairs without a label if others have one: the label map has nan=skip."""
+        if len(self._first_line) < 2:
+            return examples
+        kept = [index for index, example in enumerate(examples) if example.label is not None]
+        self._skipped["nan"] += len(examples) - len(kept)
+        self._has_id = [self._has_id[index] for index in kept]
+        return examples.select(kept)
+
+    def log_columns(self) -> None:
+        """Log columns that were found under another name, and others that could be ours."""
         used = {
             f"{name.strip()} for {column}": None
             for sources in self._sources_of.values()
@@ -287,12 +374,28 @@ class _PairReader:
         }
         if used:
             logger.info("%s: took the column %s", self._path, ", ".join(used))
+        left = {
+            f"{self._sources_of[names][column].strip()} is read as {column}, not {' or '.join(each)}": None
+            for names, others in self._others_of.items()
+            for column, each in others.items()
+            if each
+        }
+        if left:
+            logger.info("%s: %s (--columns names others)", self._path, ", ".join(left))
 
-    def log_skipped(self) -> None:
-        """Log the number of pairs left out."""
+    def log_labels(self) -> None:
+        """Log the number of pairs left out, and a map that gives one label to entailment and to others."""
         if self._skipped:
             labels = ", ".join(map(shown, self._skipped))
             logger.info("%s: skipped %d pairs of label %s", self._path, self._skipped.total(), labels)
+        read = {
+            text.removesuffix(".0").lower(): label
+            for text, label in self._readings.items()
+            if label is not None
+        }
+        if len({name in _ENTAILMENT_NAMES for name in read}) == 2 and len(set(read.values())) == 1:
+            label = next(iter(read.values()))
+            logger.warning("%s: every pair has label %d under this label map", self._path, label)
 
     def make_ids_unique(self, examples: RecordList[Example]) -> None:
         """Refuse repeated ids, and number repeated ids that were made from content."""
@@ -319,6 +422,15 @@ class _PairReader:
             examples[index] = dataclasses.replace(examples[index], id=f"{id_}-{number}")
         if num_repeated := sum(number > 1 for number in last_number.values()):
             logger.info("%s: %d pairs appear more than once; all are kept", self._path, num_repeated)
+
+
+def _label_text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _map_flag(labels: Mapping[str, str]) -> str:
+    ordered = sorted(labels, key=lambda name: ("1", "0", "skip", "?").index(labels[name]))
+    return f"--label_map {shlex.quote(','.join(f'{name}={labels[name]}' for name in ordered))}"
 
 
 def labelled_pairs_shown(examples: Iterable[Example]) -> list[str]:

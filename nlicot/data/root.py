@@ -10,7 +10,7 @@ from pathlib import Path
 from nlicot.config_files import SAMPLE
 from nlicot.data.atomic_write import build_folder_once
 from nlicot.data.rows import READERS
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,22 @@ class DataRoot:
     path: Path
 
     def pairs(self, split: str) -> Path:
-        """`original_data/<split>.csv`, or the file of another format that exists instead."""
+        """`original_data/<split>.csv`, or the file of another format that exists instead.
+
+        Raises:
+            DataError: there are several.
+        """
+        existing = self.pairs_files(split)
+        if len(existing) > 1:
+            found, remedy = " and ".join(path.name for path in existing), "move the others to another folder"
+            raise DataError(found, f"one file of {split}", path=existing[0].parent, remedy=remedy)
+        return existing[0] if existing else self.path / "original_data" / f"{split}.csv"
+
+    def pairs_files(self, split: str) -> list[Path]:
+        """Return the existing files of a split's pairs, in any format."""
         endings = [f"{ending}{gz}" for ending in READERS for gz in ("", ".gz")]
         candidates = [self.path / "original_data" / f"{split}{ending}" for ending in endings]
-        return next((path for path in candidates if path.exists()), candidates[0])
+        return [path for path in candidates if path.exists()]
 
     def thoughts(self, split: str) -> Path:
         """The teacher's thoughts, written without knowing the label."""

@@ -203,6 +203,8 @@ def read_rows(path: Path, *, delimiter: str | None = None) -> Iterator[Row]:
             has_quotes = ending == ".csv" or delimiter not in (None, "\t")
             yield from _csv_rows(path, delimiter or ("," if ending == ".csv" else "\t"), has_quotes)
         else:
+            if delimiter:
+                logger.info("%s: has no delimiter, so --delimiter is not used", path)
             yield from READERS[ending](path)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
@@ -224,6 +226,8 @@ def _csv_rows(path: Path, delimiter: str, has_quotes: bool) -> Iterator[Row]:
                 line, next_line = next_line, reader.line_num + 1
                 if not any(cells) and len(cells) < 2:
                     continue
+                if not names and re.fullmatch("sep=.", delimiter.join(cells), re.IGNORECASE):
+                    continue  # a spreadsheet's line for other spreadsheets
                 if not names:
                     header, names, header_line = cells, [cell.strip() for cell in cells], line
                     _refuse_repeats(names, path, line)
@@ -306,7 +310,8 @@ def _parse_json(text: str, path: Path, line: int) -> Any:
     except json.JSONDecodeError as error:
         found, line = f"invalid JSON: {error.msg} at column {error.colno}", line + error.lineno - 1
     except ValueError as error:
-        found = f"unusable JSON: {error}"
+        is_long = "set_int_max_str_digits" in str(error)
+        found = f"unusable JSON: {'a number of more than 4300 digits' if is_long else error}"
     except RecursionError:
         found = "JSON nested too deeply"
     raise DataError(found, "one JSON object per line", path=path, line=line)
@@ -412,7 +417,15 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
 
 def _open_bytes(path: Path) -> io.BufferedReader | gzip.GzipFile:
     try:
-        return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")
+        if path.name.endswith(".gz"):
+            return gzip.open(path)
+        file = path.open("rb")
+        if file.peek(2)[:2] != b"\x1f\x8b":
+            return file
+        file.close()
+        raise DataError(
+            "a gzip file", "one whose name ends in .gz", path=path, remedy=f"name it {path.name}.gz"
+        )
     except FileNotFoundError:
         raise DataError("no such file", path=path, remedy=_similar_names(path)) from None
     except OSError as error:

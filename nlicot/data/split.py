@@ -6,7 +6,9 @@ A premise in both would let a model recognise texts instead of inferring, and in
 from __future__ import annotations
 
 import itertools
+import logging
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ from pathlib import Path
 from nlicot.command_line import CommandParser
 from nlicot.data.atomic_write import refuse_overwriting, write_csv
 from nlicot.data.pairs import DEFAULT_FORMAT, PairFormat, labelled_pairs_shown, read_examples
+from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +42,21 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
         raise ConfigError(f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1")
     labels_of: dict[str, Counter[int | None]] = {}
     for example in examples:
-        labels_of.setdefault(example.premise, Counter())[example.label] += 1
+        labels_of.setdefault(_premise_key(example), Counter())[example.label] += 1
     if len(labels_of) < 2:
         raise DataError(f"{len(labels_of)} different premises", "2 or more, to have one in each split")
     # The smaller side is filled: the many premises that remain can even out what the first ones skewed.
     chosen = _premises_for(min(dev, 1 - dev), labels_of, seed)
     split = Split(train=[], dev=[])
     for example in examples:
-        is_dev = (example.premise in chosen) == (dev <= 0.5)
+        is_dev = (_premise_key(example) in chosen) == (dev <= 0.5)
         (split.dev if is_dev else split.train).append(example)
     return split
+
+
+def _premise_key(example: Example) -> str:
+    """Return the premise in one form: a model recognises it whatever its blanks and composed letters."""
+    return unicodedata.normalize("NFC", " ".join(example.premise.split()))
 
 
 def _premises_for(proportion: float, labels_of: Mapping[str, Counter[int | None]], seed: int) -> set[str]:
@@ -81,10 +91,16 @@ def write_split(
     paths = [out_root / "original_data" / name for name in ("train.csv", "dev.csv")]
     if pairs_path.resolve() in [path.resolve() for path in paths]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")
+    others = [DataRoot(out_root).pairs_files(path.stem) for path in paths]
+    if other := next((each for each in itertools.chain(*others) if each not in paths), None):
+        remedy = "a root has one file of each split: move it, or name another folder with --out"
+        raise ConfigError(f"{other} exists already; {remedy}")
     refuse_overwriting(*paths, overwrite=overwrite)
     examples = read_examples(pairs_path, pair_format)
     if examples[0].label is None:
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
+    if len(labels := {example.label for example in examples}) == 1:
+        logger.warning("%s: every pair has label %s; a model learns from both labels", pairs_path, *labels)
     try:
         split = split_examples(examples, dev, seed)
     except DataError as error:

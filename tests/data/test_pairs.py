@@ -83,11 +83,44 @@ def test_alias_columns_are_accepted_and_logged_once(tmp_path: Path, caplog: pyte
 
 
 def test_our_own_column_name_precedes_an_alias(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = csv_file(tmp_path, "true_label,gold_label,Label,premise,hypothesis\n0,0,1,P,H\n")
+    path = csv_file(tmp_path, "sentence,true_label,context,Label,premise,hypothesis\nQ,,R,1,P,H\n")
     with caplog.at_level(logging.INFO, logger=pairs.__name__):
-        assert labels_of(path) == [1]
-    assert caplog.messages == []
-    assert labels_of(csv_file(tmp_path, "true_label,gold_label,premise,hypothesis\n0,1,P,H\n")) == [1]
+        assert read_examples(path)[0].premise == "P"
+    assert caplog.messages == [
+        f"{path}: premise is read as premise, not context or sentence, "
+        "Label is read as label, not true_label (--columns names others)"
+    ]
+    caplog.clear()
+    columns = ColumnNames(premise="context", label="label")
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
+        assert read_examples(path, PairFormat(columns=columns))[0].premise == "R"
+    assert caplog.messages == [f"{path}: took the column context for premise"]
+
+
+@pytest.mark.parametrize(
+    "header, line",
+    [
+        ("label,gold_label", "found '0' as label and '1' as gold_label"),
+        ("gold,Gold_Label", "found '1' as Gold_Label and '0' as gold"),
+    ],
+)
+def test_two_columns_of_labels_must_agree(tmp_path: Path, header: str, line: str) -> None:
+    path = csv_file(tmp_path, f"{header},premise,hypothesis\n1,1.0,P,H\n0,false,P,I\n0,1,P,J\n")
+    assert complaint(path) == f"4: {line}, expected one label (name the column to read: --columns label=NAME)"
+    assert labels_of(path, columns=ColumnNames(label=header.partition(",")[0])) == [1, 0, 0]
+    path = csv_file(tmp_path, "label,gold_label,premise,hypothesis\n,1,P,H\n")
+    assert complaint(path).startswith("2: found '' as label and '1' as gold_label, expected one label (")
+
+
+def test_a_column_has_one_role(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,1\n")
+    for columns, roles in (
+        ({"premise": "Hypothesis"}, "'hypothesis' as premise and as hypothesis"),
+        ({"phenomenon": "label"}, "'label' as label and as phenomenon"),
+    ):
+        assert complaint(path, columns=ColumnNames(columns)).startswith(
+            f"1: found the column {roles}, expected a column for each (--columns "
+        )
 
 
 def test_pairs_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
@@ -140,8 +173,10 @@ def test_words_without_a_label_map_are_an_error_that_suggests_one(tmp_path: Path
     rows = "P,H,1\nP,I,entailment\nP,J,neutral\nP,K,entailment\n"
     assert complaint(csv_file(tmp_path, "premise,hypothesis,label\n" + rows)) == (
         "3: found the labels 'entailment', 'neutral', expected 0 or 1 (map them to 0 and 1, "
-        "for example --label_map entailment=1,neutral=0)"
+        "for example --label_map 1=1,entailment=1,0=0,neutral=0)"
     )
+    label_map = LabelMap.parse("1=1,entailment=1,0=0,neutral=0")
+    assert labels_of(tmp_path / "pairs.csv", label_map=label_map) == [1, 1, 0, 1]
 
 
 def test_a_label_outside_the_label_map_is_an_error(tmp_path: Path) -> None:
@@ -178,8 +213,39 @@ def test_a_column_of_empty_labels_means_unlabelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows, line, labelled", [("P,H,1\nP,I,\n", 3, 2), ("P,H,\nP,I,0\n", 2, 3)])
 def test_labels_for_some_pairs_only_are_an_error(tmp_path: Path, rows: str, line: int, labelled: int) -> None:
     assert complaint(csv_file(tmp_path, "premise,hypothesis,label\n" + rows)) == (
-        f"{line}: found no label, expected one, as on line {labelled} (label every pair or none)"
+        f"{line}: found no label, expected one, as on line {labelled} "
+        "(label every pair or none, or leave such pairs out: --label_map 1=1,0=0,nan=skip)"
     )
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN"])
+def test_pairs_without_a_label_are_left_out_by_the_name_nan(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    label_map = LabelMap.parse(f"1=1,0=0,{name}=skip")
+    labels = [None, 1, "", float("nan"), "NaN", " ", 0]
+    rows = [{"premise": "P", "hypothesis": "H", "label": label} for label in labels]
+    path = jsonl_file(tmp_path, *rows)
+    with caplog.at_level(logging.INFO, logger=pairs.__name__):
+        examples = read_examples(path, PairFormat(label_map=label_map))
+    assert [(example.label, line) for example, line in zip(examples, examples.lines, strict=True)] == [
+        (1, 2),
+        (0, 7),
+    ]
+    assert sum("skipped 5 pairs of label " in message for message in caplog.messages) == 1
+    assert complaint(path, label_map=LabelMap({"nan": None})) == (
+        "2: found the labels '1', '0', expected nan "
+        "(map them to 0 and 1, for example --label_map 1=1,0=0,nan=skip)"
+    )
+    # A file to predict without any label keeps its pairs under the run's map.
+    path = jsonl_file(tmp_path, {"premise": "P", "hypothesis": "H", "label": None})
+    assert labels_of(path, label_map=label_map) == [None]
+    assert labels_of(jsonl_file(tmp_path, *rows[:3]), label_map=label_map) == [1]
+
+
+def test_a_map_that_gives_gaps_a_label_is_not_used_for_empty_ones(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,1\nP,I,\n")
+    assert complaint(path, label_map=LabelMap.parse("1=1,nan=0")).startswith("3: found no label, expected")
 
 
 def test_a_missing_column_is_an_error_that_lists_the_existing_ones(tmp_path: Path) -> None:
@@ -338,12 +404,19 @@ def test_pairs_that_the_label_map_skips_are_left_out_and_counted(
 @pytest.mark.parametrize(
     "labels, label_map, advice",
     [
-        (["entailment", "-", "neutral"], None, "entailment=1,-=skip,neutral=0"),
+        (["entailment", "-", "neutral"], None, "entailment=1,neutral=0,-=skip"),
         (["1", "-1", "0"], None, "1=1,0=0,-1=skip"),
         ([0, 1, 2, -1], None, "0=1,1=0,2=0,-1=skip"),
         (["e", "n", "c"], None, "e=1,n=0,c=0"),
         (["ENTAILMENT", "-"], THREE_WAY, "entailment=1,neutral=0,contradiction=0,-=skip"),
-        (["red", "blue"], None, "entailment=1,neutral=0,contradiction=0"),
+        ([1, -1], LabelMap({"-1": None}), "1=1,0=0,-1=skip"),
+        ([1.0, 0.0, "-1.0"], THREE_WAY, "1=1,0=0,-1=skip"),
+        ([True, "NaN"], None, "1=1,0=0,nan=skip"),
+        (["0", "1"], LabelMap({"0": 1}), "0=1,1=0"),
+        (["1", "0.5", "0"], None, "1=1,0=0,0.5=skip"),
+        (["1", "00"], None, "1=1,0=0,00=skip"),
+        (["Entailment", "ENTAILMENT", "not it"], None, "'Entailment=1,not it=0'"),
+        (["1", "entailment", "neutral"], THREE_WAY, "1=1,entailment=1,0=0,neutral=0,contradiction=0"),
     ],
 )
 def test_the_suggested_label_map_fits_the_files_labels(
@@ -352,8 +425,57 @@ def test_the_suggested_label_map_fits_the_files_labels(
     path = jsonl_file(tmp_path, *({"premise": "P", "hypothesis": "H", "label": label} for label in labels))
     message = complaint(path, label_map=label_map)
     assert message.endswith(f"(map them to 0 and 1, for example --label_map {advice})")
-    if "red" not in labels:
-        assert len(labels_of(path, label_map=LabelMap.parse(advice))) == len(labels) - advice.count("skip")
+    label_map = LabelMap.parse(advice.strip("'"))
+    assert len(labels_of(path, label_map=label_map)) == len(labels) - advice.count("skip")
+
+
+@pytest.mark.parametrize("labels", [["1", "0"], [1.0, 0.0], [True, False], ["0"]])
+def test_labels_of_0_and_1_need_no_map(tmp_path: Path, labels: list[object]) -> None:
+    path = jsonl_file(tmp_path, *({"premise": "P", "hypothesis": "H", "label": label} for label in labels))
+    assert complaint(path, label_map=THREE_WAY).endswith(
+        "expected entailment or neutral or contradiction (labels are 0 and 1 already: leave --label_map out)"
+    )
+
+
+@pytest.mark.parametrize(
+    "labels, label_map, advice",
+    [
+        (["red", "blue"], None, "say what each label is, 1 is entailment: --label_map 'red=?,blue=?'"),
+        ([[1], [0]], None, "say what each label is, 1 is entailment: --label_map '[1]=?,[0]=?'"),
+        (
+            ["entailment", "neutral"],
+            LabelMap({"entailment": 0}),
+            "say what each label is, 1 is entailment: --label_map 'entailment=0,neutral=?'",
+        ),
+        ([-1, -1], None, "to read the pairs without labels: --columns label="),
+        ([*"abcdfghij"], None, "is this the column of labels? --columns label=NAME names another"),
+        (["1" * 5000], None, "is this the column of labels? --columns label=NAME names another"),
+        (["yes, it is"], None, "is this the column of labels? --columns label=NAME names another"),
+    ],
+)
+def test_advice_on_labels_that_only_the_user_knows_maps_none_of_them(
+    tmp_path: Path, labels: list[object], label_map: LabelMap | None, advice: str
+) -> None:
+    path = jsonl_file(tmp_path, *({"premise": "P", "hypothesis": "H", "label": label} for label in labels))
+    assert complaint(path, label_map=label_map).endswith(f" ({advice})")
+
+
+def test_a_map_that_gives_every_pair_one_label_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,Entailment\nP,I,neutral\n")
+    with caplog.at_level(logging.WARNING, logger=pairs.__name__):
+        assert labels_of(path, label_map=LabelMap.parse("entailment=0,neutral=0")) == [0, 0]
+        assert labels_of(path, label_map=LabelMap.parse("entailment=1,neutral=skip")) == [1]
+    assert caplog.messages == [f"{path}: every pair has label 0 under this label map"]
+
+
+def test_names_in_a_map_match_in_any_case_unless_they_disagree(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label\nP,H,entailment\nP,I,Neutral\n")
+    assert labels_of(path, label_map=LabelMap.parse("ENTAILMENT=1,NEUTRAL=0")) == [1, 0]
+    assert labels_of(path, label_map=LabelMap.parse("E=1,entailment=1,Entailment=0,NEUTRAL=0")) == [1, 0]
+    label_map = LabelMap.parse("ENTAILMENT=1,Entailment=0,NEUTRAL=0")
+    assert complaint(path, label_map=label_map).startswith("2: found the label 'entailment', expected ")
 
 
 def test_labels_are_found_in_a_map_in_lower_case_and_without_a_decimal_zero(tmp_path: Path) -> None:
@@ -391,6 +513,14 @@ def test_wrong_column_names_are_a_config_error(text: str) -> None:
     assert str(raised.value) == (
         f"--columns: found {part!r}, expected COLUMN=NAME for some of "
         "id, premise, hypothesis, label, phenomenon, each once"
+    )
+
+
+def test_a_column_cannot_be_named_for_two_of_ours() -> None:
+    with pytest.raises(ConfigError) as raised:
+        ColumnNames.parse("premise=Text,id=,label=,hypothesis=text")
+    assert str(raised.value) == (
+        "--columns: found 'text' for premise and for hypothesis, expected a column of its own for each"
     )
 
 

@@ -10,7 +10,7 @@ from nlicot.config_files import SAMPLE
 from nlicot.data import root as root_module
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot, working_root
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, DataError
 
 
 def test_without_a_root_a_copy_of_the_sample_is_used_and_logged(
@@ -92,7 +92,24 @@ def test_pairs_are_in_a_csv_or_else_in_json_lines(tmp_path: Path) -> None:
     for name in ("train.json", "train.jsonl", "train.csv"):
         (folder / name).touch()
         found.append(root.pairs("train").name)
+        (folder / name).unlink()
     assert found == ["train.csv", "train.json", "train.jsonl", "train.csv"]
+
+
+@pytest.mark.parametrize("other", ["dev.csv", "dev.jsonl.gz", "dev.parquet"])
+def test_two_files_of_one_split_are_an_error(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "original_data"
+    folder.mkdir()
+    for name in ("dev.jsonl", other, "train.csv", "dev.csv.bak"):
+        (folder / name).touch()
+    root = DataRoot(tmp_path)
+    assert root.pairs("train") == folder / "train.csv"
+    with pytest.raises(DataError) as raised:
+        root.pairs("dev")
+    names = " and ".join(sorted(["dev.jsonl", other]))
+    assert str(raised.value) == (
+        f"{folder}: found {names}, expected one file of dev (move the others to another folder)"
+    )
 
 
 def test_the_sample_is_known_by_whatever_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,3 +277,35 @@ def test_other_values_are_not_whole_numbers(tmp_path: Path, value: object) -> No
     row = Row(path=tmp_path, line=1, header_line=1, fields={"score": value})
     with pytest.raises(DataError, match="expected a whole number, 0 or more"):
         row.whole_number("score")
+
+
+@pytest.mark.parametrize("start, delimiter", [("sep=;", None), ("\ufeffSEP=,", None), ("sep=;", ";")])
+def test_a_spreadsheets_line_about_its_separator_is_skipped(
+    tmp_path: Path, start: str, delimiter: str | None
+) -> None:
+    mark = delimiter or ","
+    path = written(tmp_path, "a.csv", f"{start}\na{mark}b\n1{mark}2\nsep=x{mark}3\n")
+    found = [(row.line, row.header_line, row.fields) for row in read_rows(path, delimiter=delimiter)]
+    assert found == [(3, 2, {"a": "1", "b": "2"}), (4, 2, {"a": "sep=x", "b": "3"})]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.xml"])
+def test_a_gzip_file_of_another_name_is_an_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    assert complaint(path) == f"found a gzip file, expected one whose name ends in .gz (name it {name}.gz)"
+
+
+def test_a_number_too_long_for_python_is_an_error(tmp_path: Path) -> None:
+    assert complaint(written(tmp_path, "a.jsonl", '{"a": 1}\n{"a": ' + "1" * 5000 + "}\n")) == (
+        "2: found unusable JSON: a number of more than 4300 digits, expected one JSON object per line"
+    )
+
+
+def test_a_delimiter_for_a_format_without_one_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, "a.jsonl", '{"a": 1}\n')
+    with caplog.at_level(logging.INFO, logger=rows.__name__):
+        assert [row.fields for row in read_rows(path, delimiter=";")] == [{"a": 1}]
+    assert caplog.messages == [f"{path}: has no delimiter, so --delimiter is not used"]

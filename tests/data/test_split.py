@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import random
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import LabelMap, PairFormat, read_examples
 from nlicot.data.split import split_examples, write_split
 from nlicot.errors import ConfigError, DataError
@@ -199,6 +201,39 @@ def test_a_file_is_never_replaced_by_its_own_split(tmp_path: Path) -> None:
     assert str(raised.value) == f"{path} would be replaced by its own split; copy it elsewhere first"
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "dev.csv.gz"])
+def test_a_split_does_not_join_a_file_of_another_format(tmp_path: Path, name: str) -> None:
+    other = tmp_path / "original_data" / name
+    other.parent.mkdir()
+    other.touch()
+    with pytest.raises(ConfigError) as raised:
+        write_split(pairs_file(tmp_path, "P,H,1\nQ,H,0\n"), tmp_path, dev=0.5, seed=0, overwrite=True)
+    assert str(raised.value) == (
+        f"{other} exists already; a root has one file of each split: "
+        "move it, or name another folder with --out"
+    )
+    assert [path.name for path in other.parent.iterdir()] == [name]
+
+
+def test_premises_that_look_alike_stay_together(tmp_path: Path) -> None:
+    twins = ["A\u0301 b.", "\u00c1 b.", " \u00c1 b.", "\u00c1  b. ", "\u00c1\u00a0b.", "\u00c1\nb."]
+    examples = [
+        Example(id=f"{at}", premise=premise, hypothesis=f"{at}", label=at % 2)
+        for at, premise in enumerate([*twins, *map(str, range(6))])
+    ]
+    for seed in range(20):
+        split = split_examples(examples, 0.5, seed)
+        assert len({example.premise for example in split.dev} & {*twins}) in (0, len(twins))
+        assert sorted(split.train + split.dev, key=examples.index) == examples
+
+
+def test_one_label_only_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = pairs_file(tmp_path, "P,H,1\nQ,H,1\n")
+    with caplog.at_level(logging.WARNING):
+        write_split(path, tmp_path, dev=0.5, seed=0)
+    assert caplog.messages == [f"{path}: every pair has label 1; a model learns from both labels"]
+
+
 def test_unlabelled_pairs_are_not_split_into_files(tmp_path: Path) -> None:
     path = pairs_file(tmp_path, "P,H\nQ,H\n", "premise,hypothesis")
     with pytest.raises(DataError) as raised:
@@ -214,6 +249,13 @@ def test_a_file_with_one_premise_is_named(tmp_path: Path) -> None:
     assert str(raised.value) == (
         f"{path}: found 1 different premises, expected 2 or more, to have one in each split"
     )
+
+
+def test_the_samples_pairs_are_split_as_ever() -> None:
+    examples = read_examples(SAMPLE / "original_data" / "train.csv")
+    numbers = [12, 14, 19, 29, 32, 39, 52, 56, 60, 70, 78, 86, 100, 112, 113, 123, 130, 163, 175]
+    ids = [example.id for example in split_examples(examples, 0.1, seed=0).dev]
+    assert ids == [f"sample-train-{number:03}" for number in numbers]
 
 
 @pytest.mark.parametrize("dev", [0.1, 0.3])
