@@ -112,7 +112,9 @@ CASES = [
     split(HEADER + "a,A,B,-\nb,C,D,yes\n", "for example --label_map yes=1,-=skip)"),
     split(HEADER + "a,A,B,-1\nb,C,D,1\n", "for example --label_map 1=1,0=0,-1=skip)"),
     split(
-        HEADER + "a,A,B,-\n", "found only pairs that the label map skips", flags="--label_map yes=1,-=skip"
+        HEADER + "a,A,B,-\n",
+        "skips, expected other pairs too (to read them without labels: --columns label= and no --label_map)",
+        flags="--label_map yes=1,-=skip",
     ),
     split(PAIRS + HEADER, "p.csv:4: found the header again, expected a row (were two files joined?"),
     split("label,Label,premise,hypothesis\n1,0,A,B\n", "p.csv:1: found the columns 'label' and 'Label'"),

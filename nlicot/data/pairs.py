@@ -172,7 +172,8 @@ def read_examples(
     reader.check_labels()
     examples = reader.without_gaps(examples)
     if not examples:
-        raise DataError("only pairs that the label map skips", "other pairs too", path=path)
+        remedy = "to read them without labels: --columns label= and no --label_map"
+        raise DataError("only pairs that the label map skips", "other pairs too", path=path, remedy=remedy)
     reader.log_columns()
     reader.log_labels()
     reader.make_ids_unique(examples)
@@ -314,7 +315,7 @@ class _PairReader:
             return "is this the column of labels? --columns label=NAME names another"
         labels = self._suggested_map()
         if set(labels.values()) == {"skip"}:
-            return "to read the pairs without labels: --columns label="
+            return "to read the pairs without labels: --columns label= and no --label_map"
         if "?" in labels.values():
             return f"say what each label is, 1 is entailment: {_map_flag(labels)}"
         return f"map them to 0 and 1, for example {_map_flag(labels)}"

@@ -99,12 +99,12 @@ def write_split(
     examples = read_examples(pairs_path, pair_format)
     if examples[0].label is None:
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
-    if len(labels := {example.label for example in examples}) == 1:
-        logger.warning("%s: every pair has label %s; a model learns from both labels", pairs_path, *labels)
     try:
         split = split_examples(examples, dev, seed)
     except DataError as error:
         raise DataError(str(error), path=pairs_path) from None
+    if len(labels := {example.label for example in examples}) == 1:
+        logger.warning("%s: every pair has label %s; a model learns from both labels", pairs_path, *labels)
     written = dict(zip(paths, (split.train, split.dev), strict=True))
     for path, pairs in written.items():
         names = ["id", "premise", "hypothesis", "label", "phenomenon"]

@@ -447,7 +447,7 @@ def test_labels_of_0_and_1_need_no_map(tmp_path: Path, labels: list[object]) -> 
             LabelMap({"entailment": 0}),
             "say what each label is, 1 is entailment: --label_map 'entailment=0,neutral=?'",
         ),
-        ([-1, -1], None, "to read the pairs without labels: --columns label="),
+        ([-1, -1], None, "to read the pairs without labels: --columns label= and no --label_map"),
         ([*"abcdfghij"], None, "is this the column of labels? --columns label=NAME names another"),
         (["1" * 5000], None, "is this the column of labels? --columns label=NAME names another"),
         (["yes, it is"], None, "is this the column of labels? --columns label=NAME names another"),
