@@ -16,7 +16,7 @@ from nlicot.data.rows import binary_label, shown
 from nlicot.records import LABELS, Failure, Provenance
 from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request, writable
 from nlicot.teacher.engine.scheduler import NotAgain
-from nlicot.teacher.engine.stopping_rule import WRONG_LABEL
+from nlicot.teacher.engine.stopping_rule import REFUSED, WRONG_LABEL
 from nlicot.teacher.prompt import RELATIONS, PromptType
 
 MAX_COMPLAINTS = 2
@@ -48,7 +48,6 @@ SCHEMAS: dict[PromptType, AnswerSchema] = {
 }
 # finish_reason of other servers is in another case, or another word: Mistral, Gemini, Azure, Anthropic.
 OUT_OF_TOKENS = ("length", "model_length", "max_tokens")
-REFUSED = ("content_filter", "refusal", "safety", "recitation", "prohibited_content", "blocklist")
 _TAG = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reason)"
 _REASONING_STARTS = re.compile(
     rf"<{_TAG}>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<\|channel\|>analysis<\|message\|>",

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +27,26 @@ from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
 from nlicot.teacher.engine.scheduler import RunReport, Tally, run_log
+from nlicot.teacher.engine.stopping_rule import SAME_COMMAND
 from nlicot.teacher.label_check import ProbeReport, pairs_to_probe, probe
-from nlicot.teacher.options import definitions_name, load_prompts, relation_map, request_fields
+from nlicot.teacher.options import (
+    STAGES,
+    definitions_name,
+    load_prompts,
+    parse,
+    relation_map,
+    request_fields,
+)
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
 logger = logging.getLogger(__name__)
 OUTPUT_PATH = {"generate": DataRoot.thoughts, "reflect": DataRoot.reflections, "score": DataRoot.scores}
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}
 NEXT_COMMAND = {
-    "generate": "reflect",
-    "reflect": "score (or continue with: prepare, fit)",
-    "score": "prepare --builder reflected --builder_args min_score=4, or fit",
+    "generate": ["reflect"],
+    "generate, all right": ["prepare", "--builder", "correct_only"],
+    "reflect": ["score"],
+    "score": ["prepare", "--builder", "reflected", "--builder_args", "min_score=4"],
 }
 MAX_PAIRS_LISTED = 10
 
@@ -72,17 +82,22 @@ def run(command: str, settings: Namespace) -> int:
             journal.discard_outcomes(failed_only=not settings.reparse)
         report = _ask(stages, settings, journal)
         if not only_probe:
-            empty = []
+            empty, any_wrong = [], False
             for split, stage in stages.items():
                 found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
                 _write_output(split, stage.name, outputs[split], found, report, log_path)
                 if found and not any(outcome.ok for outcome in found):
                     empty.append(split)
+                any_wrong |= any(outcome.correct is False for outcome in found)
             print(f"log          {log_path}")
             if empty:
-                message = "every pair failed, so no output was written (--retry_failures asks again)"
-                raise NoAnswers(f"{', '.join(empty)}: {message}")
-            print(f"next         python -m nlicot {NEXT_COMMAND[command]}")
+                failed = {task.key for split in empty for task in stages[split].tasks()}
+                is_unanswered = failed <= report.tally.unanswered.keys()
+                again = SAME_COMMAND if is_unanswered else "--retry_failures asks again"
+                raise NoAnswers(f"{', '.join(empty)}: every pair failed, so no output was written ({again})")
+            print(f"next         {_next_command(command, settings, any_wrong=any_wrong)}")
+            if command == "reflect":
+                print("(scores are optional: prepare and fit also continue from here)")
     return 0
 
 
@@ -198,8 +213,8 @@ def _phases(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Jour
         if (num_read := sum(outcome.ok for outcome in found)) < len(probed):
             (print if settings.probe else logger.info)(f"{num_read} of {len(probed)} answers could be read")
         rows = (row for outcome in found if outcome.ok for row in scheduler.rows_of(outcome))
-        report = probe(thought_from(row) for row in rows)
-        _check_labels(report, settings, show=settings.probe)
+        if num_read:
+            _check_labels(probe(thought_from(row) for row in rows), settings, show=settings.probe)
 
     first = scheduler.Phase(tasks=small.tasks, after=judge)
     return [first] if settings.probe else [first, *phases]
@@ -222,6 +237,30 @@ def _check_labels(report: ProbeReport, settings: Namespace, *, where: str = "", 
     raise TeacherLopsided(
         f"{where}{report.headline()}; {remedy} (docs/teacher.md, '{page}'), or continue with --yes"
     )
+
+
+def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
+    """Return the command that goes on, with the flags of this one that it needs."""
+    following = NEXT_COMMAND[command if any_wrong or command != "generate" else "generate, all right"]
+    defaults, names = parse(command, []), ["root"]
+    if following[0] in STAGES:
+        names.append("split")
+        if any(settings[name] != defaults[name] for name in ("backend", "server_url")):
+            # Another server does not know the recipe's models.
+            names += ["backend", "server_url", "model", "request_field", "price", "prices"]
+    names += [f"definitions.{name}" for name in ("file", "entailment", "no_entailment")]
+    words = ["python", "-m", "nlicot", *following]
+    for name in names:
+        if (value := settings.get(name)) is None or value == defaults.get(name):
+            continue
+        if isinstance(value, Price):
+            value = f"{value.input},{value.output}"
+        values = (
+            value if name == "request_field" else [",".join(value) if isinstance(value, tuple) else value]
+        )
+        for text in values:
+            words += [f"--{name.removesuffix('.file')}", str(text)]
+    return shlex.join(words + PairFormat.of(settings).flags())
 
 
 def _has_content(path: Path) -> bool:
@@ -255,7 +294,9 @@ def _write_output(
     run_log.info("%s: %s", split, text.splitlines()[0])
     print(f"{split}: {text}\n\n{split:<13}{'no output: every pair failed' if is_empty else path}")
     if failures:
-        print(f"failures     {failures_path} (all other pairs are complete; --retry_failures asks again)")
+        others = "no other pair is left" if is_empty else "all other pairs are complete"
+        again = "" if is_empty else "; --retry_failures asks again"
+        print(f"failures     {failures_path} ({others}{again})")
 
 
 def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Journal:
@@ -264,7 +305,8 @@ def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Jou
 
 def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path: Path) -> None:
     """Print what a run would cost; nothing is sent, and no key is needed."""
-    as_of = load_prices(settings.prices).as_of
+    as_of = None if settings.price else load_prices(settings.prices).as_of
+    dollars = [0.0, 0.0]
     exists = journal_path.exists()
     with _open_journal(journal_path, settings) if exists else contextlib.nullcontext() as journal:
         for split, stage in stages.items():
@@ -272,6 +314,11 @@ def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path
             new = (each for each in requests if journal is None or journal.reply(each.key()) is None)
             cost = estimate(new, _prices(settings, stage.models))
             print(f"{split}: {format_estimate(cost, as_of=as_of)}")
+            dollars = [sum(pair) for pair in zip(dollars, cost.usd or (0.0, 0.0), strict=True)]
+    low, high = dollars
+    if settings.budget is not None and high > settings.budget:
+        certainly = "is less than" if low > settings.budget else "may be less than"
+        print(f"--budget {settings.budget:g} {certainly} this run costs: ${low:.2f} to ${high:.2f}")
 
 
 def _export_journal(path: Path, settings: Namespace) -> None:
@@ -321,6 +368,8 @@ def describe(tally: Tally, budget: Budget) -> str:
     parts = [f"failed {tally.num_failed}", f"tokens {tally.prompt_tokens + tally.completion_tokens:,}"]
     if tally.num_judged:
         parts.insert(0, f"right {tally.num_correct / tally.num_judged:.0%}".replace("%", " %"))
+    if tally.waiting_s:
+        parts.append(f"429: waiting {tally.waiting_s:.0f} s")
     if budget.spent_usd:
         parts.append(f"cost ${budget.spent_usd:.4f}")
     return ", ".join(parts)

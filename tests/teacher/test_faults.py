@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,16 +284,116 @@ def failed(root: Path) -> list[tuple[object, object, object]]:
     return [(failure["id"], failure["kind"], failure["message"]) for failure in failures(root)]
 
 
-def test_a_402_inside_a_200_stops_the_run(
-    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        error_200(402, "Insufficient credits"),
+        error_200("insufficient_quota", "Insufficient credits"),
+        error_200(429, "Insufficient credits"),
+        status(429, body='{"error": {"message": "Insufficient credits", "code": "insufficient_quota"}}'),
+    ],
+    ids=["402 in a 200", "quota in a 200", "429 in a 200 for credit", "429 for credit"],
+)
+def test_no_credit_left_stops_the_run(
+    root: Path, backend: str, server: FakeServer, behaviour: Behaviour, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.script(MARKED, [error_200(402, "Insufficient credits")])
+    server.script(MARKED, [behaviour])
 
     assert generate(root, backend, server, "--concurrency", "1") == 3
 
-    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {server.url}: Insufficient credits"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"nlicot: {server.url}: Insufficient credits; "
+        "add credit at the provider, then run the same command to continue"
+    )
+    assert asked_about_marked(server) == 1
     assert generate(root, backend, server, "--concurrency", "1") == 0
-    assert max(server.answered.values()) == 2  # the 402 was a 200, too
+    assert asked_about_marked(server) == 2
+    assert set(server.counts.values()) == {1, 2}
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refused_key_names_its_variable(
+    root: Path, backend: str, server: FakeServer, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script(MARKED, [status(code)])
+
+    assert generate(root, backend, server) == 3
+
+    variable = {"openai": "OPENAI_API_KEY", "mistral": "MISTRAL_API_KEY"}[backend]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"nlicot: {server.url}: scripted {code}; check the key in {variable} (the environment, or .env)"
+    )
+
+
+def test_a_rate_limit_prints_one_line(
+    root: Path, backend: str, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script(MARKED, [TOO_BUSY, TOO_BUSY, TOO_BUSY])
+
+    assert generate(root, backend, server) == 0
+
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("scheduler")]
+    assert said == [f"{server.url}: 429, waiting 0 s: scripted 429"]
+
+
+def test_a_text_that_is_too_long_for_the_model_is_sent_once(
+    root: Path, backend: str, server: FakeServer
+) -> None:
+    said = "This model's maximum context length is 4096 tokens"
+    server.script(MARKED, [status(400, body=json.dumps({"error": {"message": said}}))])
+
+    assert generate(root, backend, server, "--concurrency", "1") == 0
+
+    assert [(failure["id"], failure["kind"]) for failure in failures(root)] == [("p3", "context_length")]
+    assert asked_about_marked(server) == 1
+
+
+def test_next_repeats_the_flags_of_another_server(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = ("--label_map", "0=0,1=1", "--definitions.entailment", "it follows")
+
+    assert generate(root, backend, server, *maps) == 0
+
+    given = f"--split train {'--backend openai ' if backend == 'openai' else ''}--server_url {server.url}"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"next         python -m nlicot reflect --root {root} {given} --model teacher "
+        "--definitions.entailment 'it follows' --label_map 0=0,1=1"
+    )
+
+
+def test_next_is_prepare_if_no_thought_was_wrong(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def right(body: Mapping[str, Any]) -> str:
+        number = int(str(body["messages"][-1]["content"]).split("pair number ")[1].split(".")[0])
+        return json.dumps({"thought_process": "It says so.", "predicted_label": number % 2})
+
+    server.answer = right
+
+    assert generate(root, backend, server) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"next         python -m nlicot prepare --builder correct_only --root {root}"
+    )
+
+
+@pytest.mark.parametrize(("budget", "verb"), [("0.001", "is"), ("0.02", "may be"), ("5", "")])
+def test_a_dry_run_compares_the_estimate_with_the_budget(
+    root: Path,
+    backend: str,
+    server: FakeServer,
+    budget: str,
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert generate(root, backend, server, "--dry_run", "--budget", budget, "--price", "1,5") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    cost = lines[1].strip()
+    assert "(prices as of" not in cost
+    assert lines[2:] == ([f"--budget {budget} {verb} less than this run costs: {cost}"] if verb else [])
+    assert server.num_requests == 0
 
 
 def test_errors_inside_a_200_are_not_booked_as_paid(root: Path, backend: str, server: FakeServer) -> None:

@@ -27,6 +27,11 @@ _STATUS_OF_WORDS = (
     (403, r"permission|forbidden"),
     (400, r"content.?(?:filter|policy)|moderation|bad.?request|invalid.(?:request|argument|parameter)"),
 )
+# A 429 with these is lasting; others that speak of a quota or of billing (Gemini's) are rate limits.
+_OUT_OF_CREDIT = re.compile(r"insufficient.(?:quota|credit|balance|fund)|exceeded_current_quota_error", re.I)
+_TOO_LONG = re.compile(
+    r"context.?(?:length|window|size)|prompt (?:is )?too long|too many (?:input )?tokens", re.I
+)
 _FILTERED = re.compile(
     r'"content_filter"|content (?:management|filter|moderation|policy)|requires moderation|input was flagged',
     re.I,
@@ -166,6 +171,8 @@ def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
     usage = _usage(content.get("usage")) if isinstance(content, dict) else None
     is_paid = usage is not None and usage.prompt_tokens + usage.completion_tokens > 0
     details: dict[str, Any] = {"possibly_paid": is_paid, "raw": body}
+    if status == 429 and _OUT_OF_CREDIT.search(body):
+        return base.Refused("http_402", message, **details)
     if status == 429:
         return base.RateLimited(kind, message, retry_after_s=retry_after_s(headers), **details)
     if status >= 500 and "response_format" in body:
@@ -181,6 +188,7 @@ def fault_of(status: int, headers: Mapping[str, str], body: str) -> Fault:
     if status in (400, 404, 422) and about_model:
         kind = "unknown_model"
     elif status in (400, 413, 422):
+        kind = "context_length" if _TOO_LONG.search(message) else kind
         return Rejected(kind, message, **details)
     return base.Refused(kind, message, **details)
 
@@ -311,7 +319,10 @@ class OpenAIBackend:
                 reply = await self._answer_with_either_name(request, form)
             except Rejected as fault:  # if the server rejects every form, that is not the cause
                 about = named_field(fault.raw, request.fields)
-                if fault.kind in ("content_filter", "http_413") or about not in (None, "response_format"):
+                if fault.kind in ("content_filter", "context_length", "http_413") or about not in (
+                    None,
+                    "response_format",
+                ):
                     raise
                 first = first or fault
             else:

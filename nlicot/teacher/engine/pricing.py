@@ -153,13 +153,14 @@ def estimate(requests: Iterable[Request], prices: Mapping[str, Price | None]) ->
     )
 
 
-def format_estimate(found: Estimate, *, as_of: str) -> str:
-    """Format the estimate as two lines."""
+def format_estimate(found: Estimate, *, as_of: str | None) -> str:
+    """Format the estimate as two lines; `as_of` is the date of a price table."""
     low, high = found.completion_tokens
     sizes = f"{found.num_requests:,} requests, {found.prompt_tokens:,} prompt tokens"
     dollars = "price unknown (--price INPUT,OUTPUT, dollars per million tokens)"
     if found.usd is not None:
-        dollars = f"${found.usd[0]:.2f} to ${found.usd[1]:.2f} (prices as of {as_of})"
+        dollars = f"${found.usd[0]:.2f} to ${found.usd[1]:.2f}"
+        dollars += f" (prices as of {as_of})" if as_of else ""
     return f"{sizes}, {low:,} to {high:,} completion tokens\n  {dollars}"
 
 

@@ -30,10 +30,12 @@ class RetryPolicy:
     # fails on ten in a row only once in a thousand runs. The first job of a batch is as large as the probe.
     max_unreadable_at_start: int = 10
     batch_max_unreadable_at_start: int = 100
+    min_unanswered_at_end: int = 10  # then nothing is published; or as many as were in flight, if more
     max_failures_in_a_row: int = 50  # of one kind, later; 80 % failures get there once in 350,000 pairs
     first_shared_pause_s: float = 1.0
     max_shared_pause_s: float = 60.0  # a per-minute quota is full again by then
     max_retry_after_s: float = 120.0
+    max_limited_s: float = 600.0  # the run ends after nothing but 429s for this long
     min_halving_interval_s: float = 1.0
     used_rate: float = 0.98  # of an allowed rate: the server's minute and ours start at different times
     max_catch_up_s: float = 0.02  # a request this late is on time, so that delays do not lower the rate
@@ -149,8 +151,16 @@ class RateLimiter:
             self._requests.learn(headers)
             self._tokens.learn(headers)
 
-    def slow_down(self, retry_after_s: float | None) -> None:
-        """Handle a 429: pause all requests for as long as the server asks, and allow fewer in flight."""
+    async def pause_over(self) -> None:
+        """Wait for the end of a shared pause."""
+        while (wait := self._paused_until - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+    def slow_down(self, retry_after_s: float | None) -> float:
+        """Handle a 429: pause all requests for as long as the server asks, and allow fewer in flight.
+
+        Returns the seconds until the pause is over.
+        """
         # Without a Retry-After, each pause doubles until a per-minute quota is full again.
         policy, now = self.policy, time.monotonic()
         if now >= self._paused_until:  # otherwise this 429 belongs to the burst that caused the pause
@@ -161,3 +171,4 @@ class RateLimiter:
         if now - self._halved_at >= policy.min_halving_interval_s:
             self.limit = max(1.0, self.limit / 2)
             self._halved_at = now
+        return self._paused_until - now

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlicot.data.rows import Row
-from nlicot.errors import TeacherRefused, TeacherStopped
+from nlicot.errors import BudgetReached, NoAnswers, TeacherRefused, TeacherStopped
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.backends import base
-from nlicot.teacher.backends.base import Backend, Fault, Reply, Request, writable
+from nlicot.teacher.backends.base import BACKENDS, Backend, Fault, Reply, Request, writable
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
@@ -32,6 +32,7 @@ MAX_MODELS_SHOWN = 20
 TASKS_PER_LOOKUP = 512
 TOKENS_PER_CHARACTER = 0.3  # an estimate for pacing, until the reply gives the real number
 
+logger = logging.getLogger(__name__)
 run_log = logging.getLogger("nlicot.teacher.log")  # a run's log file only: the terminal shows a progress bar
 
 
@@ -106,6 +107,7 @@ class Tally:
     num_requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    waiting_s: float = 0.0  # the pause that a 429 caused, until the next answer
     faults: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, Failure] = field(default_factory=dict)  # by task, if its request got no reply
 
@@ -169,6 +171,10 @@ class Scheduler:
         self._workers: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[object] | None] = set()
         self._in_flight: dict[str, asyncio.Event] = {}
+        self._reserving = asyncio.Lock()
+        self._settled = asyncio.Event()  # replaced each time a request in flight has ended
+        self._limited_since: float | None = None  # the first 429 since the last answer
+        self._has_said_waiting = False
         self._rule = StoppingRule(backend, self._policy, concurrency=limiter.concurrency)
 
     def stop(self, reason: TeacherStopped | None) -> None:
@@ -208,7 +214,7 @@ class Scheduler:
             keys = [task.key for task in chunk]
             known = self._journal.statuses(keys)
             if any(ok for ok, _ in known.values()):
-                self._rule.note_usable()
+                self._rule.note_usable(is_known=True)
             elif known:
                 failed = self._journal.outcomes(keys)
                 failures = {key: failure_of(failed[key]) for key in keys if key in failed}
@@ -291,7 +297,7 @@ class Scheduler:
             try:
                 reply = await self._send(request, pair)
             except base.RateLimited as fault:
-                self._limiter.slow_down(fault.retry_after_s)
+                self._slow_down(fault)
                 last: Fault = fault
             except base.Transient as fault:
                 last, pause_s = fault, policy.pause_s(attempt, fault.retry_after_s, self._jitter)
@@ -302,7 +308,8 @@ class Scheduler:
             except base.Rejected as fault:
                 raise Unanswered(fault, attempt) from fault
             except base.Refused as fault:
-                raise TeacherRefused(f"{self._backend.server}: {fault.message}") from fault
+                remedy = _remedy(fault, self._backend)
+                raise TeacherRefused(f"{self._backend.server}: {fault.message}{remedy}") from fault
             else:
                 return reply
             if self._stop_reason is not None:  # it does not wait for a pause
@@ -310,6 +317,32 @@ class Scheduler:
             if attempt < policy.max_attempts:
                 await asyncio.sleep(pause_s)
         raise Unanswered(last, policy.max_attempts) from last
+
+    def _slow_down(self, fault: base.RateLimited) -> None:
+        """Pause all requests, and say so once; stop if there was no answer for too long."""
+        self.tally.waiting_s = self._limiter.slow_down(fault.retry_after_s)
+        server, now = self._backend.server, time.monotonic()
+        if self._limited_since is None:
+            self._limited_since = now
+        if not self._has_said_waiting:
+            self._has_said_waiting = True
+            logger.warning("%s: 429, waiting %.0f s: %s", server, self.tally.waiting_s, fault.message)
+        self._on_progress(self.tally, self._budget)
+        if (limited_s := now - self._limited_since) >= self._policy.max_limited_s:
+            found = f"{server}: nothing but 429 for {limited_s / 60:.0f} minutes: {fault.message}"
+            self.stop(NoAnswers(f"{found}; all answers so far are saved, run the same command later"))
+
+    async def _reserve(self, request: Request) -> float:
+        """Reserve the request's maximum cost; wait for requests in flight if it does not fit yet."""
+        async with self._reserving:  # in turn: otherwise the first to wait would be the last
+            while True:
+                try:
+                    return self._budget.reserve(request)
+                except BudgetReached:
+                    if not self._sending:
+                        raise
+                await self._settled.wait()
+                await self._limiter.pause_over()
 
     async def _send(self, request: Request, pair: str) -> Reply:
         """Make one attempt, recorded before and after; raises as the backend, or if the run is stopping."""
@@ -319,7 +352,7 @@ class Scheduler:
         try:
             if self._stop_reason is not None:
                 raise self._stop_reason
-            reserved = self._budget.reserve(request)
+            reserved = await self._reserve(request)
             attempt = self._journal.start_attempt(key, request, pair, reserved)
             self._sending.add(asyncio.current_task())
             try:
@@ -339,7 +372,10 @@ class Scheduler:
             self._journal.save_reply(key, reply, self._budget.settle(request, reserved, reply.usage))
         finally:
             self._limiter.release()
+            self._settled.set()
+            self._settled = asyncio.Event()
         self._rule.note_answered()
+        self._limited_since, self.tally.waiting_s = None, 0.0
         self.tally.num_requests += 1
         num_used = num_claimed
         if (usage := reply.usage) is not None:
@@ -398,12 +434,26 @@ def run_phases(
     )
 
 
+def _remedy(fault: Fault, backend: Backend) -> str:
+    """Return what to do about a refusal of all requests, after a semicolon."""
+    entry = BACKENDS.get(backend.name)
+    if fault.kind in ("http_401", "http_403") and entry and entry.key_variable:
+        return f"; check the key in {entry.key_variable} (the environment, or .env)"
+    remedies = {
+        "http_402": "add credit at the provider, then run the same command to continue",
+        "http_404": "check --server_url",
+        "unknown_model": "check --model",
+    }
+    return f"; {remedies[fault.kind]}" if fault.kind in remedies else ""
+
+
 async def _check_models(backend: Backend, models: Sequence[str]) -> None:
     """Refuse models that the server does not serve, before anything is paid."""
     try:
         served = await backend.models()
     except Fault as fault:
-        raise TeacherRefused(f"{backend.server}: cannot list the server's models: {fault}") from fault
+        message = f"cannot list the server's models: {fault}{_remedy(fault, backend)}"
+        raise TeacherRefused(f"{backend.server}: {message}") from fault
     unknown = ", ".join(model for model in models if served is not None and model not in served)
     if served is not None and unknown:
         listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"

@@ -17,10 +17,15 @@ from nlicot.teacher.engine.rate_limiter import RetryPolicy
 
 MAX_ANSWER_SHOWN = 160
 WRONG_LABEL = "wrong_label"  # the kind of failure whose answer could be read
+REFUSED = ("content_filter", "refusal", "safety", "recitation", "prohibited_content", "blocklist")
+SAME_COMMAND = "check the server, and run the same command to continue"
 REMEDIES = {
     "truncated": "raise --max_tokens, or use another --model",
     WRONG_LABEL: "compare the labels with --label_map and --definitions, or use another --model",
-}
+    "broken_envelope": "check --server_url: this is not a chat completion",
+    **dict.fromkeys(("context_length", "http_413"), "shorten the texts, or use another --model"),
+    **dict.fromkeys(("http_400", "http_422"), "use another --model or --request_field"),
+} | dict.fromkeys(REFUSED, "name another model in --next_models, or use another --model")
 OTHER_REMEDY = "use another --model or --prompt, or a server that enforces JSON (response_format)"
 REWRITE_REMEDY = "name other models in --regenerate_with, or set --rounds 0"
 
@@ -36,6 +41,7 @@ class StoppingRule:
         self._failures: defaultdict[str, dict[str, Failure]] = defaultdict(dict)  # by topic and task
         self._could_read: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)  # ever, by topic
         self._unanswered: dict[str, Failure] = {}  # by task
+        self._num_unanswered_in_a_row = 0  # since the server's last sign of life
         self._num_unanswered_at_start = self._num_let_in = self._num_in_progress = self._num_waiting = 0
         self._any_answered = self._any_usable = False
         self._rounds: defaultdict[str, asyncio.Future[bool]] = defaultdict(asyncio.Future)  # by topic
@@ -57,6 +63,7 @@ class StoppingRule:
     def note_answered(self) -> None:
         """Note that the server replied to a request."""
         self._any_answered = True
+        self._num_unanswered_in_a_row = 0
 
     def note_read(self, topic: str, is_usable: bool) -> None:
         """Note an answer that could be read; a usable one ends a row of failures."""
@@ -66,10 +73,10 @@ class StoppingRule:
         if topic in self._rounds:
             self._rounds.pop(topic).set_result(True)
 
-    def note_usable(self) -> None:
-        """Note a task with a usable outcome, in this run or an earlier one."""
+    def note_usable(self, *, is_known: bool = False) -> None:
+        """Note a usable outcome; one of an earlier phase or run does not end a row of failures."""
         self._any_usable = True
-        self.note_read("", is_usable=True)
+        self.note_read("", is_usable=not is_known)
 
     def note_failure(self, topic: str, key: str, failure: Failure) -> NoAnswers | None:
         """Note a question without a usable answer."""
@@ -79,12 +86,13 @@ class StoppingRule:
     def note_unanswered(self, key: str, failure: Failure, *, is_rejected: bool) -> NoAnswers | None:
         """Note a task that failed because a request got no reply."""
         self._unanswered[key] = failure
+        self._num_unanswered_in_a_row = 0 if is_rejected else self._num_unanswered_in_a_row + 1
         # When a run continues, the few requests that the server rejects come first: the rest may pass.
         if not (self._any_answered or (self._any_usable and is_rejected)):
             self._num_unanswered_at_start += 1
             if (num := self._num_unanswered_at_start) == self._policy.max_unanswered_at_start:
                 message = f"none of the first {num} requests was answered: {failure.message}"
-                return NoAnswers(f"{self._server}: {message}")
+                return NoAnswers(f"{self._server}: {message}; {REMEDIES.get(failure.kind, SAME_COMMAND)}")
         # Rejections are about one text and cost nothing; a job lists its errors in a row, after its answers.
         if self._could_read[""].is_set() and (self._runs_jobs or is_rejected):
             return None
@@ -102,9 +110,16 @@ class StoppingRule:
         return self._reason("", self._policy.max_unreadable_at_start)
 
     def result(self) -> NoAnswers | None:
-        """Return the reason why the run was useless, if all of its tasks failed."""
+        """Return a reason if all tasks failed, or if the server died: what it answered is not an output."""
         self._failures[""] |= self._unanswered
-        return self._reason("") if self._failures[""] and not self._any_usable else None
+        if self._failures[""] and not self._any_usable:
+            return self._reason("")
+        num, limit = self._num_unanswered_in_a_row, self._policy.min_unanswered_at_end
+        if self._runs_jobs or num < max(limit, self._concurrency):  # a job lists its errors last
+            return None
+        last = list(self._unanswered.values())[-1]
+        message = f"the last {num} pairs got no answer ({last.kind}): {last.message}"
+        return NoAnswers(f"{self._server}: {message}; no output was written; {SAME_COMMAND}")
 
     def _reason(self, topic: str, start_limit: int | None = None) -> NoAnswers | None:
         """Return None below the limits, or the commonest complaint, one answer, and what to change."""
@@ -127,7 +142,7 @@ class StoppingRule:
         remedy = REWRITE_REMEDY if topic else REMEDIES.get(kind, OTHER_REMEDY)
         remedy += "; --retry_failures asks again"
         if is_unanswered:
-            remedy = "check the server, and run the same command to continue"
+            remedy = REMEDIES.get(kind, SAME_COMMAND)
         return NoAnswers(f"{self._server}: {found}: {example.message}{answer}; {remedy}")
 
     async def may_ask_again(self, topic: str) -> bool:

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -450,18 +450,92 @@ def test_a_refusal_stops_the_run_and_saves_replies_in_flight(journal: Journal) -
 
 
 def test_the_budget_stops_the_run_and_saves_replies_in_flight(journal: Journal) -> None:
-    backend = Scripted({text: [After(1, yes())] for text in "abc"})
+    backend = Scripted({text: [After(1, yes())] for text in "abcdef"})
     budget = Budget(prices={"teacher": PRICE}, cap_usd=1.55)
 
     with pytest.raises(BudgetReached) as reached:
-        run(scheduler_for(backend, journal, concurrency=2, budget=budget), "abcdef")
+        run(scheduler_for(backend, journal, concurrency=2, budget=budget), "abcdefgh")
 
-    # Each reserves 68 cents and costs 15: with two answers and one in flight, a fourth does not fit.
-    assert str(reached.value).startswith("--budget 1.55: 0.3000 spent, 0.6800 reserved, and the next")
-    assert backend.sent == [("a", 0), ("b", 0), ("c", 1)]
-    assert texts_of(journal, "abcdef") == {"a": "yes", "b": "yes", "c": "yes"}
-    assert budget.spent_usd == pytest.approx(0.45)
-    assert journal.spent_usd() == pytest.approx(0.45)
+    # Each reserves 68 cents and costs 15: a fourth waits until the third is answered, a seventh does not fit.
+    assert str(reached.value).startswith("--budget 1.55: 0.9000 spent, 0.0000 reserved, and the next")
+    assert backend.sent == [("a", 0), ("b", 0), ("c", 1), ("d", 2), ("e", 3), ("f", 4)]
+    assert texts_of(journal, "abcdefgh") == dict.fromkeys("abcdef", "yes")
+    assert budget.spent_usd == pytest.approx(0.90)
+    assert journal.spent_usd() == pytest.approx(0.90)
+
+
+def test_a_budget_of_twice_the_real_cost_pays_for_all_at_concurrency_16(journal: Journal) -> None:
+    names = [f"{number:02}" for number in range(60)]
+    backend = Scripted({name: [After(1, yes())] for name in names})
+    budget, most_used = Budget(prices={"teacher": PRICE}, cap_usd=2 * 60 * 0.15), 0.0
+
+    def on_progress(tally: Tally, budget: Budget) -> None:
+        nonlocal most_used
+        most_used = max(most_used, budget.spent_usd + budget.reserved_usd)
+
+    tally = run(
+        scheduler_for(backend, journal, concurrency=16, budget=budget, on_progress=on_progress), names
+    )
+
+    assert (tally.num_finished, tally.num_failed, tally.num_requests) == (60, 0, 60)
+    assert (budget.spent_usd, budget.reserved_usd) == (pytest.approx(9.0), pytest.approx(0.0))
+    assert most_used <= 18.0
+
+
+@pytest.mark.parametrize("how", ["stopped", "a fault", "a 429"])
+def test_a_request_that_waits_for_the_budget_goes_on_once_nothing_is_in_flight(
+    journal: Journal, how: str
+) -> None:
+    fault = busy(20.0) if how == "a fault" else RateLimited("http_429", "slow", retry_after_s=20)
+    script: dict[str, list[Step]] = {"a": [After(5, yes() if how == "stopped" else fault), yes()]}
+    backend = Scripted(script | {"b": [yes()]})
+    budget = Budget(prices={"teacher": PRICE}, cap_usd=1.00)
+    scheduler = scheduler_for(backend, journal, concurrency=2, budget=budget)
+
+    if how == "stopped":
+        assert stopped_after(scheduler, 1, "ab")[1] == 5
+        assert backend.asked == ["a"]
+    else:
+        assert run(scheduler, "ab").num_failed == 0
+        assert sorted(backend.asked) == ["a", "a", "b"]
+        assert backend.times == ([0, 5, 25] if how == "a fault" else [0, 25, 25])
+
+
+def test_ten_minutes_of_429_end_the_run_and_the_terminal_has_one_line(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = [RateLimited("http_429", "slow down")] * 100
+    script: dict[str, list[Step]] = {name: list(limited) for name in NAMES} | {NAMES[0]: [yes()]}
+    backend, waits = Scripted(script), list[float]()
+
+    def on_progress(tally: Tally, budget: Budget) -> None:
+        waits.append(tally.waiting_s)
+
+    scheduler = scheduler_for(backend, journal, concurrency=16, on_progress=on_progress)
+
+    reason = reason_of(scheduler, NAMES)
+
+    assert reason == (
+        "memory: nothing but 429 for 10 minutes: slow down; "
+        "all answers so far are saved, run the same command later"
+    )
+    assert 600 <= backend.times[-1] <= 660
+    assert waits[:2] == [0.0, 1.0]
+    assert max(waits) == 60.0
+    lines = [each.getMessage() for each in caplog.records if each.name != "nlicot.teacher.log"]
+    assert lines == ["memory: 429, waiting 1 s: slow down"]
+    assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_finished == 300
+
+
+def test_an_answer_ends_the_wait_and_starts_the_ten_minutes_again(journal: Journal) -> None:
+    slow = RateLimited("http_429", "slow down", retry_after_s=120)
+    backend = Scripted({name: [slow] * 4 + [yes()] for name in "abc"})
+    scheduler = scheduler_for(backend, journal)
+
+    tally = run(scheduler, "abc")
+
+    assert (tally.num_finished, tally.num_failed, tally.waiting_s) == (3, 0, 0.0)
+    assert backend.times[-1] == 12 * 120
 
 
 def test_a_full_disk_stops_the_run(journal: Journal) -> None:
@@ -475,7 +549,25 @@ def test_a_full_disk_stops_the_run(journal: Journal) -> None:
     assert texts_of(journal, "abc") == {"a": "yes"}
 
 
-@pytest.mark.parametrize("fault", [rejected(), busy(), BrokenEnvelope("broken_envelope", "HTML")])
+REMEDIES = {
+    "http_400": "use another --model or --request_field",
+    "http_503": "check the server, and run the same command to continue",
+    "broken_envelope": "check --server_url: this is not a chat completion",
+    "context_length": "shorten the texts, or use another --model",
+    "content_filter": "name another model in --next_models, or use another --model",
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        rejected(),
+        busy(),
+        BrokenEnvelope("broken_envelope", "HTML"),
+        Rejected("context_length", "at most 4096"),
+        Rejected("content_filter", "filtered"),
+    ],
+)
 def test_a_run_ends_if_the_first_five_requests_are_unanswered(journal: Journal, fault: Fault) -> None:
     backend = Scripted({text: [fault] * 6 for text in "abcdefgh"})
 
@@ -483,7 +575,9 @@ def test_a_run_ends_if_the_first_five_requests_are_unanswered(journal: Journal, 
         run(scheduler_for(backend, journal), "abcdefgh")
 
     assert sorted(set(backend.asked)) == list("abcde")
-    assert str(stopped.value) == (f"memory: none of the first 5 requests was answered: {fault.message}")
+    assert str(stopped.value) == (
+        f"memory: none of the first 5 requests was answered: {fault.message}; {REMEDIES[fault.kind]}"
+    )
     assert stopped.value.exit_code == 7
 
 
@@ -637,6 +731,47 @@ def test_a_server_that_dies_ends_the_run_after_fifty_unanswered_tasks(journal: J
     assert remedy.endswith("; check the server, and run the same command to continue")
     assert len(set(backend.asked)) <= 1 + 50 + 16
     assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_failed == 0
+
+
+@pytest.mark.parametrize(
+    ("num_failed", "concurrency", "ends"), [(9, 1, False), (10, 1, True), (15, 16, False), (16, 16, True)]
+)
+def test_a_server_that_dies_before_the_end_gives_no_output(
+    journal: Journal, num_failed: int, concurrency: int, ends: bool
+) -> None:
+    gone = Transient("connection", "cannot be reached")
+    names = NAMES[:80]
+    script: dict[str, list[Step]] = {name: [yes()] for name in names} | {
+        name: [gone] * 6 for name in names[80 - num_failed :]
+    }
+
+    def go(backend: Scripted) -> None:
+        phases = [Phase(tasks=lambda: tasks(names[:60])), Phase(tasks=lambda: tasks(names))]
+        settings = RunSettings(concurrency=concurrency, policy=RetryPolicy(first_pause_s=0.0))
+        stage: dict[str, Any] = {"stage": "generate", "models": ["teacher"], "journal": journal}
+        run_phases(phases, backend=backend, settings=settings, **stage)
+
+    if not ends:
+        go(Scripted(script))
+        return
+    with pytest.raises(NoAnswers) as stopped:
+        go(Scripted(script))
+    assert str(stopped.value) == (
+        f"memory: the last {num_failed} pairs got no answer (connection): cannot be reached; "
+        "no output was written; check the server, and run the same command to continue"
+    )
+    go(Scripted({name: [yes()] for name in names[80 - num_failed :]}))
+
+
+def test_known_answers_of_an_earlier_phase_do_not_end_a_row_of_failures(journal: Journal) -> None:
+    gone = Transient("connection", "cannot be reached")
+    script: dict[str, list[Step]] = {name: [yes()] for name in NAMES[:20]} | {
+        name: [gone] * 6 for name in NAMES[20:]
+    }
+    scheduler = scheduler_for(Scripted(script), journal, concurrency=16)
+    run(scheduler, NAMES[:60])
+
+    assert reason_of(scheduler, NAMES[:80]).startswith("memory: 50 pairs in a row failed as connection")
 
 
 @pytest.mark.parametrize("num_failed", [127, 128])

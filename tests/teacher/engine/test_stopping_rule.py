@@ -70,7 +70,7 @@ def test_rejections_are_no_reason_when_a_run_continues(is_rejected: bool, num_re
         rule.note_unanswered(str(n), failure(n, "http_400"), is_rejected=is_rejected) for n in range(5)
     ]
     assert [str(reason) for reason in reasons if reason is not None] == [
-        "memory: none of the first 5 requests was answered: no JSON"
+        "memory: none of the first 5 requests was answered: no JSON; use another --model or --request_field"
     ][:num_reasons]
 
 
