@@ -452,8 +452,8 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
     try:
         served = await backend.models()
     except Fault as fault:
-        message = f"cannot list the server's models: {fault}{_remedy(fault, backend)}"
-        raise TeacherRefused(f"{backend.server}: {message}") from fault
+        failed = f"{fault}{_remedy(fault, backend)}"
+        raise TeacherRefused(f"{backend.server}: cannot list the server's models: {failed}") from fault
     unknown = ", ".join(model for model in models if served is not None and model not in served)
     if served is not None and unknown:
         listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
