@@ -294,9 +294,8 @@ def _write_output(
     run_log.info("%s: %s", split, text.splitlines()[0])
     print(f"{split}: {text}\n\n{split:<13}{'no output: every pair failed' if is_empty else path}")
     if failures:
-        others = "no other pair is left" if is_empty else "all other pairs are complete"
-        again = "" if is_empty else "; --retry_failures asks again"
-        print(f"failures     {failures_path} ({others}{again})")
+        others = "" if is_empty else " (all other pairs are complete; --retry_failures asks again)"
+        print(f"failures     {failures_path}{others}")
 
 
 def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Journal:

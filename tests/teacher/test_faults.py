@@ -311,6 +311,51 @@ def test_no_credit_left_stops_the_run(
     assert set(server.counts.values()) == {1, 2}
 
 
+def test_a_server_that_dies_before_the_end_publishes_nothing_and_the_same_command_continues(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"p{n},This is pair number {n}.,Pair {n} follows.,{n % 2}" for n in range(30)]
+    (root / "original_data" / "train.csv").write_text("\n".join(["id,premise,hypothesis,label", *rows]))
+    ended = [f"pair number {n}." for n in range(20, 30)]
+    server.script(lambda body: any(each in str(body["messages"]) for each in ended), [DROP] * 60)
+
+    assert generate(root, backend, server, "--concurrency", "4") == 7
+
+    assert "; no output was written; check the server, and run the same command" in capsys.readouterr().err
+    assert not (root / "original_thoughts" / "train.jsonl").exists()
+    assert generate(root, backend, server) == 0
+    assert len(read_thoughts(root / "original_thoughts" / "train.jsonl")) == 30
+    assert sorted(server.counts.values()) == [1] * 20 + [7] * 10
+
+
+def test_a_split_without_an_answer_needs_only_the_same_command(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"d{n},This is a dev pair {n}.,Pair {n} follows.,{n % 2}" for n in range(4)]
+    (root / "original_data" / "dev.csv").write_text("\n".join(["id,premise,hypothesis,label", *rows]))
+    server.script("a dev pair", [DROP] * 24)
+
+    assert generate(root, backend, server, "--split", "train,dev") == 7
+
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "nlicot: dev: every pair failed, so no output was written "
+        "(check the server, and run the same command to continue)"
+    )
+    assert generate(root, backend, server, "--split", "train,dev") == 0
+    assert len(read_thoughts(root / "original_thoughts" / "dev.jsonl")) == 4
+
+
+def test_nothing_is_said_about_labels_if_nothing_was_answered(
+    root: Path, backend: str, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script("pair number", [DROP] * 24)
+
+    assert generate(root, backend, server, "--limit", "4") == 7
+
+    assert "0 of 4 answers could be read" in caplog.text
+    assert "teacher finds" not in caplog.text
+
+
 @pytest.mark.parametrize("code", [401, 403])
 def test_a_refused_key_names_its_variable(
     root: Path, backend: str, server: FakeServer, code: int, capsys: pytest.CaptureFixture[str]
