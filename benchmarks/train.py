@@ -123,7 +123,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model.base_model import cache_folder
     from nlicot.model.encoding import encode_dataset
-    from nlicot.model.prompt_format import load_prompt_format
+    from nlicot.model.prompt_format import ChatFormat
     from nlicot.prompts import LabelDefinitions, StudentPrompts
 
     datasets.disable_progress_bars()
@@ -137,7 +137,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
         )
     )
     folder = base_folder(options)
-    prompt_format = load_prompt_format(folder, "chat")  # the tokenizer that comes with the bundled model
+    prompt_format = ChatFormat.load(folder, {})  # not load_prompt_format, which refuses ids beyond the shape
 
     def built(split: str) -> Any:
         pairs = read_examples(files.pairs(split) if files else root / f"{split}.csv")
