@@ -86,6 +86,7 @@ def hyper_parameters(run: Path = Path("checkpoints/run")) -> dict[str, object]:
 # ------------------------------------------------------------------- an early end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["0.5", "1.0"])
 def test_fit_that_ends_before_its_first_evaluation_uses_its_last_checkpoint(
     interval: str, base: Path, capsys: pytest.CaptureFixture[str]
@@ -127,6 +128,7 @@ def test_only_files_that_exist_are_named(base: Path, capsys: pytest.CaptureFixtu
 # ------------------------------------------------------------------------- a resume
 
 
+@pytest.mark.slow
 def test_more_patience_continues_inside_the_epoch_as_if_it_had_been_given_before(base: Path) -> None:
     assert fit(base, NEVER_BETTER, "--early_stopping.patience=9", "--checkpoints_root=whole") == 0
     assert summary(Path("whole/run"))["optimizer_steps"] == 8
@@ -152,6 +154,7 @@ def test_less_patience_ends_a_run_at_its_next_evaluation(base: Path) -> None:
     assert summary()["optimizer_steps"] == 6
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_on_the_line_of_the_longer_run(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
