@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,19 @@ from nlicot.prepare.formats import FORMATS, MARKERS, to_row
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 
 
+@contextlib.contextmanager
+def _no_garbage_collector() -> Iterator[None]:
+    """Pause the search for cycles, which records do not form: it takes half the time of 550,000 pairs."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_no_garbage_collector()
 def main(args: Sequence[str]) -> int:
     """Run the `prepare` command."""
     settings = _parser().parse(args)
