@@ -92,7 +92,6 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     parser = _parser("fit", FitSettings)
     resumed = typed_settings(args).get("resume")
     base = _run_settings(Path(resumed[-1]).expanduser()) if resumed else _recipe()
-    earlier = parser.parse([], **base)
     found = parser.parse(args, **base)
     settings = FitSettings(**vars(parser.instantiate(found)))
     if settings.resume and not resumed:
@@ -108,7 +107,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
                     "turns off"
                 )
     _check_builder(settings)
-    changes = _changes(earlier, found) if resumed else {}
+    changes = _changes(parser.parse([], **base), found) if resumed else {}
     refused = [
         f"--{name}: found {new}, expected {old}"
         for name, (old, new) in changes.items()
