@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,19 +30,27 @@ def small_training(
     return kind(loaded, model, metadata), PairsData(read, resolved.prompt_format)
 
 
+def small_llama(vocab_size: int, **options: Any) -> LlamaConfig:
+    """The shape of the two layers."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        **options,
+    )
+
+
 def write_small_model(folder: Path, *, favoured: dict[int, float] | None = None) -> Path:
     """Write the model to `folder`; the logits of `favoured` tokens are scaled, so that they often win."""
     bundled = resolve("bundled").folder
     torch.manual_seed(7)
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
+        small_llama(
+            49152,
             initializer_range=0.1,
             tie_word_embeddings=False,
             bos_token_id=1,

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlicot.config_files import SAMPLE
+from tests.small_model import small_llama
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 TEMPLATES = {
@@ -97,15 +98,7 @@ def write_chat_model(
     wrapped.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **tokenizer_config}))
-    config = LlamaConfig(
-        vocab_size=len(wrapped),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
+    config = small_llama(len(wrapped))
     if weights:
         torch.manual_seed(7)
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -127,24 +127,21 @@ def test_bundled_model_is_a_llama_of_135_million_parameters() -> None:
 # ------------------------------------------------------------------ the hub
 
 
+class _Quiet(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        raise NotImplementedError
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
 @contextmanager
-def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
-    """A hub on the loopback interface with the same answer to every request."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on the loopback interface."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -153,6 +150,22 @@ def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def _hub(status: int, headers: dict[str, str]) -> Iterator[str]:
+    """A hub on the loopback interface with the same answer to every request."""
+
+    class Answer(_Quiet):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with _served(Answer) as address:
+        yield address
 
 
 def _refusal(endpoint: str, tmp_path: Path, *, weights: bool = True, **environment: str) -> str:
@@ -252,7 +265,7 @@ def _hub_with(paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """A hub with one model of these files, and the paths of files that it was asked for."""
     commit, asked = "0123456789" * 4, []
 
-    class Answer(BaseHTTPRequestHandler):
+    class Answer(_Quiet):
         def do_GET(self) -> None:
             path, content, headers = self.path.partition("?")[0], b"{}", {}
             if path.endswith("/revision/main"):
@@ -271,20 +284,8 @@ def _hub_with(paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with _served(Answer) as address:
+        yield address, asked
 
 
 @pytest.mark.parametrize("weights", [True, False])

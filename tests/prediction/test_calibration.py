@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,15 @@ from nlicot.errors import ConfigError
 from nlicot.prediction import calibration as threshold
 from nlicot.prediction.calibration import Decision, fit_decision, tune
 from nlicot.records import Prediction
+
+THOUGHTFUL = Prediction(
+    id="a",
+    predicted_label=1,
+    p_entailment=0.6,
+    thought_process="x",
+    status="closed",
+    completion='{"thought_process": "x", "predicted_label": 1}',
+)
 
 
 def _simulated(temperature: float, shift: float = 0.0, num: int = 4000) -> tuple[list[int], list[float]]:
@@ -63,30 +73,14 @@ def test_plain_decision_changes_nothing() -> None:
 
 
 def test_decision_changes_label_probability_and_completion_together() -> None:
-    prediction = Prediction(
-        id="a",
-        predicted_label=1,
-        p_entailment=0.6,
-        thought_process="x",
-        status="closed",
-        completion='{"thought_process": "x", "predicted_label": 1}',
-    )
-    found = Decision(threshold=0.9, temperature=0.5).apply(prediction)
+    found = Decision(threshold=0.9, temperature=0.5).apply(THOUGHTFUL)
     assert found.predicted_label == 0
     assert found.p_entailment == pytest.approx(0.36 / (0.36 + 0.16))
     assert found.completion == '{"thought_process": "x", "predicted_label": 0}'
 
 
 def test_agreement_is_that_with_the_label_that_was_decided() -> None:
-    prediction = Prediction(
-        id="a",
-        predicted_label=1,
-        p_entailment=0.6,
-        thought_process="x",
-        status="closed",
-        completion='{"thought_process": "x", "predicted_label": 1}',
-        agreement=0.75,
-    )
+    prediction = replace(THOUGHTFUL, agreement=0.75)
     assert Decision(threshold=0.5).apply(prediction).agreement == 0.75
     assert Decision(threshold=0.7).apply(prediction).agreement == 0.25
 

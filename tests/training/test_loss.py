@@ -205,7 +205,7 @@ def test_gradients_flow_through_nf4_after_an_evaluation(bundled_in_4_bits: Any, 
 def test_model_that_only_decodes_has_the_same_values_in_dense_matrices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In dense matrices where memory allows, else behind the kernel without gradients."""
+    """In dense matrices if memory allows, else with the kernel without gradients."""
     from bitsandbytes.nn import Linear4bit
 
     def four_bit(*, for_training: bool) -> tuple[Any, list[Any]]:
