@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from signal import Signals
 
 
 class NlicotError(Exception):
@@ -45,35 +46,55 @@ class JournalInUse(NlicotError):
     """Another process uses the same journal; two would pay twice."""
 
 
-class TeacherStopped(NlicotError):
-    """A teacher run that stopped early. Answers so far are kept; rerunning the command resumes it."""
+class StoppedEarly(NlicotError):
+    """A command that stopped early. What it did so far is kept; the message says how to continue."""
 
 
-class TeacherRefused(TeacherStopped):
+class Interrupted(StoppedEarly):
+    """A signal such as that of Ctrl-C stopped a command; the exit code is that of the signal."""
+
+    def __init__(self, message: str, signum: Signals) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+class DiskFull(StoppedEarly):
+    """A file cannot be written, since its disk is full or has a quota; `way` says how to continue."""
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        path: Path | str,
+        reason: str | None,
+        *,
+        kept: str = "nothing that was finished is lost",
+        way: str = "run the same command again",
+    ) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: cannot be written ({reason}); {kept}, free some disk space and {way}")
+
+
+class TeacherRefused(StoppedEarly):
     """The server rejects all requests: key, payment, permission or an unknown model."""
 
     exit_code = 3
 
 
-class BudgetReached(TeacherStopped):
+class BudgetReached(StoppedEarly):
     """The next request could cost more than the rest of the budget."""
 
     exit_code = 4
 
 
-class DiskFull(TeacherStopped):
-    """The journal cannot be written, so no more requests are sent."""
-
-    exit_code = 5
-
-
-class TeacherLopsided(TeacherStopped):
+class TeacherLopsided(StoppedEarly):
     """The answers miss one label: its definition does not fit the data; or both: the labels look reversed."""
 
     exit_code = 6
 
 
-class NoAnswers(TeacherStopped):
+class NoAnswers(StoppedEarly):
     """No answers, or none that can be used, at the start or for long: the others would be as useless."""
 
     exit_code = 7

