@@ -8,12 +8,14 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nlicot import __version__
-from nlicot.errors import ConfigError, NlicotError
+from nlicot import __version__, signals
+from nlicot.data.atomic_write import FULL
+from nlicot.errors import ConfigError, DiskFull, Interrupted, NlicotError
 
 
 def _main_of(module: str) -> Callable[[str, Sequence[str]], int]:
@@ -113,35 +115,65 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0; 2 for errors the user can fix; 130 for Ctrl-C."""
+    """Run a command line; returns the exit code (docs/reliability.md lists them)."""
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)
     is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.getLogger("nlicot").setLevel(logging.INFO if is_first_process else logging.ERROR)
-    if not args or args[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if args[0] == "--version":
-        print(__version__)
-        return 0
     try:
-        return _command(args[0]).run(args[0], args[1:])
+        with signals.handling(signals.raise_stopped):
+            code = _run(args)
+            sys.stdout.flush()  # here, where an error is handled
+            return code
+    except Interrupted as stop:
+        return _stopped(stop.signum, f"stopped; {stop}")
+    except KeyboardInterrupt as stop:
+        return _stopped(
+            getattr(stop, "signum", signal.SIGINT), "stopped; run the same command to start again"
+        )
     except (NlicotError, argparse.ArgumentError) as error:
         print(f"nlicot: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except BrokenPipeError:
         return 0
     except OSError as error:
+        if error.errno in FULL:
+            if error.filename is None:
+                _write_no_more()
+            full = DiskFull(error.filename or "the output", error.strerror)
+            print(f"nlicot: {full}", file=sys.stderr)
+            return DiskFull.exit_code
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         name = str(error.filename)
         name = name if len(name) < LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
         print(f"nlicot: {name}: {error.strerror}; {PATH_ERRORS[error.errno]}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("nlicot: stopped", file=sys.stderr)
-        return 130
+
+
+def _run(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    return _command(args[0]).run(args[0], args[1:])
+
+
+def _write_no_more() -> None:
+    """Discard what is left to print: writing it at the interpreter's end would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _stopped(signum: signal.Signals, message: str) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process reports it, and is ended by other codes
+        return 0
+    if signum is signals.REQUEUEING:
+        message += f" ({signals.requeue()})"
+    print(f"nlicot: {message}", file=sys.stderr)
+    return signals.exit_code(signum)
 
 
 def _command(name: str) -> Command:

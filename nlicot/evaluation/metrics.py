@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from nlicot.data.atomic_write import write_json
 from nlicot.data.pairs import LabelMap
+from nlicot.errors import DataError
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction, Thought
 
 Floats = npt.NDArray[np.float64]
@@ -459,7 +460,12 @@ def record_metrics(
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read a `metrics.json`: the metrics by split, empty without the file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    try:
+        content: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"not as `validate` writes it ({error})", path=path, remedy="delete it") from None
     return content
 
 

@@ -200,7 +200,7 @@ def load(path: Path) -> Decision:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         decision = Decision(threshold=float(found["threshold"]), temperature=float(found["temperature"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no valid threshold and temperature ({error}); {remedy}") from error
     if not (0 <= decision.threshold <= 1 and decision.temperature > 0):
         raise ConfigError(

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from nlicot.data.atomic_write import make_folder
+from nlicot.data.atomic_write import make_folder, refuse_overwriting
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import label_summary, record_metrics, warn_if_reversed
+from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
-from nlicot.prediction.prediction_files import write_predictions
+from nlicot.prediction.prediction_files import final_paths, write_predictions
 from nlicot.prediction.predictor import Decoded, decode, member_weights, read_member
 from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.folder import DECISION, METRICS
 from nlicot.settings import ValidateSettings
+
+if TYPE_CHECKING:
+    from nlicot.prediction.calibration import Decision
 
 
 def validate(runs: Sequence[TrainedRun]) -> int:
@@ -57,12 +60,12 @@ def validate(runs: Sequence[TrainedRun]) -> int:
 
 def test(runs: Sequence[TrainedRun]) -> int:
     """Predict a labelled split, by default test, and measure, with the threshold that `validate` tuned."""
-    return _predict(_Job(runs, labelled=True))
+    return _predict(_Job(runs, labelled=True, tuned=True))
 
 
 def predict(runs: Sequence[TrainedRun]) -> int:
     """Predict a split without labels, by default test, with the threshold that `validate` tuned."""
-    return _predict(_Job(runs, labelled=False))
+    return _predict(_Job(runs, labelled=False, tuned=True))
 
 
 def _predict(job: _Job) -> int:
@@ -78,7 +81,7 @@ class _Job:
     Everything that can be refused is refused here, before a model loads.
     """
 
-    def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool) -> None:
+    def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool, tuned: bool = False) -> None:
         silence_libraries()
         settings = runs[0].settings
         self.split, self.labelled = settings.split, labelled
@@ -90,22 +93,25 @@ class _Job:
         self.members = [read_member(run) for run in runs]
         self.folder = Path(settings.output) if settings.output else _output_folder(runs)
         make_folder(self.folder, label=f"--output {self.folder}")
+        refuse_overwriting(*final_paths(self.folder, self.split), overwrite=True)
         self.run_folder = self.folder.parent
         self.metrics_path = self.run_folder / METRICS
+        read_metrics(self.metrics_path)
+        self.decision: Decision | None = None
+        if tuned and (path := self.run_folder / DECISION).exists():
+            from nlicot.prediction import calibration
+
+            self.decision = calibration.load(path)
 
     def decode(self) -> Decoded:
         return decode(self.members, self.weights, self.examples, self.split, self.folder)
 
     def with_tuned_threshold(self, predictions: list[Prediction]) -> list[Prediction]:
-        path = self.run_folder / DECISION
-        if not path.is_file():
+        if (decision := self.decision) is None:
             return predictions
-        from nlicot.prediction import calibration
-
-        decision = calibration.load(path)
         print(
             f"threshold {decision.threshold:.3f} and temperature {decision.temperature:.2f}, "
-            f"as tuned on dev ({path})"
+            f"as tuned on dev ({self.run_folder / DECISION})"
         )
         return [decision.apply(prediction) for prediction in predictions]
 

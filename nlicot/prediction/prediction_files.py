@@ -7,8 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from nlicot.data.atomic_write import write_csv, write_jsonl
+from nlicot.data.atomic_write import disk_errors, write_csv, write_jsonl
 from nlicot.records import Example, Prediction, to_json_dict
+
+
+def final_paths(folder: Path, split: str) -> tuple[Path, Path]:
+    """Return the paths of a split's CSV and JSON lines."""
+    return folder / f"{split}.csv", folder / f"{split}.jsonl"
 
 
 def write_predictions(
@@ -20,7 +25,7 @@ def write_predictions(
         KeyError: an example has no prediction; nothing is written then.
     """
     ordered = in_order_of(examples, predictions)
-    csv_path, jsonl_path = folder / f"{split}.csv", folder / f"{split}.jsonl"
+    csv_path, jsonl_path = final_paths(folder, split)
     pairs = [to_json_dict(example) for example in examples]
     for pair in pairs:
         if "label" in pair:
@@ -48,15 +53,15 @@ class PartialPredictions:
     """
 
     def __init__(self, folder: Path, split: str, fingerprint: str, rank: int) -> None:
-        self._folder = folder
+        self._folder, self._split = folder, split
         self._stem = f".{split}-{fingerprint[:16]}"
         self._path = folder / f"{self._stem}.{rank}.partial"
 
     def read(self) -> list[Prediction]:
-        """Read what all ranks of an earlier process left, each pair once; skip truncated lines."""
+        """Read what all ranks of an earlier process left, each pair once; skip damaged lines."""
         found: dict[str, Prediction] = {}
         for path in sorted(self._folder.glob(f"{self._stem}.*.partial")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError):
                     prediction = Prediction(**{"thought_process": None, **json.loads(line)})
                     found.setdefault(prediction.id, prediction)
@@ -66,7 +71,8 @@ class PartialPredictions:
     def writer(self) -> Iterator[Callable[[Prediction], None]]:
         """Yield a function that appends one prediction and flushes it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        # All of it, as closing the file writes again what could not be written.
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             if file.tell():
                 file.write("\n")  # ends a truncated line
 
@@ -77,6 +83,6 @@ class PartialPredictions:
             yield append
 
     def remove(self) -> None:
-        """Remove the partial files, once the final file is written."""
-        for path in self._folder.glob(f"{self._stem}.*.partial"):
+        """Remove the split's partial files, also those of other settings, once the final file is written."""
+        for path in self._folder.glob(f".{self._split}-*.partial"):
             path.unlink(missing_ok=True)

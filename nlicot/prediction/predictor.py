@@ -6,6 +6,8 @@ Equal bases of checkpoints are loaded once. With several processes, each is a ra
 from __future__ import annotations
 
 import hashlib
+import signal
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from nlicot.completion import Form
-from nlicot.errors import CheckpointError, ConfigError
+from nlicot.errors import CheckpointError, ConfigError, Interrupted
 from nlicot.model.loaded_model import (
     LoadedModel,
     ResolvedModel,
@@ -36,6 +38,12 @@ from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.folder import CheckpointMetadata
 from nlicot.settings import PRECISIONS, DecodingSettings, ModelSettings, TrainerSettings
+
+NOT_A_CHECKPOINT = (
+    *(OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError),
+    *(UnpicklingError, zipfile.BadZipFile, NotImplementedError),
+)
+"""Errors of reading a damaged file, or one that something else wrote."""
 
 
 class Predictor:
@@ -143,10 +151,19 @@ class Member:
 
 def read_checkpoint(path: Path, *, label: str) -> dict[str, Any]:
     """Read a checkpoint, its tensors mapped from the file; `label` names it in messages."""
+    remedy = "restore a copy of it, or train again"
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
-        raise CheckpointError(f"{label}: not a checkpoint of nlicot ({type(error).__name__})") from error
+        with zipfile.ZipFile(path) as file:  # `torch.load` does not compare the checksums
+            if (damaged := file.testzip()) is not None:
+                raise CheckpointError(f"{label}: damaged ({damaged} differs from its checksum); {remedy}")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except NOT_A_CHECKPOINT as error:
+        name = type(error).__name__
+        raise CheckpointError(
+            f"{label}: not a checkpoint of nlicot, or damaged ({name}); {remedy}"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{label}: not a checkpoint of nlicot, but a {type(content).__name__}")
     return content
 
 
@@ -249,11 +266,16 @@ def _decode(
     batch = predictor.batch(left, rank=fabric.global_rank, world_size=fabric.world_size)
     fresh: list[Prediction] = []
     bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
-    with partial.writer() as store, bar:
-        for prediction in predictor.decode(batch):
-            store(prediction)
-            fresh.append(prediction)
-            bar.update()
+    try:
+        with partial.writer() as store, bar:
+            for prediction in predictor.decode(batch):
+                store(prediction)
+                fresh.append(prediction)
+                bar.update()
+    except KeyboardInterrupt as stop:
+        num_kept = f"{len(done) + len(fresh)} of {len(examples)} predictions are kept"
+        message = f"{num_kept}, run the same command to continue"
+        raise Interrupted(message, getattr(stop, "signum", signal.SIGINT)) from None
     every = [*done, *gather(fresh, fabric.world_size)]
     return in_order_of(examples, every) if fabric.is_global_zero else []
 

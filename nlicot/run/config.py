@@ -7,6 +7,7 @@ checkpoint; `--config` files and flags go on top. Nothing heavy is imported, so 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
-from nlicot.run.folder import BEST, CONFIG, check_new_run, run_file
+from nlicot.run.folder import BEST, CONFIG, SLURM_JOB, check_new_run, read_summary, run_file
 from nlicot.settings import (
     SINGLE_FILES,
     FitSettings,
@@ -27,6 +28,7 @@ from nlicot.settings import (
     RunSettings,
     ValidateSettings,
 )
+from nlicot.signals import slurm_job
 
 DESCRIPTIONS = {
     "fit": "Train an adapter. configs/recipe.yaml is always loaded; --config files and flags win.",
@@ -119,12 +121,21 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
             "(leave these out, or start a new run)"
         )
     if not settings.resume and not settings.preflight:
-        check_new_run(settings.run, Path(settings.checkpoints_root).expanduser())
+        root = Path(settings.checkpoints_root).expanduser()
+        if settings.run and _is_requeued(root / settings.run):
+            return parse_fit([*args, "--resume", str(root / settings.run)])
+        check_new_run(settings.run, root)
     recorded = found.clone()
     recorded["resume"], recorded["preflight"] = None, False
     yaml = parser.dump(recorded, skip_unset=False)
     lines = [f"--{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "preflight"]
     return FitCommand(settings=settings, values=found, yaml=yaml, changes=lines)
+
+
+def _is_requeued(folder: Path) -> bool:
+    """Return whether SLURM has started this job again, and its earlier start made this run."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return restarts != "0" and folder.is_dir() and read_summary(folder).get(SLURM_JOB) == slurm_job()
 
 
 def _changes(earlier: Namespace, found: Namespace) -> dict[str, tuple[str, str]]:

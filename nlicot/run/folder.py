@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +22,15 @@ from nlicot.prompts import StudentPrompts
 if TYPE_CHECKING:
     from nlicot.model.loaded_model import ResolvedModel
 
+logger = logging.getLogger(__name__)
+
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 METADATA_KEY = "nlicot"
+SLURM_JOB = "slurm_job"
+"""Key in `fit.json`: the job that started the run."""
+EVENTS = "events."
+"""TensorBoard's files start with this."""
 LONGEST_NAME = 255
 """Maximum bytes of a file's name in common file systems."""
 
@@ -36,11 +46,40 @@ def check_new_run(name: str | None, root: Path) -> None:
             f"--run {shown}: expected the name of a folder, without '/' and of at most {LONGEST_NAME} bytes "
             "(--checkpoints_root says in which folder it is made)"
         )
-    if (root / name).exists():
+    if (root / name).exists() and not never_trained(root / name):
         raise ConfigError(
             f"--run {name}: a run of that name exists in {root}; choose another name, "
             f"or continue it with: fit --resume {root / name}"
         )
+
+
+def never_trained(folder: Path) -> bool:
+    """Return whether a folder is that of a fit that ended before it had saved a step."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith((".", EVENTS))}
+    return names <= {CONFIG, FIT_SUMMARY, "hparams.yaml"}
+
+
+@contextlib.contextmanager
+def hold_run(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """Keep other processes from training a run; remove a new folder if the fit ends before saving a step."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another process trains this run; wait until it ends") from None
+        except OSError:  # some network file systems have no locks
+            logger.debug("%s: not locked", folder)
+        try:
+            yield
+        except BaseException:
+            if is_new and never_trained(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def run_file(folder: Path, name: str) -> Path:

@@ -301,7 +301,7 @@ def run_stage(
     """Run a stage, and read its records.
 
     `journal` is a file that stores every answer: with the same one, nothing is paid for twice. `prompts`
-    replace the default ones of their types. Raises `TeacherStopped` if the run ended early.
+    replace the default ones of their types. Raises `StoppedEarly` if the run ended early.
     """
     given = {prompt.type: prompt for prompt in prompts}
     defaults = {kind: load_prompt(kind) for kind in STAGE_PROMPTS[stage_class.name]}

@@ -2,15 +2,20 @@
 
 `last.ckpt` is written when a batch starts, after the evaluation that may have followed the previous step: so
 its early-stopping state, best score and window counter always agree, whenever the process is killed
-(Lightning's own mid-epoch state does not: its issues 21938, 19764).
+(Lightning's own mid-epoch state does not: its issues 21938, 19764). A signal that stops the fit takes effect
+when a batch starts, too.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +23,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -27,12 +33,15 @@ from torchmetrics.classification import (
     BinaryRecall,
 )
 
+from nlicot import signals
+from nlicot.data.atomic_write import disk_errors, scratch_folder
 from nlicot.errors import ConfigError
 from nlicot.prediction.predictor import Predictor, gather
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
 from nlicot.run.data import RunData
 from nlicot.run.folder import BEST, LAST, PEFT_FOLDER
 from nlicot.settings import CheckpointSettings, DecodingSettings, GeneratedMetricsSettings
+from nlicot.text_tables import printable
 
 GENERATED = "dev_generated/"
 LAYOUT = {
@@ -79,10 +88,14 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
 
 @dataclass(eq=False)
 class RunCheckpoints(Callback):
-    """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically."""
+    """Write `best.ckpt`, `adapter/` and `last.ckpt` to a run's folder, each atomically.
+
+    `stop` has noted a signal that ends the fit, with `last.ckpt` at the batch that comes next.
+    """
 
     folder: Path
     settings: CheckpointSettings
+    stop: signals.Deferred
     best: float | None = None
     best_step: int = -1
     last_saved_step: int = 0
@@ -97,17 +110,41 @@ class RunCheckpoints(Callback):
         vars(self).update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Correct Lightning's count of batches logged before a resume, which is one too high."""
+        """Replace Lightning's checkpoint writer and signal handlers, and correct a count after a resume."""
+        # The number of batches logged before a resume is one too high.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _CheckpointFiles()
+        # In place of Lightning's, which call a collective inside the handler, maybe in the middle of another.
+        signals.install(self.stop)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write `last` before the first step, after an evaluation, or after enough steps."""
+        """Write `last` after an evaluation, before the next, or after enough steps; stop after a signal."""
         num_steps = trainer.global_step - self.last_saved_step
-        if self.evaluated or not trainer.global_step or num_steps >= self.settings.every_n_steps:
+        is_due = self.evaluated or num_steps >= self.settings.every_n_steps
+        is_stopping = self.stop.signum is not None
+        if trainer.world_size > 1:  # all processes stop at the same batch
+            is_stopping = trainer.strategy.reduce_boolean_decision(is_stopping, all=False)
+        if num_steps and (is_due or is_stopping or _evaluation_follows(trainer, batch_idx)):
             self.evaluated = False
             self._save_last(trainer)
+        if is_stopping:
+            raise signals.Stopped(self.stop.signum or Signals.SIGTERM)
+        self.stop.waits = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let signals stop the fit at once before and in an evaluation, which may take long.
+
+        A resume repeats the step before it, at whose start `last` was written.
+        """
+        if _evaluation_follows(trainer, batch_idx):
+            self.stop.waits = False
+            if self.stop.signum is not None:
+                raise signals.Stopped(self.stop.signum)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the adapter if this evaluation is the best so far."""
@@ -127,6 +164,8 @@ class RunCheckpoints(Callback):
         """Write `last`, so that a resume may add steps; and the adapter, if no evaluation has chosen one."""
         epochs: Any = trainer.fit_loop.epoch_progress
         windows = trainer.fit_loop.epoch_loop.batch_progress
+        if not trainer.global_step:
+            return
         if _inside_an_epoch(trainer):
             # Lightning counts the epoch as done. With these counts, a resume continues it at the next window.
             kept = copy.deepcopy((epochs.current, epochs.total))
@@ -159,10 +198,22 @@ class RunCheckpoints(Callback):
         self._save(trainer, LAST, weights_only=False)
 
     def _save(self, trainer: Trainer, name: str, *, weights_only: bool) -> None:
-        fresh = self.folder / f".{name}.tmp"
-        trainer.save_checkpoint(fresh, weights_only=weights_only)
-        if trainer.is_global_zero:
-            fresh.replace(self.folder / name)
+        trainer.save_checkpoint(self.folder / name, weights_only=weights_only)
+
+
+class _CheckpointFiles(TorchCheckpointIO):
+    """Writes next to the final name; Lightning writes to the system's temporary folder, and copies."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # `torch.save` to a file hides the reason of an error
+        torch.save(checkpoint, content)
+        with disk_errors(Path(path)), scratch_folder(Path(path)) as scratch:
+            fresh = scratch / "new"
+            with fresh.open("xb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
 
 
 def _is_measured(trainer: Trainer, monitor: str, *, flag: str) -> bool:
@@ -178,6 +229,14 @@ def _is_measured(trainer: Trainer, monitor: str, *, flag: str) -> bool:
 def _inside_an_epoch(trainer: Trainer) -> bool:
     """Return whether some of an epoch's windows are done, and not all."""
     return 0 < trainer.fit_loop.epoch_loop.batch_progress.current.completed < trainer.num_training_batches
+
+
+def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether a batch is the last before an evaluation, or of an epoch."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    counted = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    is_last = batch_idx + 1 == trainer.num_training_batches
+    return is_last or (every is not None and (counted + 1) % every == 0)
 
 
 @dataclass(eq=False)
@@ -249,8 +308,17 @@ class GeneratedMetrics(Callback):
 def _as_markdown(example: Example, prediction: Prediction) -> str:
     verdict = "right" if prediction.predicted_label == example.label else "wrong"
     return (
-        f"**Premise:** {example.premise}\n\n**Hypothesis:** {example.hypothesis}\n\n"
-        f"**Thought:** {prediction.thought_process}\n\n"
+        f"**Premise:** {_literal(example.premise)}\n\n**Hypothesis:** {_literal(example.hypothesis)}\n\n"
+        f"**Thought:** {_literal(prediction.thought_process or '')}\n\n"
         f"**Label:** {prediction.predicted_label} (true {example.label}, {verdict}; "
         f"p(entailment) = {prediction.p_entailment:.3f}, {prediction.status})"
     )
+
+
+def _literal(text: str) -> str:
+    """Spell punctuation as HTML entities: TensorBoard's Markdown would fetch the image in `![](http://...)`.
+
+    >>> _literal("a <b> *c*")
+    'a &#60;b&#62; &#42;c&#42;'
+    """
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", printable(text))

@@ -6,12 +6,15 @@ import datetime
 import functools
 import itertools
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -19,11 +22,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from nlicot import signals
 from nlicot.builders import builder_name
 from nlicot.command_line import worded
-from nlicot.data.atomic_write import make_folder, write_json, write_text
+from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, write_json, write_text
 from nlicot.data.pairs import labelled_pairs_shown
-from nlicot.errors import CheckpointError, ConfigError
+from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.loaded_model import (
     ResolvedModel,
@@ -38,12 +42,15 @@ from nlicot.run.data import RunData
 from nlicot.run.folder import (
     BEST,
     CONFIG,
+    EVENTS,
     FIT_SUMMARY,
     LAST,
     METRICS,
     PEFT_FOLDER,
+    SLURM_JOB,
     CheckpointMetadata,
     check_new_run,
+    hold_run,
     read_summary,
 )
 from nlicot.settings import PRECISIONS, FitSettings, TrainerSettings
@@ -91,12 +98,39 @@ def fit(command: FitCommand) -> int:
         return 0
 
     folder = Path(settings.resume).expanduser() if settings.resume else _new_run_folder(command, data)
-    summary = _summary(resolved(), data)
+    if not _is_first_process():
+        return _train(command, folder, data, windows, resolved(), arguments, num_steps_before)
+    with hold_run(folder, is_new=not settings.resume):
+        try:
+            return _train(command, folder, data, windows, resolved(), arguments, num_steps_before)
+        except DiskFull as error:
+            if not (folder / LAST).is_file():
+                raise
+            way = f"continue with: python -m nlicot fit --resume {folder}"
+            raise DiskFull(error.path, error.reason, way=way) from None
+
+
+def _train(
+    command: FitCommand,
+    folder: Path,
+    data: RunData,
+    windows: PairsData,
+    resolved: ResolvedModel,
+    arguments: dict[str, Any],
+    num_steps_before: int,
+) -> int:
+    """Train in a run's folder, write its files and evaluate its best adapter; returns the exit code."""
+    settings, stop = command.settings, signals.Deferred()
+    summary = _summary(resolved, data)
     if _is_first_process():
+        clear_scratch(folder)
         write_text(folder / CONFIG, command.yaml, overwrite=True)
         write_json(folder / FIT_SUMMARY, {**read_summary(folder), **summary})
         print(*command.changes, sep="\n", end="\n" * bool(command.changes))
-    checkpoints = RunCheckpoints(folder, settings.checkpoint)
+        if not (folder / LAST).is_file():
+            for earlier in folder.glob(f"{EVENTS}*"):
+                earlier.unlink()
+    checkpoints = RunCheckpoints(folder, settings.checkpoint, stop)
     trainer = make_trainer(
         settings,
         arguments,
@@ -108,18 +142,20 @@ def fit(command: FitCommand) -> int:
         ],
         default_root_dir=str(folder),
     )
-    module = _load_module(trainer, resolved(), data, settings)
+    module = _load_module(trainer, resolved, data, settings)
+    last = str(folder / LAST) if (folder / LAST).is_file() else None
     try:
-        last = str(folder / LAST) if settings.resume else None
-        trainer.fit(module, windows, ckpt_path=last, weights_only=True)
-    except SystemExit:  # Lightning's reaction to Ctrl-C
-        if trainer.interrupted:
-            way = f"continue with: python -m nlicot fit --resume {folder}"
-            if not (folder / LAST).is_file():
-                way = "no step was taken"
-            print(f"nlicot: stopped; {way}", file=sys.stderr)
-            return 130
-        raise
+        with signals.handling(stop), disk_errors(folder):  # also of TensorBoard's files
+            trainer.fit(module, windows, ckpt_path=last, weights_only=True)
+    except SystemExit:  # Lightning's reaction to `Stopped`
+        if not trainer.interrupted:
+            raise
+        if not trainer.is_global_zero:
+            return 0  # the first process reports it
+        way = f"continue with: python -m nlicot fit --resume {folder}"
+        if not (folder / LAST).is_file():
+            way = "no step was finished, run the same command to start again"
+        raise Interrupted(way, stop.signum or Signals.SIGINT) from None
     if not trainer.is_global_zero:
         return 0
     if not trainer.global_step:
@@ -160,7 +196,8 @@ def fit(command: FitCommand) -> int:
 
 def _summary(resolved: ResolvedModel, data: RunData) -> dict[str, Any]:
     """Return the part of `fit.json` that is known before training."""
-    return {
+    job = signals.slurm_job()
+    return ({SLURM_JOB: job} if job else {}) | {
         "base": resolved.base.name,
         "builder": type(data.builder).__name__,
         "built": data.reports,
@@ -173,9 +210,11 @@ def _check_resume(folder: Path, resolved: ResolvedModel, data: RunData, settings
     """Refuse to continue with other data, another base or fewer steps; returns the number of steps done."""
     label = f"--resume {folder}"
     if not (folder / LAST).is_file():
-        raise CheckpointError(
-            f"{label}: found no {LAST}: the run stopped before its first step; start it again"
-        )
+        if (folder / BEST).is_file():
+            raise CheckpointError(f"{label}: found {BEST} without {LAST}, expected both; start a new run")
+        if _is_first_process():
+            print(f"{folder} had saved no step yet; it starts again with its own settings")
+        return 0
     checkpoint = read_checkpoint(folder / LAST, label=label)
     CheckpointMetadata.from_checkpoint(checkpoint, label=label).check(
         CheckpointMetadata.of(resolved, data.prompts, data.forms)
@@ -249,6 +288,9 @@ def _new_run_folder(command: FitCommand, data: RunData) -> Path:
     for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
         folder = root / f"{stem}{end}"
         check_new_run(run, root)  # another process may have made it since the settings were read
+        if run and folder.exists():
+            with hold_run(folder, is_new=False):
+                shutil.rmtree(folder)
         try:
             folder.mkdir()
             break
@@ -265,7 +307,15 @@ def _validate_in_a_new_process(checkpoint: Path) -> int:
     command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(checkpoint)]
     sys.stdout.flush()  # or the lines so far would follow those of the new process in a file or pipe
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}
-    return subprocess.run(command, check=False, env=environment).returncode
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait()
+        except signals.Stopped as stop:
+            if stop.signum is not Signals.SIGINT:  # a terminal sends this one to both
+                process.terminate()
+            process.wait()
+            way = f"the adapter is trained, evaluate it with: {shlex.join(['python', *command[1:]])}"
+            raise Interrupted(way, stop.signum) from None
 
 
 def _log_hyper_parameters(folder: Path, command: FitCommand, best: float | None) -> None:

@@ -160,8 +160,9 @@ def test_a_run_of_the_same_name_is_refused_and_unchanged(
     small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tried").mkdir()
+    (tmp_path / "tried" / "last.ckpt").write_text("")
     assert _fit(small_model, tmp_path) == 2
-    assert list((tmp_path / "tried").iterdir()) == []
+    assert [path.name for path in (tmp_path / "tried").iterdir()] == ["last.ckpt"]
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"nlicot: --run tried: a run of that name exists in {tmp_path}; choose another name, "
         f"or continue it with: fit --resume {tmp_path / 'tried'}"

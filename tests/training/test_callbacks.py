@@ -1,13 +1,19 @@
-"""A run's event file says what TensorBoard shows side by side."""
+"""TensorBoard shows the charts of runs side by side, and texts as they are."""
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
 from nlicot.cli import main
+from nlicot.records import Example, Prediction
+from nlicot.training.callbacks import _as_markdown
 from tests.small_model import write_small_model
 
 FLAGS = [
@@ -41,3 +47,24 @@ def test_dev_loss_and_accuracy_of_runs_stand_together(tmp_path: Path) -> None:
     logged = set(events.Tags()["scalars"])
     wanted = {tag.strip("^$") for chart in charts.values() for tag in chart.multiline.tag}
     assert wanted <= logged
+
+
+HOSTILE = [
+    "![look](http://example.invalid/a.png)",
+    '<img src="http://example.invalid/a.png">',
+    "[click](http://example.invalid)",
+    "    code\n# heading\n* item\n1. item\n> quote\n---",
+    "_a_ **b** `c` ~~d~~ \\*e* <http://example.invalid> &lt;",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_are_shown_as_they_are(text: str) -> None:
+    example = Example(id="a", premise=text, hypothesis=text, label=1)
+    prediction = Prediction(
+        id="a", predicted_label=1, p_entailment=0.75, thought_process=text, status="ok", completion=""
+    )
+    shown = markdown_to_safe_html(_as_markdown(example, prediction))
+    assert set(re.findall(r"<(\w+)", shown)) == {"p", "strong"}
+    visible = html.unescape(re.sub(r"<.*?>", "", shown))
+    assert visible.count(" ".join(text.split())) == 3

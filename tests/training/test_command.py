@@ -270,9 +270,29 @@ def test_run_without_a_usable_last_checkpoint_is_refused(
     last = Path("checkpoints/run/last.ckpt")
     last.write_bytes(b"no checkpoint")
     assert resume() == 2
-    line = "--resume checkpoints/run: not a checkpoint of nlicot (RuntimeError)"
-    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {line}"
+    line = (
+        "--resume checkpoints/run: not a checkpoint of nlicot, or damaged (BadZipFile); restore a copy of it"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {line}, or train again"
     last.unlink()
     assert resume() == 2
-    line = "--resume checkpoints/run: found no last.ckpt: the run stopped before its first step"
-    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {line}; start it again"
+    line = "--resume checkpoints/run: found best.ckpt without last.ckpt, expected both; start a new run"
+    assert capsys.readouterr().err.splitlines()[-1] == f"nlicot: {line}"
+
+
+def test_run_that_had_saved_no_step_starts_again(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(base, "--trainer.max_epochs=1") == 0
+    folder = Path("checkpoints/run")
+    before = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):  # as if it had been killed early
+        (folder / name).unlink()
+    assert resume() == 0
+    assert "checkpoints/run had saved no step yet; it starts again with its own" in capsys.readouterr().out
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_model_that_does_not_load_leaves_no_folder(base: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(base, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    assert fit(broken) == 2
+    assert not Path("checkpoints/run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -86,12 +87,11 @@ def _check_votes_and_resume(folder: Path) -> None:
     one = folder / "one"
     assert _votes(folder, one, devices=1).returncode == 0
     two = folder / "two"
-    (two / "dev.csv").mkdir(parents=True)  # so that the final file cannot be written, and the rows stay
-    assert _votes(folder, two, devices=2).returncode != 0
+    full = _votes(folder, two, devices=2, max_file_bytes=1200)  # enough for each rank's rows, not for all
+    assert full.returncode == 5, full.stderr[-3000:]
     left = sorted(two.glob(".dev-*.partial"))
     assert [len(_rows(path)) for path in left] == [3, 2]
     left[0].write_text(json.dumps(_rows(left[0])[0]) + "\n", encoding="utf-8")
-    (two / "dev.csv").rmdir()
     resumed = _votes(folder, two, devices=2)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "3 of 5 predictions were made before" in resumed.stdout
@@ -103,7 +103,9 @@ def _check_votes_and_resume(folder: Path) -> None:
         assert row == other
 
 
-def _votes(folder: Path, output: Path, *, devices: int) -> subprocess.CompletedProcess[str]:
+def _votes(
+    folder: Path, output: Path, *, devices: int, max_file_bytes: int = resource.RLIM_INFINITY
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nlicot", "predict", f"--ckpt_path={folder / 'both' / 'best.ckpt'}"]
     flags = ["--split=dev", "--votes=3", "--model.decoding.temperature=1.5", f"--output={output}"]
     return subprocess.run(
@@ -113,6 +115,9 @@ def _votes(folder: Path, output: Path, *, devices: int) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         timeout=240,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY)
+        ),
     )
 
 

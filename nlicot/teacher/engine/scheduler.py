@@ -11,15 +11,16 @@ import dataclasses
 import logging
 import random
 import signal
-import threading
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nlicot import signals
 from nlicot.data.rows import Row
-from nlicot.errors import BudgetReached, NoAnswers, TeacherRefused, TeacherStopped
+from nlicot.errors import BudgetReached, Interrupted, NoAnswers, StoppedEarly, TeacherRefused
 from nlicot.records import Failure, to_json_dict
 from nlicot.teacher.backends import base
 from nlicot.teacher.backends.base import BACKENDS, Backend, Fault, Reply, Request, writable
@@ -27,6 +28,7 @@ from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
 from nlicot.teacher.engine.stopping_rule import StoppingRule
+from nlicot.text_tables import printable
 
 MAX_MODELS_SHOWN = 20
 TASKS_PER_LOOKUP = 512
@@ -46,12 +48,6 @@ class Unanswered(Exception):
 
 class NotAgain(Exception):
     """No answer of this round could be read, so nothing is asked again: a round of jobs takes hours."""
-
-
-class Interrupted(TeacherStopped):
-    """Ctrl-C; answers to requests that were in flight are saved."""
-
-    exit_code = 130
 
 
 class Ask:
@@ -167,7 +163,7 @@ class Scheduler:
         self._backend, self._journal, self._limiter, self._budget = backend, journal, limiter, budget
         self._policy, self._stage, self._on_progress = limiter.policy, stage, on_progress
         self._jitter = random.Random(seed)  # of pauses; answers do not depend on it
-        self._stop_reason: TeacherStopped | None = None
+        self._stop_reason: StoppedEarly | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[object] | None] = set()
         self._in_flight: dict[str, asyncio.Event] = {}
@@ -177,7 +173,7 @@ class Scheduler:
         self._has_said_waiting = False
         self._rule = StoppingRule(backend, self._policy, concurrency=limiter.concurrency)
 
-    def stop(self, reason: TeacherStopped | None) -> None:
+    def stop(self, reason: StoppedEarly | None) -> None:
         """Given a reason, send nothing more, and let requests in flight finish. The first one counts."""
         if reason is None:
             return
@@ -189,7 +185,7 @@ class Scheduler:
     async def run(self, tasks: Iterable[Task]) -> None:
         """Run those tasks that have no outcome yet; they are taken one by one, so memory stays constant.
 
-        Raises `TeacherStopped` if the run was stopped; the journal holds every answer that arrived.
+        Raises `StoppedEarly` if the run was stopped; the journal holds every answer that arrived.
         """
         self.tally = dataclasses.replace(
             self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
@@ -237,7 +233,7 @@ class Scheduler:
             async with self._rule.turn():
                 try:
                     outcome = await self._outcome_of(task)
-                except TeacherStopped as reason:
+                except StoppedEarly as reason:
                     self.stop(reason)
                 except Unanswered as unanswered:
                     self._fail(task, unanswered.fault, unanswered.attempts)
@@ -399,7 +395,7 @@ def run_phases(
     """Run the phases in turn until every task has succeeded or failed. Also works inside a notebook.
 
     `on_progress` is called once the models are known to be served, then after each task. Raises
-    `TeacherStopped` if the run ended early or every task failed; the journal holds every answer that arrived.
+    `StoppedEarly` if the run ended early or every task failed; the journal holds every answer that arrived.
     """
     prices = {model: settings.prices.get(model) for model in models}
     budget = Budget(prices=prices, cap_usd=settings.budget_usd, spent_usd=journal.spent_usd())
@@ -417,7 +413,7 @@ def run_phases(
             await _check_models(backend, models)
             on_progress(scheduler.tally, budget)
             for phase in phases:
-                with _ctrl_c_stops(scheduler):
+                with _signals_stop(scheduler):
                     await scheduler.run(phase.tasks())
                 if phase is phases[-1]:
                     scheduler.check_result()
@@ -463,34 +459,30 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c_stops(scheduler: Scheduler) -> Iterator[None]:
-    """Make the first Ctrl-C wait for the requests in flight, and the second end the run at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals_stop(scheduler: Scheduler) -> Iterator[None]:
+    """Make the first signal, such as Ctrl-C, wait for requests in flight, and the second stop at once."""
     loop, running = asyncio.get_running_loop(), asyncio.current_task()
     assert running is not None
-    num_pressed = 0
+    received: list[signal.Signals] = []
 
-    def on_ctrl_c() -> None:
-        nonlocal num_pressed
-        num_pressed += 1
-        if num_pressed > 1:
+    def stop(signum: signal.Signals) -> None:
+        received.append(signum)
+        if len(received) > 1:
             running.cancel()
-        else:
-            scheduler.stop(Interrupted("stopped; all answers are saved, run the same command to continue"))
+            return
+        message = "all answers are saved, run the same command to continue"
+        scheduler.stop(Interrupted(message, signum))
 
-    loop.add_signal_handler(signal.SIGINT, on_ctrl_c)
     try:
-        yield
+        # Not by `loop.add_signal_handler`, which leaves the system's default where there was another handler.
+        with signals.handling(lambda signum: loop.call_soon_threadsafe(stop, signum)):
+            yield
     except asyncio.CancelledError:
-        if num_pressed < 2:
+        if len(received) < 2:
             raise
         running.uncancel()
-        message = "stopped at once; requests in flight may have been billed and will be sent again"
-        raise Interrupted(message) from None
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        message = "at once: requests in flight may have been billed and will be sent again"
+        raise Interrupted(message, received[-1]) from None
 
 
 def _run_in_new_loop(coroutine: Coroutine[None, None, None]) -> None:
@@ -530,10 +522,29 @@ def log_to(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     run_log.setLevel(logging.INFO)
     run_log.propagate = False
-    with contextlib.closing(logging.FileHandler(path, encoding="utf-8", delay=True)) as handler:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    with contextlib.closing(_RunLog(path, encoding="utf-8", delay=True)) as handler:
+        handler.setFormatter(_OneLine("%(asctime)s %(message)s"))
         run_log.addHandler(handler)
         try:
             yield
         finally:
             run_log.removeHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    """Formats an event as one line: ids and answers may contain sequences that control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _RunLog(logging.FileHandler):
+    """Leaves out lines that a full disk has no room for; the journal reports the disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of `logging`)
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()

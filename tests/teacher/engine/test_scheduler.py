@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from nlicot.errors import BudgetReached, DiskFull, NoAnswers, TeacherRefused, TeacherStopped
+from nlicot.errors import BudgetReached, DiskFull, Interrupted, NoAnswers, StoppedEarly, TeacherRefused
 from nlicot.records import Failure, Usage, to_json_dict
 from nlicot.teacher.backends.base import (
     AnswerSchema,
@@ -31,13 +32,14 @@ from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
 from nlicot.teacher.engine.scheduler import (
     Ask,
-    Interrupted,
     NotAgain,
     Phase,
     RunSettings,
     Scheduler,
     Tally,
     Task,
+    log_to,
+    run_log,
     run_phases,
 )
 from tests.teacher.engine.test_journal import no_file_grows_beyond
@@ -394,12 +396,12 @@ def test_an_unusable_answer_stays_a_failure_until_failures_are_retried(journal: 
 # ------------------------------------------------------------------ stopping
 
 
-def stopped_after(scheduler: Scheduler, seconds: float, texts: str) -> tuple[TeacherStopped, float]:
+def stopped_after(scheduler: Scheduler, seconds: float, texts: str) -> tuple[StoppedEarly, float]:
     """Stop a run after some seconds; returns the reason and the time of its end."""
 
-    async def go() -> tuple[TeacherStopped, float]:
-        asyncio.get_running_loop().call_later(seconds, scheduler.stop, Interrupted("stopped"))
-        with pytest.raises(TeacherStopped) as stopped:
+    async def go() -> tuple[StoppedEarly, float]:
+        asyncio.get_running_loop().call_later(seconds, scheduler.stop, Interrupted("stopped", signal.SIGINT))
+        with pytest.raises(StoppedEarly) as stopped:
             await scheduler.run(tasks(texts))
         return stopped.value, elapsed_s()
 
@@ -1014,9 +1016,9 @@ def test_a_phase_can_end_the_run(journal: Journal) -> None:
     backend = Scripted({"a": [yes()]})
 
     def lopsided() -> None:
-        raise TeacherStopped("lopsided")
+        raise StoppedEarly("lopsided")
 
-    with pytest.raises(TeacherStopped, match="lopsided"):
+    with pytest.raises(StoppedEarly, match="lopsided"):
         run_phases(
             [Phase(tasks=lambda: tasks("a"), after=lopsided), Phase(tasks=lambda: tasks("abc"))],
             stage="generate",
@@ -1028,3 +1030,19 @@ def test_a_phase_can_end_the_run(journal: Journal) -> None:
 
     assert backend.asked == ["a"]
     assert backend.closed
+
+
+def test_an_event_is_one_line_of_the_log_without_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    with log_to(path):
+        run_log.warning("%s: failed", "p1\x1b[2J\nsecond line")
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    assert line.endswith(" p1?[2J second line: failed")
+
+
+def test_a_full_disk_costs_lines_of_the_log_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.log"
+    with no_file_grows_beyond(0), log_to(path):
+        run_log.warning("no room for this")
+    assert path.read_bytes() == b""
+    assert capsys.readouterr().err == ""
