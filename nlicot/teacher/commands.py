@@ -71,6 +71,14 @@ def run(command: str, settings: Namespace) -> int:
     may_add = not settings.reparse and is_unfinished and journal_path.exists()
     if not only_probe:
         refuse_overwriting(*outputs.values(), overwrite=settings.overwrite or may_add)
+    finished = [str(path) for path in outputs.values() if _has_content(path)]
+    if finished and not _has_content(journal_path) and not only_probe:
+        logger.warning(
+            "%s: %s, though %s is finished: every answer is asked and paid again (--dry_run shows the cost)",
+            journal_path,
+            "empty" if journal_path.exists() else "missing",
+            ", ".join(finished),
+        )
     log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
     job = _job(stages, settings, root)
     with _open_journal(journal_path, settings, job) as journal, scheduler.log_to(log_path):

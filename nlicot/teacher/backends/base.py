@@ -112,6 +112,8 @@ class Reply:
     def from_json(cls, text: str) -> Self:
         """Invert `to_json`."""
         fields = json.loads(text)
+        if not (isinstance(fields["text"], str) and isinstance(fields["raw"], str)):
+            raise TypeError("text and raw are strings")
         return cls(**fields | {"usage": fields["usage"] and Usage(**fields["usage"])})
 
 

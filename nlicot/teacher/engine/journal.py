@@ -4,10 +4,12 @@ An attempt is committed before it is sent, and a reply before it is parsed: a ki
 what was in flight. Outcomes (`finals`) can all be recomputed from the replies.
 """
 
+import collections
 import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -39,6 +41,14 @@ CREATE TABLE IF NOT EXISTS finals (
 ) WITHOUT ROWID;
 """
 OUTCOMES_PER_WRITE = 256
+KEYS = {"attempts": "number", "replies": "key", "finals": "key"}
+"""The primary key of each table."""
+KEY_DIGITS = 10
+"""Digits of a hexadecimal key that the search for readable rows distinguishes."""
+MAX_UNREADABLE_RANGES = 10_000
+"""Ranges of keys that this search tries in vain, after about a second."""
+REMEDY = "restore a copy, or move it away to pay for all answers again"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +73,21 @@ class Journal:
         self._unwritten: dict[str, Outcome] = {}
         with contextlib.ExitStack() as opened:
             opened.enter_context(_lock(path))
-            # In a notebook requests run in another thread, while the one that opened the journal waits.
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            opened.callback(self._database.close)
             with _disk_errors(path):
+                self._database = _connect(path)
+            opened.callback(lambda: self._database.close())
+            with _disk_errors(path):
+                if self._is_damaged():
+                    self._database.close()
+                    self._database = _salvaged(path)
                 self._database.executescript(PRAGMAS + SCHEMA)
+                for key in self._unreadable("finals"):  # computed again from the replies
+                    self._database.execute("DELETE FROM finals WHERE key = ?", (key,))
+                for key in (unreadable := self._unreadable("replies")):
+                    self._set_aside(key)
                 self.interrupted = self._close_interrupted(interrupted_are_paid)
+            if unreadable:
+                logger.warning("%s: %d answers cannot be read; they are asked again", path, len(unreadable))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -77,6 +96,25 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         with self._opened:
             self.flush()
+
+    def _is_damaged(self) -> bool:
+        try:
+            (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            if "malformed" not in str(error):
+                raise
+            return True
+        return bool(found != "ok")
+
+    def _unreadable(self, table: str) -> list[str]:
+        """Return the keys of rows whose content is not JSON in UTF-8."""
+        rows = self._database.execute(f"SELECT key, CAST(content AS BLOB), json_valid(content) FROM {table}")
+        return [key for key, content, is_json in rows if not (is_json and _is_utf8(content))]
+
+    def _set_aside(self, key: str) -> None:
+        """Rename the key of a reply that cannot be read, so that it is asked again."""
+        renamed = "UPDATE replies SET key = key || '/unreadable-' || received_at WHERE key = ?"
+        self._database.execute(renamed, (key,))
 
     def _close_interrupted(self, possibly_paid: bool) -> list[tuple[str, str]]:
         """List key and pair of what a killed process left in flight; mark it, to be listed only once."""
@@ -114,15 +152,25 @@ class Journal:
 
     def reply(self, key: str) -> Reply | None:
         """Return the reply to an equal request, from this run or an earlier one."""
-        row = self._database.execute("SELECT content FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Reply.from_json(row[0])
+        with _disk_errors(self.path):
+            query = "SELECT CAST(content AS BLOB) FROM replies WHERE key = ?"
+            row = self._database.execute(query, (key,)).fetchone()
+            if row is None:
+                return None
+            try:
+                return Reply.from_json(row[0].decode())
+            except (ValueError, LookupError, TypeError):
+                logger.warning("%s: the answer to %s cannot be read; it is asked again", self.path, key[:12])
+                self._set_aside(key)
+                return None
 
     def spent_usd(self) -> float:
         """Return what this job has cost: its replies, and the reservations of attempts possibly paid."""
         replies = "SELECT TOTAL(cost_usd) FROM replies WHERE job = :job"
         lost = "SELECT TOTAL(reserved_usd) FROM attempts WHERE job = :job AND possibly_paid = 1"
-        found = self._database.execute(f"SELECT ({replies}) + ({lost})", {"job": self.job})
-        return float(found.fetchone()[0])
+        with _disk_errors(self.path):
+            found = self._database.execute(f"SELECT ({replies}) + ({lost})", {"job": self.job})
+            return float(found.fetchone()[0])
 
     def save_outcome(self, key: str, outcome: Outcome) -> None:
         """Record a task's outcome; several are written together."""
@@ -155,7 +203,8 @@ class Journal:
 
     def _select(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         query = f"SELECT {columns} FROM finals WHERE key IN (SELECT value FROM json_each(?))"
-        return self._database.execute(query, (json.dumps(keys),))
+        with _disk_errors(self.path):
+            yield from self._database.execute(query, (json.dumps(keys),))
 
     def discard_outcomes(self, *, failed_only: bool) -> None:
         """Discard outcomes so that they are recomputed from the replies, which stay.
@@ -181,14 +230,88 @@ class Journal:
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Iterate over all rows as JSON objects, by table: `attempts`, `replies`, `finals`."""
-        for table in ("attempts", "replies", "finals"):
+        for table in KEYS:
             cursor = self._database.execute(f"SELECT * FROM {table}")
             names = [column[0] for column in cursor.description]
             for row in cursor:
                 fields = dict(zip(names, row, strict=True))
                 if "content" in fields:
-                    fields["content"] = json.loads(fields["content"])
+                    with contextlib.suppress(ValueError):  # of a reply that cannot be read
+                        fields["content"] = json.loads(fields["content"])
                 yield {"table": table, **fields}
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # In a notebook requests run in another thread, while the one that opened the journal waits.
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.text_factory = lambda text: text.decode(errors="replace")  # of a damaged file
+    return database
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _salvaged(path: Path) -> sqlite3.Connection:
+    """Set a damaged journal aside, and open a new one with all rows that can be read."""
+    kept = path.with_name(f"{path.name}.damaged-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    fresh_path = path.with_name(f"{path.name}.salvaged")
+    fresh_path.unlink(missing_ok=True)
+    fresh = _connect(fresh_path)
+    with contextlib.closing(_connect(path)) as damaged:
+        damaged.text_factory = bytes
+        damaged.execute("PRAGMA writable_schema = ON")  # else a file that is cut off has no rows at all
+        fresh.executescript(SCHEMA + "BEGIN;")
+        nums = {table: _copy_readable(damaged, fresh, table) for table in KEYS}
+        fresh.execute("COMMIT")
+    fresh.close()
+    if not nums["replies"]:
+        fresh_path.unlink()
+        raise DataError(f"no answer in it can be read; {REMEDY}", path=path)
+    for end in ("-wal", "-shm"):  # of the damaged file; closing it has merged them
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    path.rename(kept)
+    fresh_path.rename(path)
+    opened = _connect(path)
+    lost = "FROM attempts WHERE fault IS NULL AND key NOT IN (SELECT key FROM replies)"
+    num_lost, usd = opened.execute(f"SELECT COUNT(*), TOTAL(reserved_usd) {lost}").fetchone()
+    cost = f", which cost up to ${usd:.2f}" if usd else ""
+    message = (
+        "%s: damaged; %d answers can be read, others are asked again (%d known%s); the damaged file is %s"
+    )
+    logger.warning(message, path, nums["replies"], num_lost, cost, kept)
+    return opened
+
+
+def _copy_readable(damaged: sqlite3.Connection, fresh: sqlite3.Connection, table: str) -> int:
+    """Copy the readable rows of a table, bisecting the ranges of keys that fail; return their number."""
+    key = KEYS[table]
+    num_copied = num_failed = 0
+    ranges = collections.deque([(0, 16**KEY_DIGITS)])
+    while ranges and num_failed < MAX_UNREADABLE_RANGES:
+        low, high = ranges.popleft()
+        bounds: list[int | str] = [low, high]
+        if key == "key":  # hexadecimal, all before "g"
+            bounds = [f"{each:0{KEY_DIGITS}x}" if each < 16**KEY_DIGITS else "g" for each in (low, high)]
+        condition = f"{key} >= ? AND {key} < ?"
+        try:
+            rows = damaged.execute(f"SELECT * FROM {table} WHERE {condition}", bounds).fetchall()
+        except sqlite3.DatabaseError:
+            num_failed += 1
+            middle = (low + high) // 2
+            ranges += [(low, middle), (middle, high)] if low < middle < high else []
+            continue
+        for row in rows:
+            with contextlib.suppress(sqlite3.IntegrityError, UnicodeDecodeError):
+                values = [each.decode() if isinstance(each, bytes) else each for each in row]
+                marks = ",".join("?" * len(values))
+                fresh.execute(f"INSERT INTO {table} VALUES ({marks})", values)
+                num_copied += 1
+    return num_copied
 
 
 def _lock(path: Path) -> TextIO:
@@ -212,18 +335,14 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if "full" not in str(error) and "disk I/O" not in str(error):
-            raise
-        raise disk_full(path, str(error)) from None
+        if "full" in str(error) or "disk I/O" in str(error):
+            raise DiskFull(path, str(error), kept="all answers so far are saved") from None
+        raise DataError(f"cannot be used as a journal ({error})", path=path) from None
     except sqlite3.DatabaseError as error:
-        message = f"not a journal ({error}); move the file away to start a new one"
+        message = f"not a journal ({error}); {REMEDY}"
+        if "malformed" in str(error):
+            message = f"damaged ({error}); the same command keeps the answers that can be read"
         raise DataError(message, path=path) from None
-
-
-def disk_full(path: Path, reason: str | None) -> DiskFull:
-    """Return the error of a file that cannot be written."""
-    remedy = "free some disk space and run the same command again"
-    return DiskFull(f"{path}: cannot be written ({reason}); all answers so far are saved, {remedy}")
 
 
 def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -191,7 +192,8 @@ def test_a_file_that_is_not_a_journal_is_refused_and_not_locked(path: Path) -> N
         with pytest.raises(DataError) as refused:
             Journal(path)
         assert str(refused.value) == (
-            f"{path}: not a journal (file is not a database); move the file away to start a new one"
+            f"{path}: not a journal (file is not a database); restore a copy, or move it away to pay for all "
+            "answers again"
         )
 
 
@@ -392,3 +394,66 @@ def test_interrupted_requests_count_as_spent_unless_they_are_in_a_job(
         journal.start_attempt("k", request(), "p", 0.25)
     with Journal(path, job="j", interrupted_are_paid=interrupted_are_paid) as journal:
         assert journal.spent_usd() == spent
+
+
+# ------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def many(path: Path) -> list[str]:
+    """The keys of 200 answered requests in a journal."""
+    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(200)]
+    with Journal(path, job="j") as journal:
+        for key in keys:
+            journal.start_attempt(key, request(), "p", 0.01)
+            journal.save_reply(key, REPLY, 0.01)
+            journal.save_outcome(key, thought("text " * 40))
+    return keys
+
+
+def replies_of(path: Path, keys: list[str]) -> list[Reply | None]:
+    with Journal(path, job="j") as journal:
+        list(journal.export())
+        return [journal.reply(key) for key in keys]
+
+
+def test_a_damaged_page_costs_the_answers_on_it(
+    path: Path, many: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray(path.read_bytes())
+    place = content.index(many[100].encode()) // 4096 * 4096
+    content[place : place + 4096] = bytes(4096)
+    path.write_bytes(content)
+    found = replies_of(path, many)
+    assert set(map(repr, found)) == {repr(REPLY), "None"}
+    num_lost = found.count(None)
+    assert 0 < num_lost < 20
+    assert f"{200 - num_lost} answers can be read, others are asked again" in caplog.text
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+    caplog.clear()
+    assert replies_of(path, many) == found
+    assert caplog.text == ""
+
+
+def test_a_journal_that_is_cut_off_keeps_answers(path: Path, many: list[str]) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: 3 * len(content) // 4])
+    found = replies_of(path, many)
+    assert set(map(repr, found)) <= {repr(REPLY), "None"}
+    assert found.count(REPLY) > 20
+
+
+def test_an_answer_that_cannot_be_read_is_asked_again(
+    path: Path, many: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(many[7].encode() + b"j{", many[7].encode() + b"j[", 1))
+    assert path.read_bytes() != content
+    assert [key for key, reply in zip(many, replies_of(path, many), strict=True) if not reply] == [many[7]]
+    assert "1 answers cannot be read; they are asked again" in caplog.text
+
+
+def test_a_folder_in_its_place_is_refused(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot be used as a journal"):
+        Journal(path)
