@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from nlicot.audit.findings import Finding, Section, full_id
 from nlicot.audit.inputs import AuditData, SplitData
+from nlicot.data.pairs import LABELLED_SPLITS
 from nlicot.text_tables import Table, percent
 
 RARE = 0.05  # with a label below this proportion, a model that never predicts it looks good
@@ -39,6 +40,7 @@ def check_counts(data: AuditData) -> Section:
     if {"train", "dev"} <= proportions.keys():
         num_dev = next(len(split.labelled) for split in data.splits if split.name == "dev")
         findings += _different_balance(proportions["train"], proportions["dev"], num_dev)
+    findings += _not_checked(data, labelled=proportions)
     header = ("split", *next(iter(figures.values())), "share of label 1")
     return Section(
         name="counts",
@@ -48,6 +50,26 @@ def check_counts(data: AuditData) -> Section:
         tables=(Table(title="pairs and texts", header=header, rows=tuple(rows)),),
         figures=figures,
     )
+
+
+def _not_checked(data: AuditData, *, labelled: Container[str]) -> Iterator[Finding]:
+    """Report what is missing for checks that are left out without it."""
+    names = [split.name for split in data.splits]
+    if "train" not in names:
+        yield Finding(
+            name="no train pairs",
+            severity="warning",
+            summary=f"only {' and '.join(names)} can be read, so nothing is compared with train",
+            advice="name a root with original_data/train.csv, or the file by --train_pairs",
+        )
+    for name in names:
+        if name in LABELLED_SPLITS and name not in labelled:
+            yield Finding(
+                name="no labels",
+                severity="warning",
+                summary=f"{name} has no labels, so nothing that depends on them is checked",
+                advice="add a column label, or name yours: --columns label=NAME",
+            )
 
 
 def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:

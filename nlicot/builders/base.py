@@ -102,6 +102,11 @@ class Builder(ABC):
         self.seed = seed
         self.max_thought_tokens = max_thought_tokens
 
+    @property
+    def needed_texts(self) -> list[str]:
+        """Kinds of texts that a split must have: thoughts to learn from, and scores for `min_score`."""
+        return ["thoughts"] * self.thinks + ["scores"] * (self.thinks and self.min_score is not None)
+
     @abstractmethod
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None

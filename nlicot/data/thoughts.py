@@ -154,9 +154,13 @@ class TextFiles:
         """Select the files that exist; without thoughts nothing else is read either."""
         if not thoughts.exists() and thoughts not in needed:
             return cls()
-        for path, kind in ((reflections, "reflections"), (scores, "scores")):
+        for path, kind, command in (
+            (reflections, "reflections", "reflect"),
+            (scores, "scores, which min_score needs", "score"),
+        ):
             if path in needed and not path.exists():
-                raise DataError("no such file", f"JSON lines of {kind}", path=path)
+                remedy = f"write it first: python -m nlicot {command}"
+                raise DataError("no such file", f"JSON lines of {kind}", path=path, remedy=remedy)
         return cls(
             thoughts=thoughts,
             reflections=reflections if reflections.exists() else None,
@@ -183,6 +187,9 @@ def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
         thoughts = join_thoughts(examples, read_thoughts(files.thoughts))
     if files.reflections:
         reflections = join_reflections(examples, thoughts, read_reflections(files.reflections))
+        num_wrong = sum(not each.correct for each in thoughts if each.true_label is not None)
+        if num_wrong and not reflections:
+            logger.warning("%s: no reflections, but %d thoughts are wrong", files.reflections, num_wrong)
     if files.scores:
         scored = read_scores(files.scores)
         rewritten = join_thoughts(examples, scored.thoughts)

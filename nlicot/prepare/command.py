@@ -80,9 +80,8 @@ def main(args: Sequence[str]) -> int:
 
 def text_files(root: DataRoot, split: str, builder: Builder) -> TextFiles:
     """Return the files of a data root that a builder needs in addition to a split's pairs."""
-    thoughts = root.thoughts(split)
-    needed = {thoughts} if builder.thinks else set()
-    return TextFiles.found(thoughts, root.reflections(split), root.scores(split), needed=needed)
+    needed = {getattr(root, kind)(split) for kind in builder.needed_texts}
+    return TextFiles.found(root.thoughts(split), root.reflections(split), root.scores(split), needed=needed)
 
 
 def _complete_splits(root: DataRoot, builder: Builder) -> list[str]:

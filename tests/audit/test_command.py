@@ -57,6 +57,16 @@ def test_a_leak_makes_the_exit_code_1_and_is_in_the_json(
     assert "**error: pair in two splits**" in markdown.read_text()
 
 
+def test_what_cannot_be_checked_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = root / "original_data"
+    (pairs / "train.csv").rename(pairs / "elsewhere.csv")
+    assert cli.main(["audit", "--root", str(root)]) == 0
+    assert "WARNING  no train pairs: only dev and test can be read" in capsys.readouterr().out
+    (pairs / "train.csv").write_text("id,premise,hypothesis\na,It rains.,It is wet.\n")
+    assert cli.main(["audit", "--root", str(root), "--builder", "label_only"]) in (0, 1)
+    assert "WARNING  no labels: train has no labels" in capsys.readouterr().out
+
+
 def test_an_existing_file_is_replaced_only_with_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
