@@ -11,7 +11,7 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
-.PHONY: help fit test test-slow test-gpu browser lint format clean
+.PHONY: help fit test test-slow chaos test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -25,6 +25,9 @@ test: $(VENV)/installed-dev lint ## lint, then the fast tests (a few minutes)
 
 test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; half an hour
+	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos
 
 test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -1,0 +1,92 @@
+"""Run commands as separate processes, kill them, and look for what they left."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nlicot.data.atomic_write import SCRATCH
+
+PROJECT = Path(__file__).parents[2]
+LIMIT_S = 300
+NUM_KILLS = int(os.environ.get("NLICOT_CHAOS_KILLS", "3"))
+"""Kills of each command; `make chaos` sets 20."""
+
+
+def start(
+    args: Sequence[object], *, cache: Path | None = None, max_file_bytes: int | None = None, **options: object
+) -> subprocess.Popen[str]:
+    """Start a command; no file that it writes may grow beyond `max_file_bytes`, as on a full disk."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+    if cache is not None:
+        environment["NLICOT_CACHE"] = str(cache)
+
+    def limit() -> None:
+        if max_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "nlicot", *map(str, args)],
+        **{  # type: ignore[call-overload]
+            "cwd": PROJECT,
+            "env": environment,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "errors": "replace",
+            "preexec_fn": limit,
+            **options,
+        },
+    )
+
+
+def finish(args: Sequence[object], *, code: int = 0, **options: object) -> str:
+    """Run a command to its end, and return what it printed."""
+    with start(args, **options) as process:  # type: ignore[arg-type]
+        try:
+            printed, _ = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == code, f"exit code {process.returncode}: {printed[-3000:]}"
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def kill_at_random(
+    args: Sequence[object],
+    chance: random.Random,
+    *,
+    duration_s: float,
+    folders: Sequence[Path],
+    **options: object,
+) -> bool:
+    """Kill a command at a random moment, half of the time while it writes; return whether it still ran."""
+    with start(args, stdout=subprocess.DEVNULL, **options) as process:  # type: ignore[arg-type]
+        ends_at = time.monotonic() + chance.uniform(0.0, duration_s)
+        if chance.random() < 0.5:
+            while process.poll() is None and not leftovers(*folders):
+                time.sleep(0.0005)
+            ends_at = time.monotonic() + chance.uniform(0.0, 0.02)
+        while process.poll() is None and time.monotonic() < ends_at:
+            time.sleep(0.0005)
+        process.kill()
+        process.wait()
+        return process.returncode == -signal.SIGKILL
+
+
+def leftovers(*folders: Path) -> list[Path]:
+    """Return the temporary files and folders in some folders and right below them."""
+    patterns = (f".*{SCRATCH}", f"*/.*{SCRATCH}")
+    return [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+
+
+def contents(*paths: Path) -> Mapping[Path, bytes]:
+    """Return the content of those files that exist."""
+    return {path: path.read_bytes() for path in paths if path.exists()}
