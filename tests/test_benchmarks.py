@@ -33,3 +33,15 @@ def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> N
     # The same model and examples: only the order and the dropout masks differ.
     ours, theirs = (found["runs"][name][0]["dev_loss"] for name in ("nlicot", "trainer"))
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.mark.slow
+def test_long_runs_do_not_grow(tmp_path: Path) -> None:
+    out = tmp_path / "endurance.json"
+    command = [sys.executable, "benchmarks/endurance.py", "--pairs=4000", "--steps=150", f"--json={out}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for found in (json.loads(out.read_text(encoding="utf-8"))[name] for name in ("generate", "fit")):
+        assert found["num_files"]["growth"] <= 0
+        assert found["num_threads"]["growth"] <= 0
+        assert found["memory_mb"]["growth"] < 0.1  # 2 % in the long form: this one is hardly warm
