@@ -101,13 +101,14 @@ def test_fit_in_an_evaluation_repeats_one_step(small_model: Path, whole_run: Pat
 
 def test_fit_before_its_first_step_leaves_no_folder(small_model: Path, tmp_path: Path) -> None:
     code, line = signalled(_fit(tmp_path, small_model), "SAMPLE DATA", signal.SIGTERM)
-    assert (code, line) == (143, "nlicot: stopped; run the same command to start again")
+    assert code == 143
+    assert line.endswith("nlicot: stopped; run the same command to start again")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_final_evaluation_is_stopped_too(small_model: Path, tmp_path: Path) -> None:
     args = _fit(tmp_path, small_model, "--final_evaluation=true", "--trainer.max_steps=4")
-    code, line = signalled(args, r" \d+/40 \[", signal.SIGTERM)
+    code, line = signalled(args, r" 0/8 \[", signal.SIGTERM)
     assert code == 143
     assert line.startswith(
         "nlicot: stopped; the adapter is trained, evaluate it with: python -m nlicot validate"
@@ -118,7 +119,7 @@ def test_final_evaluation_is_stopped_too(small_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", ["predict", "validate"])
 def test_predictions_are_kept(command: str, signum: signal.Signals, whole_run: Path, tmp_path: Path) -> None:
     args = [command, "--ckpt_path", whole_run / "best.ckpt", "--output", tmp_path / "predictions"]
-    args += ["--model.decoding.batch_size=4"]
+    args += ["--model.decoding.batch_size=4", "--data.limit_dev=40"]
     code, line = signalled(args, r" [1-9]\d*/40 \[", signum)
     assert code == CODES[signum]
     found = re.fullmatch(
