@@ -94,7 +94,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     parser = _parser("fit", FitSettings)
     resumed = typed_settings(args).get("resume")
     base = _run_settings(Path(resumed[-1]).expanduser()) if resumed else _recipe()
-    found = parser.parse(args, **base)
+    found = _parse(parser, args, base)
     settings = FitSettings(**vars(parser.instantiate(found)))
     if settings.resume and not resumed:
         raise ConfigError(f"--resume: found it in a YAML file, expected the flag --resume {settings.resume}")
@@ -189,7 +189,7 @@ def _trained_run(
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
             configured.get("data", {}).pop(name, None)
-    found = parser.parse(args, **base)
+    found = _parse(parser, args, base)
     found.pop("ckpt_path")
     settings = kind(**vars(parser.instantiate(found)))
     if typed & {"data", "data.builder", "config"}:  # the run's own was checked when it was fitted
@@ -213,6 +213,20 @@ def _parser(command: str, settings: type, **repeated: str) -> CommandParser:
     return parser
 
 
+def _parse(parser: CommandParser, args: Sequence[str], base: dict[str, Any]) -> Namespace:
+    """Parse flags over a file's settings; an error that the flags did not make names the file."""
+    try:
+        return parser.parse(args, **base)
+    except ConfigError as error:
+        try:
+            parser.parse([], **base)
+        except ConfigError:
+            if str(base["source"]) in str(error):
+                raise error from None
+            raise CheckpointError(f"{base['source']}: {error}") from None
+        raise
+
+
 def _recipe() -> dict[str, Any]:
     return {"settings": read_settings(RECIPE), "source": str(RECIPE)}
 
@@ -220,4 +234,6 @@ def _recipe() -> dict[str, Any]:
 def _run_settings(folder: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     path = run_file(folder, CONFIG)
     found = {name: each for name, each in read_settings(path).items() if name not in (*OBSOLETE, *without)}
+    if not found:
+        raise CheckpointError(f"{path}: found no settings, expected those of the run; restore a copy of it")
     return {"settings": found, "source": str(path)}
