@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"
 
 
-def write_checksums(folder: Path) -> None:
-    """Write a folder's `SHA256SUMS`; `sha256sum -c SHA256SUMS` checks the files with it, too."""
-    lines = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
+def write_checksums(folder: Path, pattern: str = "*") -> None:
+    """Write the `SHA256SUMS` of a folder's files; `sha256sum -c SHA256SUMS` checks them, too."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name != CHECKSUMS)
+    lines = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -38,10 +39,6 @@ def damage(folder: Path) -> str | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
 
 
 def build_cache(folder: Path, build: Callable[[Path], object]) -> None:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class LoadedModel:
                 self.model.save_pretrained(fresh, save_embedding_layers=False)
             except SafetensorError as error:  # it has no errno
                 raise OSError(errno.ENOSPC, str(error)) from error
-            write_checksums(fresh)
+            write_checksums(fresh, "*.safetensors")  # the config may be edited, for another base's name
             if folder.exists():
                 folder.rename(scratch / "old")
             fresh.rename(folder)
@@ -144,7 +145,8 @@ def load_by_name(name: str) -> LoadedModel:
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
     if adapter is not None and (adapter / CHECKSUMS).is_file() and (found := damage(adapter)):
         raise CheckpointError(f"{adapter}: {found}; copy it again, or train again")
-    base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    with _refused(f"{adapter}/{PEFT_CONFIG}"):
+        base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise ModelError(
             f"{adapter}/{PEFT_CONFIG}: base_model_name_or_path is missing; add the base's folder or hub name"
@@ -153,10 +155,29 @@ def load_by_name(name: str) -> LoadedModel:
     resolved = resolve_model(ModelSettings(base=base, fallback_base=None), on_sample=False)
     model = load_base(resolved.base, for_training=False)
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        with _refused(str(adapter)):
+            model = PeftModel.from_pretrained(model, str(adapter))
         merge_dense(model)
     model.eval()
     return LoadedModel(model=model, prompt_format=resolved.prompt_format, base=resolved.base)
+
+
+@contextlib.contextmanager
+def _refused(path: str) -> Iterator[None]:
+    """Refuse an adapter that peft cannot load."""
+    try:
+        yield
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: damaged, or not a LoRA adapter ({reason}); copy it again") from None
 
 
 def load_base(
