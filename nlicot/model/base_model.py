@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -186,13 +188,33 @@ def _bundled_folder() -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-        logger.info("unpacking the bundled model into %s (once)", folder)
         source: dict[str, Any] = {"gguf_file": gguf_path.name}
         options = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
-        dense = AutoModelForCausalLM.from_pretrained(gguf_path.parent, **options, **source)
+        with _matrices_counted(f"unpacking the bundled model into {folder}, once"):
+            dense = AutoModelForCausalLM.from_pretrained(gguf_path.parent, **options, **source)
         dense.config._name_or_path = BUNDLED_NAME
         dense.save_pretrained(fresh)
         AutoTokenizer.from_pretrained(gguf_path.parent, **source).save_pretrained(fresh)
 
     build_cache(folder, unpack)
     return folder
+
+
+@contextmanager
+def _matrices_counted(title: str) -> Iterator[None]:
+    """Show a progress bar with this title while transformers converts the matrices of a GGUF file.
+
+    Its own bar has another title, and nothing turns it off: `disable_progress_bar` leaves it.
+    """
+    from tqdm import tqdm
+    from transformers import modeling_gguf_pytorch_utils
+
+    def bar(matrices: Iterable[Any], **_: Any) -> Any:
+        return tqdm(matrices, desc=title, unit=" matrices", disable=not logger.isEnabledFor(logging.INFO))
+
+    original = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = bar
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = original

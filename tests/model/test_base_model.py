@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from nlicot.errors import ModelError
-from nlicot.model.base_model import DeviceState, choose, device_state, resolve
+from nlicot.model.base_model import DeviceState, _matrices_counted, choose, device_state, resolve
 from nlicot.model.loaded_model import compute_dtype, load_base
 from nlicot.run.config import parse_fit
 from nlicot.training.command import make_trainer, trainer_arguments
@@ -371,3 +371,15 @@ def test_the_trainer_follows_the_dtype_unless_it_has_its_own_precision(
     arguments = trainer_arguments(settings.trainer)
     trainer = make_trainer(settings, arguments, logger=False, default_root_dir=str(tmp_path))
     assert trainer.precision == precision
+
+
+def test_unpacking_shows_one_bar_with_our_words(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import modeling_gguf_pytorch_utils
+
+    with caplog.at_level("INFO", "nlicot"), _matrices_counted("unpacking the bundled model"):
+        assert list(modeling_gguf_pytorch_utils.tqdm(range(2), desc="Converting and de-quantizing")) == [0, 1]
+    shown = capsys.readouterr().err
+    assert "unpacking the bundled model: 100%" in shown
+    assert "Converting" not in shown
