@@ -14,12 +14,12 @@ from collections import defaultdict
 from train import DROPOUT, RANK, _parser, encoded, loaded
 
 KINDS = (
-    ("attention", ("_PackedAttention",)),
+    ("attention", ("_Attention", "_PackedAttention")),
     ("LM head and loss", ("_TokenLosses",)),
-    ("LoRA and its base matrices", ("_LoraLinear",)),
-    ("norms", ("_RMSNorm",)),
-    ("gate", ("_Gate",)),
-    ("base matrices of the MLP", ("MatMul4Bit",)),
+    ("norm, query, key, value", ("_QueryKeyValue",)),
+    ("output projection", ("_Output",)),
+    ("norm and MLP", ("_GatedMLP",)),
+    ("last norm", ("_RMSNorm",)),
 )
 
 

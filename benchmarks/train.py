@@ -3,12 +3,15 @@
 All contenders train the same 4-bit base with the same adapter, optimizer, schedule, effective batch and
 number of optimizer steps on the same encoded examples, interleaved, each in a process of its own:
 
-    nlicot        NliModule under Lightning, as in `fit`
-    trl           SFTTrainer at the best setting found: batches of 4, grouped by length, no checkpointing
-    trl-default   SFTTrainer with default settings: batches of 8, gradient checkpointing
-    trainer       transformers' Trainer, batches of 4, grouped by length
+    nlicot                  NliModule under Lightning, as in `fit`
+    trainer/4               transformers' Trainer, batches of 4 grouped by length
+    trl/8/checkpointing     TRL's SFTTrainer, batches of 8 grouped by length, gradient checkpointing
+    trl/4/padding_free      the examples of a batch in one row instead of padded
+    trl/4/liger             with Liger's kernels
+    trl/default             SFTTrainer as it is: batches of 8, gradient checkpointing, in any order
 
     python benchmarks/train.py --quick --json train.json
+    python benchmarks/train.py --search --json search.json                (every setting of the peers)
     python benchmarks/train.py --shape mistral-7b --examples 512          (on a GPU)
 
 Pairs and thoughts are real ones if NLICOT_REAL_DATA is set, else the sample's. Speeds are taken from the end
@@ -41,7 +44,8 @@ from typing import Any
 from circumstances import matrix_rate, now, peak_mb, processor, versions
 
 PROJECT = Path(__file__).parents[1]
-CONTENDERS = ("nlicot", "trl", "trl-default", "trainer")
+CONTENDERS = ("nlicot", "trainer/4", "trl/4", "trl/default")
+PEER_OPTIONS = ("checkpointing", "padding_free", "liger")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl")
 LEARNING_RATE, WARMUP_RATIO, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
 MISTRAL_7B = {
@@ -84,6 +88,58 @@ class Measurement:
     gemm_share: float
     peak_mb: float
     dev_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A library and how it is set."""
+
+    library: str  # trl or trainer
+    batch: int
+    options: tuple[str, ...] = ()  # of PEER_OPTIONS
+    default: bool = False  # the library's own settings, but for what all contenders have in common
+
+    @classmethod
+    def parse(cls, name: str) -> Peer:
+        """Read a contender's name.
+
+        >>> Peer.parse("trl/8/checkpointing")
+        Peer(library='trl', batch=8, options=('checkpointing',), default=False)
+        """
+        library, setting, *options = name.split("/")
+        if library not in ("trl", "trainer") or not set(options) <= set(PEER_OPTIONS):
+            raise ValueError(name)
+        if setting == "default":
+            return cls(library=library, batch=8, default=True)
+        return cls(library=library, batch=int(setting), options=tuple(options))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the part of the trainer's arguments that differs between settings."""
+        if self.default:
+            return {}
+        found: dict[str, Any] = {
+            "train_sampling_strategy": "group_by_length",
+            "gradient_checkpointing": "checkpointing" in self.options,
+            "use_liger_kernel": "liger" in self.options,
+        }
+        return found | ({"padding_free": "padding_free" in self.options} if self.library == "trl" else {})
+
+
+def contender(name: str) -> str:
+    """Check a name given on the command line."""
+    if name != "nlicot":
+        Peer.parse(name)
+    return name
+
+
+def searched_settings() -> list[str]:
+    """Return every setting of the peers that is worth a try."""
+    names = []
+    for batch in (2, 4, 8, 16):
+        names += [f"{library}/{batch}" for library in ("trainer", "trl")]
+        names += [f"{library}/{batch}/checkpointing" for library in ("trainer", "trl")]
+        names += [f"trl/{batch}/padding_free", f"trl/{batch}/padding_free/checkpointing"]
+    return [*names, "trl/default", "trainer/4/liger", "trl/4/liger"]
 
 
 # -------------------------------------------------------------------------- work
@@ -236,9 +292,8 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(now())
 
-    default = options.contender == "trl-default"
-    size = 8 if default else options.peer_batch
-    size = min(size, options.effective_batch)
+    peer = Peer.parse(options.contender)
+    size = min(peer.batch, options.effective_batch)
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": size,
@@ -256,12 +311,8 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
         "optim": "adamw_torch",
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": False,
+        **peer.arguments(),
     }
-    if not default:
-        common |= {
-            "train_sampling_strategy": "group_by_length",
-            "gradient_checkpointing": options.checkpointing,
-        }
     adapter = LoraConfig(
         r=RANK,
         lora_alpha=2 * RANK,
@@ -280,7 +331,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     )
     torch.manual_seed(0)
     base = loaded(options)
-    if options.contender == "trainer":
+    if peer.library == "trainer":
         from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
         model = get_peft_model(base, adapter)
@@ -303,8 +354,8 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
             callbacks=[Clock()],
         )
     trainer.train()
-    checkpointing = ", gradient checkpointing" if trainer.args.gradient_checkpointing else ""
-    return trainer.model, ends, f"batches of {size}{'' if default else ' by length'}{checkpointing}"
+    order = "" if peer.default else " by length"
+    return trainer.model, ends, ", ".join([f"batches of {size}{order}", *peer.options])
 
 
 # ----------------------------------------------------------------- one process each
@@ -379,9 +430,9 @@ def flops_per_token(model: Any, supervised_share: float) -> float:
     return 4.0 * body + 6.0 * adapter + 4.0 * head * supervised_share
 
 
-def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Measurement:
+def in_own_process(options: argparse.Namespace, name: str, out: Path) -> Measurement:
     """Measure one contender in a process of its own."""
-    command = [sys.executable, __file__, *options.passed_on, "--contender", contender, "--out", str(out)]
+    command = [sys.executable, __file__, *options.passed_on, "--contender", name, "--out", str(out)]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     }
@@ -389,9 +440,13 @@ def in_own_process(options: argparse.Namespace, contender: str, out: Path) -> Me
     started = time.perf_counter()
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{contender}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     found = json.loads(out.read_text(encoding="utf-8")) | {"wall_s": time.perf_counter() - started}
-    print(f"{contender}: {found['tokens_per_s']:.0f} tokens/s", file=sys.stderr, flush=True)
+    print(
+        f"{name}: {found['tokens_per_s']:.0f} tokens/s, {found['peak_mb']:.0f} MB",
+        file=sys.stderr,
+        flush=True,
+    )
     return Measurement(**found)
 
 
@@ -401,12 +456,17 @@ def main() -> int:
     options.passed_on = sys.argv[1:]
     if options.quick:
         options.steps, options.repeats, options.dev = 3, 1, 32
+    if options.search:
+        options.steps, options.repeats, options.dev, options.effective_batch = 2, 1, 8, 32
+        options.only = options.only or searched_settings()
+    options.only = options.only or CONTENDERS
     if options.contender:
         measure(options)
         return 0
     skipped = {}
     if "trl" not in versions(PACKAGES):
-        skipped = dict.fromkeys(("trl", "trl-default"), "trl is not installed (benchmarks/requirements.txt)")
+        missing = [name for name in options.only if name.startswith("trl/")]
+        skipped = dict.fromkeys(missing, "trl is not installed (benchmarks/requirements.txt)")
     runs: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory(prefix="nlicot-train-") as folder:
         for _ in range(options.repeats):
@@ -415,7 +475,7 @@ def main() -> int:
                     continue
                 try:
                     runs.setdefault(name, []).append(
-                        in_own_process(options, name, Path(folder) / f"{name}.json")
+                        in_own_process(options, name, Path(folder) / "measured.json")
                     )
                 except RuntimeError as error:
                     if name == "nlicot":
@@ -433,27 +493,27 @@ def main() -> int:
     return 0
 
 
-def figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
-    """Return the ratios to the peers."""
+def figures(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
+    """Return the ratios to the fastest peer setting, and to the one that needs the least memory."""
 
-    def ratio(name: str, one: str, other: str) -> float | None:
-        if not runs.get(one) or not runs.get(other):
-            return None
-        first, second = (
-            statistics.median(getattr(run, name) for run in runs[which]) for which in (one, other)
-        )
-        return float(first / second)
+    def median(quantity: str, name: str) -> float:
+        return statistics.median(getattr(run, quantity) for run in runs[name])
 
-    return {
-        "speedup_vs_trl": ratio("tokens_per_s", "nlicot", "trl"),
-        "speedup_vs_trl_default": ratio("tokens_per_s", "nlicot", "trl-default"),
-        "speedup_vs_trainer": ratio("tokens_per_s", "nlicot", "trainer"),
-        "memory_vs_trl": ratio("peak_mb", "nlicot", "trl"),
-        "dev_loss_ratio": ratio("dev_loss", "nlicot", "trl"),
-        "share_of_gemm": statistics.median(run.gemm_share for run in runs["nlicot"])
-        if "nlicot" in runs
-        else None,
-    }
+    peers = [name for name in runs if name != "nlicot"]
+    if not peers:
+        return {}
+    fastest = max(peers, key=lambda name: median("tokens_per_s", name))
+    smallest = min(peers, key=lambda name: median("peak_mb", name))
+    found: dict[str, Any] = {"fastest_peer": fastest, "smallest_peer": smallest}
+    if "nlicot" in runs:
+        found |= {
+            "speedup_vs_best_peer": median("tokens_per_s", "nlicot") / median("tokens_per_s", fastest),
+            "memory_vs_best_peer": median("peak_mb", "nlicot") / median("peak_mb", smallest),
+            "memory_vs_fastest_peer": median("peak_mb", "nlicot") / median("peak_mb", fastest),
+            "dev_loss_vs_fastest_peer": median("dev_loss", "nlicot") / median("dev_loss", fastest),
+            "share_of_gemm": median("gemm_share", "nlicot"),
+        }
+    return found
 
 
 def print_table(
@@ -463,14 +523,14 @@ def print_table(
     for name, value in circumstances(options).items():
         print(f"{name}: {value}")
     print(
-        f"\n{'':<13}{'examples/s':>11}{'tokens/s':>10}{'range':>14}{'supervised/s':>14}{'GEMM share':>12}"
+        f"\n{'':<30}{'examples/s':>11}{'tokens/s':>10}{'range':>14}{'supervised/s':>14}{'GEMM share':>12}"
         f"{'peak MB':>9}{'dev loss':>10}{'wall s':>8}  setting"
     )
     for name, found in runs.items():
         speeds = [one.tokens_per_s for one in found]
         middle = sorted(found, key=lambda one: one.tokens_per_s)[len(found) // 2]
         print(
-            f"{name:<13}{middle.examples_per_s:>11.2f}{statistics.median(speeds):>10.0f}"
+            f"{name:<30}{middle.examples_per_s:>11.2f}{statistics.median(speeds):>10.0f}"
             f"{f'{min(speeds):.0f}-{max(speeds):.0f}':>14}{middle.supervised_tokens_per_s:>14.0f}"
             f"{middle.gemm_share:>12.1%}{max(one.peak_mb for one in found):>9.0f}{middle.dev_loss:>10.4f}"
             f"{middle.wall_s:>8.0f}  {middle.setting}"
@@ -479,7 +539,7 @@ def print_table(
         print(f"{name} is left out: {reason}")
     print()
     for name, value in figures(runs).items():
-        print(f"{name:<24}{'-' if value is None else f'{value:.3f}'}")
+        print(f"{name:<26}{value if isinstance(value, str) else f'{value:.3f}'}")
 
 
 def circumstances(options: argparse.Namespace) -> dict[str, Any]:
@@ -510,15 +570,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=6)
     add("--effective_batch", type=int, default=32)
     add("--micro_batch_tokens", type=int, default=2048)
-    add("--peer_batch", type=int, default=4, help="batch size of trl and trainer")
-    add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot, trl and trainer")
+    add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot")
     add("--eager", action="store_true", help="nlicot without compiled kernels")
     add("--repeats", type=int, default=3)
     add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
-    add("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
+    add(
+        "--search", action="store_true", help="every setting of the peers: one timed step of 32 examples each"
+    )
+    add(
+        "--only",
+        nargs="+",
+        type=contender,
+        metavar="CONTENDER",
+        help="nlicot, trainer/4, trl/8/checkpointing ...",
+    )
     add("--json", type=Path, metavar="FILE")
     add("--tokenizer", type=Path, help="a tokenizer's folder instead of the bundled model's")
-    add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    add("--contender", type=contender, help=argparse.SUPPRESS)
     add("--out", type=Path, help=argparse.SUPPRESS)
     return parser
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
+from nlicot.model.fast import native
+
 logger = logging.getLogger(__name__)
 
 NAME = "nlicot_packed"
@@ -117,14 +119,21 @@ def _attention_forward(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
-    if not query.is_cuda:
-        attend = attend_on_cpu
-    elif varlen_works(query.dtype, query.shape[-1]):
-        attend = varlen_attention
-    else:
-        attend = padded_attention
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    return attend(query[0], key[0], value[0], spans, scale)[None], None
+    return attend(*(part[0].transpose(0, 1) for part in (query, key, value)), spans, scale)[None], None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """Map `[N, heads, d]` queries and `[N, kv heads, d]` keys and values to `[N, heads, d]`."""
+    if native.supports(query):
+        return native.attend(query, key, value, spans.blocks, scale)
+    if not query.is_cuda:
+        kernel = attend_on_cpu
+    elif varlen_works(query.dtype, query.shape[-1]):
+        kernel = varlen_attention
+    else:
+        kernel = padded_attention
+    return kernel(*(part.transpose(0, 1) for part in (query, key, value)), spans, scale)
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:

@@ -79,46 +79,79 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
 
 
 @fused
-def rms_norm_backward(grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of `x`."""
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor, residual: Tensor | None
+) -> Tensor:
+    """Return the gradient of `x`, plus that of a residual."""
     grad = (grad * weight).to(torch.float32, copy=True)
     normed = x.to(torch.float32, copy=True).mul_(scale)
     projection = (grad * normed).mean(dim=-1, keepdim=True)
-    return grad.addcmul_(normed, projection, value=-1).mul_(scale).to(x.dtype)
+    grad = grad.addcmul_(normed, projection, value=-1).mul_(scale)
+    return (grad if residual is None else grad.add_(residual)).to(x.dtype)
 
 
 @fused
-def gate(x: Tensor, up: Tensor) -> Tensor:
-    """Return `silu(x) * up` (Shazeer 2020)."""
-    return silu(x).mul_(up)
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rotary embeddings (Su et al. 2021) of `[N, heads, d]`, with `[N, d]` cosines and sines."""
+    return _rotated(query, cos, sin), _rotated(key, cos, sin)
 
 
 @fused
-def gate_backward(grad: Tensor, x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `x` and of `up`."""
-    grad_up = silu(x).mul_(grad)
-    return torch.ops.aten.silu_backward(grad * up, x), grad_up
+def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `[N, heads + 2 * kv heads, d]`: gradients before the rotation, and those of the values."""
+    return torch.cat([_rotated(query, cos, -sin), _rotated(key, cos, -sin), value], dim=1)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
 @fused
-def dropout(x: Tensor, seed: int, other_seed: int, num_dropped: int) -> Tensor:
-    """Set each entry of `x` to 0 with probability `num_dropped / DROPOUT_LEVELS`; others are not scaled."""
-    return torch.where(_keep_mask(x, seed, other_seed, num_dropped), x, 0)
+def gate(gate_and_up: Tensor) -> Tensor:
+    """Return `silu(gate) * up` (Shazeer 2020) of `[N, 2 * width]`."""
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    return silu(gate).mul_(up)
 
 
 @fused
-def add_dropout(total: Tensor, x: Tensor, seed: int, other_seed: int, num_dropped: int) -> Tensor:
-    """Return `total + dropout(x, ..)`."""
-    return total + torch.where(_keep_mask(x, seed, other_seed, num_dropped), x, 0)
+def gate_backward_(grad: Tensor, gate_and_up: Tensor) -> Tensor:
+    """Overwrite `gate_and_up` with its gradient."""
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    grad_up = silu(gate).mul_(grad)
+    gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+    up.copy_(grad_up)
+    return gate_and_up
 
 
-def _keep_mask(x: Tensor, seed: int, other_seed: int, num_dropped: int) -> Tensor:
-    """Hash each entry's index and the seeds: a multiply-xorshift with C. Wellons' constants (lowbias32)."""
-    bits = torch.arange(x.numel(), dtype=torch.int32, device=x.device) + seed
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
-    bits = (bits ^ ((bits >> 15) & 0x1FFFF) ^ other_seed) * (0x846CA68B - (1 << 32))
-    bits = (bits ^ (bits >> 16)) & 0xFFFF
-    return (bits >= num_dropped).view(x.shape)
+@fused
+def dropout(x: Tensor, seeds: list[int], num_dropped: int, num_masks: int) -> list[Tensor]:
+    """Return copies of `x` in each of which other entries are 0, the rest not scaled.
+
+    An entry is dropped with probability `num_dropped / DROPOUT_LEVELS`.
+    """
+    return [torch.where(keep, x, 0) for keep in _keep_masks(x, seeds, num_dropped)[:num_masks]]
+
+
+@fused
+def add_dropout(total: Tensor, parts: list[Tensor], seeds: list[int], num_dropped: int) -> Tensor:
+    """Return `total` plus each part without the entries that are dropped in the copy of its number."""
+    for keep, part in zip(_keep_masks(total, seeds, num_dropped), parts, strict=False):
+        total = total + torch.where(keep, part, 0)
+    return total
+
+
+def _keep_masks(x: Tensor, seeds: list[int], num_dropped: int) -> list[Tensor]:
+    """Hash each entry's index and two seeds into two masks, by C. Wellons' lowbias32."""
+    index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
+    masks = []
+    for seed, other_seed in zip(seeds[::2], seeds[1::2], strict=True):
+        bits = index + seed
+        bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
+        bits = (bits ^ ((bits >> 15) & 0x1FFFF) ^ other_seed) * (0x846CA68B - (1 << 32))
+        upper = (bits >> 16) & 0xFFFF
+        masks += [((bits ^ upper) & 0xFFFF) >= num_dropped, upper >= num_dropped]
+    return [mask.view(x.shape) for mask in masks]
 
 
 @fused
@@ -137,53 +170,57 @@ def logits_gradient(logits: Tensor, targets: Tensor, sums: Tensor) -> Tensor:
 
 
 class Dropout:
-    """Dropout of one layer in one micro-batch: the same entries in the forward and the backward pass.
+    """Dropout of the adapters that read one input in one micro-batch, each with its own mask.
 
-    It does not scale the entries that it keeps. Compiled, it keeps two seeds and hashes the mask again.
-    Eagerly that hash takes eight passes over memory, so a mask from torch's random numbers is kept instead.
-    Both are seeded by torch's default generator.
+    The same entries are dropped in the forward and the backward pass; entries that are kept are not scaled.
+    Compiled, it keeps seeds and hashes the masks again. Eagerly that hash takes eight passes over memory, so
+    masks from torch's random numbers are kept instead. Both are seeded by torch's default generator.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, num_masks: int = 1) -> None:
         self._num_dropped = round(p * DROPOUT_LEVELS)
-        self._mask: Tensor | None = None
+        self._num_masks = num_masks
+        self._masks: list[Tensor] = []
 
     @property
     def p(self) -> float:
         """The probability, rounded to a multiple of 1 / 65,536."""
         return self._num_dropped / DROPOUT_LEVELS
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Set the dropped entries of `x` to 0: the same in each call, which must have the same shape."""
+    def apply(self, x: Tensor) -> list[Tensor]:
+        """Return `x` without the entries that each mask drops: in each call the same, for the same shape."""
         if not self._num_dropped:
-            return x
+            return [x] * self._num_masks
         if are_compiled():
-            return dropout(x, *self._seeds, self._num_dropped)
-        mask = self._drawn_mask(x)
+            return dropout(x, self._seeds, self._num_dropped, self._num_masks)
+        masks = self._drawn_masks(x)
         if x.dtype is torch.bfloat16 and not x.is_cuda:
             # A bitwise AND is four times as fast as multiplying by a mask.
-            ones = mask.to(torch.int16).neg_()
-            return x.contiguous().view(torch.int16).bitwise_and(ones).view(torch.bfloat16)
-        return x * mask
+            bits = x.contiguous().view(torch.int16)
+            return [(bits & mask.to(torch.int16).neg_()).view(torch.bfloat16) for mask in masks]
+        return [x * mask for mask in masks]
 
-    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """Return `total + apply(x)`; may overwrite `total`."""
+    def add_to(self, total: Tensor, parts: list[Tensor]) -> Tensor:
+        """Return `total` plus each part without the entries that its mask drops; may overwrite `total`."""
         if self._num_dropped and are_compiled():
-            return add_dropout(total, x, *self._seeds, self._num_dropped)
-        return total.add_(self.apply(x))
+            return add_dropout(total, parts, self._seeds, self._num_dropped)
+        masks = self._drawn_masks(total) if self._num_dropped else [None] * len(parts)
+        for part, mask in zip(parts, masks, strict=True):
+            total.add_(part if mask is None else part * mask)
+        return total
 
     @functools.cached_property
-    def _seeds(self) -> tuple[int, int]:
-        first, second = torch.randint(-(2**31), 2**31, (2,)).tolist()
-        return first, second
+    def _seeds(self) -> list[int]:
+        """Two for each two masks."""
+        return torch.randint(-(2**31), 2**31, (2 * -(-self._num_masks // 2),)).tolist()
 
-    def _drawn_mask(self, x: Tensor) -> Tensor:
+    def _drawn_masks(self, x: Tensor) -> list[Tensor]:
         """Bool of `x`'s shape; four entries from each random number."""
-        if self._mask is None:
+        while len(self._masks) < self._num_masks:
             numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
             bits = numbers.random_(-(2**63), None).view(torch.int16)[: x.numel()]
-            self._mask = (bits >= self._num_dropped - DROPOUT_LEVELS // 2).view(x.shape)
-        return self._mask
+            self._masks.append((bits >= self._num_dropped - DROPOUT_LEVELS // 2).view(x.shape))
+        return self._masks
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:

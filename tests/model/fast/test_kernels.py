@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,22 +14,6 @@ from nlicot.model.fast import kernels
 from nlicot.model.fast.kernels import Dropout, seed_dropout
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
-
-
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
-    kernels.use_compiler(True)
-    if not kernels.are_compiled():
-        pytest.skip("torch.compile does not work here")
-    yield
-    kernels.use_compiler(False)
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "eager"])
-def compiled_or_eager(request: pytest.FixtureRequest) -> None:
-    if request.param:
-        request.getfixturevalue("compiler")
 
 
 def _arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
@@ -44,11 +27,16 @@ def _arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     logits, targets = array(ROWS, VOCABULARY), torch.randint(VOCABULARY, (ROWS,))
     return {
         "rms_norm": (x, weight, 1e-5),
-        "rms_norm_backward": (array(ROWS, WIDTH), x, scale, weight),
-        "gate": (x, array(ROWS, WIDTH)),
-        "gate_backward": (array(ROWS, WIDTH), x, array(ROWS, WIDTH)),
-        "dropout": (x, 12345, -678, 20_000),
-        "add_dropout": (array(ROWS, WIDTH), x, 12345, -678, 20_000),
+        "rms_norm_backward": (array(ROWS, WIDTH), x, scale, weight, array(ROWS, WIDTH)),
+        "rotate": (array(ROWS, 3, 8), array(ROWS, 1, 8), array(ROWS, 8), array(ROWS, 8)),
+        "rotate_backward": (
+            *(array(ROWS, 3, 8), array(ROWS, 1, 8), array(ROWS, 1, 8)),
+            *(array(ROWS, 8), array(ROWS, 8)),
+        ),
+        "gate": (array(ROWS, 2 * WIDTH),),
+        "gate_backward_": (array(ROWS, WIDTH), array(ROWS, 2 * WIDTH)),
+        "dropout": (x, [12345, -678, 9, 10], 20_000, 3),
+        "add_dropout": (array(ROWS, WIDTH), [x, 2 * x, 3 * x], [12345, -678, 9, 10], 20_000),
         "negative_log_likelihoods": (logits, targets),
         "logits_gradient": (logits, targets, logits.float().logsumexp(-1, keepdim=True)),
     }
@@ -87,7 +75,7 @@ logging.basicConfig()
 from nlicot.model.fast import kernels
 kernels.use_compiler(True)
 assert not kernels.are_compiled()
-assert kernels.gate(torch.ones(2), torch.ones(2)).shape == (2,)
+assert kernels.gate(torch.ones(2, 4)).shape == (2, 2)
 """
     environment = os.environ | {"CXX": "/nowhere/g++"}
     environment.pop("TORCHDYNAMO_DISABLE", None)
@@ -109,15 +97,20 @@ def test_dropout_has_its_probability_and_depends_only_on_the_seed(p: float) -> N
     masks = []
     for micro_batch in (0, 0, 1):
         seed_dropout(7, 3, micro_batch, 0)
-        masks.append(Dropout(p).apply(ones).bool())
+        found = Dropout(p, 3).apply(ones)
+        masks.append(found[0].bool())
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     deviation = (p * (1 - p) / ones.numel()) ** 0.5
     for mask in masks:
         assert abs(float((~mask).float().mean()) - p) < 5 * deviation
-    # Neither two micro-batches, nor two neighbours in a row or a column, are dropped together more often.
-    for one, other in ((0, masks[2]), (1, masks[0]), (401, masks[0])):
-        first, second = ~masks[0].flatten(), (~other.flatten()).roll(one)
+    # Neither two micro-batches, nor two masks, nor two neighbours in a row or a column, are dropped together
+    # more often.
+    others = [each.bool() for each in found[1:]]
+    pairs = [(0, masks[0], masks[2]), (1, masks[0], masks[0]), (401, masks[0], masks[0])]
+    pairs += [(0, masks[2], others[0]), (0, masks[2], others[1]), (0, *others)]
+    for distance, one, other in pairs:
+        first, second = ~one.flatten(), (~other.flatten()).roll(distance)
         both = float((first & second).float().mean())
         assert both == pytest.approx(p**2, abs=5 * (p**2 / ones.numel()) ** 0.5)
 
@@ -125,9 +118,10 @@ def test_dropout_has_its_probability_and_depends_only_on_the_seed(p: float) -> N
 @pytest.mark.usefixtures("compiled_or_eager")
 def test_dropout_drops_the_same_entries_each_time() -> None:
     torch.manual_seed(0)
-    dropout = Dropout(0.3)
-    mask = dropout.apply(torch.ones(50, 60)).bool()
+    dropout = Dropout(0.3, 3)
+    masks = [each.bool() for each in dropout.apply(torch.ones(50, 60))]
     x = torch.randn(50, 60)
-    assert torch.equal(dropout.apply(x), torch.where(mask, x, 0))
-    assert torch.equal(dropout.add_to(torch.ones(50, 60), x), 1 + torch.where(mask, x, 0))
-    assert torch.equal(Dropout(0.0).apply(x), x)
+    kept = [torch.where(mask, x, 0) for mask in masks]
+    assert all(torch.equal(*each) for each in zip(dropout.apply(x), kept, strict=True))
+    torch.testing.assert_close(dropout.add_to(torch.ones(50, 60), [x, x, x]), 1 + sum(kept))
+    assert all(torch.equal(each, x) for each in Dropout(0.0, 2).apply(x))

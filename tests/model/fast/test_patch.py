@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional
 
 from nlicot.model.base_model import resolve
 from nlicot.model.fast.attention import Spans, dummy_mask
-from nlicot.model.fast.kernels import Dropout
-from nlicot.model.fast.patch import _LoraLinear, patch_layers
+from nlicot.model.fast.patch import _Linears, patch_layers
 from nlicot.model.loaded_model import adapter_parameters, attach, load_base
 from nlicot.settings import LoraSettings
 from tests.model.fast.test_attention import LAYOUTS, each_layout
@@ -86,6 +86,7 @@ def test_hidden_states_and_gradients_match_those_of_each_example_by_itself(
         torch.testing.assert_close(gradient, reference[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
+@pytest.mark.usefixtures("compiled_or_eager")
 def test_in_bfloat16_patched_layers_are_as_close_to_float32_as_plain_ones(folder: Path) -> None:
     spans = LAYOUTS[-1]
     ids = _ids(spans)
@@ -120,25 +121,36 @@ def test_an_example_does_not_affect_its_neighbours(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lora_with_dropout_matches_the_formula_with_the_same_mask(dtype: torch.dtype) -> None:
+def test_linears_with_lora_and_dropout_match_the_formula_with_the_same_masks(dtype: torch.dtype) -> None:
+    """Two matrices of the same input, and a third without an adapter between them."""
     torch.manual_seed(0)
-    base = torch.nn.Linear(32, 24, bias=False, dtype=dtype).requires_grad_(False)
-    x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
-    a, b = torch.randn(4, 32, requires_grad=True), torch.randn(24, 4, requires_grad=True)
-    dropout = Dropout(0.25)
-    mask = dropout.apply(torch.ones(18, 32)).view(x.shape)
-    out = _LoraLinear.apply(x, a, b, 2.0, dropout, base)  # type: ignore[no-untyped-call]
-    grad = torch.randn(out.shape, dtype=dtype)
-    out.backward(grad)
+    settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.25, target_modules=["0", "2"])
+    sizes = (24, 12, 16)
+    plain = torch.nn.Sequential(*(torch.nn.Linear(32, size, bias=False, dtype=dtype) for size in sizes))
+    modules: Any = inject_adapter_in_model(settings, plain)
+    linears = _Linears(list(modules))
+    adapters = linears.adapters()
+    for weight in adapters:
+        weight.data.normal_()
+    x, grad = torch.randn(18, 32, dtype=dtype), torch.randn(18, sum(sizes), dtype=dtype)
+    dropout = linears.dropout()
+    masks = dropout.apply(torch.ones(18, 32))
+    out, inner = linears.forward(x, linears.weight(), dropout)
+    grads = linears.backward(grad, x, linears.weight(), dropout, inner)
 
-    exact = [part.detach().double().requires_grad_() for part in (x, a, b)]
-    dropped = exact[0] * mask / 0.75
-    expected = exact[0] @ base.weight.double().t() + 2.0 * dropped @ exact[1].t() @ exact[2].t()
+    exact = [part.detach().double().requires_grad_() for part in (x, *adapters)]
+    w = linears.weight().double()
+    deltas = [
+        2.0 * (exact[0] * mask / 0.75) @ a.t() @ b.t()
+        for mask, a, b in zip(masks, exact[1::2], exact[2::2], strict=True)
+    ]
+    expected = exact[0] @ w.t() + torch.cat([deltas[0], torch.zeros(18, 12), deltas[1]], dim=1)
     expected.backward(grad.double())
     tolerance = 1e-5 if dtype is torch.float32 else 3e-2
-    pairs = [(out, expected), *zip((x.grad, a.grad, b.grad), (part.grad for part in exact), strict=True)]
-    for found, reference in pairs:
-        assert found is not None
+    for found, reference in [
+        (out, expected),
+        *zip((grads[0], *grads[1]), (e.grad for e in exact), strict=True),
+    ]:
         assert reference is not None
         distance = (found.detach().double() - reference.detach()).norm() / reference.detach().norm()
         assert float(distance) < tolerance
