@@ -58,6 +58,8 @@ class _TokenLosses(Function):
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         size = max(1, CHUNK_LOGITS // weight.shape[0])
         for start in range(0, len(hidden), size):
+            # The last chunk overlaps the one before it: oneDNN would keep kernels for each other length.
+            start = max(0, min(start, len(hidden) - size))
             part = slice(start, start + size)
             logits = states[part] @ weight.t()
             losses[part], sums = kernels.negative_log_likelihoods(logits, targets[part])

@@ -97,9 +97,9 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 
 @fused
-def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return `[N, heads + 2 * kv heads, d]`: gradients before the rotation, and those of the values."""
-    return torch.cat([_rotated(query, cos, -sin), _rotated(key, cos, -sin), value], dim=1)
+def rotate_backward(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients before the rotation."""
+    return _rotated(query, cos, -sin), _rotated(key, cos, -sin)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -110,18 +110,18 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @fused
 def gate(gate_and_up: Tensor) -> Tensor:
     """Return `silu(gate) * up` (Shazeer 2020) of `[N, 2 * width]`."""
-    gate, up = gate_and_up.chunk(2, dim=-1)
-    return silu(gate).mul_(up)
+    width = gate_and_up.shape[1] // 2
+    return silu(gate_and_up[:, :width]).mul_(gate_and_up[:, width:])
 
 
 @fused
-def gate_backward_(grad: Tensor, gate_and_up: Tensor) -> Tensor:
-    """Overwrite `gate_and_up` with its gradient."""
-    gate, up = gate_and_up.chunk(2, dim=-1)
-    grad_up = silu(gate).mul_(grad)
-    gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
-    up.copy_(grad_up)
-    return gate_and_up
+def gate_backward(grad: Tensor, gate_and_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and of up: in one array, they would take twice as long to write."""
+    width = grad.shape[1]
+    gate, up = gate_and_up[:, :width].float(), gate_and_up[:, width:].float()
+    sigmoid = gate.sigmoid()
+    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return grad_gate.to(grad.dtype), (grad * gate * sigmoid).to(grad.dtype)
 
 
 @fused

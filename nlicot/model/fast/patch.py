@@ -13,7 +13,6 @@ Parameters, their names and the content of a checkpoint stay the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -90,12 +89,7 @@ class _Linears:
     def __init__(self, modules: Sequence[Any]) -> None:
         self._modules = modules
         self.sizes = [module.out_features for module in modules]
-        ends = [0, *accumulate(self.sizes)]
-        self._adapted = [
-            (module, slice(start, end))
-            for module, (start, end) in zip(modules, pairwise(ends), strict=True)
-            if hasattr(module, "lora_A")
-        ]
+        self._adapted = [(module, index) for index, module in enumerate(modules) if hasattr(module, "lora_A")]
 
     def adapters(self) -> list[Tensor]:
         """Return each adapter's A and B."""
@@ -136,32 +130,39 @@ class _Linears:
     def _scaled_b(self, p: float, dtype: torch.dtype) -> Tensor:
         """Return `[out, adapters * r]`: each B times its scale, and zeros."""
         parts = []
-        for module, rows in self._adapted:
+        for module, index in self._adapted:
             b = module.lora_B["default"].weight
             part = b.new_zeros(sum(self.sizes), b.shape[1], dtype=dtype)
-            part[rows] = b * (module.scaling["default"] / (1.0 - p))
+            part.split(self.sizes)[index].copy_(b * (module.scaling["default"] / (1.0 - p)))
             parts.append(part)
         return torch.cat(parts, dim=1)
 
     def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, dropout: kernels.Dropout, inner: Tensor | None
+        self,
+        grads: Sequence[Tensor],
+        x: Tensor,
+        weight: Tensor,
+        dropout: kernels.Dropout,
+        inner: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradients of `x` and of each A and B."""
-        grad_x = grad @ weight
+        """Return the gradients of `x` and of each A and B, from those of each layer's output."""
+        first, *others = zip(grads, weight.split(self.sizes), strict=True)
+        grad_x = first[0] @ first[1]
+        for grad, part in others:
+            grad_x.addmm_(grad, part)
         if inner is None:
             return grad_x, []
         x = x.to(weight.dtype)
-        grad_inners = grad @ self._scaled_b(dropout.p, grad.dtype)
-        grads, grads_x, start = [], [], 0
-        for dropped, (module, rows) in zip(dropout.apply(x), self._adapted, strict=True):
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            part = slice(start, start + len(a))
-            start += len(a)
+        found, parts = [], []
+        inners = inner.split([len(module.lora_A["default"].weight) for module, _ in self._adapted], dim=1)
+        for dropped, product, (module, index) in zip(dropout.apply(x), inners, self._adapted, strict=True):
+            a, b = (getattr(module, name)["default"].weight for name in ("lora_A", "lora_B"))
             scale = module.scaling["default"] / (1.0 - dropout.p)
-            grads.append((grad_inners[:, part].t() @ dropped).to(a.dtype))
-            grads.append((grad[:, rows].t() @ inner[:, part]).mul_(scale).to(b.dtype))
-            grads_x.append(grad_inners[:, part] @ a.to(x.dtype))
-        return dropout.add_to(grad_x, grads_x), grads
+            grad_inner = (grads[index] @ b.to(x.dtype)).mul_(scale)
+            found.append((grad_inner.t() @ dropped).to(a.dtype))
+            found.append((grads[index].t() @ product).mul_(scale).to(b.dtype))
+            parts.append(grad_inner @ a.to(x.dtype))
+        return dropout.add_to(grad_x, parts), found
 
 
 def dense_weight(linear: Any) -> Tensor:
@@ -203,9 +204,9 @@ class _QueryKeyValue(Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, scale, cos, sin, inner = ctx.saved_tensors
         query, key, value, residual = grads
-        grad = kernels.rotate_backward(query, key, value, cos, sin).flatten(1)
+        products = [part.flatten(1) for part in (*kernels.rotate_backward(query, key, cos, sin), value)]
         normed, _ = kernels.rms_norm(x, ctx.norm.weight, ctx.norm.variance_epsilon)
-        grad, adapters = ctx.linears.backward(grad, normed, ctx.linears.weight(), ctx.dropout, inner)
+        grad, adapters = ctx.linears.backward(products, normed, ctx.linears.weight(), ctx.dropout, inner)
         grad = kernels.rms_norm_backward(grad, x, scale, ctx.norm.weight, residual)
         return grad, None, None, None, None, None, *adapters
 
@@ -223,7 +224,7 @@ class _Output(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         attended, inner = ctx.saved_tensors
         grad_attended, adapters = ctx.linears.backward(
-            grad, attended.flatten(1), ctx.linears.weight(), ctx.dropout, inner
+            [grad], attended.flatten(1), ctx.linears.weight(), ctx.dropout, inner
         )
         return grad_attended.view(attended.shape), grad, None, *adapters
 
@@ -250,11 +251,9 @@ class _GatedMLP(Function):
         weight = ctx.gate_up.weight()
         product, inner_of_gate_up = ctx.gate_up.forward(normed, weight, dropout)
         gated = product if inner is None else kernels.gate(product)
-        grad_gated, of_down = ctx.down.backward(grad, gated, ctx.down.weight(), dropout_of_down, inner)
-        grad_product = kernels.gate_backward_(grad_gated, product)
-        grad_normed, of_gate_up = ctx.gate_up.backward(
-            grad_product, normed, weight, dropout, inner_of_gate_up
-        )
+        grad_gated, of_down = ctx.down.backward([grad], gated, ctx.down.weight(), dropout_of_down, inner)
+        products = kernels.gate_backward(grad_gated, product)
+        grad_normed, of_gate_up = ctx.gate_up.backward(products, normed, weight, dropout, inner_of_gate_up)
         grad_x = kernels.rms_norm_backward(grad_normed, x, scale, ctx.norm.weight, grad)
         return grad_x, None, None, None, *of_gate_up, *of_down
 
