@@ -120,7 +120,8 @@ def _attention_forward(
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    return attend(*(part[0].transpose(0, 1) for part in (query, key, value)), spans, scale)[None], None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return attend(query, key, value, spans, scale)[None], None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
@@ -133,7 +134,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
         kernel = varlen_attention
     else:
         kernel = padded_attention
-    return kernel(*(part.transpose(0, 1) for part in (query, key, value)), spans, scale)
+    return kernel(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), spans, scale)
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:

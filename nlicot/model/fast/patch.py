@@ -133,7 +133,7 @@ class _Linears:
         for module, index in self._adapted:
             b = module.lora_B["default"].weight
             part = b.new_zeros(sum(self.sizes), b.shape[1], dtype=dtype)
-            part.split(self.sizes)[index].copy_(b * (module.scaling["default"] / (1.0 - p)))
+            torch.split(part, self.sizes)[index].copy_(b * (module.scaling["default"] / (1.0 - p)))
             parts.append(part)
         return torch.cat(parts, dim=1)
 
@@ -146,7 +146,7 @@ class _Linears:
         inner: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the gradients of `x` and of each A and B, from those of each layer's output."""
-        first, *others = zip(grads, weight.split(self.sizes), strict=True)
+        first, *others = zip(grads, torch.split(weight, self.sizes), strict=True)
         grad_x = first[0] @ first[1]
         for grad, part in others:
             grad_x.addmm_(grad, part)
@@ -154,7 +154,8 @@ class _Linears:
             return grad_x, []
         x = x.to(weight.dtype)
         found, parts = [], []
-        inners = inner.split([len(module.lora_A["default"].weight) for module, _ in self._adapted], dim=1)
+        ranks = [len(module.lora_A["default"].weight) for module, _ in self._adapted]
+        inners = torch.split(inner, ranks, dim=1)
         for dropped, product, (module, index) in zip(dropout.apply(x), inners, self._adapted, strict=True):
             a, b = (getattr(module, name)["default"].weight for name in ("lora_A", "lora_B"))
             scale = module.scaling["default"] / (1.0 - dropout.p)
@@ -196,7 +197,7 @@ class _QueryKeyValue(Function):
         ctx.save_for_backward(x, scale, cos, sin, inner)
         ctx.norm, ctx.linears = norm, linears
         num_kv = linears.sizes[1] // dim
-        query, key, value = product.split([product.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1)
+        query, key, value = torch.split(product, [product.shape[1] - 2 * num_kv, num_kv, num_kv], dim=1)
         # The input leaves again, so that its gradient from the residual is added in the norm's loop.
         return *kernels.rotate(query, key, cos, sin), value.contiguous(), x.view_as(x)
 
