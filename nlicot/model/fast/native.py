@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from nlicot.data.atomic_write import build_folder_once
+from nlicot.data.checksums import build_cache
 from nlicot.model.base_model import cache_folder
 from nlicot.model.fast import kernels
 
@@ -71,7 +71,7 @@ def _library() -> Any:
     stamp = f"{SOURCE.read_text(encoding='utf-8')}\0{FLAGS}\0{torch.__version__}\0{libraries}"
     folder = cache_folder() / "kernels" / f"attention-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
     try:
-        build_folder_once(folder, build, marker=LIBRARY)
+        build_cache(folder, build)
         return ctypes.CDLL(str(folder / LIBRARY))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = str(getattr(error, "stderr", None) or error).strip().partition("\n")[0]
