@@ -57,7 +57,10 @@ def main(args: Sequence[str]) -> int:
     data_root = DataRoot(root.expanduser()) if root else None
     splits = read_splits(data_root, single, builder, PairFormat.of(settings))
     prompts = read_prompts(settings.prompt)
-    audit = run_checks(AuditData(splits=splits, prompts=prompts, label_map=settings.label_map))
+    found = AuditData(
+        splits=splits, prompts=prompts, label_map=settings.label_map, of_root=data_root is not None
+    )
+    audit = run_checks(found)
     print(as_text(audit))
     if settings.json:
         write_json(settings.json, to_json(audit))

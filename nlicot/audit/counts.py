@@ -55,7 +55,7 @@ def check_counts(data: AuditData) -> Section:
 def _not_checked(data: AuditData, *, labelled: Container[str]) -> Iterator[Finding]:
     """Report what is missing for checks that are left out without it."""
     names = [split.name for split in data.splits]
-    if "train" not in names:
+    if data.of_root and "train" not in names:
         yield Finding(
             name="no train pairs",
             severity="warning",

@@ -51,11 +51,15 @@ class SplitData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditData:
-    """All splits found, train first; prompts by name, that should not contain a pair; the labels' map."""
+    """All splits found, train first; prompts by name, that should not contain a pair; the labels' map.
+
+    `of_root`: they are those of a data root, which should have a train split.
+    """
 
     splits: Sequence[SplitData]
     prompts: Mapping[str, str] = field(default_factory=dict)
     label_map: LabelMap | None = None
+    of_root: bool = False
 
 
 def normalised(text: str) -> str:
