@@ -138,10 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        if error.errno in FULL:
+        has_no_temporary = "No usable temporary directory" in str(error)  # libraries ask for one on import
+        if error.errno in FULL or has_no_temporary:
             if error.filename is None:
                 _write_no_more()
-            full = DiskFull(error.filename or "the output", error.strerror)
+            name = "the folder for temporary files (TMPDIR)" if has_no_temporary else "the output"
+            full = DiskFull(error.filename or name, error.strerror)
             print(f"nlicot: {full}", file=sys.stderr)
             return DiskFull.exit_code
         if error.errno not in PATH_ERRORS or error.filename is None:

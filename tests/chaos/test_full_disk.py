@@ -60,7 +60,8 @@ def test_fit_and_predict(tmp_path: Path) -> None:
     base = write_small_model(tmp_path / "base")
     args = ["fit", *FIT, f"--checkpoints_root={tmp_path}", f"--model.base={base}", "--trainer.max_epochs=1"]
     run, cache = tmp_path / "run", tmp_path / "cache"
-    finish(args, code=5, max_file_bytes=0, cache=cache)  # the encoded examples
+    finish(args, code=5, max_file_bytes=0, cache=cache)  # no library finds a folder for temporary files
+    finish(args, code=5, max_file_bytes=600, cache=cache)  # the encoded examples
     finish(args, code=5, max_file_bytes=20_000, cache=cache)  # the checkpoint
     assert not run.exists()
     finish([*args, "--trainer.max_steps=4"], cache=cache)
@@ -72,7 +73,7 @@ def test_fit_and_predict(tmp_path: Path) -> None:
     finish(resume, cache=cache)
 
     predict = ["predict", "--ckpt_path", run / "best.ckpt"]
-    for limit in (0, 4096):
+    for limit in (0, 300, 4096):
         finish(predict, code=5, max_file_bytes=limit, cache=cache)
         assert not (run / "predictions" / "test.csv").exists()
     printed = finish(predict, cache=cache)
