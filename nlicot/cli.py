@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nlicot import __version__, signals
-from nlicot.data.atomic_write import FULL
-from nlicot.errors import ConfigError, DiskFull, Interrupted, NlicotError
+from nlicot.errors import FULL, ConfigError, DiskFull, Interrupted, NlicotError
 
 
 def _main_of(module: str) -> Callable[[str, Sequence[str]], int]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from signal import Signals
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk without space, of a quota, and of a limit on the size of files."""
 
 
 class NlicotError(Exception):

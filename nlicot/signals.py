@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from signal import Signals
@@ -84,6 +83,8 @@ def slurm_job() -> str | None:
 
 def requeue() -> str:
     """Ask SLURM to start this job again, once for all its processes; returns a few words about it."""
+    import subprocess  # slow to import, for a rare event
+
     job = slurm_job()
     if os.environ.get("SLURM_PROCID", "0") != "0":
         return f"the first process requeues job {job}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import fcntl
 import json
 import os
@@ -18,14 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
-from nlicot.errors import ConfigError, DiskFull
+from nlicot.errors import FULL, ConfigError, DiskFull
 
 Problem: TypeAlias = Callable[[Path], str | None]
 """Returns what is wrong with a folder, or None."""
 SCRATCH = ".nlicot.tmp"
 """End of a scratch folder's name."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a disk without space, of a quota, and of a limit on the size of files."""
 
 
 def refuse_overwriting(*paths: Path, overwrite: bool = False) -> None:
