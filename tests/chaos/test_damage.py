@@ -8,14 +8,18 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nlicot.cli import main
 from nlicot.data.checksums import _damage_once
+from nlicot.model.encoding import encode_dataset
+from nlicot.model.prompt_format import MistralFormat
 from tests.chaos.commands import finish
 from tests.chaos.damage import damages, restore
 from tests.chaos.test_kills import FIT
+from tests.model.test_encoding import training_example
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
 
@@ -172,13 +176,23 @@ def test_adapter(name: str, home: Path) -> None:
     assert counts[0] == 0
 
 
-@pytest.mark.slow
-def test_cache_is_made_again(home: Path) -> None:
-    run = home / "runs" / "run"
-    args = [arg.replace("RUN", str(run)) for arg in RESUME]
-    folder, *_ = (home / "cache" / "encoded").iterdir()
+def test_cache_is_made_again(tmp_path: Path) -> None:
+    prompt_format = MistralFormat()
+    examples = [training_example("Step 1: It rains. Step 2: Rain is wet.", 1, id=f"p{n}") for n in range(20)]
+
+    def encoded() -> list[list[int]]:
+        _damage_once.cache_clear()
+        options: dict[str, Any] = {"max_length": 768, "over_budget": "drop", "cache": tmp_path}
+        rows, _ = encode_dataset(prompt_format, examples, **options)
+        return list(rows["input_ids"])
+
+    expected = encoded()
+    (folder,) = (tmp_path / "encoded").iterdir()
     for path in sorted(folder.iterdir()):
-        assert check(path, args, home=home) == {0: 22, 2: 0}, path
+        for name, damage in damages(path):
+            damage()
+            assert encoded() == expected, (path, name)
+    assert list((tmp_path / "encoded").iterdir()) == [folder]
 
 
 @pytest.mark.slow
