@@ -7,7 +7,7 @@ setup(
     package_dir={"nlicot.shipped.configs": "configs", "nlicot.shipped.sample": "data/sample"},
     package_data={
         "nlicot": ["py.typed"],
-        "nlicot.model.fast": ["attention.cpp"],
+        "nlicot.model.fast": ["attention.cpp", "decode_step.c"],
         "nlicot.report": ["template/*"],
         "nlicot.teacher": ["prices.yaml", "prompts/*.yaml"],
         "nlicot.shipped.configs": ["*.yaml", "overlays/*.yaml"],

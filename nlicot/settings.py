@@ -58,7 +58,7 @@ class DecodingSettings:
     """How predictions are made.
 
     Args:
-        batch_size: number of rows decoded together.
+        batch_size: number of rows decoded together; null: 128 with `fast` on a CPU, else 64.
         max_thought_tokens: maximum length of a thought; the label follows then.
         think: write a thought before the label; null does if the run was trained on nothing else.
         merge: merge the adapter into the base's dense matrices before decoding: faster, rounded once more.
@@ -66,9 +66,10 @@ class DecodingSettings:
         temperature: sampling temperature; 0 is greedy.
         top_p: nucleus sampling (Holtzman et al. 2020), used if the temperature is above 0.
         seed: seed for sampling.
+        fast: on a CPU, decode Llama and Mistral models by nlicot's own forward pass; false: transformers'.
     """
 
-    batch_size: int = 64
+    batch_size: int | None = None
     max_thought_tokens: int = 160
     think: bool | None = None
     merge: bool = True
@@ -76,6 +77,7 @@ class DecodingSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    fast: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from nlicot.config_files import SAMPLE
 from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[1]
-MOST_FILES = 27
+MOST_FILES = 29
 
 
 def test_predict_goes_through_the_files_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

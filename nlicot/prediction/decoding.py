@@ -2,7 +2,7 @@
 
 A row generates its thought until the closing quote or the end of its token budget; then the scaffold is fed,
 and p(entailment) is the softmax over the two label tokens. So every completion parses by construction.
-Finished rows leave the batch, and the next prompts take their slots.
+The next prompts take the slots of finished rows.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ from torch.nn import functional
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.evaluation.metrics import entails
+from nlicot.model.fast.forward import Rows, load_forward
 from nlicot.model.loaded_model import causal_lm
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Script, ThoughtGrammar
+from nlicot.prediction.transformers_rows import TransformersRows
 from nlicot.records import Prediction
 from nlicot.settings import DecodingSettings
 
-COMPACT_BELOW = 0.75
-"""The cache is compacted, and rows enter, when fewer than this fraction of slots run; both copy it."""
+BATCH_SIZE, FAST_BATCH_SIZE = 64, 128
+"""Rows decoded together by default: by transformers, on a GPU too, and by `model.fast.forward`."""
+
+REFILL_BELOW = 0.75
+"""Rows enter, or slots are given up, when fewer than this fraction of slots run."""
 
 PREFILL_TOKENS = 1024
 """Maximum padded prompt tokens of one forward pass; more pushes activations out of the processor's caches."""
 
-SPARE_COLUMNS = 64
-"""Spare columns after the last token, so that a step writes one column instead of copying the cache."""
+ARGMAX_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +59,14 @@ class Decoder:
         self.model = causal_lm(model)
         self.prompt_format = prompt_format
         self.settings = settings
+        self.forward = load_forward(self.model) if settings.fast else None
         self.device = self.model.lm_head.weight.device
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of rows decoded together."""
+        return self.settings.batch_size or (BATCH_SIZE if self.forward is None else FAST_BATCH_SIZE)
 
     def with_settings(self, settings: DecodingSettings) -> Decoder:
         """Return a decoder of the same model with other settings; tables are shared."""
@@ -109,10 +119,9 @@ class Decoder:
     def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
         """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        prefix = self._encode_prefix(rows)
-        for start in range(0, len(order), self.settings.batch_size):
-            part = order[start : start + self.settings.batch_size]
-            hidden, _ = self._prefill([rows[index] for index in part], prefix)
+        states, suffixes = self._start(rows)
+        for part in _cut(order, suffixes):
+            hidden = states.encode([suffixes[index] for index in part])
             two = choice_probabilities(self.model.lm_head, hidden, self.grammar.label_ids)
             yield from zip(part, two[:, 1].tolist(), strict=True)
 
@@ -124,121 +133,71 @@ class Decoder:
 
         Each prompt is encoded once, whatever the number of samples.
         """
-        prefix = self._encode_prefix(prompts)
+        states, suffixes = self._start(prompts)
         pending = deque(range(len(prompts)))
-        running = _Running(escaping=torch.zeros(0, dtype=torch.bool, device=self.device))
-        while pending or running.rows:
-            num_slots = max(1, (self.settings.batch_size - len(running.rows)) // num_samples)
-            if pending and len(running.rows) <= COMPACT_BELOW * self.settings.batch_size:
-                entering = [pending.popleft() for _ in range(min(num_slots, len(pending)))]
-                hidden, state = self._prefill([prompts[index] for index in entering], prefix)
-                if num_samples > 1:
-                    copies = torch.arange(len(entering), device=self.device).repeat_interleave(num_samples)
-                    state.select(copies)
-                    hidden = hidden[copies]
-                for index in entering:
-                    # Sampling is seeded by the prompt, not by its slot: a row is the same in any batch.
-                    seed = hashlib.sha256(repr(list(prompts[index])).encode()).hexdigest()
-                    for sample in range(num_samples):
-                        generator = random.Random(f"{self.settings.seed}/{sample}/{seed}")
-                        running.rows.append(Row(script=script, owner=index, generator=generator))
-                running.append(hidden, state)
+        running = _Running(states, escaping=torch.zeros(0, dtype=torch.bool, device=self.device))
+        while pending or running.num_left:
+            if pending and running.num_left <= REFILL_BELOW * self.batch_size:
+                num_entering = max(1, (self.batch_size - running.num_left) // num_samples)
+                entering = [pending.popleft() for _ in range(min(num_entering, len(pending)))]
+                for part in _cut(entering, suffixes):
+                    running.enter(
+                        [suffixes[index] for index in part],
+                        [
+                            row
+                            for index in part
+                            for row in self._rows(index, prompts[index], script, num_samples)
+                        ],
+                    )
+            elif running.num_left < REFILL_BELOW * len(running.rows):
+                running.drop_finished()
             yield from self._step(running)
 
-    def _encode_prefix(self, rows: Sequence[Sequence[int]]) -> RowCache | None:
-        """Encode the prefix that all rows share (instruction and definitions) once."""
-        if len(rows) < 2:
-            return None
+    def _start(self, rows: Sequence[Sequence[int]]) -> tuple[Rows | TransformersRows, list[list[int]]]:
+        """Encode the prefix that all rows share (instruction and definitions); return the rows without it."""
         common = os.path.commonprefix([list(row) for row in rows])  # noqa: RUF071 (of ids, not of a path)
-        prefix_len = min(len(common), min(map(len, rows)) - 1)
-        if not prefix_len:
-            return None
-        ids = torch.tensor([list(rows[0][:prefix_len])], device=self.device)
-        prefix = RowCache(_growing_cache(), torch.ones_like(ids))
-        self._forward(ids, prefix.mask, torch.arange(prefix_len, device=self.device)[None], prefix.cache)
-        return prefix
+        prefix_len = min(len(common), min(map(len, rows)) - 1) if len(rows) > 1 else 0
+        suffixes = [list(row[prefix_len:]) for row in rows]
+        states = TransformersRows if self.forward is None else Rows
+        return states(self.forward or self.model, rows[0][:prefix_len]), suffixes
 
-    def _prefill(self, rows: Sequence[Sequence[int]], prefix: RowCache | None) -> tuple[Tensor, RowCache]:
-        """Encode rows that share the prefix, each longer; return last hidden states `[B, H]` and cache."""
-        prefix_len = 0 if prefix is None else prefix.mask.shape[1]
-        hidden, caches = [], []
-        size = max(1, PREFILL_TOKENS // (max(map(len, rows)) - prefix_len))
-        for start in range(0, len(rows), size):
-            part = [row[prefix_len:] for row in rows[start : start + size]]
-            width = max(map(len, part))
-            input_ids = torch.full((len(part), width), self.prompt_format.pad_id, dtype=torch.long)
-            mask = torch.zeros((len(part), width), dtype=torch.long)
-            for index, row in enumerate(part):
-                input_ids[index, width - len(row) :] = torch.tensor(row)
-                mask[index, width - len(row) :] = 1
-            mask = mask.to(self.device)
-            positions = (mask.cumsum(1) - 1).clamp(min=0) + prefix_len
-            if prefix is None:
-                state = RowCache(_growing_cache(), mask)
-            else:
-                state = prefix.repeated(len(part))
-                state.mask = torch.cat([state.mask, mask], dim=1)
-            hidden.append(self._forward(input_ids.to(self.device), state.mask, positions, state.cache))
-            caches.append(state)
-        return torch.cat(hidden), RowCache.joined(caches)
-
-    def _forward(self, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Feed `[B, T]` tokens; return the last hidden states `[B, H]`."""
-        output = self.model.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state[:, -1]
-        return hidden
+    def _rows(self, index: int, prompt: Sequence[int], script: Script, num_samples: int) -> Iterator[Row]:
+        # Sampling is seeded by the prompt, not by its slot: a row is the same in any batch.
+        seed = hashlib.sha256(repr(list(prompt)).encode()).hexdigest()
+        for sample in range(num_samples):
+            generator = random.Random(f"{self.settings.seed}/{sample}/{seed}")
+            yield Row(script=script, owner=index, generator=generator)
 
     def _step(self, running: _Running) -> Iterator[tuple[int, Answer]]:
         """Decode one token of each row; yield the answers of the rows that it finishes."""
-        assert running.hidden is not None
-        logits = self._logits(running.hidden)
+        hidden = running.states.hidden
         closing = torch.tensor([row.closing_id for row in running.rows], device=self.device)
         generators = [row.generator for row in running.rows]
-        chosen = self._choose(self.grammar.constrained(logits, running.escaping, closing), generators)
+        chosen = self._choose(running.states.logits(), running.escaping, closing, generators)
         # After a backslash the same token (a quote and a comma, say) is part of the thought.
         closes = ((chosen == closing) & ~running.escaping).tolist()
         running.escaping = self.grammar.escaping_after(chosen, running.escaping)
         feed = chosen.tolist()
         for slot, row in enumerate(running.rows):
             if not row.done:
-                probabilities = partial(choice_probabilities, self.model.lm_head, running.hidden[slot])
+                probabilities = partial(choice_probabilities, self.model.lm_head, hidden[slot])
                 feed[slot] = row.next_token(feed[slot], closes[slot], probabilities)
                 if row.done:
                     yield row.owner, row.answer(self.prompt_format)
-        kept = [slot for slot, row in enumerate(running.rows) if not row.done]
-        if len(kept) < COMPACT_BELOW * len(running.rows):
-            running.select(kept)
-            feed = [feed[slot] for slot in kept]
-        state = running.state
-        if state is None:
-            return
-        tokens = torch.tensor(feed, device=self.device)[:, None]
-        positions = state.mask.sum(1, keepdim=True)
-        state.mask = functional.pad(state.mask, [0, 1], value=1)
-        running.hidden = self._forward(tokens, state.mask, positions, state.cache)
-        # A field starts outside any escape, even if the previous one was cut off inside one.
-        fresh = torch.tensor([not row.in_text for row in running.rows], device=self.device)
-        running.escaping = running.escaping & ~fresh
+        if running.num_left:
+            running.states.feed(torch.tensor(feed))
+            # A field starts outside any escape, even if the previous one was cut off inside one.
+            fresh = torch.tensor([not row.in_text for row in running.rows], device=self.device)
+            running.escaping = running.escaping & ~fresh
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits `[B, V]` for hidden states `[B, H]`."""
-        head = self.model.lm_head
-        if hidden.is_cuda or head.weight.dtype is not torch.float32 or head.bias is not None:
-            logits: Tensor = head(hidden).float()
-        else:  # with the large matrix first, the product takes half the time on a CPU, transposing included
-            logits = (head.weight @ hidden.t().float()).t().contiguous()
-        return logits
-
-    def _choose(self, logits: Tensor, generators: Sequence[random.Random]) -> Tensor:
+    def _choose(
+        self, logits: Tensor, escaping: Tensor, closing: Tensor, generators: Sequence[random.Random]
+    ) -> Tensor:
         """Choose tokens `[B]` from logits `[B, V]`: the most likely, or sampled with each row's generator."""
+        logits = self.grammar.constrain(logits, escaping, closing)
         if self.settings.temperature <= 0:
-            return logits.argmax(-1)
+            return _argmax(logits)
+        logits = logits.float()
         probabilities = (logits / self.settings.temperature).softmax(-1)
         if self.settings.top_p < 1:
             ordered, indices = probabilities.sort(-1, descending=True)
@@ -254,106 +213,62 @@ class Decoder:
         return (probabilities / times).argmax(-1)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Running:
-    """The running rows and their state, slot by slot."""
-
-    escaping: Tensor
-    rows: list[Row] = field(default_factory=list)
-    hidden: Tensor | None = None
-    state: RowCache | None = None
-
-    def append(self, hidden: Tensor, state: RowCache) -> None:
-        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
-        self.state = state if self.state is None else RowCache.joined([self.state, state])
-        self.escaping = torch.cat([self.escaping, self.escaping.new_zeros(len(hidden))])
-
-    def select(self, kept: Sequence[int]) -> None:
-        self.rows = [self.rows[slot] for slot in kept]
-        slots = torch.tensor(kept, dtype=torch.long, device=self.escaping.device)
-        self.escaping = self.escaping[slots]
-        if not kept:
-            self.hidden = self.state = None
-        elif self.state is not None:
-            self.state.select(slots)
-
-
-def _growing_cache() -> Any:
-    """Return an empty cache of transformers whose layers grow by `SPARE_COLUMNS` at a time."""
-    from transformers.cache_utils import Cache, DynamicLayer
-
-    class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-                self.key_buffer, self.value_buffer = self.keys, self.values
-            self.key_buffer, self.keys = _append(self.key_buffer, self.keys, key_states)
-            self.value_buffer, self.values = _append(self.value_buffer, self.values, value_states)
-            return self.keys, self.values
-
-    return Cache(layer_class_to_replicate=GrowingLayer)
-
-
-def _append(buffer: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Append `new` to `kept`, in place if it is the start of `buffer` and fits, else in a larger copy.
-
-    All are `[B, heads, columns, D]`; `kept` is no longer the start of `buffer` once rows left or entered.
-    Returns the over-allocated buffer, and a view of its columns in use.
-    """
-    length, width = kept.shape[2], kept.shape[2] + new.shape[2]
-    in_place = buffer.shape[0] == kept.shape[0] and buffer.data_ptr() == kept.data_ptr()
-    if not in_place or buffer.shape[2] < width or not length:
-        buffer = new.new_empty(*new.shape[:2], width + SPARE_COLUMNS, new.shape[3])
-        buffer[:, :, :length] = kept
-    buffer[:, :, length:width] = new
-    return buffer, buffer[:, :, :width]
-
-
 @dataclass(slots=True)
-class RowCache:
-    """The cache of B rows of one width; masked padding may precede or interrupt a row."""
+class _Running:
+    """The rows slot by slot: their progress and the model's state; a finished row's slot goes to another."""
 
-    cache: Any  # a cache of transformers; keys and values are `[B, heads, T, D]`
-    mask: Tensor  # `[B, T]`, 1 for a token, 0 for padding
+    states: Rows | TransformersRows
+    escaping: Tensor  # [slots]: true if a backslash is open
+    rows: list[Row] = field(default_factory=list)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows in this order, repeats allowed; drop columns that are padding in all of them."""
-        mask = self.mask[rows]
-        used = torch.nonzero(mask.any(0)).squeeze(1)
-        all_used = len(used) == mask.shape[1]  # avoids a second copy
-        self.mask = mask if all_used else mask[:, used]
-        for layer in self.cache.layers:
-            keys, values = layer.keys[rows], layer.values[rows]
-            layer.keys, layer.values = (keys, values) if all_used else (keys[:, :, used], values[:, :, used])
+    @property
+    def num_left(self) -> int:
+        return sum(not row.done for row in self.rows)
 
-    def repeated(self, num_rows: int) -> RowCache:
-        """Return a new cache of `num_rows` rows, each a copy of this one's single row."""
-        cache = _growing_cache()
-        for number, layer in enumerate(self.cache.layers):
-            keys, values = (part.expand(num_rows, -1, -1, -1) for part in (layer.keys, layer.values))
-            cache.update(keys, values, number)
-        return RowCache(cache, self.mask.expand(num_rows, -1))
+    def enter(self, suffixes: Sequence[Sequence[int]], rows: Sequence[Row]) -> None:
+        """Put rows into the slots of finished ones and into new slots; several may share a suffix."""
+        free = [slot for slot, row in enumerate(self.rows) if row.done][: len(rows)]
+        slots = [*free, *range(len(self.rows), len(self.rows) + len(rows) - len(free))]
+        self.states.enter(suffixes, slots)
+        self.rows += rows[: len(rows) - len(free)]  # any rows, to lengthen the list
+        for slot, row in zip(slots, rows, strict=True):
+            self.rows[slot] = row
+        self.escaping = functional.pad(self.escaping, [0, len(self.rows) - len(self.escaping)])
+        self.escaping[slots] = False
 
-    @classmethod
-    def joined(cls, parts: Sequence[RowCache]) -> RowCache:
-        """Join the rows of all parts in one cache, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        width = max(part.mask.shape[1] for part in parts)
-        mask = torch.cat([_left_padded(part.mask, width, dim=1) for part in parts])
-        cache = parts[0].cache
-        for number, layer in enumerate(cache.layers):
-            alike = [part.cache.layers[number] for part in parts]
-            layer.keys = torch.cat([_left_padded(one.keys, width, dim=2) for one in alike])
-            layer.values = torch.cat([_left_padded(one.values, width, dim=2) for one in alike])
-        return cls(cache, mask)
+    def drop_finished(self) -> None:
+        kept = [slot for slot, row in enumerate(self.rows) if not row.done]
+        self.rows = [self.rows[slot] for slot in kept]
+        self.escaping = self.escaping[kept]
+        self.states.keep(kept)
 
 
-def _left_padded(values: Tensor, width: int, *, dim: int) -> Tensor:
-    """Pad with zeros on the left along `dim`, up to `width`."""
-    missing = width - values.shape[dim]
-    return functional.pad(values, [0, 0] * (values.dim() - 1 - dim) + [missing, 0]) if missing else values
+def _cut(indices: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Cut `indices` of rows into parts of at most `PREFILL_TOKENS` padded tokens, or of one row."""
+    part: list[int] = []
+    width = 0
+    for index in indices:
+        width = max(width, len(rows[index]))
+        if part and width * (len(part) + 1) > PREFILL_TOKENS:
+            yield part
+            part, width = [], len(rows[index])
+        part.append(index)
+    if part:
+        yield part
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """Return `[B]`: where the first largest of each row of `[B, V]` is.
+
+    torch's `argmax` is not vectorised on a CPU and takes ten times as long.
+    """
+    num_rows, size = values.shape
+    if size % ARGMAX_BLOCK:
+        return values.argmax(-1)
+    blocks = values.view(num_rows, -1, ARGMAX_BLOCK)
+    best = blocks.amax(-1).argmax(-1)
+    inside = blocks[torch.arange(num_rows, device=values.device), best].argmax(-1)
+    return best * ARGMAX_BLOCK + inside
 
 
 def choice_probabilities(head: Any, hidden: Tensor, ids: Sequence[int]) -> Tensor:

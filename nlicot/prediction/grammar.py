@@ -150,8 +150,8 @@ class ThoughtGrammar:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def constrained(self, logits: Tensor, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
-        """Return the logits `[B, V]` with -inf for tokens that may not come next.
+    def constrain(self, logits: Tensor, escaping: Tensor, closing: Tensor | None = None) -> Tensor:
+        """Set the logits `[B, V]` of tokens that may not come next to -inf, in place; return them.
 
         Args:
             logits: `[B, V]`.
@@ -160,16 +160,18 @@ class ThoughtGrammar:
         """
         if closing is None:
             closing = torch.full_like(escaping, self.closing_ids[0], dtype=torch.long)
-        constrained = logits + self.masks[0]
-        if bool(escaping.any()):
-            constrained[escaping] = logits[escaping] + self.masks[1]
+        outside, inside = self.masks.to(logits.dtype)
         index = closing[:, None]
-        ends = torch.where(escaping[:, None], constrained.gather(1, index), logits.gather(1, index))
-        return constrained.scatter_(1, index, ends)
+        ends = logits.gather(1, index)
+        escaped = logits[escaping] + inside
+        logits += outside
+        logits[escaping] = escaped
+        ends = torch.where(escaping[:, None], logits.gather(1, index), ends)
+        return logits.scatter_(1, index, ends)
 
     def mask(self, escaping: Tensor) -> Tensor:
         """Return `[B, V]` to add to logits: 0 if a token may come next, else -inf."""
-        return self.constrained(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping)
+        return self.constrain(self.masks.new_zeros(len(escaping), self.masks.shape[1]), escaping)
 
     def escaping_after(self, tokens: Tensor, escaping: Tensor) -> Tensor:
         """Return `[B]`: whether a backslash is open after these tokens."""

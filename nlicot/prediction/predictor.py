@@ -78,7 +78,7 @@ class Predictor:
         return by_length(
             [example.id for example in examples],
             [self.encode(example.premise, example.hypothesis) for example in examples],
-            batch_size=self.decoder.settings.batch_size,
+            batch_size=self.decoder.batch_size,
             rank=rank,
             world_size=world_size,
         )

@@ -112,6 +112,21 @@ def test_batched_is_the_same_as_one_by_one(model: Any, prompt_format: PromptForm
         assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "votes": 2}], ids=str)
+@pytest.mark.parametrize("form", Form)
+def test_own_forward_pass_says_what_that_of_transformers_says(
+    form: Form, settings: dict[str, Any], bundled: Any, prompt_format: PromptFormat
+) -> None:
+    prompts = _prompts(prompt_format, form=form, num=6)
+    plain, own = (
+        _decode(bundled, prompt_format, prompts, form=form, fast=fast, batch_size=4, **settings)
+        for fast in (False, True)
+    )
+    assert [_said(found) for found in own] == [_said(found) for found in plain]
+    for found, expected in zip(own, plain, strict=True):
+        assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
+
+
 @torch.inference_mode()
 def _reference(model: Any, prompt_format: PromptFormat, prompt: list[int]) -> tuple[str, str, float]:
     """Thought, status and p(entailment): the whole row through the model for every token, no cache."""
