@@ -1,21 +1,25 @@
 """Turn a command's flags and YAML files into its settings: one parser for every command.
 
 A setting has one name: the key in YAML (`label_map: entailment=1`), the flag (`--label_map entailment=1`;
-dashes are accepted for underscores) and the name in messages.
+dashes are accepted for underscores) and the name in messages. A number's type says what values it may have:
+they are checked before anything is read or loaded, and messages and `--help` take their words from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import itertools
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import register_type
@@ -25,10 +29,65 @@ from nlicot.data.pairs import ColumnNames, LabelMap
 from nlicot.errors import ConfigError
 from nlicot.prompts import read_definitions
 
+NUM_BITS = 63
+"""Whole numbers of more bits fit neither a tensor nor a journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The values that a setting may have, and the words for them."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+PositiveInt: TypeAlias = Annotated[int, Constraint("a whole number, 1 or more", lambda value: value >= 1)]
+NonNegativeInt: TypeAlias = Annotated[int, Constraint("a whole number, 0 or more", lambda value: value >= 0)]
+JudgeScore: TypeAlias = Annotated[
+    int, Constraint("a whole number from 1 to 5", lambda value: 1 <= value <= 5)
+]
+UpToThousand: TypeAlias = Annotated[
+    int, Constraint("a whole number from 1 to 1000", lambda value: 1 <= value <= 1000)
+]
+Limit: TypeAlias = Annotated[
+    int, Constraint("a whole number, 1 or more, or -1 for no limit", lambda value: value == -1 or value >= 1)
+]
+Seed: TypeAlias = Annotated[
+    int, Constraint("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+]
+PositiveFloat: TypeAlias = Annotated[float, Constraint("a number above 0", lambda value: value > 0)]
+NonNegativeFloat: TypeAlias = Annotated[float, Constraint("a number, 0 or more", lambda value: value >= 0)]
+Proportion: TypeAlias = Annotated[float, Constraint("a number from 0 to 1", lambda value: 0 <= value <= 1)]
+OpenProportion: TypeAlias = Annotated[
+    float, Constraint("a number between 0 and 1", lambda value: 0 < value < 1)
+]
+Dropout: TypeAlias = Annotated[float, Constraint("a number from 0, below 1", lambda value: 0 <= value < 1)]
+TopP: TypeAlias = Annotated[float, Constraint("a number above 0, at most 1", lambda value: 0 < value <= 1)]
+MAX_DEVICES = 4096
+Devices: TypeAlias = Annotated[
+    int | list[int] | str,
+    Constraint(
+        "auto, -1 for all, a number of devices, or their indices such as 0,1",
+        lambda value: value == "auto" or _are_devices(value),
+    ),
+]
+NumBatches: TypeAlias = Annotated[
+    int | float,
+    Constraint(
+        "a number of batches, or a proportion from 0.0 to 1.0",
+        lambda value: _are_batches(value) or value == 0,
+    ),
+]
+BatchInterval: TypeAlias = Annotated[
+    int | float | str | dict[str, int],
+    Constraint(
+        "a number of batches, a proportion above 0.0 and up to 1.0, or a time such as 00:00:30:00",
+        lambda value: isinstance(value, str | dict) or _are_batches(value),
+    ),
+]
+
 KINDS = {
     "int": "a whole number",
-    "PositiveInt": "a whole number, 1 or more",
-    "NonNegativeInt": "a whole number, 0 or more",
     "float": "a number",
     "bool": "true or false",
     "str": "text",
@@ -40,6 +99,7 @@ KINDS = {
     "Names": "NAME,NAME",
 }
 """Types as messages and `--help` name them."""
+UNRECOGNIZED = "unrecognized arguments: "
 _GROUP_FILE_HELP = "Path to a configuration file."
 
 
@@ -79,6 +139,8 @@ class _HelpFormatter(DefaultHelpFormatter):
         return "a YAML file with both" if action.dest == "definitions" else super()._get_help_string(action)
 
     def _get_type_str(self, action: argparse.Action) -> str | None:
+        if constraint := self._parser.constraints.get(action.dest):
+            return constraint.words
         is_listed = str(action.metavar).startswith("{")  # with its values, after the flag
         name = None if is_listed else super()._get_type_str(action)
         return name and _kind(name).removesuffix(" or null")
@@ -108,6 +170,7 @@ class CommandParser(ArgumentParser):
         self._command, self._sections, self._file_settings = command, sections, file_settings
         self._own_page, self._page = own_page, ""
         self._repeated: set[str] = set()
+        self._field_constraints: dict[str, Constraint] = {}
         if not command:  # jsonargparse makes parsers of this class for the arguments of a class path
             super().__init__(**parser_options)
             return
@@ -123,6 +186,12 @@ class CommandParser(ArgumentParser):
         add = self.add_argument
         add("--config", action="config", help="a YAML file of settings; later files win")
         add("--print_config", type=bool, default=False, help="print the settings as YAML, and stop")
+
+    def add_class_arguments(self, settings_class: type, prefix: str | None = None, **options: Any) -> Any:
+        """Add the fields of a class as settings; jsonargparse drops the constraints of their types."""
+        if self._command:
+            self._field_constraints |= constraints_of(settings_class, f"{prefix}." if prefix else "")
+        return super().add_class_arguments(settings_class, prefix, **options)
 
     def add_repeated(self, name: str, group: Any = None, **options: Any) -> None:
         """Add a flag that may be given several times, or as a list in a file.
@@ -160,9 +229,14 @@ class CommandParser(ArgumentParser):
         try:
             found = self.parse_args([f"--config={json.dumps(merged)}", *flags] if merged else flags)
         except (argparse.ArgumentError, TypeError, KeyError) as error:
-            raise ConfigError(worded(error)) from None
+            message = worded(error, self.constraints)
+            if message.startswith(UNRECOGNIZED):
+                value = message.removeprefix(UNRECOGNIZED)
+                message = f"found {value!r}, expected flags such as --config FILE; see {self.prog} --help"
+            raise ConfigError(message) from None
         found.pop("config", None)
         print_config = found.pop("print_config")
+        check_numbers(vars(found.as_flat()), self.constraints)
         check(found)
         if print_config:
             self.instantiate(found)
@@ -186,6 +260,12 @@ class CommandParser(ArgumentParser):
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         return _HelpFormatter(self)
+
+    @property
+    def constraints(self) -> dict[str, Constraint]:
+        """The constraint of each setting that has one."""
+        found = {name: constraint_of(_type_of(action)) for name, action in self._settings().items()}
+        return self._field_constraints | {name: each for name, each in found.items() if each is not None}
 
     def knows(self, name: str) -> bool:
         """Return whether a setting, or a group of settings, has this dotted name."""
@@ -220,10 +300,13 @@ class CommandParser(ArgumentParser):
         actions = self._settings()
         flags: list[str] = []
         files: list[tuple[str, Path]] = []
-        mapping, remaining = "", list(args)
+        takes_others = any(not action.option_strings for action in self._actions)
+        mapping, switch, remaining = "", "", list(args)
         while remaining:
             arg = remaining.pop(0)
             if not arg.startswith("--") or arg == "--":
+                if switch and not takes_others:
+                    raise ConfigError(f"--{switch}: found {arg!r}, expected true, false or no value")
                 is_item = mapping and not arg.startswith("{")
                 if is_item and not re.match("[^=]+=", arg):
                     raise ConfigError(f"--{mapping}: found {arg!r}, expected NAME=VALUE")
@@ -234,13 +317,16 @@ class CommandParser(ArgumentParser):
             name = self._file_settings.get(name, name)
             if name not in ("help", "config") and not self.knows(name.removesuffix("+")):
                 raise self._unknown(name, typed)
-            kind, mapping = _type_of(actions.get(name)), ""
+            kind, mapping, switch = _type_of(actions.get(name)), "", ""
+            if kind in (Path, Path | None) and (value if equals else "".join(remaining[:1] or "-")) == "":
+                raise ConfigError(f"--{name}: found '', expected a path")
             if name == "config" or (name == "definitions" and "definitions.entailment" in actions):
                 if not equals and not remaining:
                     raise ConfigError(f"--{name} needs a file name")
                 files.append((name, Path(value if equals else remaining.pop(0))))
-            elif not equals and kind is bool and remaining[:1] not in (["true"], ["false"]):
+            elif not equals and kind in (bool, bool | None) and remaining[:1] not in (["true"], ["false"]):
                 flags.append(f"--{name}=true")
+                switch = name
             elif not equals and typing.get_origin(kind) is dict:
                 if not remaining or remaining[0].startswith("--"):
                     raise ConfigError(f"--{name} needs NAME=VALUE")
@@ -306,8 +392,10 @@ def _leaf_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def worded(error: Exception) -> str:
+def worded(error: Exception, constraints: Mapping[str, Constraint] = MappingProxyType({})) -> str:
     """Put a parser's message into one line: the flag, the value that was found, and what was expected.
+
+    `constraints` have better words for numbers than their type's.
 
     >>> worded(TypeError("Parser key \\"data.seed\\":\\n  Expected a <class 'int'>. Got value: x"))
     "--data.seed: found 'x', expected a whole number"
@@ -319,6 +407,11 @@ def worded(error: Exception) -> str:
     own = re.search(r"Errors: - (?!Expected |Not of |invalid literal )(.+?) - Expected a <class", message)
     if own:
         return flag + re.sub(r"^--[\w.]+: ", "", own[1]) if flag else own[1]
+    if "Unable to load config" in message:  # a value for a group of settings
+        file = re.search(r"Unable to load config ['\"](.*?)['\"]", message)
+        return f"{flag}found {file[1] if file else ''!r}, expected one of its settings: {flag[:-2]}.NAME"
+    if message.endswith(("expected one argument", "expected at least one argument")):
+        return f"{flag}found no value, expected one"
     value = re.search(
         r"(?:Got|Given) value: ?(.*?)$|: (\S+) does not conform|invalid literal .*?: '(.*?)'", message
     )
@@ -327,6 +420,8 @@ def worded(error: Exception) -> str:
         return flag + re.sub(r"^.*?(?:Parser key \"[\w.]+\"|argument --[\w.]+): ", "", message)
     found = next((each for each in value.groups() if each), "").strip("'\"")
     expected = " or ".join(dict.fromkeys(map(_kind, kinds))).removesuffix(" or null")
+    if " or " not in expected and name[1] in constraints:
+        expected = constraints[name[1]].words
     return f"{flag}found {found!r}, expected {expected}"
 
 
@@ -340,3 +435,54 @@ def _kind(name: str) -> str:
         return f"one of {name[15:-1].replace(chr(39), '')}"
     parts = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name).replace("NoneType", "null").split(" | ")
     return " or ".join(KINDS.get(part, part) for part in parts)
+
+
+def constraint_of(kind: Any) -> Constraint | None:
+    """Return the constraint in a type, also in one of a union's."""
+    own = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Constraint)]
+    others = map(constraint_of, typing.get_args(kind))
+    return next(filter(None, [*own, *others]), None)
+
+
+def constraints_of(settings: type | Callable[..., Any], prefix: str = "") -> Iterator[tuple[str, Constraint]]:
+    """Yield the dotted name and the constraint of each field of a class, or parameter, that has one."""
+    for name, kind in typing.get_type_hints(settings, include_extras=True).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from constraints_of(kind, f"{prefix}{name}.")
+        elif (constraint := constraint_of(kind)) is not None:
+            yield f"{prefix}{name}", constraint
+
+
+def check_numbers(values: Mapping[str, Any], constraints: Mapping[str, Constraint]) -> None:
+    """Refuse numbers that are not finite, too large, or against their constraint; raises `ConfigError`."""
+    for name, value in values.items():
+        if value is None or isinstance(value, bool):
+            continue
+        constraint = constraints.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            expected = constraint.words if constraint else "a finite number"
+        elif isinstance(value, int) and value.bit_length() > NUM_BITS:
+            expected = f"a whole number of at most {NUM_BITS} bits"
+        elif constraint and not constraint.allows(value):
+            expected = constraint.words
+        else:
+            continue
+        found = (
+            f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+            if isinstance(value, int)
+            else repr(value)
+        )
+        raise ConfigError(f"--{name}: found {found}, expected {expected}")
+
+
+def _are_batches(value: float) -> bool:
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
+def _are_devices(value: int | list[int] | str) -> bool:
+    if isinstance(value, int):
+        return value == -1 or 1 <= value <= MAX_DEVICES
+    indices = value.split(",") if isinstance(value, str) else list(map(str, value))
+    return all(map(str.isdecimal, indices)) and len(set(indices)) == len(indices) > 0

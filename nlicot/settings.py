@@ -10,9 +10,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt
-
 from nlicot.builders.base import Builder
+from nlicot.command_line import (
+    BatchInterval,
+    Devices,
+    Dropout,
+    Limit,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumBatches,
+    PositiveFloat,
+    PositiveInt,
+    Proportion,
+    Seed,
+    TopP,
+)
 from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import PairFormat
 from nlicot.errors import ConfigError
@@ -32,10 +44,16 @@ class LoraSettings:
         target_modules: names of the projections that get an adapter.
     """
 
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.05
+    r: PositiveInt = 32
+    alpha: PositiveInt = 64
+    dropout: Dropout = 0.05
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def __post_init__(self) -> None:
+        if not self.target_modules:
+            raise ConfigError(
+                "--model.lora.target_modules: found [], expected names such as [q_proj,k_proj,v_proj,o_proj]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +66,9 @@ class SegmentWeights:
         label_weight: weight of the label's token.
     """
 
-    thought_weight: float = 1.0
-    scaffold_weight: float = 1.0
-    label_weight: float = 1.0
+    thought_weight: NonNegativeFloat = 1.0
+    scaffold_weight: NonNegativeFloat = 1.0
+    label_weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +87,14 @@ class DecodingSettings:
         fast: on a CPU, decode Llama and Mistral models by nlicot's own forward pass; false: transformers'.
     """
 
-    batch_size: int | None = None
-    max_thought_tokens: int = 160
+    batch_size: PositiveInt | None = None
+    max_thought_tokens: PositiveInt = 160
     think: bool | None = None
     merge: bool = True
-    votes: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    votes: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0
+    top_p: TopP = 1.0
+    seed: Seed = 0
     fast: bool = True
 
 
@@ -109,10 +127,10 @@ class ModelSettings:
     gradient_checkpointing: bool = False
     compile_kernels: bool = True
     lora: LoraSettings = LoraSettings()
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
+    learning_rate: PositiveFloat = 2e-4
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_ratio: Proportion = 0.03
+    max_grad_norm: PositiveFloat = 1.0
     segment_weights: SegmentWeights = SegmentWeights()
     decoding: DecodingSettings = DecodingSettings()
 
@@ -157,19 +175,27 @@ class DataSettings:
     builder: Builder | str = "reflected"
     prompts: StudentPrompts | None = None
     allow_overlap: bool = False
-    effective_batch: int = 64
-    micro_batch_tokens: int = 2048
+    effective_batch: PositiveInt = 64
+    micro_batch_tokens: PositiveInt = 2048
     share_prefix: bool = True
-    max_length: int = 768
+    max_length: PositiveInt = 768
     over_budget: Literal["cut", "drop"] = "cut"
-    limit_train: int | None = None
-    limit_dev: int | None = None
+    limit_train: PositiveInt | None = None
+    limit_dev: PositiveInt | None = None
 
 
 SINGLE_FILES = tuple(
     each.name for each in fields(DataSettings) if each.name.startswith(("train_", "dev_", "test_"))
 )
 """Settings of `DataSettings` that replace one file of the data root."""
+
+
+MONITORED = (
+    *("dev/loss", "dev/loss_thought", "dev/loss_scaffold", "dev/loss_label"),
+    "dev/teacher_forced_label_accuracy",
+    *(f"dev_generated/{name}" for name in ("accuracy", "precision", "recall", "f1", "closed_share")),
+)
+"""Figures that `fit` measures, by their names in TensorBoard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +209,8 @@ class EarlyStoppingSettings:
     """
 
     monitor: str = "dev/loss"
-    min_delta: float = 0.0
-    patience: int = 3
+    min_delta: NonNegativeFloat = 0.0
+    patience: PositiveInt = 3
     verbose: bool = False
     mode: Literal["min", "max"] = "min"
     strict: bool = True
@@ -207,7 +233,7 @@ class CheckpointSettings:
 
     monitor: str = "dev/loss"
     mode: Literal["min", "max"] = "min"
-    every_n_steps: int = 50
+    every_n_steps: PositiveInt = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +246,9 @@ class GeneratedMetricsSettings:
         num_texts: number of generated thoughts shown in TensorBoard.
     """
 
-    every_n_epochs: int = 1
-    num_pairs: int = 200
-    num_texts: int = 5
+    every_n_epochs: NonNegativeInt = 1
+    num_pairs: PositiveInt = 200
+    num_texts: NonNegativeInt = 5
 
 
 Precision = Literal[
@@ -242,26 +268,26 @@ class TrainerSettings:
 
     accelerator: str | dict[str, Any] = "auto"
     strategy: str | dict[str, Any] = "auto"
-    devices: int | list[int] | str = "auto"
-    num_nodes: int = 1
+    devices: Devices = "auto"
+    num_nodes: PositiveInt = 1
     precision: Precision | None = None
     logger: Any = None
     callbacks: list[Any] | dict[str, Any] | str | None = None
-    fast_dev_run: bool | int = False
-    max_epochs: int | None = None
-    min_epochs: int | None = None
-    max_steps: int = -1
-    min_steps: int | None = None
+    fast_dev_run: bool | NonNegativeInt = False
+    max_epochs: Limit | None = None
+    min_epochs: NonNegativeInt | None = None
+    max_steps: Limit = -1
+    min_steps: NonNegativeInt | None = None
     max_time: str | dict[str, int] | None = None
-    limit_train_batches: int | float | None = None
-    limit_val_batches: int | float | None = None
-    limit_test_batches: int | float | None = None
-    limit_predict_batches: int | float | None = None
-    overfit_batches: int | float = 0.0
-    val_check_interval: int | float | str | dict[str, int] | None = None
-    check_val_every_n_epoch: int | None = 1
+    limit_train_batches: NumBatches | None = None
+    limit_val_batches: NumBatches | None = None
+    limit_test_batches: NumBatches | None = None
+    limit_predict_batches: NumBatches | None = None
+    overfit_batches: NumBatches = 0.0
+    val_check_interval: BatchInterval | None = None
+    check_val_every_n_epoch: PositiveInt | None = 1
     num_sanity_val_steps: int | None = None
-    log_every_n_steps: int | None = None
+    log_every_n_steps: NonNegativeInt | None = None
     enable_checkpointing: bool | None = None
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
@@ -277,7 +303,7 @@ class TrainerSettings:
     barebones: bool = False
     plugins: Any = None
     sync_batchnorm: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
+    reload_dataloaders_every_n_epochs: NonNegativeInt = 0
     default_root_dir: str | None = None
     enable_autolog_hparams: bool = True
     model_registry: str | None = None
@@ -287,6 +313,16 @@ class TrainerSettings:
             raise ConfigError(
                 f"--trainer.accumulate_grad_batches: found {self.accumulate_grad_batches}, expected 1; "
                 "set --data.effective_batch instead"
+            )
+        if self.gradient_clip_val is not None:
+            raise ConfigError(
+                f"--trainer.gradient_clip_val: found {self.gradient_clip_val:g}, expected null; "
+                "set --model.max_grad_norm instead"
+            )
+        if self.max_epochs == -1 and self.max_steps == -1:
+            raise ConfigError(
+                "--trainer.max_epochs: found -1 without --trainer.max_steps, expected one of them to end "
+                "training: the learning rate falls to 0 until then"
             )
 
 
@@ -307,7 +343,7 @@ class RunSettings(PairFormat):
         checkpoints_root: folder of all runs.
     """
 
-    seed_everything: int = 0
+    seed_everything: Seed = 0
     root: Path = SAMPLE
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
     model: ModelSettings = ModelSettings()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from nlicot import completion
+from nlicot.command_line import JudgeScore, PositiveInt, constraints_of
 from nlicot.completion import Form
 from nlicot.errors import ConfigError
 from nlicot.prompts import StudentPrompts
@@ -87,14 +88,22 @@ class Builder(ABC):
     def __init__(
         self,
         balance: bool = False,
-        max_thought_words: int | None = None,
-        min_score: int | None = None,
+        max_thought_words: PositiveInt | None = None,
+        min_score: JudgeScore | None = None,
         prefer: str = "first",
         seed: int = 0,
-        max_thought_tokens: int | None = None,
+        max_thought_tokens: PositiveInt | None = None,
     ) -> None:
         if prefer not in ("first", "shortest"):
             raise ValueError(f"prefer: found {prefer!r}, expected 'first' or 'shortest'")
+        limits = {
+            "max_thought_words": max_thought_words,
+            "min_score": min_score,
+            "max_thought_tokens": max_thought_tokens,
+        }
+        for name, constraint in constraints_of(Builder.__init__):
+            if limits[name] is not None and not constraint.allows(limits[name]):
+                raise ValueError(f"{name}: found {limits[name]}, expected {constraint.words}")
         self.balance = balance
         self.max_thought_words = max_thought_words
         self.min_score = min_score

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlicot.command_line import CommandParser
+from nlicot.command_line import CommandParser, OpenProportion
 from nlicot.data.atomic_write import refuse_overwriting, write_csv
 from nlicot.data.pairs import DEFAULT_FORMAT, PairFormat, labelled_pairs_shown, read_examples
 from nlicot.data.root import DataRoot
@@ -38,8 +38,6 @@ def split_examples(examples: Sequence[Example], dev: float, seed: int) -> Split:
     Premises are visited in an order shuffled by `seed`; each one that brings the counts per label closer to
     the target is taken. The same arguments give the same split on every machine.
     """
-    if not 0 < dev < 1:
-        raise ConfigError(f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1")
     labels_of: dict[str, Counter[int | None]] = {}
     for example in examples:
         labels_of.setdefault(_premise_key(example), Counter())[example.label] += 1
@@ -123,7 +121,7 @@ def main(args: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("pairs", type=Path, metavar="PAIRS.csv", help="a file with the columns premise,hypothesis,label[,id]")
-    add("--dev", type=float, default=0.1, help="proportion of the pairs that go to dev")
+    add("--dev", type=OpenProportion, default=0.1, help="proportion of the pairs that go to dev")
     add("--seed", type=int, default=0, help="seed of the split")
     add("--out", type=Path, default=Path("data"), help="the data root to write to")
     add("--overwrite", type=bool, default=False, help="replace an earlier split")

@@ -70,10 +70,11 @@ def choose(base: str, fallback: str | None, *, on_sample: bool, device: DeviceSt
     """Return `base`, or `fallback` on the sample data without an NVIDIA device.
 
     Raises:
-        ModelError: this machine cannot run the hub model `base`.
+        ModelError: `base` is neither a folder nor a hub name, or this machine cannot run the hub model.
     """
     if base == BUNDLED or Path(base).expanduser().is_dir():
         return base
+    _check_hub_name(base)
     device = device or device_state()
     if device is DeviceState.CUDA:
         return base
@@ -108,11 +109,15 @@ def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
         if not (folder / CONFIG_FILE).is_file():
             raise ModelError(f"--model.base {base}: the folder has no {CONFIG_FILE}; pass a model's folder")
         return ResolvedBase(name=str(folder.resolve()), folder=folder)
+    _check_hub_name(base)
+    return ResolvedBase(name=base, folder=_hub_folder(base, weights))
+
+
+def _check_hub_name(base: str) -> None:
     if base.startswith(("/", ".", "~")) or base.count("/") != 1:
         raise ModelError(
             f"--model.base: found no folder {base!r}, expected bundled, a folder or a hub name (owner/model)"
         )
-    return ResolvedBase(name=base, folder=_hub_folder(base, weights))
 
 
 def _hub_folder(name: str, weights: bool) -> Path:

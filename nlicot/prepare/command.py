@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from nlicot.builders import BUILDERS, builder_name, find_builder
 from nlicot.builders.base import Builder, build_report
-from nlicot.command_line import CommandParser, Names
+from nlicot.command_line import CommandParser, Names, PositiveInt
 from nlicot.data.atomic_write import refuse_overwriting, write_jsonl
 from nlicot.data.pairs import PairFormat, read_examples
 from nlicot.data.root import DataRoot, working_root
@@ -45,8 +45,6 @@ def main(args: Sequence[str]) -> int:
     builder = find_builder(settings.builder, settings.builder_args, flag="--builder")
     definitions = LabelDefinitions(**settings.definitions.as_dict())
     prompts = StudentPrompts(definitions=definitions)
-    if settings.limit is not None and settings.limit < 1:
-        raise ConfigError(f"--limit: found {settings.limit}, expected a whole number, 1 or more")
     name = builder_name(builder)
     splits = settings.split or _complete_splits(root, builder)
     if settings.out and len(splits) > 1:
@@ -126,7 +124,7 @@ def _parser() -> CommandParser:
     parser.add_class_arguments(LabelDefinitions, "definitions")
     parser.add_class_arguments(PairFormat)
     add("--shuffle_seed", type=int, default=None, help="shuffle with this seed (default: no shuffling)")
-    add("--limit", type=int, default=None, help="only the first N examples, after shuffling")
+    add("--limit", type=PositiveInt | None, default=None, help="only the first N examples, after shuffling")
     add("--out", type=Path, default=None, help="write to this file; needs a single --split")
     add("--overwrite", type=bool, default=False, help="replace an earlier file")
     return parser

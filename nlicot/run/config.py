@@ -21,6 +21,7 @@ from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.run.folder import BEST, CONFIG, SLURM_JOB, check_new_run, read_summary, run_file
 from nlicot.settings import (
+    MONITORED,
     SINGLE_FILES,
     FitSettings,
     InspectSettings,
@@ -98,16 +99,11 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     settings = FitSettings(**vars(parser.instantiate(found)))
     if settings.resume and not resumed:
         raise ConfigError(f"--resume: found it in a YAML file, expected the flag --resume {settings.resume}")
-    for name in ("max_epochs", "max_steps", "limit_train_batches"):
-        if getattr(settings.trainer, name) == 0:
-            raise ConfigError(f"--trainer.{name}: found 0, expected 1 or more: nothing would be trained")
-    if not settings.generated_metrics.every_n_epochs:
-        for name, group in (("checkpoint", settings.checkpoint), ("early_stopping", settings.early_stopping)):
-            if group.monitor.startswith("dev_generated/"):
-                raise ConfigError(
-                    f"--{name}.monitor: found {group.monitor!r}, which --generated_metrics.every_n_epochs 0 "
-                    "turns off"
-                )
+    if settings.trainer.limit_train_batches == 0:
+        raise ConfigError(
+            "--trainer.limit_train_batches: found 0, expected 1 or more: nothing would be trained"
+        )
+    _check_monitors(settings)
     _check_builder(settings)
     changes = _changes(parser.parse([], **base), found) if resumed else {}
     refused = [
@@ -136,6 +132,16 @@ def _is_requeued(folder: Path) -> bool:
     """Return whether SLURM has started this job again, and its earlier start made this run."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return restarts != "0" and folder.is_dir() and read_summary(folder).get(SLURM_JOB) == slurm_job()
+
+
+def _check_monitors(settings: FitSettings) -> None:
+    for name, group in (("checkpoint", settings.checkpoint), ("early_stopping", settings.early_stopping)):
+        found = f"--{name}.monitor: found {group.monitor!r}"
+        # Callbacks of the user may log other figures.
+        if group.monitor not in MONITORED and not settings.trainer.callbacks:
+            raise ConfigError(f"{found}, expected one of {', '.join(MONITORED)}")
+        if group.monitor.startswith("dev_generated/") and not settings.generated_metrics.every_n_epochs:
+            raise ConfigError(f"{found}, which --generated_metrics.every_n_epochs 0 turns off")
 
 
 def _changes(earlier: Namespace, found: Namespace) -> dict[str, tuple[str, str]]:

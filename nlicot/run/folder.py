@@ -38,9 +38,9 @@ LONGEST_NAME = 255
 def check_new_run(name: str | None, root: Path) -> None:
     """Refuse a run whose folder cannot be made in `root`, before any work is done."""
     check_folder(root, label=f"--checkpoints_root {root}")
-    if not name or os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made the folder
+    if name is None or os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made the folder
         return
-    if Path(name).name != name or name == ".." or len(os.fsencode(name)) > LONGEST_NAME:
+    if not name or Path(name).name != name or name == ".." or len(os.fsencode(name)) > LONGEST_NAME:
         shown = name if len(name) <= LONGEST_NAME else f"{name[:40]}..."
         raise ConfigError(
             f"--run {shown}: expected the name of a folder, without '/' and of at most {LONGEST_NAME} bytes "

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, register_type
+from jsonargparse.typing import register_type
 
-from nlicot.command_line import CommandParser, Names
+from nlicot.command_line import (
+    CommandParser,
+    Names,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TopP,
+    UpToThousand,
+)
 from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.data.pairs import LabelMap, PairFormat
 from nlicot.data.rows import shown
@@ -89,24 +98,25 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     backends = Literal.__getitem__(tuple(BACKENDS))
     add("--backend", type=backends, default="mistral", help="how the model is reached")
     add("--server_url", type=str | None, help="an OpenAI-compatible server, such as http://localhost:8000")
+    add("--send_key", type=bool | None, help="send the key to any server, or to none; asked for if in doubt")
     add("--model", type=str | None, help="name on the server; for `local` a base model or a run's folder")
     add("--next_models", type=Names, default=Names(), help="asked in turn if --model gives no valid answer")
-    add("--temperature", type=float | None, help="sampling temperature")
-    add("--top_p", type=float | None, help="nucleus sampling")
+    add("--temperature", type=NonNegativeFloat | None, help="sampling temperature")
+    add("--top_p", type=TopP | None, help="nucleus sampling")
     add("--max_tokens", type=PositiveInt, default=512, help="token budget of one answer")
-    add("--seed", type=int | None, help="seed sent with each request")
+    add("--seed", type=NonNegativeInt | None, help="seed sent with each request")
     text = "a field of every request, in JSON; null leaves it out; repeat for more"
     parser.add_repeated("request_field", teacher, metavar="NAME=VALUE", help=text)
 
     add = parser.add_argument_group("limits and cost").add_argument
     add("--dry_run", type=bool, default=False, help="count requests, tokens and dollars; send nothing")
-    add("--budget", type=float | None, help="spending cap in dollars")
+    add("--budget", type=NonNegativeFloat | None, help="spending cap in dollars")
     add("--price", type=Price | None, help="INPUT,OUTPUT in dollars per million tokens")
     add("--prices", type=Path | None, help="use your own price table, a YAML file")
-    add("--concurrency", type=PositiveInt, default=16, help="maximum number of requests in flight")
-    add("--requests_per_minute", type=float | None, help="by default what the server announces")
-    add("--tokens_per_minute", type=float | None, help="by default what the server announces")
-    add("--timeout", type=float, default=120.0, help="seconds to wait for one answer")
+    add("--concurrency", type=UpToThousand, default=16, help="maximum number of requests in flight")
+    add("--requests_per_minute", type=PositiveFloat | None, help="by default what the server announces")
+    add("--tokens_per_minute", type=PositiveFloat | None, help="by default what the server announces")
+    add("--timeout", type=PositiveFloat, default=120.0, help="seconds to wait for one answer")
 
     add = parser.add_argument_group("journal").add_argument
     add("--retry_failures", type=bool, default=False, help="retry pairs whose answers were unusable")
@@ -115,7 +125,7 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
 
     if stage == "generate":
         add = parser.add_argument_group("thoughts").add_argument
-        add("--samples", type=PositiveInt, default=1, help="thoughts per pair")
+        add("--samples", type=UpToThousand, default=1, help="thoughts per pair")
         kinds = Literal["initial_generation", "relation"]
         add("--prompt_type", type=kinds, default="initial_generation", help="ask for a label or a relation")
         add("--relation_map", type=LabelMap | None, help="entailment=1,neutral=1,contradiction=0")
@@ -134,6 +144,9 @@ def _check(stage: str, settings: Namespace) -> None:
         return
     if not settings.model:
         raise ConfigError("--model: found none, expected the teacher's name (or give it in a --config file)")
+    for name in ("ids", "split"):
+        if settings[name] == ():
+            raise ConfigError(f"--{name}: found none, expected at least one name, or leave the flag out")
     endpoint(settings.backend, settings.server_url)
     load_prices(settings.prices)
     if fields := request_fields(settings):

@@ -18,6 +18,7 @@ from signal import Signals
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -73,6 +74,7 @@ def fit(command: FitCommand) -> int:
     settings = command.settings
     seed_everything(settings.seed_everything, workers=True, verbose=False)
     arguments = trainer_arguments(settings.trainer)
+    check_trainer(settings, arguments)
     data = RunData(settings)
     data.announce_sample()
 
@@ -240,6 +242,25 @@ def trainer_arguments(settings: TrainerSettings) -> dict[str, Any]:
         raise ConfigError(worded(error)) from None
     arguments: dict[str, Any] = vars(found.trainer)
     return arguments
+
+
+def check_trainer(settings: FitSettings, arguments: dict[str, Any]) -> None:
+    """Refuse arguments that Lightning refuses, before data is read and a folder made."""
+
+    def refusal(arguments: dict[str, Any]) -> str:
+        try:
+            make_trainer(settings, arguments, logger=False)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            return " ".join(str(error).split())
+        return ""
+
+    if not (reason := refusal(arguments)):
+        return
+    defaults = asdict(TrainerSettings())
+    changed = [name for name, value in asdict(settings.trainer).items() if value != defaults[name]]
+    culprit = next((name for name in changed if not refusal({**arguments, name: defaults[name]})), "")
+    flag = f"--trainer.{culprit}" if culprit else "the --trainer settings"
+    raise ConfigError(f"{flag}: Lightning refuses this: {reason}")
 
 
 def make_trainer(

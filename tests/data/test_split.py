@@ -130,13 +130,6 @@ def test_neither_split_is_ever_empty(dev: float) -> None:
     assert len(split.dev) == (1 if dev < 0.5 else 6)
 
 
-@pytest.mark.parametrize("dev", [0.0, 1.0, -0.1, 20.0, float("nan")])
-def test_a_proportion_outside_0_and_1_is_a_config_error(dev: float) -> None:
-    with pytest.raises(ConfigError) as raised:
-        split_examples(pairs(4), dev, seed=0)
-    assert str(raised.value) == f"--dev: found {dev}, expected a number between 0 and 1, for example 0.1"
-
-
 def test_one_premise_cannot_be_split() -> None:
     with pytest.raises(DataError) as raised:
         split_examples(pairs(1, 5), 0.5, seed=0)

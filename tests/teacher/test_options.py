@@ -90,7 +90,7 @@ def test_another_teacher_drops_the_models_next_to_the_recipes_own(
     ("args", "expected"),
     [
         (["--modl", "x"], "--modl: unknown setting; did you mean --model?"),
-        (["--samples", "0"], "--samples: found '0', expected a whole number, 1 or more"),
+        (["--samples", "0"], "--samples: found 0, expected a whole number from 1 to 1000"),
         (["--limit", "x"], "--limit: found 'x', expected a whole number, 1 or more"),
         (["--backend", "x"], "--backend: found 'x', expected one of mistral, openai, local, mistral-batch"),
         (["--backend", "openai"], "--backend openai: found no --server_url, expected the server's address"),

@@ -296,3 +296,18 @@ def test_model_that_does_not_load_leaves_no_folder(base: Path, tmp_path: Path) -
     (broken / "model.safetensors").unlink()
     assert fit(broken) == 2
     assert not Path("checkpoints/run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ('--model.lora.target_modules=["a"]', "--model.lora.target_modules: the model has no linear module"),
+        ("--trainer.accelerator=tpu9", "--trainer.accelerator: Lightning refuses this: "),
+    ],
+)
+def test_a_refused_setting_leaves_no_folder_that_takes_the_runs_name(
+    flag: str, message: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(base, flag) == 2
+    assert message in capsys.readouterr().err
+    assert list(Path("checkpoints").glob("*")) == []
