@@ -83,7 +83,8 @@ def ours(num: int, backend: str, url: str, **settings: Any) -> float:
     """Return the seconds for `num` pairs through the whole pipeline."""
     stage = stage_over(num, backend, url)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "generate.sqlite") as journal:
-        connected = connect(backend, url, timeout_s=60, concurrency=IN_FLIGHT, journal_folder=Path(folder))
+        options = {"timeout_s": 60, "concurrency": IN_FLIGHT, "journal_folder": Path(folder)}
+        connected = connect(backend, url, send_key=True, **options)
         report = run_phases(
             [Phase(tasks=stage.tasks)],
             stage="generate",

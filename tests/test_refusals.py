@@ -1,19 +1,19 @@
 """A mistake of the user ends a command with exit code 2, one line on stderr and no file written.
 
 Each case is a command line in a folder with the files of `PROJECT` and its own; the message must contain its
-text. No case needs a model.
+text. No case needs a model. `pytest -s tests/test_refusals.py` prints the table of commands and messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
 
-from nlicot.cli import main
+from nlicot.cli import COMMANDS, main
 
 HEADER = "id,premise,hypothesis,label\n"
 PAIRS = HEADER + 'a,"Rain falls.",It is wet.,1\nb,"Sun, sun.",It is wet.,0\n'
@@ -82,8 +82,139 @@ def report(flags: str, line: str, predictions: str = PREDICTION) -> Case:
     return Case(f"report {flags}", line, {"two.jsonl": predictions})
 
 
+NUMBERS = {
+    "a whole number, 1 or more": {
+        "fit": "model.lora.r model.lora.alpha model.decoding.batch_size model.decoding.max_thought_tokens "
+        "model.decoding.votes data.effective_batch data.micro_batch_tokens data.max_length data.limit_train "
+        "data.limit_dev early_stopping.patience checkpoint.every_n_steps generated_metrics.num_pairs "
+        "trainer.num_nodes trainer.check_val_every_n_epoch",
+        "generate": "limit max_tokens",
+        "prepare": "limit",
+    },
+    "a whole number, 0 or more": {
+        "fit": "generated_metrics.every_n_epochs generated_metrics.num_texts trainer.min_epochs "
+        "trainer.min_steps trainer.log_every_n_steps",
+        "inspect": "num",
+        "generate": "seed",
+    },
+    "a whole number, 1 or more, or -1 for no limit": {"fit": "trainer.max_epochs trainer.max_steps"},
+    "a whole number from 0 to 4294967295": {"fit": "seed_everything model.decoding.seed"},
+    "a whole number from 1 to 1000": {"generate": "concurrency samples"},
+    "a number above 0": {
+        "fit": "model.learning_rate model.max_grad_norm",
+        "generate": "timeout requests_per_minute tokens_per_minute",
+    },
+    "a number, 0 or more": {
+        "fit": "model.weight_decay model.decoding.temperature early_stopping.min_delta "
+        "model.segment_weights.thought_weight model.segment_weights.scaffold_weight "
+        "model.segment_weights.label_weight",
+        "generate": "budget temperature",
+    },
+    "a number from 0 to 1": {"fit": "model.warmup_ratio"},
+    "a number between 0 and 1": {"split p.csv": "dev"},
+    "a number from 0, below 1": {"fit": "model.lora.dropout"},
+    "a number above 0, at most 1": {"fit": "model.decoding.top_p", "score": "top_p"},
+}
+"""Settings by the numbers that they may have."""
+BAD_NUMBERS = {
+    "1 or more": ("0", "1.5", ".inf"),
+    "0 or more": ("-1", ".nan"),
+    "no limit": ("0", "-2", "all"),
+    "4294967295": ("-1", "4294967296", "x"),
+    "to 1000": ("0", "1001", "1e9"),
+    "above 0": ("0", "-1", "nan", ".nan", "1e400"),
+    "to 1": ("-0.1", "2", "nan"),
+    "and 1": ("0", "1", "-.inf"),
+    "below 1": ("1", "-0.5", "half"),
+    "at most 1": ("0", "1.1", ".nan"),
+}
+"""Numbers that must be refused, by the end of the words."""
+
+
+def bad_numbers() -> Iterator[Case]:
+    for words, settings in NUMBERS.items():
+        values = next(values for end, values in BAD_NUMBERS.items() if words.endswith(end))
+        for command, names in settings.items():
+            for name in names.split():
+                for value in values:
+                    yield Case(f"{command} --{name}={value}", f"--{name}: found")
+
+
+MISTYPED = {
+    "split p.csv --ot x": "--out",
+    "prepare --rot x": "--root",
+    "inspect --nmu 3": "--num",
+    "audit --jsn x": "--json",
+    "generate --modle x": "--model",
+    "reflect --buget 3": "--budget",
+    "score --treshold 3": "--threshold",
+    "fit --data.buidler x": "--data.builder",
+    "fit --trainer.devics 1": "--trainer.devices",
+    "validate --tune-treshold": "--tune_threshold",
+    "test --ckpt x": "--ckpt_path",
+    "predict --out x": "--output",
+    "report one --htlm x": "--html",
+}
+"""Flags, and the nearest one that there is."""
+EMPTY_PATHS = {
+    **dict.fromkeys(("split p.csv", "prepare"), ("out",)),
+    "audit": ("root", "json", "markdown", "train_pairs"),
+    **dict.fromkeys(("generate", "reflect", "score"), ("root", "prompt", "prices", "export_journal")),
+    **dict.fromkeys(("fit", "inspect", "validate", "test", "predict"), ("root",)),
+    "report one": ("html", "card", "audit", "out"),
+}
+ADDRESSES = (
+    "localhost:8000",
+    "ftp://host",
+    "http://",
+    "http://host:99999",
+    "http://u:p@host",
+    "http://h/?k=v",
+)
+
+
 CASES = [
     Case("fti", "fti: unknown command; did you mean fit? available: split"),
+    *(
+        Case(command, f"--{command.split('--')[1].split()[0]}: unknown setting; did you mean {near}?")
+        for command, near in MISTYPED.items()
+    ),
+    *(
+        Case(f"{command} --{name}=", f"--{name}: found '', expected a path")
+        for command, names in EMPTY_PATHS.items()
+        for name in names
+    ),
+    *(
+        Case(f"{command} stray", "found 'stray', expected flags such as --config FILE; see python -m nlicot")
+        for command in COMMANDS
+        if command not in ("split", "report")
+    ),
+    *(
+        Case(f"{command} --{switch} maybe", f"--{switch}: found 'maybe', expected true, false or no value")
+        for command, switch in {
+            **dict.fromkeys(("prepare", "audit"), "overwrite"),
+            **dict.fromkeys(("generate", "reflect", "score"), "dry_run"),
+            "fit": "preflight",
+            "inspect": "json",
+            "validate": "probe_thoughts",
+        }.items()
+    ),
+    *(
+        Case(f"{command} --backend openai --model m --server_url {address}", "--server_url: found ")
+        for command in ("generate", "reflect", "score")
+        for address in ADDRESSES
+    ),
+    generate(
+        "--backend local --model bundled --server_url http://localhost:1", "asks a model in this proces"
+    ),
+    generate("--ids=", "--ids: found none, expected at least one name"),
+    generate("--split=", "--split: found none, expected at least one name"),
+    Case("fit --data x", "--data: found 'x', expected one of its settings: --data.NAME"),
+    Case("fit --root", "--root: found no value, expected one"),
+    Case("report --compare", "--compare: found no value, expected one"),
+    Case(
+        "fit --root data --data.builder label_only --model.base none", "--model.base: found no folder 'none'"
+    ),
     # split
     Case("split none.csv --out out", "none.csv: no such file ("),
     Case("split", "pairs"),
@@ -95,7 +226,6 @@ CASES = [
     split(PAIRS, "c.yaml: not valid YAML", flags="--config c.yaml")._replace(files={"c.yaml": "[" * 9000}),
     Case(f"split {LONG}.csv --out out", "nnn.csv: cannot be read: File name too long"),
     Case(f"split pairs.csv --out {LONG}", "nnn...: File name too long", {"pairs.csv": PAIRS}),
-    split(PAIRS, "--dev: found 2.0, expected a number between 0 and 1", flags="--dev 2"),
     split(PAIRS, "--label_map: found 'yes=2', expected NAME=0, NAME=1 or", flags="--label_map yes=2"),
     split(PAIRS, "--label_map: found 'yes' twice", flags="--label_map yes=1,yes=0"),
     split("premise,hypothesis\nA.,B.\nC.,D.\n", "p.csv: found pairs without labels"),
@@ -182,12 +312,18 @@ CASES = [
     prepare("--builder_args colour=1", "--builder_args: found 'colour', expected some of"),
     prepare("--builder_args min_score=high", "--builder_args min_score: found 'high', expected a whole"),
     prepare("--builder_args prefer=last", "prefer"),
+    prepare("--builder_args min_score=9", "min_score: found 9, expected a whole number from 1 to 5"),
+    prepare("--builder_args max_thought_words=0", "max_thought_words: found 0, expected a whole number, 1"),
+    Case(
+        "fit --config c.yaml",
+        "max_thought_tokens: found -1, expected a whole number, 1 or more",
+        {"c.yaml": BUILDER.replace("prefer: last", "max_thought_tokens: -1")},
+    ),
     prepare(
         "--builder correct_only --split train --builder_args max_thought_tokens=9",
         "max_thought_tokens 9: cannot count tokens",
     ),
     prepare("--split train,dev --out p.jsonl", "--out: found one path for the splits train, dev"),
-    prepare("--limit 0", "--limit: found 0, expected a whole number, 1 or more"),
     prepare("--format xml", "--format: found 'xml', expected one of text, prompt-completion, messages"),
     prepare("--definitions none.yaml", "--definitions none.yaml: cannot be read: No such file"),
     prepare("--definitions d.yaml", "found no text for no_entailment", definitions="entailment: it holds"),
@@ -243,7 +379,6 @@ CASES = [
     generate("--request_field a", "--request_field: found 'a', expected NAME=VALUE or NAME=null"),
     generate("--request_field n=2", "--request_field n: found '2', expected another field: --samples"),
     generate("--request_field b=1", "--request_field: found b, expected one that the mistralai SDK sends"),
-    generate("--concurrency 0", "--concurrency: found '0', expected a whole number, 1 or more"),
     generate("--price 1", "--price: found"),
     generate("--price 1,x", "--price: found '1,x', expected INPUT,OUTPUT"),
     generate("--prices p.yaml", "--prices p.yaml: found no `models`", p="a: 1"),
@@ -348,13 +483,53 @@ CASES = [
     Case(f"fit --checkpoints_root {LONG}", "nnn...: File name too long; choose a shorter name"),
     Case(f"fit --root {LONG}", "nnn...: File name too long; choose a shorter name"),
     Case(f"fit --resume {LONG}", "nnn...: File name too long; choose a shorter name"),
-    Case("fit --trainer.max_epochs 0", "--trainer.max_epochs: found 0, expected 1 or more: nothing would be"),
-    Case("fit --trainer.max_steps 0", "--trainer.max_steps: found 0, expected 1 or more: nothing would be"),
+    Case("fit --trainer.limit_train_batches 0", "--trainer.limit_train_batches: found 0, expected 1 or more"),
+    *(
+        Case(f"fit --trainer.devices {value}", "--trainer.devices: found")
+        for value in ("0", "-2", '{"a":1}', "x", "[]", "[0,0]", "100000", "0,0")
+    ),
+    *(
+        Case(f"fit --trainer.{name} {value}", f"--trainer.{name}: found {value}, expected a number of batch")
+        for name in ("limit_train_batches", "limit_val_batches", "overfit_batches")
+        for value in ("-1", "1.5")
+    ),
+    *(
+        Case(f"fit --trainer.val_check_interval {value}", "--trainer.val_check_interval: found")
+        for value in ("0", "-1", "1.5", ".nan")
+    ),
+    Case("fit --trainer.max_epochs=-1", "--trainer.max_epochs: found -1 without --trainer.max_steps"),
+    Case("fit --trainer.gradient_clip_val 1", "found 1, expected null; set --model.max_grad_norm instead"),
+    Case("fit --trainer.precision 8", "--trainer.precision: found '8', expected one of bf16-mixed"),
+    *(
+        Case(f"fit --root data --trainer.{name} {value}", f"--trainer.{name}: Lightning refuses this: ")
+        for name, value in {
+            "accelerator": "tpu9",
+            "strategy": "none",
+            "max_time": "soon",
+            "profiler": "none_such",
+            "val_check_interval": "often",
+            "gradient_clip_algorithm": "z",
+        }.items()
+    ),
+    Case("fit --root data --trainer.callbacks none", "--trainer.callbacks: found 'none', expected a list"),
+    Case("fit --model.lora.target_modules []", "--model.lora.target_modules: found [], expected names"),
+    Case("fit --model.quantization int3", "--model.quantization: found 'int3', expected one of nf4, none"),
+    Case("fit --model.dtype float64", "--model.dtype: found 'float64', expected one of auto, bfloat16, floa"),
+    Case("fit --checkpoint.monitor loss", "--checkpoint.monitor: found 'loss', expected one of dev/loss"),
+    Case("fit --early_stopping.monitor f1", "--early_stopping.monitor: found 'f1', expected one of dev/loss"),
+    Case("fit --run=", "--run : expected the name of a folder"),
+    Case(
+        "fit --config c.yaml",
+        "--model.lora.r: found 0, expected a whole number, 1 or more",
+        {"c.yaml": "model: {lora: {r: 0}}"},
+    ),
+    Case(
+        "fit --config c.yaml", "--model.learning_rate: found inf", {"c.yaml": "model: {learning_rate: .inf}"}
+    ),
     Case(
         "fit --checkpoint.monitor dev_generated/f1 --generated_metrics.every_n_epochs 0",
         "--checkpoint.monitor: found 'dev_generated/f1', which --generated_metrics.every_n_epochs 0 turns",
     ),
-    Case("inspect --root data --num -1", "--num: found '-1', expected a whole number, 0 or more"),
     Case("inspect --root data --split test", "--split: found 'test', expected one of train, dev"),
     Case("inspect --root data --data.builder correct_only --id z", "--id z: no such pair in train"),
     Case(
@@ -394,7 +569,7 @@ CASES = [
     ),
     # validate, test, predict
     Case("validate", "validate needs --ckpt_path checkpoints/RUN/best.ckpt"),
-    Case("test --ckpt_path", "--ckpt_path"),
+    Case("test --ckpt_path", "--ckpt_path: found no value"),
     Case("predict --ckpt_path none.ckpt", "--ckpt_path none.ckpt: no such file; checkpoints here: ch"),
     Case("predict --ckpt_path checkpoints/bare/best.ckpt", "checkpoints/bare/config.yaml: no such"),
     Case("predict --ckpt_path checkpoints/one", "one: found a folder, expected checkpoints/one/best.ckpt"),
@@ -455,26 +630,38 @@ CASES = [
         "found pair 'a' labelled 1 in one and labelled 0 in two",
         PREDICTION.replace('"true_label": 1', '"true_label": 0'),
     ),
+    *bad_numbers(),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command} {case.line}"[:90])
-def test_refusal_is_one_line_with_exit_code_2_and_writes_nothing(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_every_refusal_is_one_line_with_exit_code_2_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
-    for name, content in {**PROJECT, **case.files}.items():
-        path = Path(name)
+    table, mistakes = [], []
+    for number, case in enumerate(CASES):
+        folder = tmp_path / str(number)
+        write_files(folder, {**PROJECT, **case.files})
+        monkeypatch.chdir(folder)
+        before = written(case)
+        code = main(case.command.split())
+        error = capsys.readouterr().err
+        table.append(f"{case.command[:70]:<70} {code} {error.strip()}")
+        is_one_line = error.count("\n") == 1 and error.startswith("nlicot: ")
+        if code != 2 or not is_one_line or case.line not in error or written(case) != before:
+            mistakes.append(f"{table[-1]}\n    expected {case.line}")
+    with capsys.disabled():
+        print("", *table, f"{len(table)} commands, {len(mistakes)} mistakes", sep="\n")
+    assert mistakes == []
+    assert len(table) >= 300
+    assert {case.command.split()[0] for case in CASES} >= COMMANDS.keys()
+
+
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    for name, content in contents.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    before = written(case)
-    assert main(case.command.split()) == 2
-    out = capsys.readouterr()
-    lines = out.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("nlicot: "), out.err
-    assert case.line in lines[0]
-    assert written(case) == before
 
 
 def written(case: Case) -> dict[Path, bytes]:

@@ -22,11 +22,11 @@ from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, NoAnswers, TeacherLopsided
 from nlicot.evaluation import metrics
 from nlicot.records import to_json_dict
-from nlicot.teacher.backends.base import BACKENDS, connect, endpoint
+from nlicot.teacher.backends.base import BACKENDS, connect, endpoint, find_key
 from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
-from nlicot.teacher.engine.scheduler import RunReport, Tally, run_log
+from nlicot.teacher.engine.scheduler import Consumption, RunReport, Tally, run_log
 from nlicot.teacher.engine.stopping_rule import SAME_COMMAND
 from nlicot.teacher.label_check import ProbeReport, pairs_to_probe, probe
 from nlicot.teacher.options import (
@@ -64,6 +64,10 @@ def run(command: str, settings: Namespace) -> int:
     if settings.dry_run:
         _dry_run(stages, settings, journal_path)
         return 0
+    # Refusals come before anything is written.
+    find_key(settings.backend, settings.server_url, settings.send_key)
+    first = next(iter(stages.values()))
+    Budget(prices=_prices(settings, first.models), cap_usd=settings.budget)
     only_probe = settings.get("probe")
     outputs = {split: OUTPUT_PATH[command](root, split) for split in splits}
     # Failures that are asked again, or a split that is missing, only add to outputs of the same run.
@@ -91,9 +95,13 @@ def run(command: str, settings: Namespace) -> int:
         report = _ask(stages, settings, journal)
         if not only_probe:
             empty, any_wrong = [], False
+            # A probe before them asks about the first split.
+            probes = report.phases[: -len(stages)]
+            used = dict(zip(stages, report.phases[-len(stages) :], strict=True))
             for split, stage in stages.items():
                 found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
-                _write_output(split, stage.name, outputs[split], found, report, log_path)
+                consumption = sum(probes if stage is first else (), used[split])
+                _write_output(split, stage.name, outputs[split], found, report, consumption, log_path)
                 if found and not any(outcome.ok for outcome in found):
                     empty.append(split)
                 any_wrong |= any(outcome.correct is False for outcome in found)
@@ -176,6 +184,7 @@ def _ask(stages: Mapping[str, Stage[Any]], settings: Namespace, journal: Journal
     backend = connect(
         settings.backend,
         settings.server_url,
+        send_key=settings.send_key,
         timeout_s=settings.timeout,
         concurrency=settings.concurrency,
         journal_folder=journal.path.parent,
@@ -255,7 +264,7 @@ def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
         names.append("split")
         if any(settings[name] != defaults[name] for name in ("backend", "server_url")):
             # Another server does not know the recipe's models.
-            names += ["backend", "server_url", "model", "request_field", "price", "prices"]
+            names += ["backend", "server_url", "send_key", "model", "request_field", "price", "prices"]
     names += [f"definitions.{name}" for name in ("file", "entailment", "no_entailment")]
     words = ["python", "-m", "nlicot", *following]
     for name in names:
@@ -267,7 +276,8 @@ def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
             value if name == "request_field" else [",".join(value) if isinstance(value, tuple) else value]
         )
         for text in values:
-            words += [f"--{name.removesuffix('.file')}", str(text)]
+            shown = str(text).lower() if isinstance(text, bool) else str(text)
+            words += [f"--{name.removesuffix('.file')}", shown]
     return shlex.join(words + PairFormat.of(settings).flags())
 
 
@@ -284,7 +294,13 @@ def _is_ours(path: Path, stage: Stage[Any], journal: Journal) -> bool:
 
 
 def _write_output(
-    split: str, name: str, path: Path, found: list[Outcome], report: RunReport, log: Path
+    split: str,
+    name: str,
+    path: Path,
+    found: list[Outcome],
+    report: RunReport,
+    used: Consumption,
+    log: Path,
 ) -> None:
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
     is_empty = bool(found) and not any(outcome.ok for outcome in found)
@@ -295,7 +311,7 @@ def _write_output(
     failures_path.unlink(missing_ok=True)
     if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
         write_jsonl(failures_path, failures, overwrite=True)
-    content, text = summarise(name, found, report)
+    content, text = summarise(name, found, report, used)
     stem = f"{log.stem}-{split}.summary"
     write_json(log.with_name(f"{stem}.json"), content)
     write_text(log.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
@@ -382,32 +398,37 @@ def describe(tally: Tally, budget: Budget) -> str:
     return ", ".join(parts)
 
 
-def summarise(stage: str, outcomes: Sequence[Outcome], report: RunReport) -> tuple[dict[str, Any], str]:
-    """Summarise a finished run, for a JSON file and for the terminal."""
+def summarise(
+    stage: str, outcomes: Sequence[Outcome], report: RunReport, used: Consumption
+) -> tuple[dict[str, Any], str]:
+    """Summarise a split of a finished run, for a JSON file and for the terminal; `used` is its part."""
     rows = [row for outcome in outcomes if outcome.ok for row in outcome.rows]
     failures = Counter(str(outcome.rows[0]["kind"]) for outcome in outcomes if not outcome.ok)
     origins = [row.get("provenance", {}) for row in rows]
-    tally, num_failed = report.tally, failures.total()
+    num_failed = failures.total()
     content: dict[str, Any] = {
         "stage": stage,
         "num_records": len(rows),
         "num_failed": num_failed,
         "failures": dict(failures),
-        "faults_on_the_way": dict(tally.faults),
+        "faults_on_the_way": dict(used.faults),
         "by_model": dict(Counter(str(origin.get("model", "")) for origin in origins)),
         "num_repaired": sum(bool(origin.get("params", {}).get("repaired")) for origin in origins),
-        "num_requests": tally.num_requests,
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
-        "cost_usd": round(report.spent_usd, 6) if report.cost_known else None,
-        "duration_s": round(report.duration_s, 2),
+        "num_requests": used.num_requests,
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "cost_usd": round(used.cost_usd, 6) if report.cost_known else None,
+        "run_cost_usd": round(report.spent_usd, 6) if report.cost_known else None,
+        "duration_s": round(used.duration_s, 2),
     }
-    cost = f"${report.spent_usd:.4f} in all" if report.cost_known else "of unknown price"
+    cost = "of unknown price"
+    if report.cost_known:  # of all splits, with earlier starts
+        cost = f"${used.cost_usd:.4f} of ${report.spent_usd:.4f} in all"
     kinds = ", ".join(f"{kind}: {num}" for kind, num in failures.most_common())
     parts = [
         f"{len(rows)} records, {num_failed} failed{f' ({kinds})' if kinds else ''}; "
-        f"{tally.num_requests} requests, {tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens, "
-        f"{cost}, {report.duration_s:.1f} s"
+        f"{used.num_requests} requests, {used.prompt_tokens:,} + {used.completion_tokens:,} tokens, "
+        f"{cost}, {used.duration_s:.1f} s"
     ]
     texts = [row for row in rows if "score" not in row]
     thoughts = [row for row in texts if "improved_thought_process" not in row]

@@ -323,6 +323,7 @@ def fingerprint_teacher(work: Workspace) -> Iterator[tuple[str, Any]]:
         root = TEACHER_FOLDER / backend
         shutil.copytree(work.folder / "sample" / "original_data", root / "original_data")
         asked = f"--backend {backend} --server-url http://127.0.0.1:{PORT} --model teacher --concurrency 4"
+        asked += " --send-key true"
         stages = ("generate",) if backend == "mistral-batch" else ("generate", "reflect", "score")
         with _fake_server(backend, root) as server:
             for stage in stages:

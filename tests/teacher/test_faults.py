@@ -83,7 +83,17 @@ def generate(root: Path, backend: str, server: FakeServer, *more: str) -> int:
     return main(
         [
             *("generate", "--root", str(root), "--split", "train", "--backend", backend, "--yes"),
-            *("--server_url", server.url, "--model", "teacher", "--timeout", "3", *more),
+            *(
+                "--server_url",
+                server.url,
+                "--send_key",
+                "true",
+                "--model",
+                "teacher",
+                "--timeout",
+                "3",
+                *more,
+            ),
         ]
     )
 
@@ -356,6 +366,49 @@ def test_nothing_is_said_about_labels_if_nothing_was_answered(
     assert "teacher finds" not in caplog.text
 
 
+def test_a_key_that_a_server_repeats_is_neither_kept_nor_shown(
+    root: Path,
+    backend: str,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    said = "You sent Bearer secret-key"
+    server.answer = lambda body: json.dumps({"thought_process": f"{said}.", "predicted_label": 1})
+    refusal = json.dumps({"error": {"message": said}})
+    headers = {"x-ratelimit-limit-requests": said}
+    server.script(MARKED, [status(503, headers, refusal), status(400, headers, refusal)])
+
+    assert generate(root, backend, server) == 0
+    assert generate(root, backend, server, "--export_journal", str(root / "journal.jsonl")) == 0
+
+    assert server.seen[-1].headers["authorization"] == "Bearer secret-key"
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert [path for path in files if b"secret-key" in path.read_bytes()] == []
+    out = capsys.readouterr()
+    assert "secret-key" not in f"{out.out}{out.err}{caplog.text}"
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert {thought.thought_process for thought in thoughts} == {"You sent Bearer [key]."}
+    assert [failure["message"] for failure in failures(root)] == ["You sent Bearer [key]"]
+
+
+def test_an_unusable_answer_is_shown_without_the_key(
+    root: Path,
+    backend: str,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    server.answer = lambda body: "You sent Bearer secret-key, and no JSON."
+
+    assert generate(root, backend, server) == 7
+
+    assert "got 'You sent Bearer [key], and no JSON.'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [401, 403])
 def test_a_refused_key_names_its_variable(
     root: Path, backend: str, server: FakeServer, code: int, capsys: pytest.CaptureFixture[str]
@@ -401,6 +454,7 @@ def test_next_repeats_the_flags_of_another_server(
     assert generate(root, backend, server, *maps) == 0
 
     given = f"--split train {'--backend openai ' if backend == 'openai' else ''}--server_url {server.url}"
+    given += " --send_key true"
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"next         python -m nlicot reflect --root {root} {given} --model teacher "
         "--definitions.entailment 'it follows' --label_map 0=0,1=1"

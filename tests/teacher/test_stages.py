@@ -16,6 +16,7 @@ from nlicot.records import Score, Thought
 from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.openai import OpenAIBackend
 from nlicot.teacher.stages import StageSettings, generate_thoughts, reflect_on, score_texts
+from tests.teacher.fake_answers import status
 from tests.teacher.fake_server import FakeServer
 
 NUM_PAIRS = 12
@@ -80,6 +81,32 @@ def test_generate_writes_a_thought_for_each_pair_in_order(root: Path, server: Fa
     assert thoughts[0].provenance.model == "teacher"
     (summary,) = (root / "logs" / "thoughts").glob("*-train.summary.json")
     assert json.loads(summary.read_text())["teacher"]["accuracy"]["value"] == 0.5
+
+
+def test_the_summaries_of_all_splits_add_up_to_what_was_paid(root: Path, server: FakeServer) -> None:
+    rows = [f"d{n},This is pair number {20 + n}.,Pair {n} follows.,{n % 2}" for n in range(3)]
+    (root / "original_data" / "dev.csv").write_text("\n".join(["id,premise,hypothesis,label", *rows]))
+    server.script("pair number 22.", [status(500)])
+
+    assert run("generate", root, server, "--split", "train,dev", "--price", "1000,2000") == 0
+
+    found = {
+        split: json.loads(next((root / "logs" / "thoughts").glob(f"*-{split}.summary.json")).read_text())
+        for split in ("train", "dev")
+    }
+    assert {split: each["num_requests"] for split, each in found.items()} == {"train": NUM_PAIRS, "dev": 3}
+    assert {split: each["faults_on_the_way"] for split, each in found.items()} == {
+        "train": {},
+        "dev": {"http_500": 1},
+    }
+    thoughts = [
+        each for split in found for each in read_thoughts(root / "original_thoughts" / f"{split}.jsonl")
+    ]
+    usages = [thought.provenance.usage for thought in thoughts]
+    paid = sum(usage.prompt_tokens + 2 * usage.completion_tokens for usage in usages if usage) / 1000
+    assert sum(each["cost_usd"] for each in found.values()) == pytest.approx(paid)
+    assert [each["run_cost_usd"] for each in found.values()] == [pytest.approx(paid)] * 2
+    assert sum(each["prompt_tokens"] for each in found.values()) == sum(u.prompt_tokens for u in usages if u)
 
 
 def test_each_sample_is_asked_with_its_own_seed(root: Path, server: FakeServer) -> None:

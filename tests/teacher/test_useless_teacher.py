@@ -76,6 +76,7 @@ def with_thoughts(root: Path) -> Path:
 
 def run(command: str, root: Path, server: FakeServer, *more: str, backend: str = "openai") -> int:
     given = ["--root", str(root), "--backend", backend, "--server_url", server.url, "--model", "teacher"]
+    given += ["--send_key", "true"]
     given += ["--concurrency", "64", "--yes"]
     return main([command, *given, *more])
 

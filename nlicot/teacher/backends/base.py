@@ -5,16 +5,21 @@ A backend sends each request once; `engine.scheduler` retries, as the class of t
 
 import dataclasses
 import hashlib
+import ipaddress
 import json
 import os
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
+
+_ADDRESS = re.compile(r"https?://[^\s/:]+\S*|https?://\[[^\s/]+\]\S*", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +35,7 @@ class Connection:
     """The constructor argument of every backend."""
 
     server: str = ""
-    api_key: str = ""  # sent to `server` only, and neither logged nor saved; "" sends none
+    api_key: str = ""  # sent to `server` only, and neither logged nor saved, nor its echo; "" sends none
     timeout_s: float = 120.0  # for a whole reply, however slowly it arrives
     concurrency: int = 16
     journal_folder: Path = Path()  # for state that must survive this process
@@ -106,7 +111,9 @@ class Reply:
 
     def to_json(self) -> str:
         """Serialise for the journal."""
-        return json.dumps(dataclasses.asdict(self))
+        # Not by dataclasses.asdict, which copies deeply: 9 us, not 16.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields | {"usage": self.usage and dataclasses.asdict(self.usage)})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -225,25 +232,85 @@ BACKENDS: dict[str, BackendEntry] = {
 def endpoint(backend: str, server_url: str | None) -> Endpoint:
     """Return the name and server that go into the key of every request."""
     default = BACKENDS[backend].default_server
-    server = "" if default == "" else server_url or default
+    if default == "" and server_url:
+        raise ConfigError(f"--server_url: found one, but --backend {backend} asks a model in this process")
+    server = server_url or default
     if server is None:
         expected = "expected the server's address, for example http://localhost:8000"
         raise ConfigError(f"--backend {backend}: found no --server_url, {expected}")
-    return Endpoint(name=backend, server=bare_address(server))
+    return Endpoint(name=backend, server=bare_address(_checked_address(server)))
 
 
-def connect(backend: str, server_url: str | None = None, **options: Any) -> Backend:
+def _checked_address(server: str) -> str:
+    """Refuse what is not a server's address; what may be a password is not shown."""
+    if "@" in server:
+        found, remedy = "a user name or password", "a key is read from the environment or from .env"
+        raise ConfigError(f"--server_url: found {found} in the address, expected none: {remedy}")
+    if "?" in server or "#" in server:
+        raise ConfigError("--server_url: found a query in the address, expected it to end before ? or #")
+    problem = "" if not server or _ADDRESS.fullmatch(server) else "expected http:// or https:// and a host"
+    try:
+        _ = urlsplit(server).port
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(f"--server_url: found {server!r}, {problem}, for example http://localhost:8000")
+    return server
+
+
+def connect(
+    backend: str, server_url: str | None = None, *, send_key: bool | None = None, **options: Any
+) -> Backend:
     """Return a backend that is ready for requests; `options` are the other fields of `Connection`."""
     entry, server = BACKENDS[backend], endpoint(backend, server_url).server
-    api_key = _find_key(entry.key_variable) if entry.key_variable else ""
-    if entry.key_page and not api_key:
+    api_key = find_key(backend, server_url, send_key)
+    backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
+    connection = Connection(server=server, api_key=api_key, **options)
+    return backend_class(replace(connection, concurrency=entry.in_flight(connection.concurrency)))
+
+
+def find_key(backend: str, server_url: str | None = None, send_key: bool | None = None) -> str:
+    """Return the key for a server, "" for none; raises `ConfigError` if it is missing or should not be sent.
+
+    With `send_key` None, Mistral's key goes only to Mistral, others only over an encrypted connection or to
+    this machine; True sends a key anywhere, False nowhere.
+    """
+    entry, server = BACKENDS[backend], endpoint(backend, server_url).server
+    api_key = _read_key(entry.key_variable) if entry.key_variable and send_key is not False else ""
+    if api_key and not (api_key.isascii() and api_key.isprintable() and len(api_key.split()) == 1):
+        raise ConfigError(f"{entry.key_variable}: found a blank or a character that a key cannot have")
+    if api_key and send_key is None:
+        _check_receiver(entry, server)
+    if entry.key_page and not api_key and send_key is not False:
         raise ConfigError(
             f"--backend {backend}: found no {entry.key_variable} in the environment or in .env, expected the "
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
-    backend_class: Callable[[Connection], Backend] = pkgutil.resolve_name(entry.class_path)
-    connection = Connection(server=server, api_key=api_key, **options)
-    return backend_class(replace(connection, concurrency=entry.in_flight(connection.concurrency)))
+    return api_key
+
+
+def _check_receiver(entry: BackendEntry, server: str) -> None:
+    """Refuse to send a key to a server that it may not be meant for, or where others can read it."""
+    host, own = urlsplit(server).hostname or "", urlsplit(entry.default_server or "").hostname
+    problem = ""
+    if own and host != own and not host.endswith(own[own.index(".") :]):
+        problem = f"to a server other than {own}"
+    elif urlsplit(server).scheme.casefold() != "https" and not _is_this_machine(host):
+        problem = "unencrypted, so that others can read it"
+    if problem:
+        raise ConfigError(
+            f"--server_url {server}: the key in {entry.key_variable} would be sent {problem}; "
+            "to send it, add --send_key true; to send none, --send_key false"
+        )
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
@@ -255,7 +322,7 @@ def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
     check(fields)
 
 
-def _find_key(variable: str) -> str:
+def _read_key(variable: str) -> str:
     """Return a key from the environment, else from `.env` in the working folder, else ""."""
     key, path = os.environ.get(variable, "").strip(), Path(".env")
     for line in path.read_text(encoding="utf-8").splitlines() if not key and path.is_file() else ():

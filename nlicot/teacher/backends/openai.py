@@ -7,9 +7,10 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from typing import Any, ClassVar
 
+import httpcore2
 import httpx2
 
 from nlicot.records import Usage
@@ -18,6 +19,12 @@ from nlicot.teacher.backends.base import Connection, Fault, Rejected, Reply, Req
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_SHOWN = 200
+MIN_KEY_LENGTH = 8
+"""A shorter key, such as `none` for a local server, would be replaced in ordinary words."""
+REDACTED = b"[key]"
+KEEP_ALIVE_S = 5.0
+"""How long an idle connection is kept, as by `httpx2`."""
+ABOUT_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
 _STATUS = re.compile(r"[45]\d\d")
 # Words of an error in a 200 that has no status, and the status that they mean; any other error is a 500.
 _STATUS_OF_WORDS = (
@@ -247,35 +254,112 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 class ConnectionPool(httpx2.AsyncBaseTransport):
-    """One connection per request in flight, each kept open for the next request.
+    """One connection per request in flight, each kept open for the next request; all go to one server.
 
-    `httpx2`'s own pool looks through all of its connections for every request (docs/decisions.md).
+    Made of `httpcore2`'s connections: its pool looks through all of them for every request, and `httpx2`'s
+    transport puts a pool around each (docs/decisions.md). A key that a server repeats is replaced before
+    anything else sees the response.
     """
 
-    def __init__(self) -> None:
-        self._idle: list[httpx2.AsyncHTTPTransport] = []
+    def __init__(self, server: str, api_key: str) -> None:
+        url = httpx2.URL(server)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        self._origin = httpcore2.Origin(url.raw_scheme, url.raw_host, port)
+        self._secret = api_key.encode() if len(api_key) >= MIN_KEY_LENGTH else b""
+        self._idle: list[httpcore2.AsyncHTTPConnection] = []
         self._ssl = httpx2.create_ssl_context(trust_env=False)  # created once: it takes 20 ms
+        self._network = _GatheringNetwork()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request, and read its whole response. Redirects are not followed: a key must not leak."""
-        connection = self._idle.pop() if self._idle else self._open()
+        assert isinstance(request.stream, AsyncIterable)
+        origin, connection = self._origin, await self._connection()
+        sent = httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(
+                scheme=origin.scheme, host=origin.host, port=origin.port, target=request.url.raw_path
+            ),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
         try:
-            response = await connection.handle_async_request(request)
-            await response.aread()
-        except BaseException:  # also cancelled: half a response may still arrive
+            received = await connection.handle_async_request(sent)
+            content = await received.aread()
+            await received.aclose()
+        except BaseException as error:  # also cancelled: half a response may still arrive
             await connection.aclose()
+            # `httpx2` has the same exceptions under the same names.
+            if isinstance(error, Exception) and (known := getattr(httpx2, type(error).__name__, None)):
+                raise known(str(error)) from error
             raise
         self._idle.append(connection)
-        return response
+        response = httpx2.Response(received.status, headers=received.headers, content=content)
+        return self._without_key(response) if self._secret else response
 
-    def _open(self) -> httpx2.AsyncHTTPTransport:
-        limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1)
-        return httpx2.AsyncHTTPTransport(verify=self._ssl, limits=limits, trust_env=False)
+    async def _connection(self) -> httpcore2.AsyncHTTPConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_available() and not connection.has_expired():
+                return connection
+            await connection.aclose()
+        return httpcore2.AsyncHTTPConnection(
+            self._origin,
+            ssl_context=self._ssl,
+            keepalive_expiry=KEEP_ALIVE_S,
+            network_backend=self._network,
+        )
+
+    def _without_key(self, response: httpx2.Response) -> httpx2.Response:
+        headers = response.headers.raw
+        if not any(self._secret in part for part in (response.content, *(value for _, value in headers))):
+            return response
+        return httpx2.Response(
+            response.status_code,
+            headers=[
+                (name, value.replace(self._secret, REDACTED))
+                for name, value in headers
+                if name.lower() not in ABOUT_THE_BODY
+            ],
+            content=response.content.replace(self._secret, REDACTED),
+        )
 
     async def aclose(self) -> None:
         """Close the idle connections."""
         while self._idle:
             await self._idle.pop().aclose()
+
+
+class _GatheringNetwork(httpcore2.AnyIOBackend):
+    """Opens connections that send a request's head and body together: one call of the system, not two."""
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        return _GatheringStream(await super().connect_tcp(*args, **options))
+
+
+class _GatheringStream(httpcore2.AsyncNetworkStream):
+    """Keeps what is written until something is read."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream, self._unsent = stream, b""
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._unsent += buffer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._stream.write(unsent, timeout)
+        return await self._stream.read(max_bytes, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        return _GatheringStream(await self._stream.start_tls(*args, **options))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class OpenAIBackend:
@@ -290,7 +374,7 @@ class OpenAIBackend:
         self._timeout_s, key = connection.timeout_s, connection.api_key
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._chat_url = httpx2.URL(f"{self.server}/v1/chat/completions")
-        self._pool = ConnectionPool()
+        self._pool = ConnectionPool(self.server, key)
         self._accepted: dict[str, int] = {}  # by model, the form of structured output
         self._token_fields: dict[str, str] = {}  # by model, the name of max_tokens, once another was tried
         self._probing = asyncio.Lock()

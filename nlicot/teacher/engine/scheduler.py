@@ -116,6 +116,22 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consumption:
+    """The requests of a start of a run, or of one of its phases, and their cost if all prices are known."""
+
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    duration_s: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Consumption") -> "Consumption":
+        fields = [each.name for each in dataclasses.fields(self)]
+        return Consumption(**{name: getattr(self, name) + getattr(other, name) for name in fields})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
     """Limits of a run; None for a rate takes the limit in the server's headers, if any."""
 
@@ -137,9 +153,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The result of a run, for its summary."""
+    """The result of a run, for its summary; `spent_usd` includes earlier starts."""
 
     tally: Tally
+    phases: Sequence[Consumption]  # what each phase used
     spent_usd: float
     cost_known: bool
     duration_s: float
@@ -254,10 +271,38 @@ class Scheduler:
         self._journal.save_outcome(task.key, outcome)
         return outcome
 
-    def check_result(self) -> None:
-        """Raise `NoAnswers` if all tasks so far failed."""
-        if (reason := self._rule.result()) is not None:
+    async def check_result(self) -> None:
+        """Raise `NoAnswers` if all tasks so far failed, or if the last ones did since the server died."""
+        is_dead = False
+        if self._rule.ended_unanswered:
+            try:
+                await self._backend.models()
+            except Fault:
+                is_dead = True
+        if (reason := self._rule.result(is_dead=is_dead)) is not None:
             raise reason
+
+    @contextlib.contextmanager
+    def measuring(self, used: list[Consumption]) -> Iterator[None]:
+        """Append what is used inside."""
+        before, started = self._used(), time.monotonic()
+        yield
+        after = self._used()
+        used.append(
+            Consumption(
+                num_requests=after.num_requests - before.num_requests,
+                prompt_tokens=after.prompt_tokens - before.prompt_tokens,
+                completion_tokens=after.completion_tokens - before.completion_tokens,
+                cost_usd=after.cost_usd - before.cost_usd,
+                duration_s=time.monotonic() - started,
+                faults=after.faults - before.faults,
+            )
+        )
+
+    def _used(self) -> Consumption:
+        names = ("num_requests", "prompt_tokens", "completion_tokens")
+        counts = {name: getattr(self.tally, name) for name in names}
+        return Consumption(cost_usd=self._budget.spent_usd, faults=self.tally.faults.copy(), **counts)
 
     def _fail(self, task: Task, fault: Fault, attempts: int) -> None:
         run_log.warning("%s: failed after %d attempts: %s", task.pair, attempts, fault)
@@ -406,17 +451,17 @@ def run_phases(
         policy=settings.policy,
     )
     scheduler = Scheduler(backend, journal, limiter, budget, stage=stage, on_progress=on_progress)
-    started = time.monotonic()
+    started, used = time.monotonic(), list[Consumption]()
 
     async def run() -> None:
         try:
             await _check_models(backend, models)
             on_progress(scheduler.tally, budget)
             for phase in phases:
-                with _signals_stop(scheduler):
+                with scheduler.measuring(used), _signals_stop(scheduler):
                     await scheduler.run(phase.tasks())
                 if phase is phases[-1]:
-                    scheduler.check_result()
+                    await scheduler.check_result()
                 phase.after()
         finally:
             await backend.close()
@@ -424,6 +469,7 @@ def run_phases(
     _run_in_new_loop(run())
     return RunReport(
         tally=scheduler.tally,
+        phases=used,
         spent_usd=budget.spent_usd,
         cost_known=None not in budget.prices.values(),
         duration_s=time.monotonic() - started,

@@ -109,16 +109,25 @@ class StoppingRule:
             self.note_read("", is_usable=False)
         return self._reason("", self._policy.max_unreadable_at_start)
 
-    def result(self) -> NoAnswers | None:
-        """Return a reason if all tasks failed, or if the server died: what it answered is not an output."""
+    @property
+    def ended_unanswered(self) -> bool:
+        """True if the last requests got no reply; a job lists those last that failed."""
+        return self._num_unanswered_in_a_row > 0 and not self._runs_jobs
+
+    def result(self, *, is_dead: bool) -> NoAnswers | None:
+        """Return a reason if all tasks failed, or if the server died: what it answered is not an output.
+
+        `is_dead`: the server does not answer now.
+        """
         self._failures[""] |= self._unanswered
         if self._failures[""] and not self._any_usable:
             return self._reason("")
         num, limit = self._num_unanswered_in_a_row, self._policy.min_unanswered_at_end
-        if self._runs_jobs or num < max(limit, self._concurrency):  # a job lists its errors last
+        if not self.ended_unanswered or not (is_dead or num >= max(limit, self._concurrency)):
             return None
         last = list(self._unanswered.values())[-1]
-        message = f"the last {num} pairs got no answer ({last.kind}): {last.message}"
+        pairs = "pair" if num == 1 else f"{num} pairs"
+        message = f"the last {pairs} got no answer ({last.kind}): {last.message}"
         return NoAnswers(f"{self._server}: {message}; no output was written; {SAME_COMMAND}")
 
     def _reason(self, topic: str, start_limit: int | None = None) -> NoAnswers | None:

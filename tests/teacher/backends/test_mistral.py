@@ -684,16 +684,15 @@ def test_the_batch_backend_is_in_the_registry(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
 
     def connected() -> Any:
-        return connect(
-            "mistral-batch", "http://here/v1", timeout_s=9, concurrency=16, journal_folder=tmp_path
-        )
+        options = {"timeout_s": 9, "concurrency": 16, "journal_folder": tmp_path}
+        return connect("mistral-batch", "https://here/v1", send_key=True, **options)
 
     with pytest.raises(ConfigError, match="--backend mistral-batch: found no MISTRAL_API_KEY"):
         connected()
     monkeypatch.setenv("MISTRAL_API_KEY", KEY)
     backend = connected()
     assert isinstance(backend, MistralBatchBackend)
-    assert (backend.name, backend.server) == ("mistral-batch", "http://here")
+    assert (backend.name, backend.server) == ("mistral-batch", "https://here")
     assert BACKENDS["mistral-batch"].in_flight(16) == 10_000
     assert BACKENDS["mistral"].in_flight(16) == 16
 

@@ -735,11 +735,27 @@ def test_a_server_that_dies_ends_the_run_after_fifty_unanswered_tasks(journal: J
     assert run(scheduler_for(teacher(bad=[]), journal), NAMES).num_failed == 0
 
 
+class Dying(Scripted):
+    """Lists its models once."""
+
+    has_listed = False
+
+    async def models(self) -> list[str] | None:
+        if self.has_listed:
+            raise Transient("connection", "cannot be reached")
+        self.has_listed = True
+        return None
+
+
 @pytest.mark.parametrize(
-    ("num_failed", "concurrency", "ends"), [(9, 1, False), (10, 1, True), (15, 16, False), (16, 16, True)]
+    ("num_failed", "concurrency", "kind", "ends"),
+    [
+        *((9, 1, Scripted, False), (10, 1, Scripted, True), (15, 16, Scripted, False)),
+        *((16, 16, Scripted, True), (2, 16, Dying, True)),
+    ],
 )
 def test_a_server_that_dies_before_the_end_gives_no_output(
-    journal: Journal, num_failed: int, concurrency: int, ends: bool
+    journal: Journal, num_failed: int, concurrency: int, kind: type[Scripted], ends: bool
 ) -> None:
     gone = Transient("connection", "cannot be reached")
     names = NAMES[:80]
@@ -754,10 +770,10 @@ def test_a_server_that_dies_before_the_end_gives_no_output(
         run_phases(phases, backend=backend, settings=settings, **stage)
 
     if not ends:
-        go(Scripted(script))
+        go(kind(script))
         return
     with pytest.raises(NoAnswers) as stopped:
-        go(Scripted(script))
+        go(kind(script))
     assert str(stopped.value) == (
         f"memory: the last {num_failed} pairs got no answer (connection): cannot be reached; "
         "no output was written; check the server, and run the same command to continue"
@@ -869,7 +885,7 @@ def test_a_useless_first_round_of_a_job_is_not_followed_by_another(
 
     async def go() -> None:
         await scheduler.run(persistent(NAMES[:num_tasks]))
-        scheduler.check_result()
+        await scheduler.check_result()
 
     with pytest.raises(NoAnswers, match=f"0 of {num_asked} answers could be read"):
         run_virtually(go())

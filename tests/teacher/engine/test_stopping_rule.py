@@ -76,11 +76,24 @@ def test_rejections_are_no_reason_when_a_run_continues(is_rejected: bool, num_re
 
 def test_a_run_has_a_result_only_if_all_of_its_tasks_failed() -> None:
     rule = rule_for()
-    assert rule.result() is None
+    assert rule.result(is_dead=False) is None
     rule.note_unanswered("a", failure(0, "http_503"), is_rejected=False)
-    assert str(rule.result()) == (
+    assert str(rule.result(is_dead=False)) == (
         "memory: 0 of 1 answers could be read, most often http_503 (1): no JSON; pair p0 got 'prose'; "
         "check the server, and run the same command to continue"
     )
     rule.note_usable()
-    assert rule.result() is None
+    assert rule.result(is_dead=False) is None
+
+
+def test_one_unanswered_pair_at_the_end_counts_if_the_server_is_dead() -> None:
+    rule = rule_for()
+    rule.note_usable()
+    rule.note_answered()
+    assert not rule.ended_unanswered and rule.result(is_dead=True) is None
+    rule.note_unanswered("a", failure(0, "http_503"), is_rejected=False)
+    assert rule.ended_unanswered and rule.result(is_dead=False) is None
+    assert str(rule.result(is_dead=True)) == (
+        "memory: the last pair got no answer (http_503): no JSON; no output was written; "
+        "check the server, and run the same command to continue"
+    )
