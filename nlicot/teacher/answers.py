@@ -361,7 +361,9 @@ async def ask_until_valid(
     """
     num_asked, problem = 0, Unparsable("no_answer", "the model was not asked")
     for model in (request.model, *next_models):
-        current, num_complaints, is_enlarged = replace(request, model=model), 0, False
+        # The request itself for its own model: it has computed its key.
+        current = request if model == request.model else replace(request, model=model)
+        num_complaints, is_enlarged = 0, False
         while True:
             try:
                 reply = await ask(current)
