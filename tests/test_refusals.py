@@ -603,7 +603,13 @@ CASES = [
         {"data/original_data/dev.csv": PAIRS},
     ),
     Case(f"predict {BOTH} --root data --split dev --weights 1", "--weights: found '1', expected 2"),
-    Case(f"predict {RUN} --root data --split dev --weights=-1", "--weights: found '-1', expected 1 comma"),
+    *(
+        Case(
+            f"predict {RUN} --root data --split dev --weights={value}",
+            f"--weights: found '{value}', expected 1",
+        )
+        for value in ("-1", "nan", "inf", "0", "x", "1,1")
+    ),
     # report
     report("", "report: found no run, expected report RUN [RUN ...]"),
     report("--compare one", "--compare: found 1 run, expected two or more"),

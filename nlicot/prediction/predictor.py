@@ -6,6 +6,7 @@ Equal bases of checkpoints are loaded once. With several processes, each is a ra
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from nlicot.completion import Form
@@ -243,13 +245,17 @@ def _start_processes(member: Member) -> Fabric:
     """Start one process per device, as the trainer's settings say; each runs this command from the start."""
     trainer = member.trainer
     strategy: Any = trainer.strategy if isinstance(trainer.strategy, str) else "auto"
-    fabric = Fabric(
-        accelerator=trainer.accelerator if isinstance(trainer.accelerator, str) else "auto",
-        strategy=strategy,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
-    )
+    try:
+        fabric = Fabric(
+            accelerator=trainer.accelerator if isinstance(trainer.accelerator, str) else "auto",
+            strategy=strategy,
+            devices=trainer.devices,
+            num_nodes=trainer.num_nodes,
+            precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
+        )
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        names = "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision"
+        raise ConfigError(f"{names}: Lightning refuses this: {error}") from error
     fabric.launch()
     return fabric
 
@@ -297,7 +303,8 @@ def member_weights(given: str | None, num_members: int) -> list[float]:
         weights = [float(part) for part in given.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != num_members or min(weights) < 0 or not sum(weights):
+    are_weights = len(weights) == num_members and all(0 <= weight < math.inf for weight in weights)
+    if not are_weights or not sum(weights):
         raise ConfigError(
             f"--weights: found {given!r}, expected {num_members} comma-separated numbers, one per "
             "--ckpt_path, none negative, not all zero"

@@ -173,6 +173,14 @@ def test_a_checkpoint_is_used_only_with_the_base_and_prompts_of_its_training(
     assert "the adapter has other matrices than --model.lora describes" in capsys.readouterr().err
 
 
+def test_a_device_that_lightning_refuses_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", f"--ckpt_path={root / 'both' / 'best.ckpt'}", "--trainer.accelerator=tpu9"]) == 2
+    assert (
+        "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision: Lightning refuses this: "
+        in (capsys.readouterr().err)
+    )
+
+
 def test_a_file_of_another_kind_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = root / "both" / "other.ckpt"
     other.write_text("weights")
