@@ -325,7 +325,9 @@ def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
 def _read_key(variable: str) -> str:
     """Return a key from the environment, else from `.env` in the working folder, else ""."""
     key, path = os.environ.get(variable, "").strip(), Path(".env")
-    for line in path.read_text(encoding="utf-8").splitlines() if not key and path.is_file() else ():
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if not key and path.is_file() else ()
+    ):
         name, _, value = line.strip().removeprefix("export ").partition("=")
         if name.strip() == variable and value.strip():
             return value.strip().strip("\"'")

@@ -116,9 +116,10 @@ def _text(content: Any) -> str:
 
 def _usage(found: Any) -> Usage | None:
     try:
-        return Usage(**{name: int(found[name]) for name in ("prompt_tokens", "completion_tokens")})
-    except (TypeError, KeyError, ValueError):
+        counts = {name: int(found[name]) for name in ("prompt_tokens", "completion_tokens")}
+    except (TypeError, KeyError, ValueError, OverflowError):  # the last for 1e400, which JSON allows
         return None
+    return Usage(**counts) if min(counts.values()) >= 0 else None  # less would add to a budget
 
 
 def salvage(body: str) -> str | None:

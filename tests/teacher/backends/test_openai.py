@@ -48,7 +48,14 @@ def test_text_parts_are_joined_without_thinking_parts() -> None:
     assert reply_of(body(parts), {}, 0).text == "ab"
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many"}, 3])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *(None, {}, {"prompt_tokens": "many"}, 3),
+        {"prompt_tokens": float("inf"), "completion_tokens": 1},
+        {"prompt_tokens": -9, "completion_tokens": 1},
+    ],
+)
 def test_an_invalid_usage_is_none(usage: object) -> None:
     assert reply_of(body("x", usage=usage), {}, 0).usage is None
 
