@@ -582,7 +582,7 @@ CASES = [
     Case(f"predict {RUN} --root data --split {LONG}", "nnn...: File name too long; choose a shorter name"),
     Case(
         "predict --ckpt_path checkpoints/bare/best.ckpt --root data --split dev",
-        "--ckpt_path checkpoints/bare/best.ckpt: not a checkpoint of nlicot (",
+        "--ckpt_path checkpoints/bare/best.ckpt: not a checkpoint of nlicot, or damaged (",
         {"checkpoints/bare/config.yaml": "trainer: {}"},
     ),
     Case(
@@ -591,7 +591,7 @@ CASES = [
         {"checkpoints/bare/config.yaml": "data: {bilder: reflected}"},
     ),
     Case(f"predict {RUN} --root data", "data/original_data/test.csv: no such file ("),
-    Case(f"predict {RUN} --root data --split dev", f"{RUN}: not a checkpoint of nlicot ("),
+    Case(f"predict {RUN} --root data --split dev", f"{RUN}: not a checkpoint of nlicot, or dam"),
     Case(
         f"test {RUN} --root data",
         "found pairs without a label, expected a label for each pair (to predict",
