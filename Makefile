@@ -21,12 +21,12 @@ fit: $(VENV)/installed ## tune the bundled model on the sample data
 	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
 
 test: $(VENV)/installed-dev lint ## lint, then the fast tests (a few minutes)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu and not browser"
 
 test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
 	$(BIN)/python -m pytest -m slow
 
-chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; half an hour
+chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; an hour or more
 	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos
 
 test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU

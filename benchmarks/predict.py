@@ -8,8 +8,11 @@ Contenders, interleaved, each in a process of its own:
     generate-forced  `generate` sorted by length, the scaffold forced, the label from its two tokens: the slow
                      reference for labels
     llama.cpp        the merged model in BF16, one row after the other (needs benchmarks/requirements.txt)
+    forward          with `--form label_only`: plain forward passes of transformers on the same dense, merged
+                     matrices, sorted by length, at the best of several batch sizes
 
     python benchmarks/predict.py --adapter checkpoints/RUN --quick --json predict.json
+    python benchmarks/predict.py --adapter checkpoints/RUN --form label_only --pairs 1000
 
 Pairs are real ones if NLICOT_REAL_DATA is set, else the sample's. Speeds are those of decoding; load times
 are separate. Peak memory is the process's, which holds torch and transformers even for llama.cpp. GEMM share
@@ -42,7 +45,10 @@ from typing import Any
 from circumstances import matrix_rate, peak_mb, processor, versions
 
 PROJECT = Path(__file__).parents[1]
-CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-dense", "llama.cpp")
+PROCESS_STARTED = time.perf_counter()
+CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-dense", "llama.cpp", "forward")
+CONTENDERS_BY_FORM = {"thought_first": CONTENDERS[:-1], "label_only": ("nlicot", "forward")}
+FORWARD_BATCHES = (4, 8, 16, 32, 64)
 NEEDS = ("llama_cpp", "gguf")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
@@ -66,6 +72,7 @@ class Measurement:
     note: str
     load_s: float
     seconds: float
+    wall_s: float
     pairs_per_s: float
     thought_tokens_per_s: float
     gemm_share: float
@@ -127,12 +134,13 @@ def load_merged(options: argparse.Namespace) -> Any:
 
 def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]]:
     """Return the encoded prompts of the pairs."""
+    from nlicot.completion import Form
     from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
-    wording = read_prompts(options.adapter)
+    wording, form = read_prompts(options.adapter), Form(options.form)
     encode = load_prompt_format(base.resolve("bundled").folder).encode_prompt
-    return [encode(wording.render(pair.premise, pair.hypothesis)) for pair in pairs]
+    return [encode(wording.render(pair.premise, pair.hypothesis, form=form)) for pair in pairs]
 
 
 def num_weights() -> tuple[int, int]:
@@ -154,6 +162,7 @@ def num_weights() -> tuple[int, int]:
 
 def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
     """Prepare the project's decoder."""
+    from nlicot.completion import Form
     from nlicot.model.loaded_model import merge_dense
     from nlicot.prediction.decoding import Decoder, by_length
     from nlicot.settings import DecodingSettings
@@ -176,7 +185,7 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
 
     def run() -> list[Answer]:
         batch = by_length([str(index) for index in range(len(prompts))], prompts)
-        found = {int(one.id): one for one in decoder.decode(batch)}
+        found = {int(one.id): one for one in decoder.decode(batch, form=Form(options.form))}
         return [answer(found[index]) for index in range(len(prompts))]
 
     return run
@@ -316,6 +325,54 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
     return ids, mask
 
 
+def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
+    """Prepare plain forward passes up to the label, at the batch size that is fastest for some prompts."""
+    import torch
+
+    from nlicot.model.loaded_model import causal_lm, merge_dense
+    from nlicot.prediction.grammar import ThoughtGrammar
+
+    adapted, prompt_format = load(options)
+    merge_dense(adapted)
+    model = causal_lm(adapted)
+    grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
+    rows = [[*prompt, *grammar.label_opening_ids] for prompt in prompts]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+
+    @torch.inference_mode()
+    def labels(indices: Sequence[int], size: int) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            ids, mask = padded([rows[index] for index in part], prompt_format.pad_id)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+            ).logits[:, -1]
+            two = logits[:, list(grammar.label_ids)].float().argmax(-1)
+            found.update(zip(part, two.tolist(), strict=True))
+        return found
+
+    def seconds(size: int) -> float:
+        some = order[:: max(1, len(order) // 64)]
+        labels(some[:size], size)
+        started = time.perf_counter()
+        labels(some, size)
+        return time.perf_counter() - started
+
+    started = time.perf_counter()
+    options.forward_batch = min(FORWARD_BATCHES, key=seconds)
+    options.not_counted_s = time.perf_counter() - started
+
+    def run() -> list[Answer]:
+        found = labels(order, options.forward_batch)
+        return [
+            Answer(label=found[index], thought="", closed=True, num_tokens=0) for index in range(len(rows))
+        ]
+
+    return run
+
+
 def convert(options: argparse.Namespace) -> None:
     """Write the merged model for llama.cpp, and transformers' logits after the first prompt as a reference.
 
@@ -439,19 +496,28 @@ def measure(options: argparse.Namespace) -> None:
         "generate": with_generate,
         "generate-forced": with_forced_generate,
         "llama.cpp": with_llamacpp,
+        "forward": with_forward,
     }.get(options.contender, with_nlicot)
     started = time.perf_counter()
     run = prepare(options, prompts)
     load_s = time.perf_counter() - started
+    ready = time.perf_counter()
     rate = matrix_rate()
     started = time.perf_counter()
     answers = run()
     seconds = time.perf_counter() - started
-    notes = {"generate": kernel_note, "llama.cpp": lambda: f"n_batch {options.llama_batch}, one sequence"}
+    # Without the search for a batch size, which only the benchmark needs.
+    before_s = ready - PROCESS_STARTED - getattr(options, "not_counted_s", 0.0)
+    notes = {
+        "generate": kernel_note,
+        "llama.cpp": lambda: f"n_batch {options.llama_batch}, one sequence",
+        "forward": lambda: f"batches of {options.forward_batch}, the fastest of {FORWARD_BATCHES}",
+    }
     found = Measurement(
         note=notes.get(options.contender, str)(),
         load_s=load_s,
         seconds=seconds,
+        wall_s=before_s + seconds,
         pairs_per_s=len(pairs) / seconds,
         thought_tokens_per_s=_num_thought_tokens(answers) / seconds,
         gemm_share=_flops(prompts, answers) / seconds / rate,
@@ -487,7 +553,7 @@ def in_own_process(options: argparse.Namespace, *flags: str) -> None:
     """
     command = [sys.executable, __file__, *flags, "--dtype", options.dtype]
     command += ["--pairs", str(options.pairs), "--budget", str(options.budget)]
-    command += ["--threads", str(options.threads)]
+    command += ["--threads", str(options.threads), "--form", options.form]
     if options.adapter:
         command += ["--adapter", str(options.adapter)]
     # No GPU: the contenders are compared on this machine's cores.
@@ -549,7 +615,7 @@ def main() -> int:
 
 def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
     """Measure the contenders in turn; also return why llama.cpp was left out, if it was."""
-    contenders = [name for name in CONTENDERS if name in options.only]
+    contenders = [name for name in CONTENDERS_BY_FORM[options.form] if name in options.only]
     skipped = {}
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing and "llama.cpp" in contenders:
@@ -602,6 +668,9 @@ def _print_table(
 def _figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
     return {
         "speedup_vs_generate": _speedup(runs, "nlicot", "generate"),
+        "speedup_vs_forward": _speedup(runs, "nlicot", "forward"),
+        "whole_speedup_vs_forward": _speedup(runs, "nlicot", "forward", whole=True),
+        "forward_label_agreement": _agreement(runs, "nlicot", "forward"),
         "speedup_vs_llamacpp": _speedup(runs, "nlicot-dense", "llama.cpp"),
         "label_agreement": _agreement(runs, "nlicot", "generate-forced"),
         "closed_share": runs["nlicot"][0].closed_share if "nlicot" in runs else None,
@@ -609,11 +678,16 @@ def _figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
     }
 
 
-def _speedup(runs: dict[str, list[Measurement]], one: str, other: str) -> float | None:
+def _speedup(
+    runs: dict[str, list[Measurement]], one: str, other: str, *, whole: bool = False
+) -> float | None:
+    """Return the ratio of speeds, on request of whole processes, from their start to their end."""
     if one not in runs or other not in runs:
         return None
-    fast, slow = (statistics.median(run.pairs_per_s for run in runs[name]) for name in (one, other))
-    return fast / slow
+    fast, slow = (
+        statistics.median(run.wall_s if whole else run.seconds for run in runs[name]) for name in (one, other)
+    )
+    return slow / fast
 
 
 def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> float | None:
@@ -652,6 +726,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="48 pairs, once: under 10 minutes on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
+    parser.add_argument("--form", choices=CONTENDERS_BY_FORM, default="thought_first")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="CONTENDER")
     parser.add_argument("--contender", choices=(*CONTENDERS, "convert"), help=argparse.SUPPRESS)
     parser.add_argument("--llama_batch", type=int, default=512, help=argparse.SUPPRESS)

@@ -86,7 +86,7 @@ def test_data(command: str, name: str, root: Path, tmp_path: Path) -> None:
     assert counts[2] >= 10
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("again", ["", "--reparse", "--retry_failures", "--dry_run", "--export_journal"])
 def test_journal(again: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -146,7 +146,7 @@ READERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("name", "args"), [(name, args) for name, readers in READERS.items() for args in readers]
 )
@@ -157,14 +157,14 @@ def test_run(name: str, args: list[str], home: Path) -> None:
         assert counts[0] <= 2  # bytes between the tensors, which nothing reads
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_event_files(home: Path) -> None:
     run = home / "runs" / "run"
     for path in run.glob("events.*"):
         check(path, [arg.replace("RUN", str(run)) for arg in REPORT], home=home)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_adapter(name: str, home: Path) -> None:
     run = home / "runs" / "run"
@@ -195,7 +195,7 @@ def test_cache_is_made_again(tmp_path: Path) -> None:
     assert list((tmp_path / "encoded").iterdir()) == [folder]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_partial_predictions(home: Path) -> None:
     run = home / "runs" / "run"
     args = [arg.replace("RUN", str(run)) for arg in TEST]

@@ -16,7 +16,7 @@ from tests.chaos.test_kills import CHEAP, FIT, cheap_command, write_pairs
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 
 def assert_says_full(printed: str, files: list[Path]) -> None:

@@ -15,7 +15,7 @@ from tests.chaos.commands import NUM_KILLS, contents, finish, kill_at_random, le
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 NUM_PAIRS = 5000
 CHEAP = ["split", "prepare", "audit", "report"]

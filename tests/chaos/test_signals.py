@@ -20,7 +20,7 @@ from tests.chaos.test_kills import FIT, write_pairs
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
