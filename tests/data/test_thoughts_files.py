@@ -124,6 +124,7 @@ def test_dropped_and_changed_texts_are_counted_in_the_log(
         f"{path}: dropped 10 identical repetitions",
         f"{path}: 20 true labels differ from their pairs'; took the pairs'",
         f"{reflections}: skipped 4 reflections that miss the true label",
+        f"{reflections}: no reflections, but 4 thoughts are wrong",
     ]
 
 
