@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from signal import Signals
 
 import pytest
 
 from nlicot import cli, signals
 from nlicot.errors import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_ignored() -> Iterator[None]:
+    """A job in the background, or under `nohup`, starts with some of them ignored."""
+    before = [(signum, signal.signal(signum, signal.SIG_DFL)) for signum in signals.STOPPING]
+    yield
+    for signum, handler in before:
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("signum", signals.STOPPING)

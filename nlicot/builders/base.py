@@ -111,10 +111,13 @@ class Builder(ABC):
         self.seed = seed
         self.max_thought_tokens = max_thought_tokens
 
-    @property
-    def needed_texts(self) -> list[str]:
-        """Kinds of texts that a split must have: thoughts to learn from, and scores for `min_score`."""
-        return ["thoughts"] * self.thinks + ["scores"] * (self.thinks and self.min_score is not None)
+    def needed_texts(self, split: str) -> list[str]:
+        """Return the kinds of texts that a split must have: thoughts, and scores of train for `min_score`.
+
+        Without scores of dev, which cost money, all its texts count in the dev loss.
+        """
+        drops_by_score = self.thinks and self.min_score is not None and split == "train"
+        return ["thoughts"] * self.thinks + ["scores"] * drops_by_score
 
     @abstractmethod
     def target(

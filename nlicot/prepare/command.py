@@ -78,7 +78,7 @@ def main(args: Sequence[str]) -> int:
 
 def text_files(root: DataRoot, split: str, builder: Builder) -> TextFiles:
     """Return the files of a data root that a builder needs in addition to a split's pairs."""
-    needed = {getattr(root, kind)(split) for kind in builder.needed_texts}
+    needed = {getattr(root, kind)(split) for kind in builder.needed_texts(split)}
     return TextFiles.found(root.thoughts(split), root.reflections(split), root.scores(split), needed=needed)
 
 

@@ -185,7 +185,7 @@ class RunData:
         files = TextFiles()
         if f"{split}_pairs" not in self._single_files or f"{split}_thoughts" in self._single_files:
             thoughts = self.path(split, "thoughts")
-            needed = {self.path(split, kind) for kind in self.builder.needed_texts}
+            needed = {self.path(split, kind) for kind in self.builder.needed_texts(split)}
             needed |= {*self._single_files.values()}
             files = TextFiles.found(
                 thoughts, self.path(split, "reflections"), self.path(split, "scores"), needed=needed

@@ -85,14 +85,12 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, *, num_generat
     largest = _largest_budget(smaller, longest, usable, most=int(tokens_per_step))
     fitting = "a whole step at once" if largest is None else f"about {largest:,} tokens"
     num_steps = _num_steps(trainer, len(sampler))
-    to_finish = "no --trainer.max_epochs and no --trainer.max_steps: nothing ends it"
-    if num_steps is not None:
-        num_dev = _num_dev(trainer, num_steps, len(sampler))
-        decoding = f", and decoding {num_generated} dev pairs after each epoch" if num_generated else ""
-        to_finish = (
-            f"{_duration(num_steps * step_s + num_dev * dev_s)}: {num_steps} optimizer steps and the dev "
-            f"loss {num_dev} times{decoding}; stopping early may end it sooner"
-        )
+    num_dev = _num_dev(trainer, num_steps, len(sampler))
+    decoding = f", and decoding {num_generated} dev pairs after each epoch" if num_generated else ""
+    to_finish = (
+        f"{_duration(num_steps * step_s + num_dev * dev_s)}: {num_steps} optimizer steps and the dev "
+        f"loss {num_dev} times{decoding}; stopping early may end it sooner"
+    )
     return (
         f"longest micro-batch   {longest.num_tokens:,} tokens, {longest.num_examples} examples\n"
         f"peak memory           {longest.num_bytes / MEGABYTE:,.0f} MB of {usable / MEGABYTE:,.0f}\n"
@@ -143,12 +141,12 @@ def _largest_budget(smaller: Peak, longest: Peak, usable: int, *, most: int) -> 
     return fitting if fitting < most else None
 
 
-def _num_steps(trainer: Trainer, steps_per_epoch: int) -> int | None:
-    """Return the optimizer steps of the whole fit; None if nothing ends it."""
+def _num_steps(trainer: Trainer, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of the whole fit; `TrainerSettings` refuses one without an end."""
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         ends.append(trainer.max_epochs * steps_per_epoch)
-    return min(ends, default=None)
+    return min(ends)
 
 
 def _num_dev(trainer: Trainer, num_steps: int, steps_per_epoch: int) -> int:

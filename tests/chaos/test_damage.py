@@ -57,7 +57,9 @@ def check(path: Path, args: Sequence[object], *, home: Path, codes: Sequence[int
                 problems.append(f"{name}: exit code {code}: {errors[-500:]}")
             elif code:
                 counts[code] += 1
-                if path.name not in lines[0] and path.parent.name not in lines[0]:
+                # A pair whose text changed is found where its thought, which has the old text, is read.
+                names = path.name, path.parent.name, "thought of pair"
+                if not any(name in lines[0] for name in names):
                     problems.append(f"{name}: the file is not named: {lines[0]}")
             else:
                 counts[0] += 1

@@ -447,7 +447,7 @@ def test_another_path_is_for_one_split(
 def test_nothing_to_write_is_an_error_and_leaves_no_file(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["prepare", "--root", str(root), "--split", "train", "--builder-args", "max_thought_words=0"]
+    args = ["prepare", "--root", str(root), "--split", "train", "--builder-args", "max_thought_words=1"]
     assert cli.main(args) == 2
     assert (
         f"{DataRoot(root).pairs('train')}: found nothing that the builder Reflected can use"

@@ -46,11 +46,11 @@ def test_cost_is_printed_and_no_run_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fit_without_an_end_is_named(
+def test_a_fit_without_an_end_is_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(_flags(base, tmp_path, "--trainer.max_epochs=-1")) == 0
-    assert "nothing ends it" in capsys.readouterr().out
+    assert main(_flags(base, tmp_path, "--trainer.max_epochs=-1")) == 2
+    assert "found -1 without --trainer.max_steps" in capsys.readouterr().err
 
 
 def _peak(num_tokens: int, megabytes: int) -> Peak:
@@ -73,13 +73,12 @@ def test_largest_micro_batch_lies_on_the_line_through_both_peaks() -> None:
         (-1, 5, 1.0, 50, 5),
         (12, 5, 1.0, 12, 1),
         (-1, 2, 7, 20, 2),  # a whole number counts steps
-        (-1, -1, 1.0, None, 0),
     ],
 )
 def test_steps_and_dev_losses_are_those_of_the_trainer(
-    max_steps: int, max_epochs: int, interval: Any, num_steps: int | None, num_dev: int
+    max_steps: int, max_epochs: int, interval: Any, num_steps: int, num_dev: int
 ) -> None:
     trainer: Any = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, val_check_interval=interval)
     found = preflight._num_steps(trainer, 10)
     assert found == num_steps
-    assert preflight._num_dev(trainer, found or 0, 10) == num_dev
+    assert preflight._num_dev(trainer, found, 10) == num_dev
