@@ -76,6 +76,8 @@ class Decoder:
 
     def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
         """Yield one prediction for each prompt, in the order in which they finish."""
+        if not batch.prompts:  # a rank that is left without any
+            return
         if form is Form.LABEL_ONLY:
             rows = [[*prompt, *self.grammar.label_opening_ids] for prompt in batch.prompts]
             for index, p_entailment in self.label_probabilities(rows):

@@ -112,6 +112,11 @@ def test_batched_is_the_same_as_one_by_one(model: Any, prompt_format: PromptForm
         assert found.p_entailment == pytest.approx(expected.p_entailment, abs=1e-4)
 
 
+@pytest.mark.parametrize("form", Form)
+def test_no_prompts_give_no_predictions(form: Form, small: Any, prompt_format: PromptFormat) -> None:
+    assert _decode(small, prompt_format, [], form=form) == []
+
+
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "votes": 2}], ids=str)
 @pytest.mark.parametrize("form", Form)
 def test_own_forward_pass_says_what_that_of_transformers_says(

@@ -87,7 +87,8 @@ def _check_votes_and_resume(folder: Path) -> None:
     one = folder / "one"
     assert _votes(folder, one, devices=1).returncode == 0
     two = folder / "two"
-    full = _votes(folder, two, devices=2, max_file_bytes=1200)  # enough for each rank's rows, not for all
+    # Enough for each rank's rows, not for all of them.
+    full = _votes(folder, two, devices=2, max_file_bytes=(one / "dev.jsonl").stat().st_size - 1)
     assert full.returncode == 5, full.stderr[-3000:]
     left = sorted(two.glob(".dev-*.partial"))
     assert [len(_rows(path)) for path in left] == [3, 2]
