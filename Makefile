@@ -27,7 +27,7 @@ test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real k
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; an hour or more
-	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos
+	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest -m chaos
 
 test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

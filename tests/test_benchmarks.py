@@ -35,7 +35,7 @@ def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> N
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_long_runs_do_not_grow(tmp_path: Path) -> None:
     out = tmp_path / "endurance.json"
     command = [sys.executable, "benchmarks/endurance.py", "--pairs=4000", "--steps=150", f"--json={out}"]
