@@ -1,7 +1,7 @@
 """The parts of a decoding step between its matrix products, in C, compiled for a model's shape.
 
 torch's own take most of a step. Compiling takes a second, once on a machine. Without a C compiler `load`
-returns None, and torch's operations are used.
+returns None, and transformers decodes.
 """
 
 from __future__ import annotations

@@ -38,19 +38,16 @@ def load_forward(model: Any) -> Forward | None:
     if type(model).__name__ not in KNOWN_MODELS or model.lm_head.weight.is_cuda:
         return None
     config = model.config
+    head_size = model.model.layers[0].self_attn.head_dim
     fits = (
-        config.rope_parameters["rope_type"] in FIXED_ROTATIONS
+        head_size % (2 * decode_step.LANES) == 0
+        and config.rope_parameters["rope_type"] in FIXED_ROTATIONS
         and getattr(config, "sliding_window", None) is None
         and config.hidden_act == "silu"
         and all(_is_dense(matrix) for matrix in _matrices(model))
     )
-    head_size = model.model.layers[0].self_attn.head_dim
     shape = config.num_attention_heads, config.num_key_value_heads, head_size
-    operations = (
-        decode_step.load(*shape, model.lm_head.weight.dtype)
-        if fits and not head_size % (2 * decode_step.LANES)
-        else None
-    )
+    operations = decode_step.load(*shape, model.lm_head.weight.dtype) if fits else None
     return None if operations is None else Forward(model, operations)
 
 
@@ -80,7 +77,8 @@ class _Matrix:
 
     def __init__(self, *layers: Any) -> None:
         layers = tuple(map(_base_layer, layers))
-        self.weight = torch.cat([layer.weight.data for layer in layers])
+        weights = [layer.weight.data for layer in layers]
+        self.weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # no copy of the LM head
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias.data for layer in layers])
         self.is_arranged = self.weight.dtype is torch.bfloat16
         if self.is_arranged:
@@ -90,8 +88,6 @@ class _Matrix:
             for layer in layers:
                 layer.weight.data = self.weight[start : start + layer.out_features]
                 start += layer.out_features
-        else:
-            self.weight = layers[0].weight.data
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.is_arranged:
@@ -114,7 +110,7 @@ class _Layer:
 
 
 class Forward:
-    """The layers of a model that `can_decode` accepts."""
+    """The layers of a model that `load_forward` accepts."""
 
     def __init__(self, model: Any, operations: decode_step.DecodeStep) -> None:
         config = model.config
