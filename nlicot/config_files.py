@@ -30,6 +30,7 @@ OLD_NAMES = {
     "data.definitions": "definitions",
     "entailment": "definitions.entailment",
     "no_entailment": "definitions.no_entailment",
+    "from": "start_from",
     "votes": "model.decoding.votes",
     "think": "model.decoding.think",
     "data.share_beginning": "data.share_prefix",

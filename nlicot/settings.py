@@ -362,12 +362,14 @@ class FitSettings(RunSettings):
     Args:
         run: name of the run; default: the builder and the time.
         resume: folder of a run to continue.
+        start_from: the adapter to start with, of a run or in a PEFT folder; short: --from.
         preflight: measure memory and time, and the largest micro-batch that fits; then stop.
         final_evaluation: decode every dev pair after training.
     """
 
     run: str | None = None
     resume: str | None = None
+    start_from: str | None = None
     preflight: bool = False
     final_evaluation: bool = True
 

@@ -82,6 +82,18 @@ def report(flags: str, line: str, predictions: str = PREDICTION) -> Case:
     return Case(f"report {flags}", line, {"two.jsonl": predictions})
 
 
+LORA = (
+    '{"peft_type": "LORA", "r": 32, "lora_alpha": 64, "init_lora_weights": true, '
+    '"target_modules": ["v_proj", "q_proj", "k_proj", "o_proj"], "base_model_name_or_path": "some/base"}'
+)
+NO_TENSORS = b"\x02" + bytes(7) + b"{}"
+
+
+def start(line: str, config: str = LORA, weights: str = "adapter_model.safetensors") -> Case:
+    files: dict[str, str | bytes] = {"p/adapter_config.json": config, f"p/{weights}": NO_TENSORS}
+    return Case("fit --root data --model.base bundled --from p", line, files)
+
+
 NUMBERS = {
     "a whole number, 1 or more": {
         "fit": "model.lora.r model.lora.alpha model.decoding.batch_size model.decoding.max_thought_tokens "
@@ -474,6 +486,35 @@ CASES = [
         "fit --resume checkpoints/one --model.learning_rate 1e-6 --early_stopping.patience 9",
         "; --model.learning_rate: found 1e-06, expected 0.0002 (leave these out, or start a new run)",
     ),
+    Case("fit --from", "--start_from: found no value, expected one"),
+    Case("fit --from=", "--from : found neither config.yaml nor adapter_config.json"),
+    Case("fit --from none", "none/config.yaml: no such file; runs that have one: none"),
+    Case("fit --from checkpoints/ne", "checkpoints/ne/config.yaml: no such file; did you mean checkpoints/o"),
+    Case("fit --from data", "--from data: found neither config.yaml nor adapter_config.json, expected the"),
+    Case(f"fit --from {LONG}", "nnn...: File name too long; choose a shorter name"),
+    Case("fit --from checkpoints/one --model.lora.r 8", "--model.lora.r: found 8, expected 32 (give its"),
+    Case(
+        "fit --config c.yaml",
+        "--from checkpoints/one is an adapter of another shape; --model.lora.alpha: found 8, expected 64",
+        {"c.yaml": "{start_from: checkpoints/one, model: {lora: {alpha: 8}}}"},
+    ),
+    Case(
+        "fit --root data --model.base bundled --from checkpoints/one",
+        "--from checkpoints/one: not a checkpoint of nlicot, or damaged (",
+    ),
+    Case(
+        "fit --from checkpoints/new",
+        "--from checkpoints/new: found neither best.ckpt nor last.ckpt, expected one of them",
+        {"checkpoints/new/config.yaml": "model: {base: bundled}"},
+    ),
+    start("--from p is an adapter of another base; --model.base: found bundled, expected some/base (give"),
+    start("found no JSON object in adapter_config.json, expected the adapter's", "[]"),
+    start("found no adapter_model.safetensors, expected adapter_model.safetensors", weights="x"),
+    start("found adapter_model.bin, a pickle, which could run code, expected", weights="adapter_model.bin"),
+    start("base_model_name_or_path is missing; add the base's", LORA.replace("some/base", "")),
+    start('adapter_config.json: peft_type: found "IA3", expected LORA', LORA.replace("LORA", "IA3")),
+    start("use_rslora: found true, expected false", LORA.replace("{", '{"use_rslora": true, ')),
+    start("--model.lora.r: found 32, expected 8 (give its values", LORA.replace("32", "8")),
     Case("fit --run a/b", "--run a/b: expected the name of a folder, without '/'"),
     Case("fit --run ..", "--run ..: expected the name of a folder, without '/'"),
     Case(f"fit --run {LONG}", f"--run {LONG[:40]}...: expected the name of a folder, without '/' and of at"),

@@ -18,7 +18,7 @@ CHECKSUMS = "SHA256SUMS"
 def write_checksums(folder: Path, pattern: str = "*") -> None:
     """Write the `SHA256SUMS` of a folder's files; `sha256sum -c SHA256SUMS` checks them, too."""
     files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name != CHECKSUMS)
-    lines = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in files]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -29,14 +29,15 @@ def damage(folder: Path) -> str | None:
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         for expected, name in (line.split("  ", 1) for line in lines):
-            if _sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 return f"{name} is damaged"
     except (OSError, ValueError) as error:
         return f"not complete ({type(error).__name__})"
     return None if lines else f"{CHECKSUMS} is empty"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

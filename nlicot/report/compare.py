@@ -81,7 +81,13 @@ class Comparison:
             "split": self.split,
             "num_pairs": self.num_pairs,
             "runs": [
-                {"name": run.name, "builder": run.builder, "seed": run.seed, **metrics_to_dict(run.metrics)}
+                {
+                    "name": run.name,
+                    "builder": run.builder,
+                    "seed": run.seed,
+                    **({"started_from": asdict(run.origin)} if run.origin else {}),
+                    **metrics_to_dict(run.metrics),
+                }
                 for run in self.runs
             ],
             "groups": [asdict(group) for group in self.groups],

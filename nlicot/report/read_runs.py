@@ -16,6 +16,7 @@ from nlicot.config_files import read_yaml, renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
+from nlicot.run.starting_adapter import Origin
 
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
@@ -105,10 +106,17 @@ class Run:
         """The configuration without seed and names, as canonical JSON, which seeds of one ablation share."""
         if not self.config:
             return None
-        recipe = {name: value for name, value in self.config.items() if name not in NOT_IN_RECIPE}
+        # Settings that an earlier version did not have are null in a later one's configuration.
+        items = [(name, value) for name, value in self.config.items() if value is not None]
+        recipe = {name: value for name, value in items if name not in NOT_IN_RECIPE}
         for part in ("model", "data"):
             recipe[part] = {k: value for k, value in section(self.config, part).items() if k != "seed"}
         return json.dumps(recipe, sort_keys=True, default=str)
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """The adapter that the run started from; None for a fresh one."""
+        return Origin.in_summary(self.read_json("fit.json"))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run's folder; empty if there is none."""

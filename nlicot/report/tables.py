@@ -31,13 +31,14 @@ def as_text(comparison: Comparison) -> str:
     for table in tables:
         rows = [[shortened(cell, MAX_CELL_LENGTH) for cell in row] for row in table.rows]
         blocks.append(aligned(Table(header=table.header, rows=rows)))
-    return _joined([*blocks, _right_in_one_only(comparison)])
+    return _joined([*blocks, _right_in_one_only(comparison), origins(comparison)])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Render the same as Markdown, with all figures of a run in one row."""
     tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
-    lists = [f"- {escaped(line)}" for line in _right_in_one_only(comparison)]
+    lines = [*_right_in_one_only(comparison), *origins(comparison)]
+    lists = [f"- {escaped(line)}" for line in lines]
     return _joined([[escaped(_title(comparison))], *map(piped, tables), lists]) + "\n"
 
 
@@ -119,6 +120,12 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
                 more = ["..."] if len(ids) > MAX_IDS else []
                 lines.append(f"right in {right}, wrong in {wrong}: {', '.join(shown + more)}")
     return lines
+
+
+def origins(comparison: Comparison) -> list[str]:
+    """Return a line for each run that started from another adapter."""
+    numbered = enumerate(comparison.runs, start=1)
+    return [f"{number} started from {run.origin}" for number, run in numbered if run.origin]
 
 
 def _numbers(comparison: Comparison) -> dict[str, str]:

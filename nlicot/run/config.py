@@ -19,7 +19,9 @@ from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
-from nlicot.run.folder import BEST, CONFIG, SLURM_JOB, check_new_run, read_summary, run_file
+from nlicot.model.base_model import PEFT_CONFIG
+from nlicot.run.folder import BEST, CONFIG, LAST, SLURM_JOB, check_new_run, read_summary, run_file
+from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_folder
 from nlicot.settings import (
     MONITORED,
     SINGLE_FILES,
@@ -46,7 +48,7 @@ EXAMPLES = {
     "test": "test --ckpt_path checkpoints/RUN/best.ckpt --root data",
     "predict": "predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
 }
-ONLY_FIT = ("run", "resume", "preflight", "final_evaluation")
+ONLY_FIT = ("run", "resume", "start_from", "preflight", "final_evaluation")
 OBSOLETE = ("optimizer", "lr_scheduler")
 """Keys in the config.yaml of older runs, which are always null."""
 CHANGED_BY_A_RESUME = (
@@ -74,6 +76,7 @@ class FitCommand:
     values: Namespace
     yaml: str
     changes: Sequence[str]  # what a resume changes: a setting's name, the run's value and the new one
+    start: StartingAdapter | None  # None, too, if a resume has weights of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +124,47 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         if settings.run and _is_requeued(root / settings.run):
             return parse_fit([*args, "--resume", str(root / settings.run)])
         check_new_run(settings.run, root)
+    start = None
+    if settings.start_from is not None and not _has_weights(settings.resume):
+        start = _starting_adapter(settings.start_from)
+        start.check_shape(settings.model.lora)
     recorded = found.clone()
     recorded["resume"], recorded["preflight"] = None, False
     yaml = parser.dump(recorded, skip_unset=False)
     lines = [f"--{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "preflight"]
-    return FitCommand(settings=settings, values=found, yaml=yaml, changes=lines)
+    return FitCommand(settings=settings, values=found, yaml=yaml, changes=lines, start=start)
+
+
+def _has_weights(resumed: str | None) -> bool:
+    return resumed is not None and (Path(resumed).expanduser() / LAST).is_file()
+
+
+def _starting_adapter(given: str) -> StartingAdapter:
+    """Find the adapter in a run's folder, in one of its checkpoints, or in a PEFT folder."""
+    path = Path(given).expanduser()
+    if (path / PEFT_CONFIG).is_file():
+        return read_peft_folder(given)
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise CheckpointError(
+            f"--from {given}: found neither {CONFIG} nor {PEFT_CONFIG}, expected the folder of a run or of a "
+            "PEFT adapter"
+        )
+    folder = path.parent if path.is_file() else path
+    base = _run_settings(folder)
+    checkpoints = [path] if path.is_file() else [path / name for name in (BEST, LAST)]
+    weights_path = next(filter(Path.is_file, checkpoints), None)
+    if weights_path is None:
+        raise CheckpointError(f"--from {given}: found neither {BEST} nor {LAST}, expected one of them")
+    # Only the model's settings: a builder of the other run may be a class that is not here.
+    base["settings"] = {name: each for name, each in base["settings"].items() if name == "model"}
+    lora = _parse(_parser("fit", FitSettings), [], base).model.lora
+    return StartingAdapter(
+        given=given,
+        weights_path=weights_path,
+        shape=lora_shape(lora.r, lora.alpha, lora.target_modules),
+        base=None,
+        builder=read_summary(folder).get("builder"),
+    )
 
 
 def _is_requeued(folder: Path) -> bool:

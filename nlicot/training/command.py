@@ -12,7 +12,7 @@ import subprocess
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -30,6 +30,7 @@ from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, wr
 from nlicot.data.pairs import labelled_pairs_shown
 from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted
 from nlicot.evaluation.metrics import read_metrics
+from nlicot.model.base_model import base_name, choose
 from nlicot.model.loaded_model import (
     ResolvedModel,
     compute_dtype,
@@ -54,10 +55,12 @@ from nlicot.run.folder import (
     hold_run,
     read_summary,
 )
+from nlicot.run.starting_adapter import STARTED_FROM, Origin
 from nlicot.settings import PRECISIONS, FitSettings, TrainerSettings
 from nlicot.training import preflight
 from nlicot.training.callbacks import EarlyStopping, GeneratedMetrics, RunCheckpoints
 from nlicot.training.module import NliModule
+from nlicot.training.warm_start import WarmStart
 from nlicot.training.windows import PairsData
 
 NOT_HYPER_PARAMETERS = ("run", "resume", "preflight", "checkpoints_root")
@@ -79,32 +82,45 @@ def fit(command: FitCommand) -> int:
     data.announce_sample()
 
     @functools.cache
-    def resolved() -> ResolvedModel:
-        return resolve_model(settings.model, on_sample=data.on_sample)
+    def base() -> str:
+        return choose(settings.model.base, settings.model.fallback_base, on_sample=data.on_sample)
 
+    @functools.cache
+    def resolved() -> ResolvedModel:
+        return resolve_model(replace(settings.model, base=base()), on_sample=data.on_sample)
+
+    start = WarmStart.read(command.start, base_name(base())) if command.start else None
     # Errors in the data come first; a builder that limits a thought's tokens needs the tokenizer, though.
     data.read_for_fit(lambda thought: resolved().prompt_format.count_thought_tokens(thought))
     num_steps_before = 0
     if settings.resume:
         num_steps_before = _check_resume(Path(settings.resume).expanduser(), resolved(), data, settings)
+    origin = _origin(start, settings)
+    if start:
+        start.check_tokenizer(resolved())
     if _is_first_process():
         for line in labelled_pairs_shown(data.pairs["train"]):
             print(line)
+        if start:
+            print(f"starting from {origin}")
     windows = PairsData(data, resolved().prompt_format)
     if settings.preflight:
         trainer = make_trainer(settings, arguments, logger=False)
-        module = _load_module(trainer, resolved(), data, settings)
+        module = _load_module(trainer, resolved(), data, settings, start)
         sampled = settings.generated_metrics
         num_generated = sampled.num_pairs if sampled.every_n_epochs else 0
         print(preflight.measure(module, windows, trainer, num_generated=num_generated))
         return 0
 
     folder = Path(settings.resume).expanduser() if settings.resume else _new_run_folder(command, data)
+    train = functools.partial(
+        _train, command, folder, data, windows, resolved(), arguments, num_steps_before, start, origin
+    )
     if not _is_first_process():
-        return _train(command, folder, data, windows, resolved(), arguments, num_steps_before)
+        return train()
     with hold_run(folder, is_new=not settings.resume):
         try:
-            return _train(command, folder, data, windows, resolved(), arguments, num_steps_before)
+            return train()
         except DiskFull as error:
             if not (folder / LAST).is_file():
                 raise
@@ -120,13 +136,16 @@ def _train(
     resolved: ResolvedModel,
     arguments: dict[str, Any],
     num_steps_before: int,
+    start: WarmStart | None,
+    origin: Origin | None,
 ) -> int:
     """Train in a run's folder, write its files and evaluate its best adapter; returns the exit code."""
     settings, stop = command.settings, signals.Deferred()
-    summary = _summary(resolved, data)
+    summary = _summary(resolved, data, origin)
     if _is_first_process():
         clear_scratch(folder)
-        write_text(folder / CONFIG, command.yaml, overwrite=True)
+        comment = f"# started from {origin}\n" if origin else ""
+        write_text(folder / CONFIG, comment + command.yaml, overwrite=True)
         write_json(folder / FIT_SUMMARY, {**read_summary(folder), **summary})
         print(*command.changes, sep="\n", end="\n" * bool(command.changes))
         if not (folder / LAST).is_file():
@@ -144,7 +163,7 @@ def _train(
         ],
         default_root_dir=str(folder),
     )
-    module = _load_module(trainer, resolved, data, settings)
+    module = _load_module(trainer, resolved, data, settings, start)
     last = str(folder / LAST) if (folder / LAST).is_file() else None
     try:
         with signals.handling(stop), disk_errors(folder):  # also of TensorBoard's files
@@ -196,10 +215,11 @@ def _train(
     return 0
 
 
-def _summary(resolved: ResolvedModel, data: RunData) -> dict[str, Any]:
+def _summary(resolved: ResolvedModel, data: RunData, origin: Origin | None) -> dict[str, Any]:
     """Return the part of `fit.json` that is known before training."""
     job = signals.slurm_job()
-    return ({SLURM_JOB: job} if job else {}) | {
+    known = ({SLURM_JOB: job} if job else {}) | ({STARTED_FROM: asdict(origin)} if origin else {})
+    return known | {
         "base": resolved.base.name,
         "builder": type(data.builder).__name__,
         "built": data.reports,
@@ -230,6 +250,23 @@ def _check_resume(folder: Path, resolved: ResolvedModel, data: RunData, settings
                 f"--trainer.{name}: found {limit}, expected {done} or more: {done} {unit} are done"
             )
     return int(checkpoint["global_step"])
+
+
+def _origin(start: WarmStart | None, settings: FitSettings) -> Origin | None:
+    """Return what the run starts from, or started from before a resume.
+
+    A run that had saved no step starts again, and must do so from the same weights.
+    """
+    given = start.origin if start else None
+    if not settings.resume:
+        return given
+    recorded = Origin.in_summary(read_summary(Path(settings.resume).expanduser()))
+    if given and recorded and given.sha256 != recorded.sha256:
+        raise CheckpointError(
+            f"--resume {settings.resume}: found {given}, expected the weights that the run started "
+            f"from, sha256 {recorded.sha256}; start a new run"
+        )
+    return recorded or given
 
 
 def trainer_arguments(settings: TrainerSettings) -> dict[str, Any]:
@@ -287,10 +324,12 @@ def make_trainer(
 
 
 def _load_module(
-    trainer: Trainer, resolved: ResolvedModel, data: RunData, settings: FitSettings
+    trainer: Trainer, resolved: ResolvedModel, data: RunData, settings: FitSettings, start: WarmStart | None
 ) -> NliModule:
     with trainer.init_module():
         loaded = load_model(resolved, settings.model, for_training=True, seed=settings.seed_everything)
+    if start:
+        loaded.load_adapter(start.weights, label=start.label)
     metadata = CheckpointMetadata.of(resolved, data.prompts, data.forms)
     return NliModule(loaded, settings.model, metadata, seed=settings.seed_everything)
 

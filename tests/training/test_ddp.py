@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.small_model import write_small_model
 
@@ -80,6 +81,46 @@ def test_command_line_fits_and_measures_on_two_processes(small_model: Path, tmp_
     predictions = (tmp_path / "both" / "predictions" / "dev.csv").read_text(encoding="utf-8").split()
     assert len(predictions) == 1 + 5
     _check_votes_and_resume(tmp_path)
+
+
+@pytest.mark.slow
+def test_each_process_starts_from_the_adapter_of_another_run(small_model: Path, tmp_path: Path) -> None:
+    flags = [
+        "--data.builder=label_only",
+        "--data.limit_train=8",
+        "--data.limit_dev=2",
+        "--data.effective_batch=8",
+        "--trainer.max_steps=4",
+        "--trainer.max_epochs=4",
+        "--trainer.accelerator=cpu",
+        "--model.lora.dropout=0",
+        "--model.learning_rate=1e-2",
+        "--final_evaluation=false",
+        "--generated_metrics.every_n_epochs=0",
+        f"--checkpoints_root={tmp_path}",
+        f"--model.base={small_model}",
+    ]
+
+    def losses(run: str, devices: int, *more: str) -> list[float]:
+        many = ["--trainer.strategy=ddp", f"--trainer.devices={devices}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "nlicot", "fit", *flags, *many, f"--run={run}", *more],
+            env=_environment(tmp_path),
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        events = EventAccumulator(str(tmp_path / run), size_guidance={"scalars": 0})
+        events.Reload()
+        return [event.value for event in events.Scalars("train/loss")]
+
+    fresh = losses("labels", 1)
+    start = f"--from={tmp_path / 'labels' / 'last.ckpt'}"
+    one, two = losses("one", 1, start), losses("two", 2, start)
+    assert one[0] < fresh[-1] < fresh[0]
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 def _check_votes_and_resume(folder: Path) -> None:
