@@ -26,10 +26,10 @@ def now() -> float:
     return time.perf_counter()
 
 
-def matrix_rate() -> float:
+def matrix_rate(dtype: str = "auto") -> float:
     """Measure the operations per second of a matrix product, on this process' threads or its GPU.
 
-    The number format is the one that the project computes in on this machine.
+    `auto` is the number format that the project computes in on this machine.
     """
     import torch
 
@@ -38,7 +38,7 @@ def matrix_rate() -> float:
     on_gpu = torch.cuda.is_available()
     size = 8192 if on_gpu else 2048
     place: dict[str, Any] = {
-        "dtype": getattr(torch, compute_dtype()),
+        "dtype": getattr(torch, compute_dtype(dtype)),
         "device": "cuda" if on_gpu else "cpu",
     }
     left, right = (torch.randn(size, size, **place) for _ in range(2))

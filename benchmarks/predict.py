@@ -5,6 +5,7 @@ Contenders, interleaved, each in a process of its own:
     nlicot           the project's decoder, default settings: NF4 values in dense matrices, the adapter merged
     nlicot-dense     the same, from a base that was never quantised
     generate         transformers' `generate`, default settings: NF4, batch 16, in arrival order, parsed after
+    generate-dense   the same on the project's dense matrices, the adapter merged
     generate-forced  `generate` sorted by length, the scaffold forced, the label from its two tokens: the slow
                      reference for labels
     llama.cpp        the merged model in BF16, one row after the other (needs benchmarks/requirements.txt)
@@ -46,8 +47,19 @@ from circumstances import matrix_rate, peak_mb, processor, versions
 
 PROJECT = Path(__file__).parents[1]
 PROCESS_STARTED = time.perf_counter()
-CONTENDERS = ("nlicot", "generate", "generate-forced", "nlicot-dense", "llama.cpp", "forward")
-CONTENDERS_BY_FORM = {"thought_first": CONTENDERS[:-1], "label_only": ("nlicot", "forward")}
+CONTENDERS = (
+    "nlicot",
+    "generate",
+    "generate-dense",
+    "generate-forced",
+    "nlicot-dense",
+    "llama.cpp",
+    "forward",
+)
+CONTENDERS_BY_FORM = {
+    "thought_first": tuple(name for name in CONTENDERS if name != "forward"),
+    "label_only": ("nlicot", "forward"),
+}
 FORWARD_BATCHES = (4, 8, 16, 32, 64)
 NEEDS = ("llama_cpp", "gguf")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
@@ -86,13 +98,14 @@ class Measurement:
 
 
 def read_pairs(num_pairs: int) -> list[Any]:
-    """Return the first labelled dev pairs of the real data, else of the sample."""
+    """Return labelled pairs of the real data, else of the sample: those of dev, then those of train."""
     from nlicot.config_files import SAMPLE
     from nlicot.data.pairs import read_examples
 
     real = os.environ.get("NLICOT_REAL_DATA")
-    path = Path(real) / "comp34812" / "dev.csv" if real else SAMPLE / "original_data" / "dev.csv"
-    return list(read_examples(path))[:num_pairs]
+    folder = Path(real) / "comp34812" if real else SAMPLE / "original_data"
+    dev, train = (read_examples(folder / f"{split}.csv") for split in ("dev", "train"))
+    return [*dev, *train][:num_pairs]
 
 
 def read_prompts(adapter: Path | None) -> Any:
@@ -192,12 +205,16 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
 
 
 def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """Prepare `generate` with default settings."""
+    """Prepare `generate` with default settings, on 4-bit or on dense, merged matrices."""
     import torch
 
     from nlicot import completion
+    from nlicot.model.loaded_model import merge_dense
 
-    model, prompt_format = load(options, dense=False)
+    is_dense = options.contender == "generate-dense"
+    model, prompt_format = load(options, dense=is_dense)
+    if is_dense:
+        merge_dense(model)
     scaffold = completion.THOUGHT_OPENING + completion.THOUGHT_CLOSING + "1}"
     num_new = options.budget + len(prompt_format.encode_segment(scaffold, first=True)) + 1
 
@@ -494,6 +511,7 @@ def measure(options: argparse.Namespace) -> None:
     prompts = encoded(options, pairs)
     prepare = {
         "generate": with_generate,
+        "generate-dense": with_generate,
         "generate-forced": with_forced_generate,
         "llama.cpp": with_llamacpp,
         "forward": with_forward,
@@ -502,7 +520,7 @@ def measure(options: argparse.Namespace) -> None:
     run = prepare(options, prompts)
     load_s = time.perf_counter() - started
     ready = time.perf_counter()
-    rate = matrix_rate()
+    rate = matrix_rate(options.dtype)
     started = time.perf_counter()
     answers = run()
     seconds = time.perf_counter() - started
@@ -668,6 +686,7 @@ def _print_table(
 def _figures(runs: dict[str, list[Measurement]]) -> dict[str, float | None]:
     return {
         "speedup_vs_generate": _speedup(runs, "nlicot", "generate"),
+        "speedup_vs_generate_dense": _speedup(runs, "nlicot", "generate-dense"),
         "speedup_vs_forward": _speedup(runs, "nlicot", "forward"),
         "whole_speedup_vs_forward": _speedup(runs, "nlicot", "forward", whole=True),
         "forward_label_agreement": _agreement(runs, "nlicot", "forward"),

@@ -192,6 +192,20 @@ def test_a_hub_base_without_a_gpu_stops_on_your_own_data(
         assert choice in message
 
 
+def test_the_garbage_collector_works_again_after_imports() -> None:
+    code = """
+import gc
+from nlicot.cli import quick_imports
+try:
+    with quick_imports():
+        assert not gc.isenabled()
+        raise ImportError
+except ImportError:
+    assert gc.isenabled() and gc.get_freeze_count()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_split_writes_a_data_root_and_names_the_next_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

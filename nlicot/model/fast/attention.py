@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
-from nlicot.model.fast import native
+from nlicot.model.fast import compiled_attention
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def _attention_forward(
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
     """Map `[N, heads, d]` queries and `[N, kv heads, d]` keys and values to `[N, heads, d]`."""
-    if native.supports(query):
-        return native.attend(query, key, value, spans.blocks, scale)
+    if compiled_attention.supports(query):
+        return compiled_attention.attend(query, key, value, spans.blocks, scale)
     if not query.is_cuda:
         kernel = attend_on_cpu
     elif varlen_works(query.dtype, query.shape[-1]):

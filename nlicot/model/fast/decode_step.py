@@ -7,12 +7,10 @@ returns None, and transformers decodes.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import platform
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlicot.data.checksums import build_cache
-from nlicot.model.base_model import cache_folder
+from nlicot.model.fast.compiled_library import compiled_library
 
 logger = logging.getLogger(__name__)
 
 LANES = 16
 """Keys whose scores are computed together."""
-LIBRARY = "decode_step.so"
 SOURCE = Path(__file__).with_name("decode_step.c")
 COMPILE = (
     "-O3",
@@ -124,28 +120,16 @@ def load(num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) 
     shape = {"HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_SIZE": head_size}
     defines = [f"-D{name}={value}" for name, value in [*shape.items(), ("LANES", LANES)]]
     defines += ["-DBF16"] if dtype is torch.bfloat16 else []
+
+    def commands(library: Path) -> list[list[str]]:
+        compiled = str(library.with_suffix(".o"))
+        return [
+            [*COMPILE, *defines, str(SOURCE), "-o", compiled],
+            ["-shared", compiled, "-o", str(library), "-lm"],
+        ]
+
     try:
-        library = _compiled(compiler, defines)
-    except (OSError, subprocess.SubprocessError) as error:
+        return DecodeStep(compiled_library("decode_step", SOURCE, commands, compiler=compiler))
+    except OSError as error:
         logger.info("decoding without compiled functions: %s", error)
         return None
-    return DecodeStep(library)
-
-
-def _compiled(compiler: str, defines: list[str]) -> ctypes.CDLL:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-    flags = next((line for line in processor.splitlines() if line.startswith(("flags", "Features"))), "")
-    stamp = repr((SOURCE.read_bytes(), version, flags, COMPILE, defines))
-    folder = cache_folder() / "kernels" / f"decode_step-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
-
-    def build(fresh: Path) -> None:
-        compiled, linked = str(fresh / "decode_step.o"), str(fresh / LIBRARY)
-        for command in (
-            [*COMPILE, *defines, str(SOURCE), "-o", compiled],
-            ["-shared", compiled, "-o", linked, "-lm"],
-        ):
-            subprocess.run([compiler, *command], capture_output=True, check=True, timeout=120)
-
-    build_cache(folder, build)
-    return ctypes.CDLL(str(folder / LIBRARY))

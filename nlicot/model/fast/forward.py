@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from nlicot.model.fast import decode_step
+from nlicot.model.fast.heap import trim_heap
 
 KNOWN_MODELS = ("LlamaForCausalLM", "MistralForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -28,6 +29,8 @@ SPARE_BLOCKS = 4
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """From a layer's number, its rotated queries and keys, and its queries, keys and values: `[N, heads * d]`."""
+Keep = Callable[[int, Tensor, Tensor], None]
+"""Takes a layer's number, and its keys and values, `[B, kv heads, T, d]`: parts of larger tensors."""
 
 
 def load_forward(model: Any) -> Forward | None:
@@ -120,6 +123,7 @@ class Forward:
         self.layers = [_Layer(layer) for layer in model.model.layers]
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         attention = model.model.layers[0].self_attn
+        self.head_size: int = attention.head_dim
         self.scale: float = attention.scaling
         self.operations = operations
         self.head = _Matrix(model.lm_head)
@@ -177,14 +181,22 @@ class Rows:
     def __init__(self, forward: Forward, prefix: Sequence[int]) -> None:
         self.forward = forward
         self._num_slots = 0
-        self._hidden = torch.empty(0)
+        embeddings: Tensor = forward.embed.weight
+        self._hidden = embeddings.new_empty(0, embeddings.shape[1])
         self._lengths = torch.zeros(0, dtype=torch.long)
-        self._caches: list[list[Tensor]] = []  # each layer's keys and values; see `DecodeStep.attend`
+        empty = embeddings.new_empty(0, forward.num_kv_heads, 0, BLOCK, forward.head_size)
+        # Each layer's keys and values; see `DecodeStep.attend`.
+        self._caches = [[empty, empty] for _ in forward.layers]
         self._prefix: list[tuple[Tensor, Tensor]] = []
         self._prefix_len = 0
         if prefix:
-            _, self._prefix = self._encode([prefix], keep=True)
-            self._prefix_len = len(prefix)
+
+            def keep(number: int, key: Tensor, value: Tensor) -> None:
+                found.append((key.contiguous(), value.contiguous()))
+
+            found: list[tuple[Tensor, Tensor]] = []
+            self._encode([prefix], keep)
+            self._prefix, self._prefix_len = found, len(prefix)
 
     @property
     def hidden(self) -> Tensor:
@@ -197,11 +209,9 @@ class Rows:
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the last hidden states `[B, H]` of rows of ids after the prefix, without keeping them."""
-        return self._encode(rows, keep=False)[0]
+        return self._encode(rows)
 
-    def _encode(
-        self, rows: Sequence[Sequence[int]], *, keep: bool
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _encode(self, rows: Sequence[Sequence[int]], keep: Keep | None = None) -> Tensor:
         num_rows, width = len(rows), max(map(len, rows))
         num_tokens = num_rows * width
         ids = torch.zeros(_rounded(num_tokens, TOKEN_MULTIPLE), dtype=torch.long)
@@ -211,15 +221,14 @@ class Rows:
         last = torch.zeros(_rounded(num_rows, SLOT_MULTIPLE), dtype=torch.long)
         last[:num_rows] = torch.tensor([index * width + len(row) - 1 for index, row in enumerate(rows)])
         num_kv_heads = self.forward.num_kv_heads
-        stored = []
 
         def attend(number: int, rotated: Tensor, qkv: Tensor) -> Tensor:
             query, key, value = (
                 part[:num_tokens].view(num_rows, width, *part.shape[1:]).transpose(1, 2)
                 for part in (rotated[:, :-num_kv_heads], rotated[:, -num_kv_heads:], qkv[:, -num_kv_heads:])
             )
-            if keep:
-                stored.append((key, value))
+            if keep is not None:
+                keep(number, key, value)
             groups = query.shape[1] // num_kv_heads
             # Padding on the right: under causal attention no token sees it.
             every_key, every_value = (_repeat_heads(part, groups) for part in (key, value))
@@ -235,7 +244,7 @@ class Rows:
             mixed = out.transpose(1, 2).reshape(num_tokens, -1)
             return pad(mixed, [0, 0, 0, len(ids) - num_tokens])
 
-        return self.forward.run(ids, positions, attend, last)[:num_rows], stored
+        return self.forward.run(ids, positions, attend, last)[:num_rows]
 
     def _attend_to_prefix(self, number: int, query: Tensor) -> tuple[Tensor, Tensor]:
         """Attend to the prefix from `[N, heads, d]` queries: the same, and `[N, heads]` log-sum-exps."""
@@ -253,23 +262,19 @@ class Rows:
 
     def enter(self, rows: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
         """Encode rows of ids and put each into one slot or several; new slots follow the last one."""
-        hidden, stored = self._encode(rows, keep=True)
         copies = torch.arange(len(rows)).repeat_interleave(len(slots) // len(rows))
         lengths = torch.tensor([len(row) for row in rows])[copies]
-        if not self._caches:
-            shape = self.forward.num_kv_heads, 0, BLOCK, stored[0][0].shape[-1]
-            self._caches = [[hidden.new_empty(0, *shape), hidden.new_empty(0, *shape)] for _ in stored]
-            self._hidden = hidden[:0]
+        where = torch.tensor(slots)
         self._num_slots = max(self._num_slots, *(slot + 1 for slot in slots))
         self._make_room(int(lengths.max()))
-        where = torch.tensor(slots)
-        self._hidden[where] = hidden[copies]
-        self._lengths[where] = lengths
-        for caches, (key, value) in zip(self._caches, stored, strict=True):
-            for cache, part in zip(
-                caches, (decode_step.arrange_keys(_blocks(key)), _blocks(value)), strict=True
-            ):
+
+        def keep(number: int, key: Tensor, value: Tensor) -> None:
+            arranged = decode_step.arrange_keys(_blocks(key)), _blocks(value)
+            for cache, part in zip(self._caches[number], arranged, strict=True):
                 cache[where, :, : part.shape[2]] = part[copies]
+
+        self._hidden[where] = self._encode(rows, keep)[copies]
+        self._lengths[where] = lengths
 
     def _make_room(self, num_columns: int) -> None:
         """Make room for the slots in use, of that many columns."""
@@ -285,6 +290,7 @@ class Rows:
             for kind, cache in enumerate(caches):
                 caches[kind] = cache.new_empty(new_slots, cache.shape[1], new_blocks, *cache.shape[3:])
                 caches[kind][:num_slots, :, :num_blocks] = cache
+        trim_heap()
 
     def feed(self, tokens: Tensor) -> None:
         """Append one token to each row; updates the hidden states."""
@@ -310,6 +316,7 @@ class Rows:
         num_blocks = int(self._lengths.max()) // BLOCK + SPARE_BLOCKS
         for caches in self._caches:
             caches[:] = [cache[where, :, :num_blocks] for cache in caches]
+        trim_heap()
 
 
 def _rounded(number: int, multiple: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nlicot.model.fast import native
+from nlicot.model.fast import compiled_attention
 from nlicot.model.fast.attention import (
     Spans,
     attend_on_cpu,
@@ -97,7 +97,7 @@ def test_the_compiled_kernel_is_as_close_to_float32_as_the_plain_one(
     generator = torch.Generator().manual_seed(0)
     shapes = [(spans.num_tokens, num, dim) for num in (heads, kv_heads, kv_heads, heads)]
     *inputs, grad = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
-    if not native.supports(inputs[0]):
+    if not compiled_attention.supports(inputs[0]):
         pytest.skip("no processor with AVX512-BF16, or no compiler")
 
     def run(dtype: torch.dtype, kernel: Any) -> list[torch.Tensor]:
@@ -109,7 +109,7 @@ def test_the_compiled_kernel_is_as_close_to_float32_as_the_plain_one(
         return attend_on_cpu(*(part.transpose(0, 1) for part in parts), spans, 0.3)
 
     exact = run(torch.float32, plain)
-    found = run(torch.bfloat16, lambda *parts: native.attend(*parts, spans.blocks, 0.3))
+    found = run(torch.bfloat16, lambda *parts: compiled_attention.attend(*parts, spans.blocks, 0.3))
     for mine, theirs, truth in zip(found, run(torch.bfloat16, plain), exact, strict=True):
         distance, allowed = (float((part.float() - truth).norm() / truth.norm()) for part in (mine, theirs))
         assert distance < max(1.5 * allowed, 0.003)
@@ -121,13 +121,13 @@ def test_the_compiled_kernel_gives_the_same_bits_for_any_number_of_threads() -> 
     shapes = [(spans.num_tokens, num, 32) for num in (4, 2, 2)]
     torch.manual_seed(0)
     parts = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
-    if not native.supports(parts[0]):
+    if not compiled_attention.supports(parts[0]):
         pytest.skip("no processor with AVX512-BF16, or no compiler")
     before = torch.get_num_threads()
     results = []
     for num_threads in (1, 2, 2):
         torch.set_num_threads(num_threads)
-        out = native.attend(*parts, spans.blocks, 0.3)
+        out = compiled_attention.attend(*parts, spans.blocks, 0.3)
         results.append([out, *torch.autograd.grad(out.square().sum(), parts)])
     torch.set_num_threads(before)
     for other in results[1:]:

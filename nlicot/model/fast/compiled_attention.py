@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from nlicot.data.checksums import build_cache
-from nlicot.model.base_model import cache_folder
 from nlicot.model.fast import kernels
+from nlicot.model.fast.compiled_library import compiled_library
 
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("attention.cpp")
-LIBRARY = "attention.so"
 FLAGS = (
     *("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
@@ -60,22 +56,15 @@ def _library() -> Any:
     torch_folder = Path(torch.__file__).parent
     libraries = torch_folder / "lib"
 
-    def build(folder: Path) -> None:
-        command = [
-            *(os.environ.get("CXX", "g++"), *FLAGS, f"-I{torch_folder / 'include'}", str(SOURCE)),
-            *("-o", str(folder / LIBRARY), f"-L{libraries}", "-ltorch_cpu", "-lc10"),
-            f"-Wl,-rpath,{libraries}",
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+    def commands(library: Path) -> list[list[str]]:
+        linked = ("-o", str(library), f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}")
+        return [[*FLAGS, f"-I{torch_folder / 'include'}", str(SOURCE), *linked]]
 
-    stamp = f"{SOURCE.read_text(encoding='utf-8')}\0{FLAGS}\0{torch.__version__}\0{libraries}"
-    folder = cache_folder() / "kernels" / f"attention-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
+    compiler = os.environ.get("CXX") or "g++"
     try:
-        build_cache(folder, build)
-        return ctypes.CDLL(str(folder / LIBRARY))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = str(getattr(error, "stderr", None) or error).strip().partition("\n")[0]
-        logger.warning("attention: the compiled kernel does not work here, torch's operators do: %s", reason)
+        return compiled_library("attention", SOURCE, commands, compiler=compiler, headers=torch.__version__)
+    except OSError as error:
+        logger.warning("attention: the compiled kernel does not work here, torch's operators do: %s", error)
         return None
 
 
