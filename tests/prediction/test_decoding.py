@@ -60,7 +60,7 @@ def bundled() -> Any:
     return load_base(resolved, quantization="none", dtype="float32", for_training=False).eval()
 
 
-@pytest.fixture(params=["small", "bundled"])
+@pytest.fixture(params=["small", pytest.param("bundled", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -122,9 +122,9 @@ def test_no_prompts_give_no_predictions(form: Form, small: Any, prompt_format: P
 def test_own_forward_pass_says_what_that_of_transformers_says(
     form: Form, settings: dict[str, Any], bundled: Any, prompt_format: PromptFormat
 ) -> None:
-    prompts = _prompts(prompt_format, form=form, num=6)
+    prompts = _prompts(prompt_format, form=form, num=4)
     plain, own = (
-        _decode(bundled, prompt_format, prompts, form=form, fast=fast, batch_size=4, **settings)
+        _decode(bundled, prompt_format, prompts, form=form, fast=fast, batch_size=3, **settings)
         for fast in (False, True)
     )
     assert [_said(found) for found in own] == [_said(found) for found in plain]
