@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, Interrupted
+from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
     LoadedModel,
     ResolvedModel,
@@ -272,8 +273,10 @@ def _decode(
     batch = predictor.batch(left, rank=fabric.global_rank, world_size=fabric.world_size)
     fresh: list[Prediction] = []
     bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
+    num_rows = predictor.decoder.batch_size
+    way = f"use --model.decoding.batch_size {max(1, num_rows // 2)}; predictions made are kept"
     try:
-        with partial.writer() as store, bar:
+        with memory_for(f"{num_rows} rows at once", remedy=lambda: way), partial.writer() as store, bar:
             for prediction in predictor.decode(batch):
                 store(prediction)
                 fresh.append(prediction)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
@@ -31,6 +32,7 @@ from nlicot.data.pairs import labelled_pairs_shown
 from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.base_model import base_name, choose
+from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
     ResolvedModel,
     compute_dtype,
@@ -109,7 +111,8 @@ def fit(command: FitCommand) -> int:
         module = _load_module(trainer, resolved(), data, settings, start)
         sampled = settings.generated_metrics
         num_generated = sampled.num_pairs if sampled.every_n_epochs else 0
-        print(preflight.measure(module, windows, trainer, num_generated=num_generated))
+        with _memory_for_micro_batches(settings):
+            print(preflight.measure(module, windows, trainer, num_generated=num_generated))
         return 0
 
     folder = Path(settings.resume).expanduser() if settings.resume else _new_run_folder(command, data)
@@ -166,7 +169,8 @@ def _train(
     module = _load_module(trainer, resolved, data, settings, start)
     last = str(folder / LAST) if (folder / LAST).is_file() else None
     try:
-        with signals.handling(stop), disk_errors(folder):  # also of TensorBoard's files
+        # Disk errors also of TensorBoard's files.
+        with signals.handling(stop), disk_errors(folder), _memory_for_micro_batches(settings, folder):
             trainer.fit(module, windows, ckpt_path=last, weights_only=True)
     except SystemExit:  # Lightning's reaction to `Stopped`
         if not trainer.interrupted:
@@ -213,6 +217,21 @@ def _train(
         f"{'' if data.on_sample else ' --root YOUR_DATA'}"
     )
     return 0
+
+
+def _memory_for_micro_batches(
+    settings: FitSettings, folder: Path | None = None
+) -> AbstractContextManager[None]:
+    """Refuse micro-batches that do not fit; `folder` is that of a run that can be continued."""
+    tokens = settings.data.micro_batch_tokens
+    smaller = f"--data.micro_batch_tokens {max(1, tokens // 2)}"
+
+    def remedy() -> str:
+        if folder is not None and (folder / LAST).is_file():
+            return f"continue with: python -m nlicot fit --resume {folder} {smaller}"
+        return f"use {smaller}, then --model.gradient_checkpointing true"
+
+    return memory_for(f"a micro-batch of {tokens} tokens (--data.micro_batch_tokens)", remedy=remedy)
 
 
 def _summary(resolved: ResolvedModel, data: RunData, origin: Origin | None) -> dict[str, Any]:

@@ -6,14 +6,20 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from nlicot.errors import ConfigError
+
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+CPU_IS_FULL = "can't allocate memory"
+"""Part of the message of torch's RuntimeError, which has no class of its own on a CPU."""
 
 
 def reset_peak() -> None:
@@ -58,6 +64,18 @@ def _read_bytes(path: Path, field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
     assert found is not None, f"{path} without {field}"
     return int(found[1]) * 1024
+
+
+@contextmanager
+def memory_for(work: str, *, remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn an allocation that fails, on the GPU or the CPU, into a `ConfigError` that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_IS_FULL in str(error)
+        if not is_full:
+            raise
+        raise ConfigError(f"not enough memory for {work}; {remedy()}") from None
 
 
 def trim_heap() -> None:
