@@ -14,12 +14,15 @@ Contenders, interleaved, each in a process of its own:
 
     python benchmarks/predict.py --adapter checkpoints/RUN --quick --json predict.json
     python benchmarks/predict.py --adapter checkpoints/RUN --form label_only --pairs 1000
+    python benchmarks/predict.py --shape mistral-7b --pairs 256 --generate_batch 128      (on a GPU)
 
-Pairs are real ones if NLICOT_REAL_DATA is set, else the sample's. Speeds are those of decoding; load times
-are separate. Peak memory is the process's, which holds torch and transformers even for llama.cpp. GEMM share
-is 2 x weights of the linear layers x tokens per second (prompt and generated, no padding), as a fraction of
-the rate of a matrix product measured in the same process. `closed` is the proportion of thoughts that ended
-by themselves; for `generate`, of answers that parsed.
+Pairs are real ones if NLICOT_REAL_DATA is set, else the sample's. The bundled model runs on the cores.
+`--shape` takes random weights (`shapes.py`) and the GPU if there is one, and repeats pairs if there are too
+few. Speeds are those of decoding; load times are separate. Peak memory is the process's, which holds torch
+and transformers even for llama.cpp, or on a GPU what torch allocated. GEMM share is 2 x weights of the linear
+layers x tokens per second (prompt and generated, no padding), as a fraction of the rate of a matrix product
+measured in the same process. `closed` is the proportion of thoughts that ended by themselves; for `generate`,
+of answers that parsed. The JSON is written after each process, so an interrupted run still reports.
 
 In bfloat16 the order of sums decides near ties, so the thoughts of two contenders diverge;
 `--dtype float32 --only nlicot generate-forced` shows whether their labels differ for any other reason.
@@ -43,7 +46,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from circumstances import matrix_rate, peak_mb, processor, versions
+from circumstances import matrix_rate, now, peak_mb, processor, versions
+from shapes import BUNDLED, SHAPES, resolved_base
 
 PROJECT = Path(__file__).parents[1]
 PROCESS_STARTED = time.perf_counter()
@@ -58,9 +62,9 @@ CONTENDERS = (
 )
 CONTENDERS_BY_FORM = {
     "thought_first": tuple(name for name in CONTENDERS if name != "forward"),
-    "label_only": ("nlicot", "forward"),
+    "label_only": ("nlicot", "forward", "generate", "generate-dense"),
 }
-FORWARD_BATCHES = (4, 8, 16, 32, 64)
+FORWARD_BATCHES, GPU_FORWARD_BATCHES = (4, 8, 16, 32, 64), (32, 64, 128, 256)
 NEEDS = ("llama_cpp", "gguf")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
@@ -97,15 +101,20 @@ class Measurement:
 # ------------------------------------------------------------------ shared
 
 
-def read_pairs(num_pairs: int) -> list[Any]:
-    """Return labelled pairs of the real data, else of the sample: those of dev, then those of train."""
+def read_pairs(num_pairs: int, *, repeated: bool = False) -> list[Any]:
+    """Return labelled pairs of the real data, else of the sample: those of dev, then those of train.
+
+    If there are fewer and they may be `repeated`, they start again from the first.
+    """
     from nlicot.config_files import SAMPLE
     from nlicot.data.pairs import read_examples
 
     real = os.environ.get("NLICOT_REAL_DATA")
     folder = Path(real) / "comp34812" if real else SAMPLE / "original_data"
     dev, train = (read_examples(folder / f"{split}.csv") for split in ("dev", "train"))
-    return [*dev, *train][:num_pairs]
+    pairs = [*dev, *train]
+    num_read = num_pairs if repeated else min(num_pairs, len(pairs))
+    return [pairs[index % len(pairs)] for index in range(num_read)]
 
 
 def read_prompts(adapter: Path | None) -> Any:
@@ -125,10 +134,9 @@ def read_prompts(adapter: Path | None) -> Any:
 def load(options: argparse.Namespace, *, quantization: str = "nf4", dense: bool | None = None) -> Any:
     """Load the model with its adapter, not merged, in eval mode, and its prompt format."""
     from nlicot.model import loaded_model
-    from nlicot.model.base_model import resolve
     from nlicot.model.prompt_format import load_prompt_format
 
-    resolved = resolve("bundled")
+    resolved = resolved_base(options.shape)
     model = loaded_model.load_base(
         resolved, quantization=quantization, dtype=options.dtype, for_training=False, dense=dense
     )
@@ -148,23 +156,20 @@ def load_merged(options: argparse.Namespace) -> Any:
 def encoded(options: argparse.Namespace, pairs: Sequence[Any]) -> list[list[int]]:
     """Return the encoded prompts of the pairs."""
     from nlicot.completion import Form
-    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
     wording, form = read_prompts(options.adapter), Form(options.form)
-    encode = load_prompt_format(base.resolve("bundled").folder).encode_prompt
+    encode = load_prompt_format(resolved_base(options.shape).folder).encode_prompt
     return [encode(wording.render(pair.premise, pair.hypothesis, form=form)) for pair in pairs]
 
 
-def num_weights() -> tuple[int, int]:
+def num_weights(shape: str) -> tuple[int, int]:
     """Count the weights of the linear layers and of the LM head, without the adapter."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from nlicot.model import base_model as base
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.resolve("bundled").folder))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolved_base(shape).folder))
     linear = [module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)]
     head: int = model.get_output_embeddings().weight.numel()
     return sum(linear) - head, head
@@ -188,12 +193,12 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
     decoder = Decoder(model, prompt_format, DecodingSettings(max_thought_tokens=options.budget))
 
     def answer(found: Any) -> Answer:
-        thought = found.thought_process or ""
+        thought, cut_off = found.thought_process or "", found.status == "truncated"
         return Answer(
             label=found.predicted_label,
             thought=thought,
             closed=found.status == "closed",
-            num_tokens=prompt_format.count_thought_tokens(thought),
+            num_tokens=options.budget if cut_off else prompt_format.count_thought_tokens(thought),
         )
 
     def run() -> list[Answer]:
@@ -205,25 +210,28 @@ def with_nlicot(options: argparse.Namespace, prompts: list[list[int]]) -> Callab
 
 
 def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Callable[[], list[Answer]]:
-    """Prepare `generate` with default settings, on 4-bit or on dense, merged matrices."""
+    """Prepare `generate` with default settings, on matrices in 4 bits or on dense ones."""
     import torch
 
     from nlicot import completion
-    from nlicot.model.loaded_model import merge_dense
+    from nlicot.model.loaded_model import causal_lm, merge_dense
 
-    is_dense = options.contender == "generate-dense"
+    is_dense, form = options.contender == "generate-dense", completion.Form(options.form)
     model, prompt_format = load(options, dense=is_dense)
     if is_dense:
         merge_dense(model)
-    scaffold = completion.THOUGHT_OPENING + completion.THOUGHT_CLOSING + "1}"
-    num_new = options.budget + len(prompt_format.encode_segment(scaffold, first=True)) + 1
+    device = causal_lm(model).lm_head.weight.device
+    with_thought = form is not completion.Form.LABEL_ONLY
+    scaffold = completion.render("" if with_thought else None, 1, form)
+    num_new = len(prompt_format.encode_segment(scaffold, first=True)) + 1
+    num_new += options.budget if with_thought else 0
 
     @torch.inference_mode()
     def run() -> list[Answer]:
         answers = []
-        for start in range(0, len(prompts), 16):
-            part = prompts[start : start + 16]
-            ids, mask = padded(part, prompt_format.pad_id)
+        for start in range(0, len(prompts), options.generate_batch):
+            part = prompts[start : start + options.generate_batch]
+            ids, mask = (each.to(device) for each in padded(part, prompt_format.pad_id))
             written = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -240,8 +248,11 @@ def with_generate(options: argparse.Namespace, prompts: list[list[int]]) -> Call
 
 def kernel_note() -> str:
     """Name the kernel that multiplies 4-bit matrices; bitsandbytes looks for a second one on the hub."""
+    import torch
     from bitsandbytes.functional import has_avx512bf16
 
+    if torch.cuda.is_available():
+        return "bitsandbytes' 4-bit kernels for GPUs"
     if not has_avx512bf16():
         return "4-bit matrices are dequantised before each product: no AVX512-BF16 here"
     if importlib.util.find_spec("kernels") is None:
@@ -277,17 +288,18 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
     from nlicot.prediction.grammar import ThoughtGrammar
 
     model, prompt_format = load(options)
-    grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
+    device = model.get_output_embeddings().weight.device
+    grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0]).to(device)
     closing = grammar.closing_ids[0]
 
     class Held(LogitsProcessor):  # type: ignore[misc]
         def __init__(self, width: int) -> None:
             self.width = width
-            self.escaping = torch.zeros(0, dtype=torch.bool)
+            self.escaping = torch.zeros(0, dtype=torch.bool, device=device)
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             if input_ids.shape[1] == self.width:
-                self.escaping = torch.zeros(len(input_ids), dtype=torch.bool)
+                self.escaping = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
             else:
                 self.escaping = grammar.escaping_after(input_ids[:, -1], self.escaping)
             return scores.float() + grammar.mask(self.escaping)
@@ -299,7 +311,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
         for start in range(0, len(order), 16):
             part = order[start : start + 16]
             rows = [[*prompts[index], *grammar.opening_ids] for index in part]
-            ids, mask = padded(rows, prompt_format.pad_id)
+            ids, mask = (each.to(device) for each in padded(rows, prompt_format.pad_id))
             written = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -315,7 +327,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
                 for row, ends in zip(written, closed, strict=True)
             ]
             whole = [[*row, *text, *grammar.closing_ids] for row, text in zip(rows, said, strict=True)]
-            ids, mask = padded(whole, prompt_format.pad_id)
+            ids, mask = (each.to(device) for each in padded(whole, prompt_format.pad_id))
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             logits = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
@@ -352,6 +364,7 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
     adapted, prompt_format = load(options)
     merge_dense(adapted)
     model = causal_lm(adapted)
+    device = model.lm_head.weight.device
     grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
     rows = [[*prompt, *grammar.label_opening_ids] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
@@ -361,7 +374,8 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
         found: dict[int, int] = {}
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
-            ids, mask = padded([rows[index] for index in part], prompt_format.pad_id)
+            batch = padded([rows[index] for index in part], prompt_format.pad_id)
+            ids, mask = (each.to(device) for each in batch)
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             logits = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
@@ -370,16 +384,19 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
             found.update(zip(part, two.tolist(), strict=True))
         return found
 
+    batches = GPU_FORWARD_BATCHES if torch.cuda.is_available() else FORWARD_BATCHES
+
     def seconds(size: int) -> float:
-        some = order[:: max(1, len(order) // 64)]
+        some = order[:: max(1, len(order) // max(batches))]
         labels(some[:size], size)
         started = time.perf_counter()
         labels(some, size)
         return time.perf_counter() - started
 
     started = time.perf_counter()
-    options.forward_batch = min(FORWARD_BATCHES, key=seconds)
+    options.forward_batch = min(batches, key=seconds)
     options.not_counted_s = time.perf_counter() - started
+    options.note = f"batches of {options.forward_batch}, the fastest of {batches}"
 
     def run() -> list[Answer]:
         found = labels(order, options.forward_batch)
@@ -507,7 +524,7 @@ def measure(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    pairs = read_pairs(options.pairs)
+    pairs = read_pairs(options.pairs, repeated=options.shape != BUNDLED)
     prompts = encoded(options, pairs)
     prepare = {
         "generate": with_generate,
@@ -521,15 +538,16 @@ def measure(options: argparse.Namespace) -> None:
     load_s = time.perf_counter() - started
     ready = time.perf_counter()
     rate = matrix_rate(options.dtype)
-    started = time.perf_counter()
+    started = now()
     answers = run()
-    seconds = time.perf_counter() - started
+    seconds = now() - started
     # Without the search for a batch size, which only the benchmark needs.
     before_s = ready - PROCESS_STARTED - getattr(options, "not_counted_s", 0.0)
     notes = {
-        "generate": kernel_note,
+        "generate": lambda: f"batches of {options.generate_batch}, {kernel_note()}",
+        "generate-dense": lambda: f"batches of {options.generate_batch}",
         "llama.cpp": lambda: f"n_batch {options.llama_batch}, one sequence",
-        "forward": lambda: f"batches of {options.forward_batch}, the fastest of {FORWARD_BATCHES}",
+        "forward": lambda: options.note,
     }
     found = Measurement(
         note=notes.get(options.contender, str)(),
@@ -537,9 +555,9 @@ def measure(options: argparse.Namespace) -> None:
         seconds=seconds,
         wall_s=before_s + seconds,
         pairs_per_s=len(pairs) / seconds,
-        thought_tokens_per_s=_num_thought_tokens(answers) / seconds,
-        gemm_share=_flops(prompts, answers) / seconds / rate,
-        peak_mb=peak_mb(),
+        thought_tokens_per_s=_num_thought_tokens(options, answers) / seconds,
+        gemm_share=_flops(options, prompts, answers) / seconds / rate,
+        peak_mb=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mb(),
         accuracy=sum(a.label == pair.label for a, pair in zip(answers, pairs, strict=True)) / len(pairs),
         closed_share=sum(answer.closed for answer in answers) / len(answers),
         labels=[answer.label for answer in answers],
@@ -547,18 +565,17 @@ def measure(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
-def _num_thought_tokens(answers: Sequence[Answer]) -> int:
+def _num_thought_tokens(options: argparse.Namespace, answers: Sequence[Answer]) -> int:
     """Count the tokens of the thoughts only: `generate` writes its scaffold too."""
-    from nlicot.model import base_model as base
     from nlicot.model.prompt_format import load_prompt_format
 
-    prompt_format = load_prompt_format(base.resolve("bundled").folder)
+    prompt_format = load_prompt_format(resolved_base(options.shape).folder)
     return sum(prompt_format.count_thought_tokens(answer.thought) for answer in answers)
 
 
-def _flops(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> float:
+def _flops(options: argparse.Namespace, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> float:
     """Count operations: prompt tokens do not reach the LM head, generated tokens do."""
-    body, head = num_weights()
+    body, head = num_weights(options.shape)
     num_generated = sum(answer.num_tokens for answer in answers)
     return 2.0 * (body * (sum(map(len, prompts)) + num_generated) + head * num_generated)
 
@@ -571,11 +588,14 @@ def in_own_process(options: argparse.Namespace, *flags: str) -> None:
     """
     command = [sys.executable, __file__, *flags, "--dtype", options.dtype]
     command += ["--pairs", str(options.pairs), "--budget", str(options.budget)]
-    command += ["--threads", str(options.threads), "--form", options.form]
+    command += ["--threads", str(options.threads), "--form", options.form, "--shape", options.shape]
+    command += ["--generate_batch", str(options.generate_batch)]
     if options.adapter:
         command += ["--adapter", str(options.adapter)]
-    # No GPU: the contenders are compared on this machine's cores.
-    own = {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+    own = {"OMP_NUM_THREADS": str(options.threads)}
+    own["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    if options.shape == BUNDLED:  # it is compared on this machine's cores
+        own["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, check=False, env=os.environ | own, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no message"]
@@ -610,6 +630,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.adapter and not (options.adapter / "adapter").is_dir():
         parser.error(f"--adapter {options.adapter}: no adapter/ in it; name the folder of a run")
+    if options.adapter and options.shape != BUNDLED:
+        parser.error("--adapter: a random model has none, leave out --shape")
     if options.quick:
         options.pairs, options.repeats = min(options.pairs, 48), 1
     if options.contender == "convert":
@@ -620,6 +642,15 @@ def main() -> int:
         return 0
     runs, skipped = _interleaved(options)
     _print_table(options, runs, skipped)
+    return 0
+
+
+def _write_report(
+    options: argparse.Namespace, runs: dict[str, list[Measurement]], skipped: dict[str, str]
+) -> None:
+    """Write what was measured until now to the file of `--json`."""
+    from nlicot.data.atomic_write import write_json
+
     if options.json:
         content = {
             **_figures(runs),
@@ -627,8 +658,7 @@ def main() -> int:
             "skipped": skipped,
             "runs": {name: [asdict(one) for one in found] for name, found in runs.items()},
         }
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_json(options.json, content)
 
 
 def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
@@ -636,7 +666,9 @@ def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measuremen
     contenders = [name for name in CONTENDERS_BY_FORM[options.form] if name in options.only]
     skipped = {}
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
-    if missing and "llama.cpp" in contenders:
+    if "llama.cpp" in contenders and options.shape != BUNDLED:
+        skipped["llama.cpp"] = "it takes the bundled model's file only"
+    elif missing and "llama.cpp" in contenders:
         skipped["llama.cpp"] = f"{', '.join(missing)} not installed (benchmarks/requirements.txt)"
     runs: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory(prefix="nlicot-predict-") as folder:
@@ -651,6 +683,7 @@ def _interleaved(options: argparse.Namespace) -> tuple[dict[str, list[Measuremen
                         raise SystemExit(f"{name}: {error}") from error
                     skipped[name] = str(error)
                     runs.pop(name, None)
+                _write_report(options, runs, skipped)
     return runs, skipped
 
 
@@ -718,16 +751,21 @@ def _agreement(runs: dict[str, list[Measurement]], one: str, other: str) -> floa
 
 def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Return what the figures depend on."""
+    import torch
+
     from nlicot.model.loaded_model import compute_dtype
 
+    on_gpu = options.shape != BUNDLED and torch.cuda.is_available()
     real = os.environ.get("NLICOT_REAL_DATA")
     labels = next((found[0].labels for found in runs.values()), [])
     return {
-        "machine": processor(),
+        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
         "versions": versions(PACKAGES),
         "command": shlex.join(["python", *sys.argv]),
         "pairs": f"{len(labels)} {'real' if real else 'sample'} pairs",
-        "adapter": options.adapter.name if options.adapter else "none: the bundled model",
+        "shape": options.shape,
+        "form": options.form,
+        "adapter": options.adapter.name if options.adapter else "none",
         "budget": options.budget,
         "repeats": options.repeats,
         "threads": options.threads,
@@ -738,7 +776,9 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Prediction speed against generate and llama.cpp.")
     parser.add_argument("--adapter", type=Path, help="a run's folder (default: the bundled model)")
+    parser.add_argument("--shape", choices=(BUNDLED, *SHAPES), default=BUNDLED)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--generate_batch", type=int, default=16, help="batch size of generate")
     parser.add_argument("--budget", type=int, default=120, help="maximum tokens of a thought")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -21,8 +21,8 @@ for all. GEMM share is (4 N_base + 6 N_LoRA + 4 N_head x supervised proportion) 
 fraction of the measured rate of matrix products in the number format that all compute in: bfloat16 if the
 machine has such products, else float32.
 
-`--shape mistral-7b` needs no weights: a randomly initialised model of Mistral 7B's shape is written to the
-cache once. Its speed is that of the real model; its losses only show that all contenders computed the same.
+`--shape mistral-7b` takes random weights (`shapes.py`): its losses only show that all contenders computed the
+same. The JSON is written after each process, so an interrupted run still reports.
 """
 
 from __future__ import annotations
@@ -42,37 +42,13 @@ from pathlib import Path
 from typing import Any
 
 from circumstances import matrix_rate, now, peak_mb, processor, versions
+from shapes import BUNDLED, SHAPES, flash_attention_installed, peers_tokenizer, resolved_base
 
 PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "trainer/4", "trl/4", "trl/default")
 PEER_OPTIONS = ("checkpointing", "padding_free", "liger")
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "liger-kernel", "flash-attn")
 LEARNING_RATE, WARMUP_RATIO, DROPOUT, RANK = 2e-4, 0.03, 0.05, 32
-MISTRAL_7B = {
-    "vocab_size": 32768,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "sliding_window": None,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": False,
-}
-SHAPES = {
-    "mistral-7b": MISTRAL_7B,
-    # The same path in seconds on a CPU, for the tests.
-    "tiny": MISTRAL_7B
-    | {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,29 +121,6 @@ def searched_settings() -> list[str]:
 # -------------------------------------------------------------------------- work
 
 
-def base_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of the bundled model, or of a random model of a shape, written once."""
-    from nlicot.model import base_model as base
-
-    bundled = base.resolve("bundled").folder if options.tokenizer is None else options.tokenizer
-    if options.shape == "bundled":
-        return Path(bundled)
-    folder = base.cache_folder() / f"shape-{options.shape}"
-    if not (folder / "config.json").is_file():
-        import torch
-        from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.manual_seed(0)
-        with torch.device(device):
-            model = MistralForCausalLM._from_config(
-                MistralConfig(**SHAPES[options.shape]), dtype=torch.bfloat16
-            )
-        AutoTokenizer.from_pretrained(bundled).save_pretrained(folder)
-        model.save_pretrained(folder)
-    return folder
-
-
 def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Return the prompt format, the training data set and the dev rows."""
     import datasets
@@ -179,7 +132,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
     from nlicot.data.thoughts import TextFiles, read_joined
     from nlicot.model.base_model import cache_folder
     from nlicot.model.encoding import encode_dataset
-    from nlicot.model.prompt_format import ChatFormat
+    from nlicot.model.prompt_format import load_prompt_format
     from nlicot.prompts import LabelDefinitions, StudentPrompts
 
     datasets.disable_progress_bars()
@@ -192,8 +145,7 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
             no_entailment="it conflicts with the premise or is ruled out by it",
         )
     )
-    folder = base_folder(options)
-    prompt_format = ChatFormat.load(folder, {})  # not load_prompt_format, which refuses ids beyond the shape
+    prompt_format = load_prompt_format(resolved_base(options.shape).folder)
 
     def built(split: str) -> Any:
         pairs = read_examples(files.pairs(split) if files else root / f"{split}.csv")
@@ -206,22 +158,16 @@ def encoded(options: argparse.Namespace) -> tuple[Any, Any, list[dict[str, Any]]
         rows, _ = encode_dataset(
             prompt_format, repeated, max_length=768, over_budget="cut", cache=cache_folder()
         )
-        if options.shape == "bundled":
-            return rows
-        size = SHAPES[options.shape]["vocab_size"]
-        return rows.map(lambda row: {"input_ids": [token % size for token in row["input_ids"]]})
+        return rows
 
     return prompt_format, built("train"), list(built("dev"))
 
 
 def loaded(options: argparse.Namespace) -> Any:
     """Load the 4-bit base."""
-    from nlicot.model.base_model import ResolvedBase
     from nlicot.model.loaded_model import load_base
 
-    folder = base_folder(options)
-    name = "bundled" if options.shape == "bundled" else str(folder)
-    return load_base(ResolvedBase(name=name, folder=folder), for_training=True)
+    return load_base(resolved_base(options.shape), for_training=True)
 
 
 # -------------------------------------------------------------------- contenders
@@ -232,7 +178,6 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     import lightning.pytorch as lightning
     from torch.utils.data import DataLoader
 
-    from nlicot.model import base_model as base
     from nlicot.model.loaded_model import ResolvedModel, compute_dtype, load_model
     from nlicot.prompts import StudentPrompts
     from nlicot.run.folder import CheckpointMetadata
@@ -246,17 +191,16 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
         def on_train_batch_end(self, *args: Any) -> None:
             ends.append(now())
 
+    base = resolved_base(options.shape)
     settings = ModelSettings(
-        base="bundled" if options.shape == "bundled" else str(base_folder(options)),
+        base=base.name,
         lora=LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT),
         learning_rate=LEARNING_RATE,
         warmup_ratio=WARMUP_RATIO,
         gradient_checkpointing=options.checkpointing,
         compile_kernels=not options.eager,
     )
-    resolved = ResolvedModel(
-        base=base.ResolvedBase(name=settings.base, folder=base_folder(options)), prompt_format=prompt_format
-    )
+    resolved = ResolvedModel(base=base, prompt_format=prompt_format)
     loaded = load_model(resolved, settings, for_training=True, seed=0)
     module = NliModule(loaded, settings, CheckpointMetadata.of(resolved, StudentPrompts(), ()))
     sampler = WindowSampler(len(train), window_size=options.effective_batch, seed=0, shuffle=True)
@@ -282,7 +226,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     """Train with TRL's SFTTrainer or transformers' Trainer on the same examples."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
 
     from nlicot.model.loaded_model import multiplies_bfloat16
 
@@ -320,7 +264,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         task_type="CAUSAL_LM",
     )
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(options))
+    tokenizer = peers_tokenizer(options.shape)
     labelled = train.map(
         lambda row: {
             "labels": [
@@ -331,6 +275,8 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
     )
     torch.manual_seed(0)
     base = loaded(options)
+    if "padding_free" in peer.options and torch.cuda.is_available() and flash_attention_installed():
+        base.set_attn_implementation("flash_attention_2")
     if peer.library == "trainer":
         from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -366,6 +312,11 @@ def measure(options: argparse.Namespace) -> None:
     import torch
 
     started = time.perf_counter()
+    if options.memory_gb:
+        if not torch.cuda.is_available():
+            raise SystemExit("--memory_gb: torch finds no GPU here, leave it out")
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.memory_gb * 1e9 / total))
     prompt_format, train, dev = encoded(options)
     run = with_nlicot if options.contender == "nlicot" else with_peer
     model, ends, setting = run(options, prompt_format, train)
@@ -463,10 +414,7 @@ def main() -> int:
     if options.contender:
         measure(options)
         return 0
-    skipped = {}
-    if "trl" not in versions(PACKAGES):
-        missing = [name for name in options.only if name.startswith("trl/")]
-        skipped = dict.fromkeys(missing, "trl is not installed (benchmarks/requirements.txt)")
+    skipped = {name: reason for name in options.only if (reason := missing_package(name))}
     runs: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory(prefix="nlicot-train-") as folder:
         for _ in range(options.repeats):
@@ -481,7 +429,25 @@ def main() -> int:
                     if name == "nlicot":
                         raise SystemExit(str(error)) from error
                     skipped[name] = str(error).strip().splitlines()[-1]
+                write_report(options, runs, skipped)
     print_table(options, runs, skipped)
+    return 0
+
+
+def missing_package(name: str) -> str | None:
+    """Return why a contender cannot run here: the package that it needs is not installed."""
+    installed = versions(PACKAGES)
+    needed = {"trl": name.startswith("trl/"), "liger-kernel": name.endswith("/liger")}
+    missing = [package for package, is_needed in needed.items() if is_needed and package not in installed]
+    return f"not installed: pip install {' '.join(missing)}" if missing else None
+
+
+def write_report(
+    options: argparse.Namespace, runs: dict[str, list[Measurement]], skipped: dict[str, str]
+) -> None:
+    """Write what was measured until now to the file of `--json`."""
+    from nlicot.data.atomic_write import write_json
+
     if options.json:
         content = {
             **figures(runs),
@@ -489,8 +455,7 @@ def main() -> int:
             "skipped": skipped,
             "runs": {name: [asdict(one) for one in found] for name, found in runs.items()},
         }
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_json(options.json, content)
 
 
 def figures(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
@@ -564,13 +529,14 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Training speed and memory against TRL and Trainer.")
     add = parser.add_argument
-    add("--shape", choices=("bundled", *SHAPES), default="bundled")
+    add("--shape", choices=(BUNDLED, *SHAPES), default=BUNDLED)
     add("--examples", type=int, default=512)
     add("--dev", type=int, default=100)
     add("--steps", type=int, default=6)
     add("--effective_batch", type=int, default=32)
     add("--micro_batch_tokens", type=int, default=2048)
     add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot")
+    add("--memory_gb", type=float, help="limit of a GPU's memory, in 10^9 bytes: more fails")
     add("--eager", action="store_true", help="nlicot without compiled kernels")
     add("--repeats", type=int, default=3)
     add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
@@ -585,7 +551,6 @@ def _parser() -> argparse.ArgumentParser:
         help="nlicot, trainer/4, trl/8/checkpointing ...",
     )
     add("--json", type=Path, metavar="FILE")
-    add("--tokenizer", type=Path, help="a tokenizer's folder instead of the bundled model's")
     add("--contender", type=contender, help=argparse.SUPPRESS)
     add("--out", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -1,4 +1,4 @@
-"""The training benchmark runs in full on a small shape, so that it is ready when a GPU is available."""
+"""The benchmarks of a GPU run in full on a small shape, so that they are ready when one is available."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,76 @@ def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> N
     # The same model and examples: only the order and the dropout masks differ.
     ours, theirs = (found["runs"][name][0]["dev_loss"] for name in ("nlicot", "trainer/4"))
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.mark.slow
+def test_every_part_for_a_gpu_has_figures_on_a_two_layer_mistral(tmp_path: Path) -> None:
+    out, wheels = tmp_path / "gpu.json", tmp_path / "wheels"
+    wheels.mkdir()
+    command = ["bash", "benchmarks/gpu.sh", "--wheels", str(wheels), "--dry-run", "--json", str(out)]
+    environment = os.environ | {"PYTHON": sys.executable, "NLICOT_CACHE": str(tmp_path / "cache")}
+    environment.pop("NLICOT_REAL_DATA", None)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "no .whl in it" in done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    parts = {name: part["figures"] for name, part in found["parts"].items()}
+    assert {part["status"] for part in found["parts"].values()} == {"done"}
+    assert parts["model"]["shape"] == "tiny"
+    for kernel in ("chosen by nlicot", "padded"):
+        differences = parts["attention"]["kernels"][kernel]["differences"]
+        assert max(differences.values()) < 0.05, kernel  # 1e-6 where the kernel computes in float32
+    assert parts["training"]["fastest_peer"] in ("trainer/4", "trl/4")
+    assert parts["training_22gb"]["runs"]["nlicot"][0]["tokens_per_s"] > 0
+    assert parts["predict"]["speedup_vs_generate"] > 0
+    assert parts["predict"]["runs"]["nlicot"][0]["closed_share"] == 0  # random weights
+    assert parts["predict_label_only"]["speedup_vs_forward"] > 0
+    assert parts["resume"]["bit_equal"]
+    assert parts["resume"]["killed_at_step"] < parts["resume"]["steps"]
+    assert set(parts["kernels"]["milliseconds"]["norm"]) == {"nlicot", "transformers"}
+    assert found["summary"]["resume: bit_equal"]["met"]
+
+
+def test_a_part_that_outlasts_its_limit_is_recorded_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    import gpu  # type: ignore[import-not-found]
+
+    def part(name: str, code: str, *, minutes: float = 1, needs: tuple[str, ...] = ()) -> Any:
+        # As `python -c CODE --json FILE`.
+        return gpu.Part(name=name, command=[sys.executable, "-c", code], minutes=minutes, needs=needs)
+
+    write = "import json, pathlib, sys; pathlib.Path(sys.argv[2]).write_text(json.dumps({'figure': %d}));"
+    parts = [
+        part("slow", f"{write % 1} print('half done', flush=True); import time; time.sleep(600)"),
+        part("broken", "import missing_package"),
+        part("silent", "pass"),
+        part("skipped", write % 2, needs=("json", "missing_package")),
+        part("good", write % 3, minutes=96),
+    ]
+    reported: list[list[str]] = []
+    started = time.monotonic()
+    found = gpu.run_parts(parts, started + 200, lambda results: reported.append(list(results)))
+    assert time.monotonic() - started < 100
+    assert reported == [list(found)[: number + 1] for number in range(5)]
+    assert [part["status"] for part in found.values()] == [
+        *("out of time", "failed", "failed", "skipped", "done")
+    ]
+    assert (found["slow"]["figures"], found["slow"]["error"]) == ({"figure": 1}, "half done")
+    assert found["slow"]["limit_s"] == pytest.approx(2.0, abs=0.2)
+    assert found["broken"]["error"] == "ModuleNotFoundError: No module named 'missing_package'"
+    assert found["skipped"]["error"] == "not installed: missing_package"
+    assert found["good"]["figures"] == {"figure": 3}
+
+
+def test_no_part_starts_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    import gpu  # type: ignore[import-not-found]
+
+    part = gpu.Part(name="late", command=[sys.executable, "-c", "import time; time.sleep(600)"], minutes=1)
+    found = gpu.run_parts([part], time.monotonic() - 1, lambda results: None)
+    assert found == {"late": {"status": "out of time", "error": "not started"}}
 
 
 @pytest.mark.chaos

@@ -251,8 +251,8 @@ def varlen_works(dtype: torch.dtype, head_dim: int) -> bool:
                 out = attend(query, key, value, spans, head_dim**-0.5)
                 results.append([out, *torch.autograd.grad(out.square().sum(), (query, key, value))])
         torch.testing.assert_close(*results, rtol=0.05, atol=0.05)
-    except (RuntimeError, ValueError, ImportError, AssertionError) as error:
-        # an older GPU, another torch, float32, or other numbers
+    except (RuntimeError, ValueError, TypeError, ImportError, AssertionError) as error:
+        # an older GPU, another torch (also with other arguments), float32, or other numbers
         reason = str(error).strip().partition("\n")[0]
         logger.info("attention: torch's scaled_dot_product_attention (FlashAttention: %s)", reason)
         return False
