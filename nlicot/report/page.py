@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -26,12 +27,15 @@ SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", 
 TEACHER_STAGES = {"thoughts": "generate", "reflections": "reflect", "score": "score"}
 """Folders of a data root's `logs/`, and the command that writes summaries there."""
 INLINED = ("page.css", "theme.js", "explorer.js")
+MAX_PAIRS = 40_000
+"""Pairs whose texts and predictions the page holds: with thoughts of one run about 25 MB."""
 
 
 def as_html(comparison: Comparison, audit: Audit | None) -> str:
     """Render the whole page."""
     runs = comparison.runs
     answers = {run.name: run.answers for run in runs}
+    held = _held(answers)
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     bins = {numbers[run.name]: found for run in runs if (found := calibration(run.answers))}
     template = resources.files("nlicot.report").joinpath("template")
@@ -58,8 +62,9 @@ def as_html(comparison: Comparison, audit: Audit | None) -> str:
         breakdowns=[(found, plots.draw_breakdown(found, numbers)) for found in breakdowns(answers)],
         teacher=_teacher(runs),
         audit=audit,
-        known_ids={answer.id for answer in runs[0].answers},
-        explorer=_explorer_content(answers),
+        known_ids={answer.id for answer in held[runs[0].name]},
+        num_held=len(held[runs[0].name]),
+        explorer=_explorer_content(held),
         style=style,
         scripts=scripts,
         script_hashes=[f"sha256-{each}" for each in hashes],
@@ -124,6 +129,15 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
             for name, group in section(content, "accuracy_by_length").items()
         ],
     }
+
+
+def _held(answers: Answers) -> Answers:
+    """Return the answers that the page holds: those to `MAX_PAIRS` pairs drawn with seed 0, or all."""
+    num_pairs = len(next(iter(answers.values())))
+    if num_pairs <= MAX_PAIRS:
+        return answers
+    drawn = sorted(random.Random(0).sample(range(num_pairs), MAX_PAIRS))
+    return {name: [of_run[index] for index in drawn] for name, of_run in answers.items()}
 
 
 def _explorer_content(answers: Answers) -> dict[str, Any]:

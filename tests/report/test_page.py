@@ -82,6 +82,31 @@ def test_the_page_holds_every_prediction_of_the_file(tmp_path: Path) -> None:
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
 
 
+def test_a_page_for_too_many_pairs_says_so_and_holds_the_same_part_of_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlicot.report.page.MAX_PAIRS", 5)
+    other = [{**answer, "thought_process": f"of {answer['id']}"} for answer in ANSWERS]
+    runs = [_write_run(tmp_path, "a", ANSWERS), _write_run(tmp_path, "b", other[::-1])]
+    audit = tmp_path / "audit.json"
+    ids = [answer["id"] for answer in ANSWERS]
+    audit.write_text(json.dumps({"findings": [{"name": "all", "severity": "note", "ids": ids}]}))
+    page = _page(tmp_path, *runs, "--audit", audit)
+    assert "it holds those of 5 of the 8 pairs, drawn at random with seed 0" in " ".join(page.split())
+    found = _payload(page)
+    held = found["pairs"]["id"]
+    assert len(set(held)) == 5
+    assert held == sorted(held)  # as in the file
+    assert found["runs"][1]["thought"] == [f"of {id_}" for id_ in held]
+    assert re.findall(r'<a href="#pair=(p\d)">', page) == held  # no link to a pair that is left out
+    assert "8 pairs of dev" in page
+    assert _payload(_page(tmp_path, *runs)) == found
+
+
+def test_a_page_that_holds_all_pairs_says_nothing_about_it(tmp_path: Path) -> None:
+    assert "too large" not in _page(tmp_path, _write_run(tmp_path, "a", ANSWERS))
+
+
 def test_hostile_texts_end_no_element_and_no_line(tmp_path: Path) -> None:
     answers = [{**answer, "phenomenon": HOSTILE} for answer in ANSWERS]
     page = _page(tmp_path, _write_run(tmp_path, "a", answers))
