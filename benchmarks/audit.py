@@ -14,14 +14,13 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from prepare import PROJECT, write_root
+from circumstances import with_usage
+from prepare import write_root
 
 NUM_PAIRS = 40_000
 KINDS = {"thoughts": "original_thoughts", "reflections": "reflected_thoughts"}
@@ -86,19 +85,13 @@ def main() -> None:
         else:
             write_root(root, NUM_PAIRS)
         command = [sys.executable, "-m", "nlicot", "audit", "--root", str(root)]
-        started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 1):
-        raise subprocess.CalledProcessError(process.returncode, command)
+        used = with_usage(command, codes=(0, 1))  # 1 if it finds something
     figures = {
         "pairs": NUM_PAIRS,
         "data": "real, words exchanged" if real else "random",
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "seconds": round(used.seconds, 1),
+        "cpu_seconds": round(used.cpu_s, 1),
+        "peak_mb": round(used.peak_mb),
         "cores": len(os.sched_getaffinity(0)),
         "platform": platform.platform(),
     }

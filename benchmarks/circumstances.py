@@ -5,16 +5,56 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+PROJECT = Path(__file__).parents[1]
 # The project need not be installed to be measured.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(PROJECT))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Time and memory that a process used until its end."""
+
+    seconds: float
+    cpu_s: float
+    peak_mb: float
+
+
+def with_usage(
+    command: Sequence[str], *, codes: Sequence[int] = (0,), environment: Mapping[str, str] | None = None
+) -> Usage:
+    """Run a command in the project's folder, without its output; its peak is the kernel's figure.
+
+    Exits with the command's last lines if its exit code is not one of `codes`.
+    """
+    with tempfile.TemporaryFile() as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, **(environment or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in codes:
+            output.seek(0)
+            said = output.read().decode(errors="replace")[-2000:]
+            raise SystemExit(f"{shlex.join(command)}: exit code {process.returncode}\n{said}")
+    return Usage(seconds=seconds, cpu_s=used.ru_utime + used.ru_stime, peak_mb=used.ru_maxrss / 1024)
 
 
 def now() -> float:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from audit import write_real_root
-from circumstances import peak_mb, processor
+from circumstances import PROJECT, peak_mb, processor
 from lightning.pytorch import Callback
-from prepare import PROJECT, write_root
+from prepare import write_dev, write_root
 
 SIZES = (1_000, 10_000, 40_000, 100_000)
 STARTED = "NLICOT_BENCHMARK_STARTED"
@@ -114,10 +114,7 @@ def main() -> None:
             write_real_root(Path(real) / "comp34812", root, 40_000)
         else:
             write_root(root, 40_000)
-        dev = [("original_data", "csv", 200), ("original_thoughts", "jsonl", 199)]
-        for kind, ending, num_lines in dev:
-            lines = (root / kind / f"train.{ending}").read_text(encoding="utf-8").splitlines(keepends=True)
-            (root / kind / f"dev.{ending}").write_text("".join(lines[:num_lines]), encoding="utf-8")
+        write_dev(root, 199)
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "TOKENIZERS_PARALLELISM": "true"}
         for size in SIZES[:-1] if given.quick else SIZES:
             out = folder / f"{size}.json"

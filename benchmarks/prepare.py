@@ -15,15 +15,14 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[1]
+from circumstances import with_usage
+
 SIZES = (55_000, 550_000)
 WRONG_SHARE = 0.25
 WORDS = tuple(
@@ -84,19 +83,21 @@ def write_root(root: Path, num_pairs: int, seed: int = 0) -> None:
                 reflections.write(json.dumps(reflection) + "\n")
 
 
+def write_dev(root: Path, num_pairs: int) -> None:
+    """Copy the first train pairs and their thoughts to dev."""
+    files = ("original_data", "csv", num_pairs + 1), ("original_thoughts", "jsonl", num_pairs)
+    for kind, ending, num_lines in files:
+        lines = (root / kind / f"train.{ending}").read_text(encoding="utf-8").splitlines(keepends=True)
+        (root / kind / f"dev.{ending}").write_text("".join(lines[:num_lines]), encoding="utf-8")
+
+
 def measure(num_pairs: int, folder: Path) -> Measurement:
     """Prepare a fresh root of a size."""
     root = folder / f"{num_pairs}"
     write_root(root, num_pairs)
     command = [sys.executable, "-m", "nlicot", "prepare", "--root", str(root), "--split", "train"]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Measurement(num_pairs=num_pairs, seconds=seconds, peak_mb=usage.ru_maxrss / 1024)
+    used = with_usage(command)
+    return Measurement(num_pairs=num_pairs, seconds=used.seconds, peak_mb=used.peak_mb)
 
 
 def main() -> None:

@@ -107,6 +107,24 @@ def test_no_part_starts_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> N
     assert found == {"late": {"status": "out of time", "error": "not started"}}
 
 
+@pytest.mark.slow
+def test_growth_has_figures_of_every_command_and_keeps_those_of_earlier_calls(tmp_path: Path) -> None:
+    out = tmp_path / "growth.json"
+    environment = os.environ | {"NLICOT_CACHE": str(tmp_path / "cache")}
+    environment.pop("NLICOT_REAL_DATA", None)
+    command = [sys.executable, "benchmarks/growth.py", "--sizes", "700", f"--json={out}", "--only"]
+    for only in (["audit", "report"], ["predict", "fit"]):
+        done = subprocess.run(
+            [*command, *only], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    rows = {row["command"]: row["figures"] for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
+    assert list(rows) == ["audit", "report", "predict", "fit"]
+    assert rows["predict"]["predicted"] == [700]
+    assert all(rows[name]["peak_mb"][0] > 50 for name in ("audit", "report", "predict"))
+    assert 0 < rows["fit"]["again_step_s"][0] < rows["fit"]["again_start_s"][0]
+
+
 @pytest.mark.chaos
 def test_long_runs_do_not_grow(tmp_path: Path) -> None:
     out = tmp_path / "endurance.json"
