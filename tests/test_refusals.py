@@ -336,7 +336,22 @@ CASES = [
         "max_thought_tokens 9: cannot count tokens",
     ),
     prepare("--split train,dev --out p.jsonl", "--out: found one path for the splits train, dev"),
-    prepare("--format xml", "--format: found 'xml', expected one of text, prompt-completion, messages"),
+    prepare("--format xml", "--format: found 'xml', expected one of text, prompt-completion, messages, pref"),
+    prepare("--format preference --builder label_only", "found the builder label_only, expected one with th"),
+    prepare("--predictions p.jsonl", "--predictions: found --format text, expected --format preference"),
+    prepare("--format preference --predictions p.jsonl", "--predictions: found one path for the splits tra"),
+    prepare(
+        "--format preference --split train --predictions p.jsonl --builder correct_only",
+        "p.jsonl: no such file",
+    ),
+    prepare(
+        "--format preference --split train --predictions p.jsonl --builder correct_only",
+        "p.jsonl:1: thought of pair 'a' matches no pair",
+    )._replace(files={"p.jsonl": LOST_THOUGHT}),
+    prepare(
+        "--format preference --split train --builder correct_only",
+        "train.csv: found no pair with a right and a wrong thought, expected some; more samples",
+    ),
     prepare("--definitions none.yaml", "--definitions none.yaml: cannot be read: No such file"),
     prepare("--definitions d.yaml", "found no text for no_entailment", definitions="entailment: it holds"),
     prepare("--definitions d.yaml", "d.yaml: expected the keys entailment", definitions="- 1"),

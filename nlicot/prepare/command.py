@@ -7,9 +7,9 @@ import gc
 import random
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jsonargparse import Namespace
 
@@ -22,7 +22,10 @@ from nlicot.data.root import DataRoot, working_root
 from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prepare.formats import FORMATS, MARKERS, to_row
+from nlicot.prepare.preferences import PREFERENCE, build_preferences, read_predicted_thoughts
 from nlicot.prompts import LabelDefinitions, StudentPrompts
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -47,33 +50,65 @@ def main(args: Sequence[str]) -> int:
     prompts = StudentPrompts(definitions=definitions)
     name = builder_name(builder)
     splits = settings.split or _complete_splits(root, builder)
-    if settings.out and len(splits) > 1:
+    is_preference = settings.format == PREFERENCE
+    if is_preference and not builder.thinks:
         raise ConfigError(
-            f"--out: found one path for the splits {', '.join(splits)}, expected one --split too"
+            f"--format {PREFERENCE}: found the builder {name}, expected one with thoughts, such as reflected"
         )
-    paths = {split: settings.out or root.finetune(f"{name}-{split}") for split in splits}
+    if settings.predictions and not is_preference:
+        raise ConfigError(f"--predictions: found --format {settings.format}, expected --format {PREFERENCE}")
+    for flag, given in (("--out", settings.out), ("--predictions", settings.predictions)):
+        if given and len(splits) > 1:
+            raise ConfigError(
+                f"{flag}: found one path for the splits {', '.join(splits)}, expected one --split too"
+            )
+    stem = f"{name}-{PREFERENCE}" if is_preference else name
+    paths = {split: settings.out or root.finetune(f"{stem}-{split}") for split in splits}
     refuse_overwriting(*paths.values(), overwrite=settings.overwrite)
+    predicted_paths = [Path(each).expanduser() for each in settings.predictions]
     for split, path in paths.items():
         examples = read_examples(root.pairs(split), PairFormat.of(settings))
         texts = read_joined(examples, text_files(root, split, builder))
-        built = builder.build(examples, texts.thoughts, texts.reflections, texts.scores, prompts=prompts)
+        first_sample = 1 + max((thought.sample for thought in texts.thoughts), default=-1)
+        predicted = read_predicted_thoughts(predicted_paths, examples, first_sample=first_sample)
+        thoughts = [*texts.thoughts, *predicted]
+        built = builder.build(examples, thoughts, texts.reflections, texts.scores, prompts=prompts)
         if not built:
             raise DataError(
                 f"nothing that the builder {type(builder).__name__} can use",
                 "labelled pairs, with thoughts unless the builder is label_only",
                 path=root.pairs(split),
             )
-        if settings.shuffle_seed is not None:
-            random.Random(settings.shuffle_seed).shuffle(built)
-        built = built[: settings.limit]
-        rows = (to_row(each, settings.format, MARKERS[settings.prompt_format]) for each in built)
+        markers = MARKERS[settings.prompt_format]
+        if is_preference:
+            preferences = build_preferences(built, texts, predicted)
+            if not preferences.records:
+                raise DataError(
+                    "no pair with a right and a wrong thought",
+                    "some; more samples, reflections or --predictions give more",
+                    path=root.pairs(split),
+                )
+            preferences = replace(preferences, records=_selected(preferences.records, settings))
+            report = str(preferences)
+            rows = (each.to_row(markers) for each in preferences.records)
+        else:
+            built = _selected(built, settings)
+            report = str(build_report(len(examples), built))
+            rows = (to_row(each, settings.format, markers) for each in built)
         write_jsonl(path, rows, overwrite=settings.overwrite)
-        report = build_report(len(examples), built)
         print(f"{split}: {name}: {report}\n{split}: wrote {path}")
-    if "train" in paths:
+    if "train" in paths and not is_preference:
         print(f"next: {_fit_command(settings, root, name, paths['train'], definitions)}")
         print("      (without a GPU add --model.base bundled)")
     return 0
+
+
+def _selected(records: Sequence[T], settings: Namespace) -> list[T]:
+    """Return the records in the order and number that the settings ask for."""
+    selected = list(records)
+    if settings.shuffle_seed is not None:
+        random.Random(settings.shuffle_seed).shuffle(selected)
+    return selected[: settings.limit]
 
 
 def text_files(root: DataRoot, split: str, builder: Builder) -> TextFiles:
@@ -119,7 +154,10 @@ def _parser() -> CommandParser:
     add("--builder", type=str, default="reflected", help=f"{', '.join(BUILDERS)}, or a class path")
     args_help = "NAME=VALUE ..., such as balance=true min_score=4"
     add("--builder_args", type=dict[str, Any], default={}, help=args_help)
-    add("--format", type=Literal[FORMATS], default="text", help="the format of a row")
+    formats = (*FORMATS, PREFERENCE)
+    add("--format", type=Literal[formats], default="text", help=f"of a row; {PREFERENCE} is for DPO")
+    what = f"thoughts of the student for --format {PREFERENCE}, a file of predict; repeat for more"
+    parser.add_repeated("predictions", metavar="FILE", help=what)
     add("--prompt_format", type=Literal[tuple(MARKERS)], default="mistral", help="markers around prompts")
     parser.add_class_arguments(LabelDefinitions, "definitions")
     parser.add_class_arguments(PairFormat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import random
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nlicot import cli
+from nlicot import cli, completion
 from nlicot.builders.reflected import Reflected
 from nlicot.config_files import SAMPLE
 from nlicot.data import root as root_module
@@ -23,9 +24,11 @@ from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import TextFiles, read_joined, read_thoughts
 from nlicot.errors import DataError
 from nlicot.prepare.formats import FORMATS, MARKERS, from_row, read_prepared, to_row
+from nlicot.prompts import StudentPrompts
 from nlicot.records import Score, Thought, TrainingExample, to_json_dict
 from nlicot.run.data import RunData
 from nlicot.settings import DataSettings, RunSettings
+from tests.small_model import write_small_model
 
 NASTY = 'he wrote "[/INST]" and <|im_end|>\n<|im_start|>assistant\n{premise} </s> é 😀 \\ '
 
@@ -234,6 +237,139 @@ def test_balance_comes_before_shuffling_and_limit(root: Path) -> None:
     assert read_prepared(path) == [balanced[position] for position in order[:6]]
 
 
+# ------------------------------------------------------------------- preferences
+
+
+def preferences(root: Path, *args: str, builder: str = "reflected", split: str = "train") -> Path:
+    """The file of preferences that `prepare` wrote for one split."""
+    prepared(root, "--format", "preference", *args, builder=builder, split=split)
+    return root / "finetune" / f"{builder}-preference-{split}.jsonl"
+
+
+def prediction(
+    pair: dict[str, Any], label: int, thought: str | None = "Mine.", **fields: Any
+) -> dict[str, Any]:
+    texts = {name: pair[name] for name in ("id", "premise", "hypothesis")}
+    return {**texts, "predicted_label": label, "thought_process": thought, "status": "closed", **fields}
+
+
+def test_a_wrong_thought_and_its_reflection_are_a_preference(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = preferences(root)
+    found = rows(path)
+    wrong = {row["id"]: row for row in sample_thoughts() if row["predicted_label"] != row["true_label"]}
+    improved = {row["id"]: row for row in jsonl(DataRoot(SAMPLE).reflections("train"))}
+    assert [row["id"] for row in found] == list(wrong) == list(improved)
+    assert len(found) == 46
+    for row in found:
+        of_pair = wrong[row["id"]]
+        prompt = StudentPrompts().render(of_pair["premise"], of_pair["hypothesis"])
+        right = improved[row["id"]]["improved_thought_process"]
+        assert row == {
+            "prompt": f"[INST] {prompt}[/INST]",
+            "chosen": f" {completion.render(right, of_pair['true_label'])}",
+            "rejected": f" {completion.render(of_pair['thought_process'], of_pair['predicted_label'])}",
+            "id": row["id"],
+            "label": of_pair["true_label"],
+            "source": "reflection",
+            "rejected_source": "thought",
+        }
+    labels = Counter(row["label"] for row in found)
+    printed = capsys.readouterr().out
+    assert (
+        "train: reflected: 46 preferences from 181 pairs (chosen reflection: 46; rejected thought: 46; "
+        f"label 0: {labels[0]}, label 1: {labels[1]}; 135 pairs have no wrong thought, 0 no right one; "
+    ) in printed
+    assert printed.endswith(f"train: wrote {path}\n")  # `fit` does not read it
+
+
+def test_a_right_and_a_wrong_sample_are_a_preference(root: Path) -> None:
+    right = [row for row in sample_thoughts() if row["predicted_label"] == row["true_label"]]
+    first, second = right[10:12]  # the first ones have scores
+    others = [
+        {**first, "sample": 1, "thought_process": "Wrong.", "predicted_label": 1 - first["true_label"]},
+        {**second, "sample": 1, "thought_process": "Right too."},
+    ]
+    with DataRoot(root).thoughts("train").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in others)
+    found = {row["id"]: row for row in rows(preferences(root, builder="correct_only"))}
+    (row,) = found.values()
+    assert row["id"] == first["id"]
+    assert first["thought_process"] in json.loads(row["chosen"])["thought_process"]
+    assert json.loads(row["rejected"]) == {
+        "thought_process": "Wrong.",
+        "predicted_label": 1 - first["true_label"],
+    }
+
+
+def test_the_students_own_wrong_thoughts_come_first(root: Path, tmp_path: Path) -> None:
+    right, wrong = (
+        [row for row in sample_thoughts() if (row["predicted_label"] == row["true_label"]) is is_right]
+        for is_right in (True, False)
+    )
+    predicted = [
+        prediction(right[0], 1 - right[0]["true_label"]),
+        prediction(right[1], right[1]["true_label"]),
+        prediction(right[2], 1 - right[2]["true_label"], status="truncated"),
+        prediction(right[3], 1 - right[3]["true_label"], thought=None, status="label_only"),
+        prediction(right[4], 1 - right[4]["true_label"], agreement=0.0),
+        prediction(wrong[0], 1 - wrong[0]["true_label"]),
+    ]
+    others = [prediction(right[1], 1 - right[1]["true_label"], thought="Mine, from another seed.")]
+    paths = [tmp_path / f"{number}.jsonl" for number in range(2)]
+    for path, content in zip(paths, (predicted, others), strict=True):
+        write_jsonl(path, content)
+    found = {row["id"]: row for row in rows(preferences(root, *(f"--predictions={path}" for path in paths)))}
+    assert len(found) == 46 + 2
+    by_student = {id_: row for id_, row in found.items() if row["rejected_source"] == "prediction"}
+    assert by_student.keys() == {right[0]["id"], right[1]["id"], wrong[0]["id"]}
+    assert json.loads(by_student[right[1]["id"]]["rejected"])["thought_process"] == "Mine, from another seed."
+    assert (by_student[right[0]["id"]]["source"], by_student[wrong[0]["id"]]["source"]) == (
+        "thought",
+        "reflection",
+    )
+
+
+def test_the_students_right_thought_is_chosen_if_the_teacher_has_none(root: Path, tmp_path: Path) -> None:
+    wrong = next(row for row in sample_thoughts() if row["predicted_label"] != row["true_label"])
+    path = tmp_path / "predictions.jsonl"
+    write_jsonl(path, [prediction(wrong, wrong["true_label"])])
+    (row,) = rows(preferences(root, f"--predictions={path}", builder="correct_only"))
+    assert (row["id"], json.loads(row["chosen"])["thought_process"]) == (wrong["id"], "Mine.")
+    assert json.loads(row["rejected"])["thought_process"] == wrong["thought_process"]
+
+
+def test_preferences_have_the_form_of_their_builder(root: Path) -> None:
+    for row in rows(preferences(root, "--prompt-format=chatml", "--limit=3", builder="label_first")):
+        assert row["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert [list(json.loads(row[name])) for name in ("chosen", "rejected")] == [
+            ["predicted_label", "thought_process"]
+        ] * 2
+    found = rows(preferences(root, builder="multitask"))
+    assert len(found) == 46
+    assert all("thought_process" in json.loads(row["chosen"]) for row in found)
+
+
+def test_datasets_loads_preferences(root: Path, tmp_path: Path) -> None:
+    import datasets
+
+    path = preferences(root)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert list(loaded) == rows(path)
+
+
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def sample_thoughts() -> list[dict[str, Any]]:
+    """The sample's thoughts, which have the true labels, too."""
+    return jsonl(DataRoot(SAMPLE).thoughts("train"))
+
+
 # ------------------------------------------------------------------------- forms
 
 
@@ -264,7 +400,6 @@ def test_rows_contain_the_markers_of_their_format() -> None:
     "prompt", ["P", "P ", "[INST] P[/INST]", f"{NASTY}", " \n[INST] ", "<s>[INST] x</s>"]
 )
 def test_every_format_reads_back_unchanged(tmp_path: Path, form: str, name: str, prompt: str) -> None:
-    from nlicot import completion
     from nlicot.data.rows import read_rows
 
     example = TrainingExample(
@@ -344,7 +479,6 @@ def test_mistrals_tokenizer_puts_one_bos_in_front_and_reads_the_prompt_as_fit_do
 @pytest.mark.parametrize("markers", MARKERS)
 def test_trl_reads_each_format_and_trains_on_eos(root: Path, tmp_path: Path, form: str, markers: str) -> None:
     import datasets
-    from small_model import write_small_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
@@ -383,6 +517,49 @@ def test_trl_reads_each_format_and_trains_on_eos(root: Path, tmp_path: Path, for
             supervised = [label for label in labels if label != -100]
             assert tokenizer.decode(supervised) == row["completion"] + tokenizer.eos_token
     assert trainer.train().training_loss > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+@pytest.mark.parametrize("markers", MARKERS)
+def test_trl_trains_two_steps_on_preferences(root: Path, tmp_path: Path, markers: str) -> None:
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    folder = write_small_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = preferences(root, "--prompt-format", markers)
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        processing_class=tokenizer,
+        train_dataset=loaded,
+        args=DPOConfig(
+            output_dir=str(tmp_path / "out"),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            max_length=None,
+            learning_rate=1e-3,
+            logging_steps=1,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+    )
+    assert len(trainer.train_dataset) == len(loaded)
+    for encoded, row in zip(trainer.train_dataset, rows(path), strict=True):
+        assert tokenizer.decode(encoded["prompt_ids"]) == row["prompt"]
+        for name in ("chosen", "rejected"):
+            assert tokenizer.decode(encoded[f"{name}_ids"]) == row[name] + tokenizer.eos_token
+    trainer.train()
+    first, second = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert first == pytest.approx(math.log(2), abs=1e-4)  # the model is still its own reference
+    assert second != first
 
 
 def row_answer(row: dict[str, Any]) -> str:
