@@ -82,6 +82,10 @@ def report(flags: str, line: str, predictions: str = PREDICTION) -> Case:
     return Case(f"report {flags}", line, {"two.jsonl": predictions})
 
 
+def others(content: str, line: str, flags: str = "") -> Case:
+    return Case(f"report one --predictions p.csv {flags}", line, {"p.csv": content})
+
+
 LORA = (
     '{"peft_type": "LORA", "r": 32, "lora_alpha": 64, "init_lora_weights": true, '
     '"target_modules": ["v_proj", "q_proj", "k_proj", "o_proj"], "base_model_name_or_path": "some/base"}'
@@ -692,6 +696,33 @@ CASES = [
         "found pair 'a' labelled 1 in one and labelled 0 in two",
         PREDICTION.replace('"true_label": 1', '"true_label": 0'),
     ),
+    report("--compare one --card c --baselines", "--card: found 4 runs, expected the one that the card desc"),
+    report("one --predictions", "--predictions: found no value, expected"),
+    report("one --predictions none.csv", "none.csv: no such file ("),
+    report("one --predictions checkpoints/one/predictions/dev.jsonl", "--predictions: found one twice"),
+    report("one --train_pairs data/x.csv", "--train_pairs: found it without --baselines, expected both"),
+    report("one --baselines", "dev.jsonl: found no texts, expected premise and hypothesis of each pair"),
+    others("", "p.csv: found no predictions, expected one for each pair"),
+    others(
+        "prediction\n1\n", "p.csv:1: found the columns 'prediction', expected id, or premise and hypothesis"
+    ),
+    others(
+        "id\na\n", "p.csv:1: found the columns 'id', expected predicted_label or p_entailment too (--colum"
+    ),
+    others("id;label\na;1\n", 'the delimiter seems to be a semicolon: read it with --delimiter ";")'),
+    others("id,label\nz,1\n", "p.csv:2: found the id 'z', expected the id of a pair of one"),
+    others("id,label\na,1\na,1\n", "p.csv:3: found a second prediction of pair 'a', expected one for each"),
+    others(
+        "id,label\na,yes\n", "p.csv:2: found label 'yes', expected 0 or 1 (map words to labels: --label_m"
+    ),
+    others("id,label\na,yes\n", "found label 'yes', expected one of no", "--label_map no=0"),
+    others("id,p_entailment\na,2\n", "p.csv:2: found p_entailment '2', expected a probability of entailment"),
+    others("id,probability\na,nan\n", "p.csv:2: found probability 'nan', expected a probability of entail"),
+    others("id,pred\na,1\n", "found the columns 'id', 'pred', expected 'guess' too", "--columns label=guess"),
+    others(
+        "premise,hypothesis,label\nA,B,1\n", "p.csv:2: found the texts 'A' and 'B', expected those of anot"
+    ),
+    others("id,label,probability\na,1,0.2\n", "p.csv: found the true labels in the column label, expected"),
     *bad_numbers(),
 ]
 

@@ -25,15 +25,13 @@ import numpy.typing as npt
 from nlicot import completion
 from nlicot.audit.findings import Finding, Section, full_id, percent_range
 from nlicot.audit.inputs import AuditData, TargetText, normalised
+from nlicot.evaluation.linear_baseline import hashed_ngrams, logistic_regression
 from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
 
 NUM_FOLDS = 5
 MIN_OF_EACH_LABEL = 20
-NUM_FEATURES = 2**18
-INVERSE_REGULARISATION = 3.0
-"""scikit-learn's default of 1.0 over-regularises texts of 10 to 100 words, normalised to length 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +57,9 @@ class Guess:
 
 
 def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[Hashable]) -> Guess | None:
-    """Predict labels by logistic regression on hashed word n-grams; None if a label is too rare for it.
+    """Predict labels by logistic regression on word n-grams; None if a label is too rare for it.
 
-    Hashing learns nothing from the data, so no fold sees the words of another. Texts of one of the `groups`,
-    of one premise for instance, stay in one fold.
+    Texts of one of the `groups`, of one premise for instance, stay in one fold.
     """
     true = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(true, minlength=2)
@@ -73,16 +70,9 @@ def guess_labels(texts: Sequence[str], labels: Sequence[int], groups: Sequence[H
     folds = fold_of[[number_of[group] for group in groups]]
     if any(len(np.unique(true[folds != fold])) < 2 for fold in range(NUM_FOLDS)):
         return None
-    from sklearn.feature_extraction.text import HashingVectorizer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-    features = HashingVectorizer(
-        ngram_range=(1, 2), n_features=NUM_FEATURES, alternate_sign=False, token_pattern=r"(?u)\b\w+\b"
-    ).transform(texts)
-    # The dual is four times as fast if there are more features than texts.
-    settings = {"solver": "liblinear", "dual": True, "tol": 0.01, "max_iter": 1000, "random_state": 0}
-    model = LogisticRegression(C=INVERSE_REGULARISATION, **settings)
+    model, features = logistic_regression(), hashed_ngrams(texts)
     p_one = cross_val_predict(model, features, true, cv=PredefinedSplit(folds), method="predict_proba")[:, 1]
     right = (p_one > 0.5) == (true == 1)
     return Guess(

@@ -6,13 +6,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from nlicot.audit.findings import from_json
 from nlicot.command_line import CommandParser
 from nlicot.data.atomic_write import refuse_overwriting, write_text
+from nlicot.data.pairs import PairFormat
 from nlicot.errors import ConfigError
+from nlicot.report.baselines import BASELINES, baselines
 from nlicot.report.compare import compare
-from nlicot.report.read_runs import read_json, read_runs
+from nlicot.report.other_systems import read_predictions
+from nlicot.report.read_runs import Run, named_apart, read_json, read_runs
 from nlicot.report.tables import as_markdown, as_text
+
+SWITCHES = ("overwrite", "print_config", "baselines")
+"""Flags that need no value."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -23,10 +31,15 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(
             "report: found no run, expected report RUN [RUN ...], or --compare RUN RUN ..., two runs or more"
         )
-    if settings.compare and len(named) < 2:
+    num_others = len(settings.predictions) + len(BASELINES) * settings.baselines
+    if settings.compare and len(named) + num_others < 2:
         raise ConfigError(f"--compare: found 1 run, expected two or more (of one: report {named[0]})")
-    if settings.card and len(named) > 1:
-        raise ConfigError(f"--card: found {len(named)} runs, expected the one that the card describes")
+    if settings.card and len(named) + num_others > 1:
+        raise ConfigError(
+            f"--card: found {len(named) + num_others} runs, expected the one that the card describes"
+        )
+    if settings.train_pairs and not settings.baselines:
+        raise ConfigError("--train_pairs: found it without --baselines, expected both")
     out = settings.out
     json_paths = [path for path in (settings.json, out and out / "comparison.json") if path]
     markdown_paths = [path for path in (settings.markdown, out and out / "comparison.md") if path]
@@ -38,7 +51,7 @@ def main(args: Sequence[str]) -> int:
         )
     refuse_overwriting(*paths, overwrite=settings.overwrite)
     audit = from_json(read_json(settings.audit), settings.audit) if settings.audit else None
-    comparison = compare(read_runs(named, settings.split, settings.checkpoints_root))
+    comparison = compare(_all_runs(settings, named))
     print(as_text(comparison))
     as_json = json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n"
     written = dict.fromkeys(json_paths, as_json) | dict.fromkeys(markdown_paths, as_markdown(comparison))
@@ -61,6 +74,18 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
+def _all_runs(settings: Namespace, named: Sequence[str]) -> list[Run]:
+    """Read the runs, then other systems' predictions of their pairs, and make the baselines."""
+    runs = read_runs(named, settings.split, settings.checkpoints_root)
+    given = [*(run.name for run in runs), *settings.predictions]
+    for name in settings.predictions:
+        runs.append(read_predictions(Path(name).expanduser(), runs[0], PairFormat.of(settings)))
+    if settings.baselines:
+        runs += baselines(runs[0], settings.train_pairs and settings.train_pairs.expanduser())
+        given += BASELINES
+    return named_apart(runs, given, flag="--predictions")
+
+
 def _runs_first(args: Sequence[str]) -> list[str]:
     """Move runs between flags to the front: jsonargparse parses positional arguments only in one place."""
     runs: list[str] = []
@@ -68,7 +93,7 @@ def _runs_first(args: Sequence[str]) -> list[str]:
     values_left = 0  # of the flag before
     for arg in args:
         if arg.startswith("--"):
-            takes_none = "=" in arg or arg in ("--overwrite", "--print_config", "--print-config")
+            takes_none = "=" in arg or arg[2:].replace("-", "_") in SWITCHES
             values_left = 0 if takes_none else len(args) if arg == "--compare" else 1
             flags.append(arg)
         elif values_left or arg in ("true", "false"):
@@ -90,6 +115,11 @@ def _parser() -> CommandParser:
     what = "run folders, names of runs, or .jsonl predictions"
     add("runs", nargs="*", type=str, default=[], metavar="RUN", help=what)
     add("--compare", nargs="+", type=str, default=[], metavar="RUN", help="the same, but two runs or more")
+    parser.add_repeated("predictions", metavar="FILE", help="another system's predictions; repeat for more")
+    add("--baselines", type=bool, default=False, help="add the majority label and two linear models")
+    what = "pairs that the baselines learn from (default: those of the first run)"
+    add("--train_pairs", type=Path | None, default=None, metavar="FILE", help=what)
+    parser.add_class_arguments(PairFormat)
     add("--split", type=str, default="dev", help="the split whose predictions are shown")
     add("--checkpoints_root", type=Path, default=Path("checkpoints"), help="the folder of named runs")
     for name, metavar, text in (

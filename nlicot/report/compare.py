@@ -122,7 +122,8 @@ def _spread(values: Sequence[float]) -> Spread:
 def _tests(runs: Sequence[Run]) -> list[PairOfRuns]:
     right = {run.name: np.array([answer.correct for answer in run.answers]) for run in runs}
     ids = np.array([answer.id for answer in runs[0].answers], dtype=object)
-    pairs = list(combinations(right, 2))
+    # Tests of two baselines would only raise the corrected p-values of the others.
+    pairs = [(a.name, b.name) for a, b in combinations(runs, 2) if not (a.is_baseline and b.is_baseline)]
     only = [(ids[right[a] & ~right[b]].tolist(), ids[right[b] & ~right[a]].tolist()) for a, b in pairs]
     p_values = [mcnemar_exact(len(of_a), len(of_b)) for of_a, of_b in only]
     return [

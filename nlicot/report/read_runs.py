@@ -62,11 +62,13 @@ class Answer:
 class Run:
     """A run's answers on one split.
 
-    `folder` is None, and `config` empty, for predictions outside of a run's folder.
+    `folder` is None, and `config` empty, for predictions outside of a run's folder; `predictions_path` is
+    None for a baseline.
     """
 
     name: str
-    predictions_path: Path
+    split: str
+    predictions_path: Path | None
     folder: Path | None
     config: dict[str, Any]
     answers: Sequence[Answer]
@@ -92,9 +94,9 @@ class Run:
         return max(num_positive, num - num_positive) / num
 
     @property
-    def split(self) -> str:
-        """The split that the predictions file is named after."""
-        return self.predictions_path.stem
+    def is_baseline(self) -> bool:
+        """True for answers that were made for the report."""
+        return self.predictions_path is None
 
     @property
     def seed(self) -> int | None:
@@ -161,14 +163,21 @@ def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
     answers are in the first run's order, so that the bootstrap draws the same pairs for every run.
     """
     found = [_read_run(run, split, root) for run in runs]
-    num_given = Counter(run.predictions_path.resolve() for run in found)
-    num_named = Counter(run.name for run in found)
-    for number, (given, run) in enumerate(zip(runs, found, strict=True)):
-        if num_given[run.predictions_path.resolve()] > 1:
-            raise ConfigError(f"--compare: found {run.name} twice, expected different runs")
-        if num_named[run.name] > 1:
-            found[number] = replace(run, name=given)
+    found = named_apart(found, runs, flag="--compare")
     return [replace(run, answers=_in_order_of(found[0], run)) for run in found]
+
+
+def named_apart(runs: Sequence[Run], given: Sequence[str], *, flag: str) -> list[Run]:
+    """Return the runs under different names, those that share one as they were given; refuse repetitions."""
+    paths = [run.predictions_path and run.predictions_path.resolve() for run in runs]
+    num_named = Counter(run.name for run in runs)
+    for run, path in zip(runs, paths, strict=True):
+        if path is not None and paths.count(path) > 1:
+            raise ConfigError(f"{flag}: found {run.name} twice, expected different runs")
+    return [
+        replace(run, name=name) if num_named[run.name] > 1 else run
+        for run, name in zip(runs, given, strict=True)
+    ]
 
 
 def _in_order_of(first: Run, run: Run) -> list[Answer]:
@@ -212,6 +221,7 @@ def _read_run(given: str, split: str, root: Path) -> Run:
             raise ConfigError(f"{folder / 'config.yaml'}: found {shown(config)}, {expected}")
     return Run(
         name=path.stem if folder is None else folder.resolve().name,
+        split=path.stem,
         predictions_path=path,
         folder=folder,
         config=renamed(config),

@@ -195,6 +195,14 @@ def _changes(earlier: Namespace, found: Namespace) -> dict[str, tuple[str, str]]
     return {name: (shown(old, name), shown(new, name)) for name in names}
 
 
+def fitted_settings(folder: Path) -> FitSettings:
+    """Return the settings of a run but for its builder, which may be a class that is not here."""
+    parser, base = _parser("fit", FitSettings), _run_settings(folder)
+    if isinstance(data := base["settings"].get("data"), dict):
+        base["settings"]["data"] = {name: each for name, each in data.items() if name != "builder"}
+    return FitSettings(**vars(parser.instantiate(_parse(parser, [], base))))
+
+
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
     """Parse `inspect`."""
     parser = _parser("inspect", InspectSettings, id="a pair to show instead; repeat for more")
