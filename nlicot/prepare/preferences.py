@@ -11,6 +11,7 @@ teacher's.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from nlicot.data.rows import Row, read_records
 from nlicot.data.thoughts import JoinedTexts, join_thoughts
 from nlicot.prepare.formats import Markers
 from nlicot.records import Example, Thought, TrainingExample
+
+logger = logging.getLogger(__name__)
 
 PREFERENCE = "preference"
 
@@ -127,21 +130,29 @@ def build_preferences(
 def read_predicted_thoughts(
     paths: Sequence[Path], examples: Sequence[Example], *, first_sample: int
 ) -> list[Thought]:
-    """Read the student's thoughts from files of `predict`, as further samples of their pairs.
-
-    Predictions without a thought, thoughts that were cut off at their budget, and those whose label no vote
-    had are left out.
-    """
+    """Read the student's thoughts from files of `predict`, as further samples of their pairs."""
     found: list[Thought] = []
     for sample, path in enumerate(paths, start=first_sample):
-        thoughts = read_records(path, partial(_thought_from, sample=sample), each="prediction")
-        found += join_thoughts(examples, thoughts)
+        left_out: Counter[str] = Counter()
+        parse = partial(_thought_from, sample=sample, left_out=left_out)
+        found += join_thoughts(examples, read_records(path, parse, each="prediction"))
+        if left_out:
+            reasons = ", ".join(f"{reason}: {num}" for reason, num in sorted(left_out.items()))
+            logger.warning("%s: left out %d predictions (%s)", path, left_out.total(), reasons)
     return found
 
 
-def _thought_from(row: Row, *, sample: int) -> Thought | None:
+def _thought_from(row: Row, *, sample: int, left_out: Counter[str]) -> Thought | None:
+    """Parse a prediction; if its thought does not lead to its label, count it in `left_out`, return None."""
     thought_process = row.optional_text("thought_process")
-    if thought_process is None or row.fields.get("status") == "truncated" or row.fields.get("agreement") == 0:
+    if thought_process is None:
+        left_out["without a thought"] += 1
+        return None
+    if row.fields.get("status") == "truncated":
+        left_out["cut off at its budget"] += 1
+        return None
+    if row.fields.get("agreement") == 0:
+        left_out["a label that no vote had"] += 1
         return None
     return Thought(
         id=row.identifier() or row.text("id"),

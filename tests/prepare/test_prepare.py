@@ -303,7 +303,9 @@ def test_a_right_and_a_wrong_sample_are_a_preference(root: Path) -> None:
     }
 
 
-def test_the_students_own_wrong_thoughts_come_first(root: Path, tmp_path: Path) -> None:
+def test_the_students_own_wrong_thoughts_come_first(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     right, wrong = (
         [row for row in sample_thoughts() if (row["predicted_label"] == row["true_label"]) is is_right]
         for is_right in (True, False)
@@ -322,6 +324,10 @@ def test_the_students_own_wrong_thoughts_come_first(root: Path, tmp_path: Path) 
         write_jsonl(path, content)
     found = {row["id"]: row for row in rows(preferences(root, *(f"--predictions={path}" for path in paths)))}
     assert len(found) == 46 + 2
+    assert caplog.messages[-1] == (
+        f"{paths[0]}: left out 3 predictions (a label that no vote had: 1, cut off at its budget: 1, "
+        "without a thought: 1)"
+    )
     by_student = {id_: row for id_, row in found.items() if row["rejected_source"] == "prediction"}
     assert by_student.keys() == {right[0]["id"], right[1]["id"], wrong[0]["id"]}
     assert json.loads(by_student[right[1]["id"]]["rejected"])["thought_process"] == "Mine, from another seed."
