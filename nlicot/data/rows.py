@@ -199,15 +199,14 @@ def read_rows(path: Path, *, delimiter: str | None = None) -> Iterator[Row]:
     if ending not in READERS:
         raise DataError(f"the ending {ending!r}", f"{', '.join(READERS)} (or these with .gz)", path=path)
     try:
-        if READERS[ending] is _csv_rows:
-            has_quotes = ending == ".csv" or delimiter not in (None, "\t")
-            yield from _csv_rows(path, delimiter or ("," if ending == ".csv" else "\t"), has_quotes)
-        else:
-            if delimiter:
-                logger.info("%s: has no delimiter, so --delimiter is not used", path)
-            yield from READERS[ending](path)
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        with _decoding(path):
+            if READERS[ending] is _csv_rows:
+                has_quotes = ending == ".csv" or delimiter not in (None, "\t")
+                yield from _csv_rows(path, delimiter or ("," if ending == ".csv" else "\t"), has_quotes)
+            else:
+                if delimiter:
+                    logger.info("%s: has no delimiter, so --delimiter is not used", path)
+                yield from READERS[ending](path)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise DataError("not a gzip file, or one that is cut off", path=path) from None
 
@@ -349,13 +348,14 @@ def _table_rows(path: Path) -> Iterator[Row]:
             names = _class_names(schema.metadata or {})
             number = 0
             for batch in batches:
+                batch.validate(full=True)  # reading a damaged Arrow file would end the process by SIGSEGV
                 for fields in batch.to_pylist():
                     number += 1
                     for column, classes in names.items():
                         if isinstance(value := fields.get(column), int) and 0 <= value < len(classes):
                             fields[column] = classes[value]
                     yield Row(path=path, line=number, header_line=1, fields=fields)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(f"cannot be read as Parquet or Arrow: {reason}", path=path) from None
 
@@ -452,12 +452,17 @@ def _similar_names(path: Path) -> str:
     return f"{folder} contains {listed or 'no files'}"
 
 
-def _not_utf8(path: Path) -> DataError:
-    with _open_bytes(path) as file:
-        content = file.read()
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Refuse a file that is not UTF-8 by its first line that is not."""
     try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        found, line = f"the byte 0x{content[error.start]:02x}", content.count(b"\n", 0, error.start) + 1
-        return DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8")
-    raise AssertionError(path)
+        yield
+    except UnicodeDecodeError:
+        with _open_bytes(path) as file:
+            content = file.read()  # of a damaged gzip file: raises another error
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            found, line = f"the byte 0x{content[error.start]:02x}", content.count(b"\n", 0, error.start) + 1
+            raise DataError(found, "UTF-8", path=path, line=line, remedy="save the file as UTF-8") from None
+        raise

@@ -143,7 +143,7 @@ def load_by_name(name: str) -> LoadedModel:
     silence_libraries()
     folder = Path(name).expanduser()
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
-    if adapter is not None and (adapter / CHECKSUMS).is_file() and (found := damage(adapter)):
+    if adapter is not None and (adapter / CHECKSUMS).exists() and (found := damage(adapter)):
         raise CheckpointError(f"{adapter}: {found}; copy it again, or train again")
     with _refused(f"{adapter}/{PEFT_CONFIG}"):
         base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
@@ -220,9 +220,15 @@ def load_base(
             build_cache(folder, lambda fresh: quantise().save_pretrained(fresh))
             options = {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except OSError as error:  # no weights, or a shard is missing
-        raise ModelError(f"--model.base {base.name}: {str(error).splitlines()[0]}; {OTHER_BASE}") from error
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # libraries raise anything for a damaged file
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise ModelError(
+            f"--model.base {base.name}: cannot be loaded ({type(error).__name__}: {reason}); {OTHER_BASE}"
+        ) from error
+    if missing := sorted(info["missing_keys"]):  # they would be random numbers
+        found = f"found no weights of {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}"
+        raise ModelError(f"--model.base {base.name}: {found}; copy its folder again, or {OTHER_BASE}")
     if in_4_bits and for_training:
         # On a CPU with AVX512-BF16, bitsandbytes repacks weights for a kernel without a gradient at the first
         # forward pass in eval mode, such as a dev evaluation; training would continue with gradients missing.

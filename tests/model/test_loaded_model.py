@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, ModelError
 from nlicot.model.base_model import resolve
 from nlicot.model.loaded_model import LoadedModel, adapter_parameters, attach, load_base, merge_dense
 from nlicot.model.prompt_format import load_prompt_format
@@ -62,6 +64,16 @@ def test_new_adapter_changes_no_logit_and_depends_on_its_seed(small_model: Path)
     mine = adapter_parameters(first)
     assert all(torch.equal(mine[name], again[name]) for name in mine)
     assert not all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_a_base_without_some_of_its_weights_is_refused(small_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(small_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"found no weights of model\.layers\.1\.mlp\.up_proj\.weight; copy"):
+        _base(folder)
 
 
 def test_unknown_projection_is_refused_with_the_known_ones(base: Any) -> None:
