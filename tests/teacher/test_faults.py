@@ -175,6 +175,21 @@ def test_a_permanent_fault_fails_only_its_pair(
     assert asked_about_marked(server) == num_asked
 
 
+def test_control_sequences_in_ids_and_messages_are_replaced_in_the_log(
+    root: Path, backend: str, server: FakeServer
+) -> None:
+    pairs = root / "original_data" / "train.csv"
+    pairs.write_text(pairs.read_text().replace("p3,", "p3\x1b[2J,"))
+    server.script(MARKED, [status(400, {}, json.dumps({"error": {"message": "no\x1b]0;title\x07"}}))])
+
+    assert generate(root, backend, server) == 0
+
+    (log,) = (root / "logs" / "thoughts").glob("*.log")
+    text = log.read_text(encoding="utf-8")
+    assert "p3?[2J: " in text and "no?]0;title?" in text
+    assert "\x1b" not in text
+
+
 def test_the_next_model_is_asked_if_the_first_gives_no_valid_answer(
     root: Path, backend: str, server: FakeServer
 ) -> None:
@@ -392,6 +407,25 @@ def test_a_key_that_a_server_repeats_is_neither_kept_nor_shown(
     thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
     assert {thought.thought_process for thought in thoughts} == {"You sent Bearer [key]."}
     assert [failure["message"] for failure in failures(root)] == ["You sent Bearer [key]"]
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [r"secret\/key", r"\u0073ecret/key", "secret%2Fkey", "secret%2fkey", r"\u0073\u0065cret\u002Fkey"],
+)
+def test_a_key_that_a_server_repeats_in_another_spelling_is_not_kept(
+    root: Path, backend: str, server: FakeServer, spelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "MISTRAL_API_KEY"):
+        monkeypatch.setenv(name, "secret/key")
+    server.answer = lambda body: f'{{"thought_process": "You sent {spelled}.", "predicted_label": 1}}'
+    server.script(MARKED, [status(400, {}, f'{{"error": {{"message": "You sent {spelled}"}}}}')])
+
+    assert generate(root, backend, server) == 0
+
+    thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
+    assert {thought.thought_process for thought in thoughts} == {"You sent [key]."}
+    assert [failure["message"] for failure in failures(root)] == ["You sent [key]"]
 
 
 def test_an_unusable_answer_is_shown_without_the_key(
