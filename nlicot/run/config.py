@@ -68,6 +68,12 @@ CHANGED_BY_A_RESUME = (
 """Settings that `fit --resume` may change (docs/training_runs.md); the others decided the steps so far."""
 
 
+SET_BY_A_LAUNCHER = {"MASTER_PORT": (1, 65535)} | dict.fromkeys(
+    ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE"), (0, 2**31 - 1)
+)
+"""Environment variables that Lightning and torch read as whole numbers, with the least and the greatest."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
     """A parsed `fit`: typed settings, and the same as nested namespaces and as YAML for `config.yaml`."""
@@ -100,6 +106,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     base = _run_settings(Path(resumed[-1]).expanduser()) if resumed else _recipe()
     found = _parse(parser, args, base)
     settings = FitSettings(**vars(parser.instantiate(found)))
+    _check_launcher()
     if settings.resume and not resumed:
         raise ConfigError(f"--resume: found it in a YAML file, expected the flag --resume {settings.resume}")
     if settings.trainer.limit_train_batches == 0:
@@ -167,6 +174,17 @@ def _starting_adapter(given: str) -> StartingAdapter:
     )
 
 
+def _check_launcher() -> None:
+    """Refuse a number that a launcher, or the user, set in the environment, and that none can be."""
+    for name, (least, greatest) in SET_BY_A_LAUNCHER.items():
+        text = os.environ.get(name, str(least))
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= greatest):
+            raise ConfigError(
+                f"{name}: found {text!r} in the environment, expected a whole number from {least} to "
+                f"{greatest}; correct or unset it"
+            )
+
+
 def _is_requeued(folder: Path) -> bool:
     """Return whether SLURM has started this job again, and its earlier start made this run."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -222,6 +240,7 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
     if not checkpoints:
         parser.parse(args, **_recipe())  # prints --help
         raise ConfigError(f"{command} needs --ckpt_path checkpoints/RUN/{BEST}")
+    _check_launcher()
     for checkpoint in checkpoints:
         if checkpoint.is_dir():
             inside = [*checkpoint.glob("*.ckpt"), *checkpoint.glob(f"*/{BEST}")]

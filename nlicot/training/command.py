@@ -360,6 +360,11 @@ def _is_first_process() -> bool:
 def _new_run_folder(command: FitCommand, data: RunData) -> Path:
     """Make the run's folder; an existing folder is never used."""
     if not _is_first_process():
+        if not os.environ.get(RUN_FOLDER):
+            raise ConfigError(
+                f"LOCAL_RANK={os.environ['LOCAL_RANK']}: found a process that another program started, "
+                "expected one start of fit, which starts a process for each of --trainer.devices"
+            )
         return Path(os.environ[RUN_FOLDER])
     run, root = command.settings.run, Path(command.settings.checkpoints_root).expanduser()
     stem = run or f"{builder_name(data.builder)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"

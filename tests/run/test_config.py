@@ -90,6 +90,49 @@ def _fit(small_model: Path, root: Path, *flags: str) -> int:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            ("MASTER_PORT", value, "a whole number from 1 to 65535")
+            for value in ("x", "", "0", "65536", "1.5")
+        ),
+        *(
+            (name, "-1", "a whole number from 0 to 2147483647")
+            for name in ("RANK", "NODE_RANK", "LOCAL_RANK")
+        ),
+        ("WORLD_SIZE", "two", "a whole number from 0 to 2147483647"),
+    ],
+)
+def test_a_number_that_no_launcher_sets_is_refused(
+    name: str,
+    value: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+    checkpoint = tmp_path / "run" / "best.ckpt"
+    for args in (["fit", "--data.builder=label_only"], ["predict", f"--ckpt_path={checkpoint}"]):
+        assert main(args) == 2
+        refusal = (
+            f"nlicot: {name}: found {value!r} in the environment, expected {expected}; correct or unset it\n"
+        )
+        assert capsys.readouterr().err == refusal
+
+
+def test_a_process_that_fit_did_not_start_is_refused(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _fit(small_model, tmp_path, "--data.builder=label_only") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "nlicot: LOCAL_RANK=1: found a process that another program started, "
+        "expected one start of fit, which starts a process for each of --trainer.devices"
+    )
+
+
 def test_every_shipped_config_is_known() -> None:
     assert ABLATIONS == [
         "correct_only.yaml",
