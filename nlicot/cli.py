@@ -114,6 +114,7 @@ PATH_ERRORS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a part of the path is a file, expected a folder",
     errno.EISDIR: "expected a file",
+    errno.EEXIST: "a file is in the place of a folder, move it away",
     errno.EACCES: "choose a path that you may use, or change its permissions",
     errno.EROFS: "choose a path that can be written",
 }

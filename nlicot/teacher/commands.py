@@ -75,6 +75,7 @@ def run(command: str, settings: Namespace) -> int:
     may_add = not settings.reparse and is_unfinished and journal_path.exists()
     if not only_probe:
         refuse_overwriting(*outputs.values(), overwrite=settings.overwrite or may_add)
+        refuse_overwriting(*map(_failures_path, outputs.values()), overwrite=True)
     finished = [str(path) for path in outputs.values() if _has_content(path)]
     if finished and not _has_content(journal_path) and not only_probe:
         logger.warning(
@@ -281,6 +282,10 @@ def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
     return shlex.join(words + PairFormat.of(settings).flags())
 
 
+def _failures_path(output: Path) -> Path:
+    return output.with_suffix(".failures.jsonl")
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
@@ -307,7 +312,7 @@ def _write_output(
     if not is_empty:  # else it would replace an earlier output, or pass for a finished one
         rows = (row for outcome in found if outcome.ok for row in outcome.rows)
         write_jsonl(path, rows, overwrite=True)  # refused at the start if it may not be replaced
-    failures_path = path.with_suffix(".failures.jsonl")
+    failures_path = _failures_path(path)
     failures_path.unlink(missing_ok=True)
     if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
         write_jsonl(failures_path, failures, overwrite=True)

@@ -223,7 +223,7 @@ class _Ledger:
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
                 batch = _Batch(**(fields | {"open_keys": set(fields["open_keys"])}))
-            except (ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 message = f"not a record of a batch ({error}); move it away to send its requests again"
                 raise DataError(message, path=path) from None
             self.holding.update(dict.fromkeys(batch.open_keys, batch))

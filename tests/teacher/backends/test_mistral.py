@@ -35,6 +35,7 @@ from nlicot.teacher.backends.base import (
 )
 from nlicot.teacher.backends.mistral import BatchAnswer, MistralBatchBackend, answers_of
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
+from tests.chaos.damage import damages
 from tests.teacher.fake_answers import default_answer, error_200, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 
@@ -577,12 +578,18 @@ def test_an_unknown_job_is_refused_and_not_paid_for_again(server: FakeBatchServe
     assert f"move {path} away to send its 1 open requests again, and pay" in str(outcome)
 
 
-def test_an_unreadable_record_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
-    path = tmp_path / "batches" / "broken.json"
-    path.parent.mkdir()
-    path.write_text("{")
-    with pytest.raises(DataError, match=r"broken\.json: not a record of a batch"):
-        backend_for(server, tmp_path)
+def test_a_damaged_record_is_named(server: FakeBatchServer, tmp_path: Path) -> None:
+    cut_off(server, backend_for(server, tmp_path), [request(1)], "look")
+    (path,) = (tmp_path / "batches").iterdir()
+    num_refused = 0
+    for _, do_damage in damages(path):
+        do_damage()
+        try:
+            backend_for(server, tmp_path)  # four other bytes may be another valid record
+        except DataError as error:
+            assert str(error).startswith(f"{path}: not a record of a batch (")
+            num_refused += 1
+    assert num_refused >= 12
 
 
 # ------------------------------------------------------------------ SIGKILL
