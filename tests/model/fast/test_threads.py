@@ -104,6 +104,28 @@ print(spinning > 2 * asleep, seconds_spent_waiting() > 2 * asleep, same)
     assert run(code, OMP_NUM_THREADS="2") == "True True True\n"
 
 
+@needs_two_cores
+def test_spare_threads_end_and_leave_none() -> None:
+    code = """
+import os, time, torch
+from nlicot.model.fast.threads import SpareThreads, own_cores
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.ones(1 << 20).sum()
+before = num_threads()
+for _ in range(20):
+    spare = SpareThreads(len(own_cores()), 2)
+    spare.end()
+ends = time.monotonic() + 30
+while num_threads() > before and time.monotonic() < ends:  # those of a team end after its first thread
+    time.sleep(0.01)
+print(num_threads() - before)
+"""
+    assert run(code, OMP_NUM_THREADS="2") == "0\n"
+
+
 USE_THREADS = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
