@@ -11,7 +11,7 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
-.PHONY: help fit test test-slow chaos test-gpu browser lint format clean
+.PHONY: help fit test test-slow chaos chaos-short test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -28,6 +28,9 @@ test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real k
 
 chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; an hour or more
 	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest -m chaos
+
+chaos-short: $(VENV)/installed-dev ## the same with 2 kills, without the tests that take minutes each
+	$(BIN)/python -m pytest -m "chaos and not long"
 
 test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

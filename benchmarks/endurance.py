@@ -147,14 +147,12 @@ def main() -> None:
     options = parser.parse_args()
     num_pairs = options.pairs or (10_000 if options.quick else 100_000)
     num_steps = options.steps or (300 if options.quick else 2_000)
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "generate": generate(num_pairs),
-        "fit": fit(num_steps),
-    }
+    content: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    for name, measured, num in (("generate", generate, num_pairs), ("fit", fit, num_steps)):
+        content[name] = measured(num)
+        if options.json:  # after each: both take long
+            options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ PROJECT = {
     "checkpoints/one/predictions/dev.jsonl": PREDICTION,
 }
 PROMPT = "user: '{premise} {hypothesis} 1 if {entailment}, 0 if {no_entailment}'\n"
+NO_SCORES = "data/scored_thoughts/train.jsonl: found no such file, expected JSON lines of scores, which min_s"
 BUILDER = "data: {builder: {class_path: nlicot.builders.reflected.Reflected, init_args: {prefer: last}}}"
 LONG = "n" * 300
 RUN = "--ckpt_path checkpoints/one/best.ckpt"
@@ -328,6 +329,12 @@ CASES = [
     prepare("--builder_args colour=1", "--builder_args: found 'colour', expected some of"),
     prepare("--builder_args min_score=high", "--builder_args min_score: found 'high', expected a whole"),
     prepare("--builder_args prefer=last", "prefer"),
+    prepare("--split train --builder_args min_score=4", NO_SCORES),
+    Case(
+        "fit --root data --config c.yaml",
+        NO_SCORES,
+        {"c.yaml": BUILDER.replace("prefer: last", "min_score: 4")},
+    ),
     prepare("--builder_args min_score=9", "min_score: found 9, expected a whole number from 1 to 5"),
     prepare("--builder_args max_thought_words=0", "max_thought_words: found 0, expected a whole number, 1"),
     Case(

@@ -13,11 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nlicot.data.atomic_write import SCRATCH
+from nlicot.signals import STOPPING
 
 PROJECT = Path(__file__).parents[2]
-LIMIT_S = 300
-NUM_KILLS = int(os.environ.get("NLICOT_CHAOS_KILLS", "3"))
+LIMIT_S = 900  # seconds on an idle machine
+NUM_KILLS = int(os.environ.get("NLICOT_CHAOS_KILLS", "2"))
 """Kills of each command; `make chaos` sets 20."""
+
+
+def stop_at_signals() -> None:
+    """Ignore no signal: a job in the background, or under `nohup`, starts with some of them ignored."""
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def start(
@@ -28,7 +35,8 @@ def start(
     if cache is not None:
         environment["NLICOT_CACHE"] = str(cache)
 
-    def limit() -> None:
+    def prepare() -> None:
+        stop_at_signals()
         if max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
@@ -41,7 +49,7 @@ def start(
             "stderr": subprocess.STDOUT,
             "text": True,
             "errors": "replace",
-            "preexec_fn": limit,
+            "preexec_fn": prepare,
             **options,
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -81,37 +82,96 @@ def test_fit_and_predict(tmp_path: Path) -> None:
     assert "predictions were made before" in printed
 
 
+class SmallDisk:
+    """A disk of a few megabytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self, num_free: int = 0) -> None:
+        """Leave about this number of bytes."""
+        with self._filler.open("wb") as file, contextlib.suppress(OSError):
+            for _ in itertools.count():
+                os.write(file.fileno(), bytes(4096))
+        os.truncate(self._filler, max(0, self._filler.stat().st_size - num_free))
+
+    def free(self) -> None:
+        """Make room."""
+        self._filler.unlink()
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB, if this process may mount one."""
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Mount one, if this process may."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
         pytest.skip("this process cannot mount a disk")
-    yield folder
+    yield SmallDisk(folder)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("num_free", [0, 30_000, 200_000])
-def test_disk_that_is_full(num_free: int, small_disk: Path, tmp_path: Path) -> None:
-    filler = small_disk / "filler"
-
-    def fill() -> None:
-        with filler.open("wb") as file:
-            try:
-                for _ in itertools.count():
-                    os.write(file.fileno(), bytes(4096))
-            except OSError:
-                file.truncate(max(0, filler.stat().st_size - num_free))
-
-    base = write_small_model(tmp_path / "base")
-    args = ["fit", *FIT, f"--checkpoints_root={small_disk}", f"--model.base={base}", "--trainer.max_epochs=1"]
-    fill()
-    finish(args, code=5)
-    filler.unlink()
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("num_free", [0, 30_000])
+def test_commands_on_files_on_a_full_disk(name: str, num_free: int, disk: SmallDisk, tmp_path: Path) -> None:
+    args, files = cheap_command(name, tmp_path, disk.folder)
     finish(args)
-    fill()
-    finish(["predict", "--ckpt_path", small_disk / "run" / "best.ckpt"], code=5)
-    filler.unlink()
-    finish(["predict", "--ckpt_path", small_disk / "run" / "best.ckpt"])
+    before = contents(*files)
+    disk.fill(num_free)
+    assert_says_full(finish([*args, "--overwrite"], code=5), files)
+    assert contents(*files) == before
+    assert leftovers(disk.folder, files[0].parent) == []
+    disk.free()
+    finish([*args, "--overwrite"])
+    assert contents(*files) == before
+
+
+@pytest.mark.parametrize("command", ["generate", "export"])
+@pytest.mark.parametrize("num_free", [0, 200_000])
+def test_teacher_on_a_full_disk(command: str, num_free: int, disk: SmallDisk) -> None:
+    root = disk.folder
+    write_pairs(root / "original_data" / "train.csv", 400)
+    journal, output = root / "journal" / "generate.sqlite", root / "original_thoughts" / "train.jsonl"
+    with FakeServer(keep_seen=False) as server:
+        flags = ["--backend", "openai", "--server_url", server.url, "--model", "teacher", "--yes"]
+        args = ["generate", "--root", root, *flags]
+        if command == "export":
+            finish(args)
+            output = root / "exported.jsonl"
+            args = [*args, "--export_journal", output]
+        disk.fill(num_free)
+        # Without any room, its folder cannot be made.
+        assert_says_full(finish(args, code=5), [journal, journal.parent, output])
+        assert not output.exists()
+        disk.free()
+        finish(args)
+        assert output.read_text().count("\n") >= 400
+        assert max(server.counts.values()) <= 2  # what was in flight when the disk was full
+
+
+@pytest.mark.parametrize("num_free", [0, 30_000])
+def test_fit_and_predict_on_a_full_disk(num_free: int, disk: SmallDisk, tmp_path: Path) -> None:
+    base, run = write_small_model(tmp_path / "base"), disk.folder / "run"
+    fit = [*("fit", *FIT, "--trainer.max_epochs=1"), f"--checkpoints_root={disk.folder}"]
+    fit.append(f"--model.base={base}")
+    disk.fill(num_free)
+    finish(fit, code=5)
+    disk.free()
+    finish(fit)
+    before = contents(run / "last.ckpt", run / "best.ckpt", run / "adapter" / "adapter_model.safetensors")
+    assert len(before) == 3
+    resume = ["fit", "--resume", run, "--trainer.max_epochs=2"]
+    disk.fill(num_free)
+    finish(resume, code=5)
+    assert contents(*before) == before
+    disk.free()
+    finish(resume)
+
+    predict = ["predict", "--ckpt_path", run / "best.ckpt"]
+    disk.fill(num_free=0)
+    finish(predict, code=5)
+    assert not (run / "predictions" / "test.csv").exists()
+    disk.free()
+    finish(predict)

@@ -44,24 +44,23 @@ def write_predictions(path: Path, num_pairs: int) -> Path:
     return path
 
 
-def cheap_command(name: str, folder: Path) -> tuple[list[object], list[Path]]:
-    """Return a command that writes large files to `folder`, and these files."""
+def cheap_command(name: str, folder: Path, out: Path | None = None) -> tuple[list[object], list[Path]]:
+    """Return a command that writes large files to `folder`, or to `out`, and these files."""
+    out = out or folder
     pairs = write_pairs(folder / "root" / "original_data" / "train.csv", NUM_PAIRS)
     if name == "split":
-        copy = write_pairs(folder / "pairs.csv", NUM_PAIRS)
-        out = folder / "out" / "original_data"
-        args = ["split", copy, "--out", folder / "out"]
-        return args, [out / "train.csv", out / "dev.csv"]
+        files = [out / "out" / "original_data" / name for name in ("train.csv", "dev.csv")]
+        return ["split", write_pairs(folder / "pairs.csv", NUM_PAIRS), "--out", out / "out"], files
     if name == "prepare":
-        out = folder / "prepared.jsonl"
+        files = [out / "prepared.jsonl"]
         root = ["--root", folder / "root", "--split", "train", "--builder", "label_only"]
-        return ["prepare", *root, "--out", out], [out]
+        return ["prepare", *root, "--out", *files], files
     if name == "audit":
-        files = [folder / "audit.json", folder / "audit.md"]
+        files = [out / "audit.json", out / "audit.md"]
         flags = ["--train_pairs", pairs, "--builder", "label_only"]
         return ["audit", *flags, "--json", files[0], "--markdown", files[1]], files
     predictions = write_predictions(folder / "dev.jsonl", 500)
-    files = [folder / "report.html", folder / "report.json"]
+    files = [out / "report.html", out / "report.json"]
     return ["report", predictions, "--html", files[0], "--json", files[1]], files
 
 

@@ -128,6 +128,20 @@ def test_dropped_and_changed_texts_are_counted_in_the_log(
     ]
 
 
+def test_an_empty_file_of_reflections_is_reported_if_thoughts_are_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reflections = tmp_path / "r.jsonl"
+    reflections.touch()
+    right = [each for each in THOUGHTS if each.correct]
+    assert 0 < len(right) < len(THOUGHTS)
+    read_joined(PAIRS, TextFiles(thoughts=jsonl(tmp_path / "right.jsonl", right), reflections=reflections))
+    assert caplog.messages == []
+    read_joined(PAIRS, TextFiles(thoughts=jsonl(tmp_path / "t.jsonl", THOUGHTS), reflections=reflections))
+    num_wrong = len(THOUGHTS) - len(right)
+    assert caplog.messages == [f"{reflections}: no reflections, but {num_wrong} thoughts are wrong"]
+
+
 def test_existing_files_are_found(tmp_path: Path) -> None:
     thoughts, reflections, scores = (tmp_path / name for name in ("t.jsonl", "r.jsonl", "s.jsonl"))
     assert TextFiles.found(thoughts, reflections, scores, needed=()) == TextFiles()

@@ -258,6 +258,18 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     assert main(["validate", checkpoint, "--split=test", "--tune-threshold"]) == 2
 
 
+@pytest.mark.parametrize("command", ["predict", "test"])
+def test_a_damaged_decision_is_refused_before_anything_is_decoded(
+    command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "decision.json").write_text("{}")
+    folder = tmp_path / "predictions"
+    flags = [f"--ckpt_path={root / 'both' / 'best.ckpt'}", "--split=dev", f"--output={folder}"]
+    assert main([command, *flags, *DECODING]) == 2
+    assert f"{tmp_path / 'decision.json'}: no valid threshold and temperature" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []  # predictions are kept there as they are made
+
+
 def test_probes_of_a_thinking_run_change_its_thoughts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = f"--ckpt_path={root / 'thinks' / 'best.ckpt'}"
     output = f"--output={root / 'probed' / 'predictions'}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.commands import stop_at_signals
 from tests.teacher.fake_server import FakeServer
 
 NUM_PAIRS = 400
@@ -82,7 +83,9 @@ def test_twenty_kills_change_nothing_and_cost_at_most_the_requests_in_flight(tmp
 def test_ctrl_c_waits_for_requests_in_flight(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     with FakeServer(delay_s=0.5) as server:
-        with subprocess.Popen(command(root, server), stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command(root, server), stderr=subprocess.PIPE, text=True, preexec_fn=stop_at_signals
+        ) as process:
             while server.num_requests < 2 * IN_FLIGHT:
                 assert process.poll() is None
                 time.sleep(0.01)
@@ -103,7 +106,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     with (
         FakeServer(delay_s=20) as server,
-        subprocess.Popen(command(root, server), stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            command(root, server), stderr=subprocess.PIPE, text=True, preexec_fn=stop_at_signals
+        ) as process,
     ):
         while server.num_requests < IN_FLIGHT:
             assert process.poll() is None
