@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
@@ -155,6 +156,36 @@ def test_another_tools_adapter_is_read_by_the_names_of_its_matrices(base: Path, 
         short = name.removeprefix("model.").replace(".default", "")
         assert torch.equal(weight, stored[short].float())
     assert summary()["started_from"]["builder"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+def test_a_run_goes_on_from_dpo_that_went_on_from_a_run(base: Path, source: Path, tmp_path: Path) -> None:
+    import datasets
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    shutil.copytree(SAMPLE, "data")
+    prepare = ["prepare", "--root=data", "--split=train", "--format=preference", "--out=p.jsonl"]
+    assert main([*prepare, "--prompt_format=chatml"]) == 0
+    preferences = datasets.load_dataset(
+        "json", data_files="p.jsonl", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(base)
+    options = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    trainer = DPOTrainer(
+        model=PeftModel.from_pretrained(loaded, source / "adapter", is_trainable=True),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        train_dataset=preferences,
+        args=DPOConfig(output_dir="dpo", max_steps=2, learning_rate=1e-3, **options),
+    )
+    trainer.train()
+    trainer.save_model("dpo")
+    assert fit(base, "--from=dpo", *ONE_STEP, SAVE_INITIAL) == 0
+    found, before = weights(Path("initial.pt")), weights(source / "best.ckpt")
+    assert found.keys() == before.keys()
+    assert not same(found, before)
+    assert all(float((found[name] - before[name]).abs().max()) < 0.01 for name in found)
 
 
 def test_data_schedule_and_optimizer_are_the_new_runs_own(base: Path, source: Path) -> None:
