@@ -11,6 +11,7 @@ import copy
 import hashlib
 import os.path
 import random
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,7 @@ class PromptBatch:
     """Encoded prompts to decode together, with the ids of their pairs."""
 
     ids: list[str]
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
 
 
 class Decoder:
@@ -79,14 +80,14 @@ class Decoder:
         if not batch.prompts:  # a rank that is left without any
             return
         if form is Form.LABEL_ONLY:
-            rows = [[*prompt, *self.grammar.label_opening_ids] for prompt in batch.prompts]
+            rows = [_joined(prompt, self.grammar.label_opening_ids) for prompt in batch.prompts]
             for index, p_entailment in self.label_probabilities(rows):
                 yield average([_vote(batch.ids[index], p_entailment, None, "label_only")], form=form)
             return
         opening, script = self._student_script(form)
         num_votes = self.settings.votes if self.settings.temperature > 0 else 1
         votes: dict[int, list[Prediction]] = {}
-        rows = [[*prompt, *opening] for prompt in batch.prompts]
+        rows = [_joined(prompt, opening) for prompt in batch.prompts]
         for index, answer in self._run(rows, script, num_votes):
             status = "closed" if answer.closed[0] else "truncated"
             vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
@@ -113,7 +114,7 @@ class Decoder:
         self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
     ) -> list[Answer]:
         """Decode an answer to each prompt that begins with `opening_ids` and follows `script`."""
-        rows = [[*prompt, *opening_ids] for prompt in prompts]
+        rows = [_joined(prompt, opening_ids) for prompt in prompts]
         found = dict(self._run(rows, script, 1))
         return [found[index] for index in range(len(rows))]
 
@@ -155,11 +156,12 @@ class Decoder:
                 running.drop_finished()
             yield from self._step(running)
 
-    def _start(self, rows: Sequence[Sequence[int]]) -> tuple[Rows | TransformersRows, list[list[int]]]:
+    def _start(self, rows: Sequence[Sequence[int]]) -> tuple[Rows | TransformersRows, list[Sequence[int]]]:
         """Encode the prefix that all rows share (instruction and definitions); return the rows without it."""
-        common = os.path.commonprefix([list(row) for row in rows])  # noqa: RUF071 (of ids, not of a path)
+        first_and_last = [list(choose(rows, key=list)) for choose in (min, max)]
+        common = os.path.commonprefix(first_and_last)  # noqa: RUF071 (of ids, not of a path)
         prefix_len = min(len(common), min(map(len, rows)) - 1) if len(rows) > 1 else 0
-        suffixes = [list(row[prefix_len:]) for row in rows]
+        suffixes = [row[prefix_len:] for row in rows]
         states = TransformersRows if self.forward is None else Rows
         return states(self.forward or self.model, rows[0][:prefix_len]), suffixes
 
@@ -245,6 +247,11 @@ class _Running:
         self.states.keep(kept)
 
 
+def _joined(prompt: Sequence[int], ids: Sequence[int]) -> array[int]:
+    """Return the ids of both; in an array, which takes a tenth of a list's memory."""
+    return array("i", [*prompt, *ids])
+
+
 def _cut(indices: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Cut `indices` of rows into parts of at most `PREFILL_TOKENS` padded tokens, or of one row."""
     part: list[int] = []
@@ -325,7 +332,7 @@ def average(
 
 def by_length(
     ids: Sequence[str],
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     batch_size: int = 1,
     rank: int = 0,

@@ -9,6 +9,7 @@ import hashlib
 import math
 import signal
 import zipfile
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ class Predictor:
         """Encode the prompts that this rank decodes, the longest first."""
         return by_length(
             [example.id for example in examples],
-            [self.encode(example.premise, example.hypothesis) for example in examples],
+            [array("i", self.encode(example.premise, example.hypothesis)) for example in examples],
             batch_size=self.decoder.batch_size,
             rank=rank,
             world_size=world_size,
