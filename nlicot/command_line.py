@@ -428,11 +428,14 @@ def worded(error: Exception, constraints: Mapping[str, Constraint] = MappingProx
 def _kind(name: str) -> str:
     """Name a type as users do.
 
-    >>> _kind("<class 'int'>"), _kind("typing.Literal['a', 'b']"), _kind("Path | null")
-    ('a whole number', 'one of a, b', 'a path or null')
+    >>> _kind("<class 'int'>"), _kind("typing.Literal['a', 'b']"), _kind("Optional[Literal['a']]")
+    ('a whole number', 'one of a, b', 'one of a')
+    >>> _kind("Path | null")
+    'a path or null'
     """
-    if name.startswith("typing.Literal["):
-        return f"one of {name[15:-1].replace(chr(39), '')}"
+    name = re.sub(r"^Optional\[(.*)\]$", r"\1", name.removeprefix("typing."))
+    if name.startswith("Literal["):
+        return f"one of {name[8:-1].replace(chr(39), '')}"
     parts = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name).replace("NoneType", "null").split(" | ")
     return " or ".join(KINDS.get(part, part) for part in parts)
 

@@ -46,6 +46,10 @@ class CheckpointError(NlicotError):
     """A checkpoint or run folder that is missing or does not match what is needed."""
 
 
+class ExportError(NlicotError):
+    """A model that cannot be written in a format, or that predicts otherwise after it was written."""
+
+
 class JournalInUse(NlicotError):
     """Another process uses the same journal; two would pay twice."""
 

@@ -126,6 +126,30 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskFull(path, error.strerror) from None
 
 
+def check_disk_space(target: Path, num_bytes: int) -> None:
+    """Raise `DiskFull` if the disk of a path has less space; parents that do not exist are skipped."""
+    free = shutil.disk_usage(next(path for path in target.resolve().parents if path.exists())).free
+    if free < num_bytes:
+        sizes = f"{num_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        raise DiskFull(target, sizes, kept="nothing was written")
+
+
+def publish_folder(fresh: Path, target: Path) -> None:
+    """Rename a finished folder, once its files are on the disk; raises `ConfigError` if `target` exists."""
+    for path in fresh.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    refuse_existing(target)
+    fresh.rename(target)
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise `ConfigError` if a folder that is about to be made exists."""
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} exists already; name another folder (--out), or remove it")
+
+
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder next to `target`, to write in and rename from; it is removed at the end."""

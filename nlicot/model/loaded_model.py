@@ -82,15 +82,22 @@ class LoadedModel:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(folder), scratch_folder(folder) as scratch:
             fresh = scratch / "new"
-            try:
+            with safetensors_errors():
                 # The default, auto, asks the hub for the base's config.json, even without embeddings.
                 self.model.save_pretrained(fresh, save_embedding_layers=False)
-            except SafetensorError as error:  # it has no errno
-                raise OSError(errno.ENOSPC, str(error)) from error
             write_checksums(fresh, "*.safetensors")  # the config may be edited, for another base's name
             if folder.exists():
                 folder.rename(scratch / "old")
             fresh.rename(folder)
+
+
+@contextlib.contextmanager
+def safetensors_errors() -> Iterator[None]:
+    """Raise the error of a full disk if safetensors cannot write; its own has no errno."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def silence_libraries() -> None:
@@ -119,11 +126,23 @@ def resolve_model(settings: ModelSettings, *, on_sample: bool) -> ResolvedModel:
 
 
 def load_model(
-    resolved: ResolvedModel, settings: ModelSettings, *, for_training: bool, seed: int = 0
+    resolved: ResolvedModel,
+    settings: ModelSettings,
+    *,
+    for_training: bool,
+    seed: int = 0,
+    dense: bool | None = None,
 ) -> LoadedModel:
-    """Load the base with a fresh adapter, in training mode with fast layers, or in eval mode."""
+    """Load the base with a fresh adapter, in training mode with fast layers, or in eval mode.
+
+    `dense` is that of `load_base`.
+    """
     model = load_base(
-        resolved.base, quantization=settings.quantization, dtype=settings.dtype, for_training=for_training
+        resolved.base,
+        quantization=settings.quantization,
+        dtype=settings.dtype,
+        for_training=for_training,
+        dense=dense,
     )
     if settings.gradient_checkpointing and for_training:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -276,6 +295,9 @@ def _make_dense(model: Any) -> None:
         dense.weight = nn.Parameter(dense_weight(module), requires_grad=False)
         dense.bias = module.bias
         model.set_submodule(names[module], dense)
+    # Else the model would be saved as one in 4 bits, by reversing what was done when it was loaded.
+    model.hf_quantizer.remove_quantization_config(model)
+    vars(model).pop("_weight_conversions", None)
 
 
 def attach(base: nn.Module, settings: LoraSettings, *, seed: int) -> nn.Module:
@@ -313,10 +335,11 @@ def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
 
 
-def merge_dense(adapted: Any) -> Callable[[], None]:
+def merge_dense(adapted: Any, dtype: torch.dtype | None = None) -> Callable[[], None]:
     """Merge the adapter into dense matrices: one more rounding, and a third less decoding time.
 
-    Does nothing if a matrix is in 4 bits. Returns a function that restores the original matrices exactly.
+    The sum is rounded to `dtype`, by default that of the matrix. Does nothing if a matrix is in 4 bits.
+    Returns a function that restores the original matrices exactly.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -325,7 +348,7 @@ def merge_dense(adapted: Any) -> Callable[[], None]:
         return lambda: None
     original = [layer.get_base_layer().weight for layer in layers]
     for layer, weight in zip(layers, original, strict=True):
-        merged = (weight.data.float() + layer.get_delta_weight("default").float()).to(weight.dtype)
+        merged = (weight.data.float() + layer.get_delta_weight("default").float()).to(dtype or weight.dtype)
         layer.get_base_layer().weight = nn.Parameter(merged, requires_grad=False)
     adapted.base_model.disable_adapter_layers()
 

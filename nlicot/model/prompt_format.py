@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ MISTRAL_V3_VOCABULARY, INST_ID = 32768, 3
 MISTRAL_V3_MODELS = ("mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3")
 """Hub models whose tokenizer is part of the package `mistral_common`, so nothing is downloaded for it."""
 TEKKEN = "tekken.json"
+TOKENIZER_FILES = ("tokenizer*", TEKKEN, "special_tokens_map.json", "chat_template.jinja")
 PROBE = (
     "Step 1: It's 0, not 1 ; \"so\" it does n't.",
     " a  b   c\t\\d\n\n e\r\n",
@@ -41,6 +43,7 @@ class PromptFormat(ABC):
     """Encodes prompts and completion segments so that decoding returns the text byte for byte."""
 
     name: ClassVar[str]
+    bos_id: int | None
     eos_id: int
     pad_id: int
     vocab_size: int
@@ -85,6 +88,15 @@ class PromptFormat(ABC):
     @abstractmethod
     def control_text(self, token: int) -> str:
         """Return the vocabulary's name of a control token, which `decode_inner` may omit."""
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str:
+        """The Jinja template by which other programs render a prompt as `encode_prompt` does."""
+
+    @abstractmethod
+    def save_tokenizer(self, folder: Path, *, base_folder: Path) -> None:
+        """Write the files that `transformers.AutoTokenizer` reads, `chat_template` among them."""
 
     @cached_property
     def token_texts(self) -> list[str]:
@@ -137,7 +149,7 @@ class MistralFormat(PromptFormat):
 
         tokenizer = MistralTokenizer.from_file(str(path)) if path else MistralTokenizer.v3()
         self._tokenizer = tokenizer.instruct_tokenizer.tokenizer
-        self.eos_id = self._tokenizer.eos_id
+        self.bos_id, self.eos_id = self._tokenizer.bos_id, self._tokenizer.eos_id
         self.pad_id = self.eos_id  # Mistral has no padding token; masks follow lengths, so any id works
         self.vocab_size = self._tokenizer.n_words
         self.special_ids = frozenset(self._tokenizer.special_ids)
@@ -208,6 +220,30 @@ class MistralFormat(PromptFormat):
     def control_text(self, token: int) -> str:
         """Return the piece's name."""
         return str(self._tokenizer.id_to_piece(token))
+
+    @property
+    def sentencepiece(self) -> Any:
+        """The `SentencePieceProcessor`; None for Tekken."""
+        return self._model
+
+    @property
+    def chat_template(self) -> str:
+        """`<s>[INST] {prompt}[/INST]`; only SentencePiece has the space, the dummy prefix of the prompt."""
+        before, after = ("".join(map(self.control_text, ids)) for ids in (self._before_ids, self._after_ids))
+        return f"{{{{ '{before}{self.dummy_prefix}' + messages[0]['content'] + '{after}' }}}}"
+
+    def save_tokenizer(self, folder: Path, *, base_folder: Path) -> None:
+        """Copy the base's files, and add the template if they have none, as those of base models."""
+        names = [path for pattern in TOKENIZER_FILES for path in base_folder.glob(pattern) if path.is_file()]
+        if not any(path.name in ("tokenizer.json", "tokenizer.model") for path in names):
+            raise ModelError(
+                f"{base_folder}: found no tokenizer.json and no tokenizer.model, which transformers needs; "
+                "copy them there from the model's page"
+            )
+        for path in names:
+            shutil.copyfile(path, folder / path.name)
+        if _rendered_by_template(folder) is None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
 
 def _mistral_file(folder: Path) -> Path | None:
@@ -291,7 +327,7 @@ class ChatFormat(PromptFormat):
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the model's tokenizer has no eos_token, which ends an answer; {OTHER_BASE}")
         self.tokenizer = tokenizer
-        self.eos_id = tokenizer.eos_token_id
+        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
         added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
@@ -386,6 +422,22 @@ class ChatFormat(PromptFormat):
     def control_text(self, token: int) -> str:
         """Return the token's name."""
         return str(self.tokenizer.convert_ids_to_tokens(token))
+
+    @property
+    def chat_template(self) -> str:
+        """The tokenizer's own."""
+        return str(self.tokenizer.get_chat_template())
+
+    def save_tokenizer(self, folder: Path, *, base_folder: Path) -> None:
+        """Save the tokenizer."""
+        try:
+            self.tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # the library `tokenizers` raises a bare one for a full disk
+            if (code := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            raise OSError(int(code[1]), str(error)) from error
 
 
 CHANGING_STEPS = (

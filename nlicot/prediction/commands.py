@@ -20,7 +20,7 @@ from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.folder import DECISION, METRICS
-from nlicot.settings import ValidateSettings
+from nlicot.settings import PredictionSettings, ValidateSettings
 
 if TYPE_CHECKING:
     from nlicot.prediction.calibration import Decision
@@ -83,7 +83,7 @@ class _Job:
 
     def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool, tuned: bool = False) -> None:
         silence_libraries()
-        settings = runs[0].settings
+        settings = cast("PredictionSettings", runs[0].settings)
         self.split, self.labelled = settings.split, labelled
         self.data = RunData(settings)
         self.data.announce_sample()

@@ -118,6 +118,13 @@ class Decoder:
         found = dict(self._run(rows, script, 1))
         return [found[index] for index in range(len(rows))]
 
+    def ids_before_label(self, thought: str | None) -> list[int]:
+        """Return the ids of a completion up to its label: after a thought, or without one."""
+        if thought is None:
+            return list(self.grammar.label_opening_ids)
+        ids = self.prompt_format.encode_segment(completion.escape(thought), first=False) if thought else []
+        return [*self.grammar.opening_ids, *ids, *self.grammar.closing_ids]
+
     @torch.inference_mode()
     def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
         """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nlicot import completion
 from nlicot.completion import Form
 from nlicot.data.atomic_write import write_json
 from nlicot.evaluation.metrics import entails, read_metrics
@@ -74,11 +73,10 @@ def _first_half(thought: str) -> str:
 
 
 def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
-    grammar, encode = decoder.grammar, decoder.prompt_format.encode_segment
-    rows = []
-    for prompt, thought in zip(prompts, thoughts, strict=True):
-        ids = encode(completion.escape(thought), first=False) if thought else []
-        rows.append([*prompt, *grammar.opening_ids, *ids, *grammar.closing_ids])
+    rows = [
+        [*prompt, *decoder.ids_before_label(thought)]
+        for prompt, thought in zip(prompts, thoughts, strict=True)
+    ]
     probabilities = dict(decoder.label_probabilities(rows))
     return [int(entails(probabilities[index])) for index in range(len(rows))]
 

@@ -68,14 +68,17 @@ class Predictor:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._prompts = prompts
-        self._prompt_form, self.form = _answer_forms(forms, settings.think)
+        self._prompt_form, self.form = answer_forms(forms, settings.think)
         self.decoder = Decoder(loaded.model, loaded.prompt_format, settings)
         self.autocast = autocast
 
+    def render(self, premise: str, hypothesis: str) -> str:
+        """Return the text of a pair's prompt."""
+        return self._prompts.render(premise, hypothesis, form=self._prompt_form)
+
     def encode(self, premise: str, hypothesis: str) -> list[int]:
         """Return the ids of a pair's prompt."""
-        prompt = self._prompts.render(premise, hypothesis, form=self._prompt_form)
-        return self.decoder.prompt_format.encode_prompt(prompt)
+        return self.decoder.prompt_format.encode_prompt(self.render(premise, hypothesis))
 
     def batch(self, examples: Sequence[Example], *, rank: int = 0, world_size: int = 1) -> PromptBatch:
         """Encode the prompts that this rank decodes, the longest first."""
@@ -93,7 +96,7 @@ class Predictor:
             yield from self.decoder.decode(batch, form=self.form)
 
 
-def _answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
+def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
     """Return the forms of the prompt and of the answer for a model trained on the forms `trained`."""
     if think is None:
         think = set(trained) == {Form.THOUGHT_FIRST}
@@ -112,7 +115,7 @@ def _answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, 
 
 def check_votes(forms: Collection[Form], settings: DecodingSettings) -> None:
     """Refuse votes that would all be the same, and an answer in a form that was not trained."""
-    _, form = _answer_forms(forms, settings.think)
+    _, form = answer_forms(forms, settings.think)
     if settings.votes > 1 and form is Form.LABEL_ONLY:
         raise ConfigError(
             f"--votes {settings.votes}: voting needs sampled thoughts, but this run predicts the label "
@@ -130,6 +133,7 @@ class Member:
     """A checkpoint that was read and whose base was found; nothing heavy is loaded yet."""
 
     checkpoint: Path
+    label: str  # names the checkpoint in messages
     weights: dict[str, torch.Tensor]
     metadata: CheckpointMetadata
     prompts: StudentPrompts
@@ -173,9 +177,8 @@ def read_checkpoint(path: Path, *, label: str) -> dict[str, Any]:
 
 def read_member(run: TrainedRun) -> Member:
     """Read a checkpoint, find its base, and check that both can do what the settings ask."""
-    label = f"--ckpt_path {run.checkpoint}"
-    content = read_checkpoint(run.checkpoint, label=label)
-    metadata = CheckpointMetadata.from_checkpoint(content, label=label)
+    content = read_checkpoint(run.checkpoint, label=run.label)
+    metadata = CheckpointMetadata.from_checkpoint(content, label=run.label)
     data = RunData(run.settings)
     settings = run.settings.model
     if "model.base" not in run.typed and settings.base == run.configured_base:
@@ -189,6 +192,7 @@ def read_member(run: TrainedRun) -> Member:
     check_votes(metadata.forms, settings.decoding)
     return Member(
         checkpoint=run.checkpoint,
+        label=run.label,
         weights=content["state_dict"],
         metadata=metadata,
         prompts=prompts,
@@ -221,15 +225,10 @@ def decode(
     for index, member in enumerate(members):
         fabric = _start_processes(member)
         if loaded is None or member.loaded_as() != members[index - 1].loaded_as():
-            loaded = load_model(member.resolved, member.settings, for_training=False)
-            loaded.model.to(fabric.device)
-        loaded.load_adapter(member.weights, label=f"--ckpt_path {member.checkpoint}")
-        decoding = member.settings.decoding
-        with fabric.autocast():  # the merged update is rounded like the adapter's own products
-            undo_merge = merge_dense(loaded.model) if decoding.merge else None
-        predictor = Predictor(
-            loaded, member.prompts, member.metadata.forms, decoding, autocast=fabric.autocast
-        )
+            loaded = load_member(member)
+        else:
+            loaded.load_adapter(member.weights, label=member.label)
+        predictor, undo_merge = _predictor(member, loaded, fabric)
         partials.append(PartialPredictions(folder, split, member.fingerprint(examples), fabric.global_rank))
         decoded.append(_decode(predictor, examples, partials[-1], fabric))
         if undo_merge is not None and index + 1 < len(members):
@@ -241,6 +240,32 @@ def decode(
     return Decoded(
         predictions=predictions, partials=partials, predictor=predictor, is_main=fabric.is_global_zero
     )
+
+
+def load_member(member: Member, *, dense: bool | None = None) -> LoadedModel:
+    """Load a checkpoint's base and its adapter, not merged; `dense` as for `load_base`."""
+    loaded = load_model(member.resolved, member.settings, for_training=False, dense=dense)
+    loaded.load_adapter(member.weights, label=member.label)
+    return loaded
+
+
+def load_predictor(member: Member) -> Predictor:
+    """Load a checkpoint to predict with in this process only."""
+    fabric = Fabric(devices=1, precision=PRECISIONS[compute_dtype(member.settings.dtype)])
+    predictor, _ = _predictor(member, load_member(member), fabric)
+    return predictor
+
+
+def _predictor(
+    member: Member, loaded: LoadedModel, fabric: Fabric
+) -> tuple[Predictor, Callable[[], None] | None]:
+    """Return a member's predictor and, if its settings merge the adapter, a function that undoes that."""
+    loaded.model.to(fabric.device)
+    decoding = member.settings.decoding
+    with fabric.autocast():  # the merged update is rounded like the adapter's own products
+        undo_merge = merge_dense(loaded.model) if decoding.merge else None
+    forms = member.metadata.forms
+    return Predictor(loaded, member.prompts, forms, decoding, autocast=fabric.autocast), undo_merge
 
 
 def _start_processes(member: Member) -> Fabric:

@@ -7,7 +7,7 @@ out too, since a card is made to be published.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,43 +31,84 @@ HUB_METRICS = ("accuracy", "f1", "precision", "recall")  # the hub knows them by
 PROBE = {"name", "num", "num_flipped", "num_right"}
 
 
-def as_card(run: Run, audit: Audit | None, *, license_: str | None, dataset: str | None) -> str:
-    """Render the card of one run; names of the license (default: the base's) and the data are the hub's."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """How a run's model is handed on: by default as the adapter in the run's folder.
+
+    Args:
+        what: the start of the sentence that ends with "<base> that does natural-language inference".
+        usage: Markdown that says how to load it.
+        library: the library that loads it, by its name on the hub.
+        relation: its relation to the base, by its name on the hub.
+    """
+
+    what: str = "A LoRA adapter for"
+    usage: str = "Load it with `peft` on the base."
+    library: str = "peft"
+    relation: str = "adapter"
+
+
+def as_card(
+    run: Run,
+    audit: Audit | None,
+    *,
+    license_: str | None = None,
+    dataset: str | None = None,
+    package: Package = Package(),
+    form: Form | None = None,
+) -> str:
+    """Render the card of one run, without results if it has no predictions.
+
+    Args:
+        run: the run.
+        audit: the audit of its data.
+        license_: its name on the hub; default: that of the base.
+        dataset: the name of the data on the hub.
+        package: how the model is handed on.
+        form: the form of completion that it is asked for; default: that of the run's predictions.
+    """
     if run.folder is None or not run.config:
         raise ConfigError(
             f"--card: found no config.yaml that belongs to {run.predictions_path}, "
             "expected a run's folder as `fit` makes it"
         )
     base = base_of(run)
-    thinks = any(answer.thought_process for answer in run.answers)
-    form = Form.THOUGHT_FIRST if thinks else Form.LABEL_ONLY
-    if run.builder.replace("_", "").lower() == "labelfirst":
-        form = Form.LABEL_FIRST
+    metrics = run.metrics if run.answers else None
+    form = form or _form_of(run)
+    thinks = form is Form.THOUGHT_FIRST or any(answer.thought_process for answer in run.answers)
     with interpreting(run.folder / "config.yaml"):
         prompts = _prompts(run)
         prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
     body = rendered(
         "card.md",
-        finalize=lambda text: text if text is prompt else escaped(str(text)),
+        finalize=lambda text: text if text in (prompt, package.usage) else escaped(str(text)),
         run=run,
         base=base if _on_hub(base) else Path(base).name,
         thinks=thinks,
         definitions=prompts.definitions,
         prompt=prompt,
+        package=package,
         setting=lambda key: _setting(run.config, key),
         **_recorded(run, run.folder),
-        metrics=run.metrics,
-        truncated=sum(answer.status == "truncated" for answer in run.answers) / run.metrics.support,
+        metrics=metrics,
+        truncated=metrics and sum(each.status == "truncated" for each in run.answers) / metrics.support,
         label_names=LABEL_NAMES,
         with_interval=with_interval,
         titles=PERCENTAGES | SCORES,
-        breakdowns=breakdowns({run.name: run.answers}),
+        breakdowns=breakdowns({run.name: run.answers}) if metrics else (),
         audit=audit,
         dataset=dataset,
         version=__version__,
     )
-    metadata = _metadata(run, base, license_, dataset)
+    metadata = _metadata(run, base, license_, dataset, package)
     return f"---\n{metadata}\n---\n\n{body.strip()}\n"
+
+
+def _form_of(run: Run) -> Form:
+    if run.builder.replace("_", "").lower() == "labelfirst":
+        return Form.LABEL_FIRST
+    thinks = any(answer.thought_process for answer in run.answers)
+    return Form.THOUGHT_FIRST if thinks else Form.LABEL_ONLY
 
 
 def _recorded(run: Run, folder: Path) -> dict[str, Any]:
@@ -101,11 +142,11 @@ def base_of(run: Run) -> str:
     return BUNDLED_HUB_NAME if base == BUNDLED else base
 
 
-def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) -> str:
+def _metadata(run: Run, base: str, license_: str | None, dataset: str | None, package: Package) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     known = base if _on_hub(base) else None
-    metrics = metrics_to_dict(run.metrics)
+    metrics = metrics_to_dict(run.metrics) if run.answers else {}
     results = [
         EvalResult(
             task_type="text-classification",
@@ -117,18 +158,18 @@ def _metadata(run: Run, base: str, license_: str | None, dataset: str | None) ->
             metric_name=f"{PERCENTAGES[name]} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})",
             metric_value=round(metric["value"], 4),
         )
-        for name, metric in ((name, metrics[name]) for name in HUB_METRICS)
+        for name, metric in ((name, metrics[name]) for name in HUB_METRICS if metrics)
     ]
     data = ModelCardData(
         license=license_ or LICENSES.get(base),
         base_model=known,
-        base_model_relation="adapter" if known else None,
-        library_name="peft",
+        base_model_relation=package.relation if known else None,
+        library_name=package.library,
         pipeline_tag="text-generation",
         tags=TAGS,
         datasets=[dataset] if dataset else None,
         model_name=printable(run.name),
-        eval_results=results,
+        eval_results=results or None,
     )
     return str(data.to_yaml()).strip()
 

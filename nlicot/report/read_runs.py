@@ -213,19 +213,33 @@ def _read_run(given: str, split: str, root: Path) -> Run:
                 + f", expected predictions of {split}; make them with: "
                 f"python -m nlicot {command} --ckpt_path {folder / 'best.ckpt'}"
             )
-    config = {}
-    if folder and (folder / "config.yaml").is_file():
-        config = read_yaml(folder / "config.yaml", label=str(folder / "config.yaml"))
-        if not isinstance(config, dict):
-            expected = "expected the configuration that `fit` wrote"
-            raise ConfigError(f"{folder / 'config.yaml'}: found {shown(config)}, {expected}")
     return Run(
         name=path.stem if folder is None else folder.resolve().name,
         split=path.stem,
         predictions_path=path,
         folder=folder,
-        config=renamed(config),
+        config=_read_config(folder) if folder else {},
         answers=_read_answers(path),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    config = read_yaml(path, label=str(path)) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
+    return renamed(config)
+
+
+def read_run(folder: Path, split: str) -> Run:
+    """Read a run's folder; without predictions of the split, the run has no answers."""
+    path = folder / "predictions" / f"{split}.jsonl"
+    return Run(
+        name=folder.resolve().name,
+        predictions_path=path,
+        folder=folder,
+        config=_read_config(folder),
+        answers=_read_answers(path) if path.is_file() else (),
     )
 
 
