@@ -66,6 +66,15 @@ def _prediction(name: str, args: Sequence[str]) -> int:
     return code
 
 
+def _export(name: str, args: Sequence[str]) -> int:
+    from nlicot.run.config import parse_export
+
+    run = parse_export(args)
+    from nlicot.export.command import export
+
+    return export(run)
+
+
 def _teacher(name: str, args: Sequence[str]) -> int:
     from nlicot.teacher.options import parse
 
@@ -105,6 +114,9 @@ GROUPS = {
         Command("test", "metrics on labelled test pairs", _prediction),
         Command("predict", "predictions for unlabelled pairs, as CSV and JSON lines", _prediction),
         Command("report", "runs side by side, a page of their mistakes, a model card", _report),
+    ],
+    "other programs": [
+        Command("export", "a run's model for peft, transformers or llama.cpp, and a check of it", _export)
     ],
 }
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

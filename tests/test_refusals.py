@@ -204,7 +204,7 @@ CASES = [
     *(
         Case(f"{command} stray", "found 'stray', expected flags such as --config FILE; see python -m nlicot")
         for command in COMMANDS
-        if command not in ("split", "report")
+        if command not in ("split", "report", "export")
     ),
     *(
         Case(f"{command} --{switch} maybe", f"--{switch}: found 'maybe', expected true, false or no value")
@@ -730,6 +730,32 @@ CASES = [
         "premise,hypothesis,label\nA,B,1\n", "p.csv:2: found the texts 'A' and 'B', expected those of anot"
     ),
     others("id,label,probability\na,1,0.2\n", "p.csv: found the true labels in the column label, expected"),
+    # export
+    Case("export", "export: found no run, expected export RUN --format peft|merged|gguf|gguf-adapter"),
+    Case("export --format peft", "export: found no run, expected export RUN --format peft|merged|"),
+    Case("export one", "export needs --format peft|merged|gguf|gguf-adapter"),
+    Case("export one stray --format peft", "found 'stray', expected flags such as --config FILE"),
+    Case("export one --format onnx", "--format: found 'onnx', expected one of peft, merged, gguf, gguf-adap"),
+    Case("export one --format peft --dtype int8", "--dtype: found 'int8', expected one of auto, bfloat16"),
+    Case("export one --format peft --check_pairs 0", "--check_pairs: found 0, expected a whole number, 1 or"),
+    Case("export one --format peft --fource", "--fource: unknown setting; did you mean --force?"),
+    Case("export one --format peft --out=", "--out: found '', expected a path"),
+    Case(
+        "export one --format peft --out data", "data exists already; name another folder (--out), or remove"
+    ),
+    Case(
+        "export one --format peft --out pairs.csv/x",
+        "--out pairs.csv/x: pairs.csv is a file, expected a f",
+        {"pairs.csv": PAIRS},
+    ),
+    Case("export none --format peft", "export none: no such run; runs in checkpoints: bare, one, two"),
+    Case("export bare --format peft", "checkpoints/bare/config.yaml: no such"),
+    Case("export data --format peft", "data/best.ckpt: no such file"),
+    Case("export one --format peft --unchecked", "one/best.ckpt: not a checkpoint of nlicot, or damaged ("),
+    Case(
+        "export checkpoints/one --format merged --root none",
+        "none/original_data/dev.csv: no such file, and the export is checked on dev pairs (name others with",
+    ),
     *bad_numbers(),
 ]
 

@@ -1,4 +1,4 @@
-"""The command lines of `fit`, `inspect`, `validate`, `test` and `predict`.
+"""The command lines of `fit`, `inspect`, `validate`, `test`, `predict` and `export`.
 
 `fit` and `inspect` start from the recipe, the others from the `config.yaml` of the run that made the
 checkpoint; `--config` files and flags go on top. Nothing heavy is imported, so help and errors come at once.
@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace
 
@@ -25,6 +25,8 @@ from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_f
 from nlicot.settings import (
     MONITORED,
     SINGLE_FILES,
+    ExportFormat,
+    ExportSettings,
     FitSettings,
     InspectSettings,
     PredictionSettings,
@@ -40,6 +42,8 @@ DESCRIPTIONS = {
     "validate": "Metrics on every dev pair, with predictions and thoughts.",
     "test": "Metrics on labelled test pairs, with predictions and thoughts.",
     "predict": "Predictions for pairs without labels.",
+    "export": "Write a run's model for other programs: peft, transformers or llama.cpp. It is loaded by that "
+    "program and must predict what the run predicts.",
 }
 EXAMPLES = {
     "fit": "fit --config configs/reflected.yaml --root data",
@@ -47,6 +51,7 @@ EXAMPLES = {
     "validate": "validate --ckpt_path checkpoints/RUN/best.ckpt",
     "test": "test --ckpt_path checkpoints/RUN/best.ckpt --root data",
     "predict": "predict --ckpt_path checkpoints/RUN/best.ckpt --root data",
+    "export": "export checkpoints/RUN --format merged",
 }
 ONLY_FIT = ("run", "resume", "start_from", "preflight", "final_evaluation")
 OBSOLETE = ("optimizer", "lr_scheduler")
@@ -90,7 +95,8 @@ class TrainedRun:
     """A checkpoint to predict with; its folder is the run's."""
 
     checkpoint: Path
-    settings: PredictionSettings  # the run's, with the command line on top
+    label: str  # names the checkpoint in messages
+    settings: RunSettings  # the run's, with the command line on top
     typed: frozenset[str]  # names of the settings that the command line gives by flags
     configured_base: str  # the base in the run's `config.yaml`
 
@@ -249,11 +255,35 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
         if not checkpoint.is_file():
             there = ", ".join(map(str, sorted(Path("checkpoints").glob(f"*/{BEST}")))) or "none"
             raise CheckpointError(f"--ckpt_path {checkpoint}: no such file; checkpoints here: {there}")
-    return [_trained_run(parser, kind, args, checkpoint) for checkpoint in checkpoints]
+    return [
+        _trained_run(parser, kind, args, checkpoint, label=f"--ckpt_path {checkpoint}")
+        for checkpoint in checkpoints
+    ]
+
+
+def parse_export(args: Sequence[str]) -> TrainedRun:
+    """Parse `export RUN`, with the run first."""
+    parser, formats = _parser("export", ExportSettings), "|".join(get_args(ExportFormat))
+    parser.add_argument("run", nargs="?", type=str | None, metavar="RUN", help="its folder, or its name")
+    if not args or args[0].startswith("-"):
+        parser.parse(args, **_recipe())  # prints --help
+        raise ConfigError(f"export: found no run, expected export RUN --format {formats}")
+    named = Path(args[0]).expanduser()
+    root = Path(typed_settings(args).get("checkpoints_root", ["checkpoints"])[-1]).expanduser()
+    folder = root / named if not named.exists() and (root / named).is_dir() else named
+    if not folder.exists():
+        runs = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{BEST}")))
+        raise CheckpointError(f"export {args[0]}: no such run; runs in {root}: {runs or 'none'}")
+    has_best = (folder / BEST).is_file() or not (folder / LAST).is_file()
+    checkpoint = folder / LAST if not has_best else run_file(folder, BEST)
+    found = _trained_run(parser, ExportSettings, args, checkpoint, label=str(checkpoint))
+    if getattr(found.settings, "format", None) is None:
+        raise ConfigError(f"export needs --format {formats}")
+    return found
 
 
 def _trained_run(
-    parser: CommandParser, kind: type[PredictionSettings], args: Sequence[str], checkpoint: Path
+    parser: CommandParser, kind: type[RunSettings], args: Sequence[str], checkpoint: Path, *, label: str
 ) -> TrainedRun:
     typed = frozenset(typed_settings(args))
     base = _run_settings(checkpoint.parent, without=ONLY_FIT)
@@ -262,12 +292,15 @@ def _trained_run(
         for name in SINGLE_FILES:
             configured.get("data", {}).pop(name, None)
     found = _parse(parser, args, base)
-    found.pop("ckpt_path")
+    for name in ("ckpt_path", "run"):
+        found.pop(name, None)
     settings = kind(**vars(parser.instantiate(found)))
     if typed & {"data", "data.builder", "config"}:  # the run's own was checked when it was fitted
         _check_builder(settings)
     base_name = configured.get("model", {}).get("base", "")
-    return TrainedRun(checkpoint=checkpoint, settings=settings, typed=typed, configured_base=base_name)
+    return TrainedRun(
+        checkpoint=checkpoint, label=label, settings=settings, typed=typed, configured_base=base_name
+    )
 
 
 def _check_builder(settings: RunSettings) -> None:

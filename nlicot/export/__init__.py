@@ -1,0 +1,1 @@
+"""The command `export`: a run's model for other programs, one file per format."""
