@@ -20,7 +20,7 @@ from nlicot.prediction.predictor import Member, Predictor, load_predictor
 from nlicot.records import Example
 from nlicot.text_tables import Table, aligned
 
-ALLOWED_RATIO = 3.0
+ALLOWED_RATIO = 2.0
 """Rounding explains differences of up to this many times its own: other programs round in other places."""
 LEAST_MEAN, LEAST_LARGEST = 0.002, 0.01
 """Differences of p(entailment) that are accepted even if the run's own are smaller."""

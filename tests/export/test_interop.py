@@ -31,8 +31,9 @@ from tests.small_tokenizers import TEMPLATES, byte_level, like_sentencepiece, wr
 pytestmark = pytest.mark.slow
 PROMPTS = [
     "Premise: It rained 1,234 times.\nHypothesis: It's 12345678 o'clock; they don't know.",
-    *(text for text in NASTY.values() if "<" not in text and "[" not in text),
+    *(f"Premise: {text}" for text in NASTY.values() if "<" not in text and "[" not in text),
 ]
+"""Texts without control tokens that start like a run's prompts, not with a blank."""
 
 
 @pytest.fixture(scope="module")
