@@ -236,6 +236,7 @@ def read_run(folder: Path, split: str) -> Run:
     path = folder / "predictions" / f"{split}.jsonl"
     return Run(
         name=folder.resolve().name,
+        split=split,
         predictions_path=path,
         folder=folder,
         config=_read_config(folder),
