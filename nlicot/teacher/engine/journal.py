@@ -13,6 +13,7 @@ import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,13 +36,16 @@ CREATE TABLE IF NOT EXISTS attempts (
     fault TEXT, message TEXT, possibly_paid INTEGER, raw TEXT
 );
 CREATE TABLE IF NOT EXISTS replies (
-    key TEXT PRIMARY KEY, job TEXT NOT NULL, content TEXT NOT NULL, cost_usd REAL, received_at REAL NOT NULL
+    key TEXT PRIMARY KEY, job TEXT NOT NULL, content TEXT NOT NULL, cost_usd REAL, received_at REAL NOT NULL,
+    crc INTEGER
 );
 CREATE TABLE IF NOT EXISTS finals (
-    key TEXT PRIMARY KEY, ok INTEGER NOT NULL, correct INTEGER, content TEXT NOT NULL
+    key TEXT PRIMARY KEY, ok INTEGER NOT NULL, correct INTEGER, content TEXT NOT NULL, crc INTEGER
 );
 """
 OUTCOMES_PER_WRITE = 256
+WITH_CRC = ("replies", "finals")
+"""Tables with the CRC-32 of each row's content, which is NULL in rows of earlier versions."""
 KEYS = {"attempts": "number", "replies": "key", "finals": "key"}
 """The primary key of each table."""
 KEY_DIGITS = 10
@@ -82,6 +86,7 @@ class Journal:
                     self._database.close()
                     self._database = _salvaged(path)
                 self._database.executescript(PRAGMAS + SCHEMA)
+                self._add_crc()
                 for key in self._unreadable("finals"):  # computed again from the replies
                     self._database.execute("DELETE FROM finals WHERE key = ?", (key,))
                 for key in (unreadable := self._unreadable("replies")):
@@ -107,10 +112,21 @@ class Journal:
             return True
         return bool(found != "ok")
 
+    def _add_crc(self) -> None:
+        """Add the column that a journal of an earlier version lacks."""
+        for table in WITH_CRC:
+            names = [column[1] for column in self._database.execute(f"PRAGMA table_info({table})")]
+            if "crc" not in names:
+                self._database.execute(f"ALTER TABLE {table} ADD COLUMN crc INTEGER")
+
     def _unreadable(self, table: str) -> list[str]:
-        """Return the keys of rows whose content is not JSON in UTF-8."""
-        rows = self._database.execute(f"SELECT key, CAST(content AS BLOB), json_valid(content) FROM {table}")
-        return [key for key, content, is_json in rows if not (is_json and _is_utf8(content))]
+        """Return the keys of rows whose content is not JSON in UTF-8, or is not as it was written."""
+        columns = "key, CAST(content AS BLOB), json_valid(content), crc"
+        return [
+            key
+            for key, content, is_json, crc in self._database.execute(f"SELECT {columns} FROM {table}")
+            if not (is_json and _is_utf8(content) and crc in (None, zlib.crc32(content)))
+        ]
 
     def _set_aside(self, key: str) -> None:
         """Rename the key of a reply that cannot be read, so that it is asked again."""
@@ -135,9 +151,10 @@ class Journal:
 
     def save_reply(self, key: str, reply: Reply, cost_usd: float | None) -> None:
         """Commit a reply; it may be parsed only after this."""
+        content = reply.to_json()
         self._write(
-            "INSERT OR REPLACE INTO replies VALUES (?,?,?,?,?)",
-            (key, self.job, reply.to_json(), cost_usd, time.time()),
+            "INSERT OR REPLACE INTO replies VALUES (?,?,?,?,?,?)",
+            (key, self.job, content, cost_usd, time.time(), zlib.crc32(content.encode())),
         )
 
     def save_fault(self, attempt: int, fault: Fault) -> None:
@@ -182,10 +199,14 @@ class Journal:
     def flush(self) -> None:
         """Commit the outcomes that are pending."""
         unwritten = self._unwritten.items()
-        rows = [(key, int(one.ok), one.correct, json.dumps(one.rows)) for key, one in unwritten]
+        contents = [json.dumps(one.rows) for one in self._unwritten.values()]
+        rows = [
+            (key, int(one.ok), one.correct, content, zlib.crc32(content.encode()))
+            for (key, one), content in zip(unwritten, contents, strict=True)
+        ]
         with _disk_errors(self.path), self._database:
             self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR REPLACE INTO finals VALUES (?,?,?,?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO finals VALUES (?,?,?,?,?)", rows)
         self._unwritten.clear()
 
     def outcomes(self, keys: Sequence[str]) -> dict[str, Outcome]:
@@ -236,6 +257,7 @@ class Journal:
             names = [column[0] for column in cursor.description]
             for row in cursor:
                 fields = dict(zip(names, row, strict=True))
+                fields.pop("crc", None)
                 if "content" in fields:
                     with contextlib.suppress(ValueError):  # of a reply that cannot be read
                         fields["content"] = json.loads(fields["content"])
@@ -291,6 +313,7 @@ def _salvaged(path: Path) -> sqlite3.Connection:
 def _copy_readable(damaged: sqlite3.Connection, fresh: sqlite3.Connection, table: str) -> int:
     """Copy the readable rows of a table, bisecting the ranges of keys that fail; return their number."""
     key = KEYS[table]
+    num_columns = len(fresh.execute(f"PRAGMA table_info({table})").fetchall())
     num_copied = num_failed = 0
     ranges = collections.deque([(0, 16**KEY_DIGITS)])
     while ranges and num_failed < MAX_UNREADABLE_RANGES:
@@ -309,6 +332,7 @@ def _copy_readable(damaged: sqlite3.Connection, fresh: sqlite3.Connection, table
         for row in rows:
             with contextlib.suppress(sqlite3.IntegrityError, UnicodeDecodeError):
                 values = [each.decode() if isinstance(each, bytes) else each for each in row]
+                values += [None] * (num_columns - len(values))  # the journal of an earlier version has no crc
                 marks = ",".join("?" * len(values))
                 fresh.execute(f"INSERT INTO {table} VALUES ({marks})", values)
                 num_copied += 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import resource
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -451,6 +454,41 @@ def test_an_answer_that_cannot_be_read_is_asked_again(
     assert path.read_bytes() != content
     assert [key for key, reply in zip(many, replies_of(path, many), strict=True) if not reply] == [many[7]]
     assert "1 answers cannot be read; they are asked again" in caplog.text
+
+
+def test_a_changed_letter_of_an_answer_is_noticed(
+    path: Path, many: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = path.read_bytes()
+    place = content.index(b'"', content.index(many[7].encode() + b"j{")) + 1
+    path.write_bytes(content[:place] + b"~" + content[place + 1 :])
+    assert [key for key, reply in zip(many, replies_of(path, many), strict=True) if not reply] == [many[7]]
+    assert "1 answers cannot be read; they are asked again" in caplog.text
+
+
+def test_a_changed_letter_of_an_outcome_makes_it_missing(path: Path, many: list[str]) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"text text", b"next text", 1))
+    with Journal(path, job="j") as journal:
+        assert len(journal.outcomes(many)) == len(many) - 1
+
+
+def test_a_journal_of_an_earlier_version_has_no_checksums_to_compare(
+    path: Path, many: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for table in ("replies", "finals"):
+            database.execute(f"ALTER TABLE {table} DROP COLUMN crc")
+    copy = path.with_name("damaged.sqlite")
+    shutil.copy(path, copy)
+    assert replies_of(path, many) == [REPLY] * len(many)
+    assert caplog.text == ""
+
+    content = copy.read_bytes()
+    copy.write_bytes(content[: 3 * len(content) // 4])
+    found = replies_of(copy, many)
+    assert set(map(repr, found)) <= {repr(REPLY), "None"}
+    assert found.count(REPLY) > 20
 
 
 def test_a_folder_in_its_place_is_refused(path: Path) -> None:
