@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +33,7 @@ from tests.teacher.fake_answers import request_key, status  # noqa: E402
 from tests.teacher.fake_server import FakeServer  # noqa: E402
 
 FAULTS = 0.1
+CONCURRENCY = 32
 WARM_UP = 0.2
 
 
@@ -43,20 +44,25 @@ class Sample:
     memory_mb: float
     num_files: int
     num_threads: int
+    num_connections: int  # of those to a server, as many as happen to be in flight
 
 
 def sample(pid: int) -> Sample | None:
     """Read a process's state from /proc; None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        opened = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return None
     found = {name: re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE) for name in ("VmRSS", "Threads")}
     if found["VmRSS"] is None or found["Threads"] is None:  # it is ending
         return None
+    num_connections = sum(target.startswith("socket:") for target in opened)
     return Sample(
-        memory_mb=int(found["VmRSS"][1]) / 1024, num_files=num_files, num_threads=int(found["Threads"][1])
+        memory_mb=int(found["VmRSS"][1]) / 1024,
+        num_files=len(opened) - num_connections,
+        num_threads=int(found["Threads"][1]),
+        num_connections=num_connections,
     )
 
 
@@ -83,7 +89,8 @@ def growth(samples: Sequence[Sample]) -> dict[str, Any]:
     """Compare the end of a run with the time after its warm-up."""
     tenth, start = max(1, len(samples) // 10), int(WARM_UP * len(samples))
     result: dict[str, Any] = {"num_samples": len(samples)}
-    for name in asdict(samples[0]):
+    result["most_connections"] = max(each.num_connections for each in samples)
+    for name in ("memory_mb", "num_files", "num_threads"):
         # The last moments write the outputs.
         early, late = (
             median(getattr(each, name) for each in part)
@@ -106,7 +113,7 @@ def generate(num_pairs: int) -> dict[str, Any]:
             return server.counts[key] < 2 and random.Random(key).random() < FAULTS
 
         server.script(fails, [status(503, {"retry-after": "0"})] * num_pairs)
-        flags = ["--server_url", server.url, "--model", "teacher", "--yes", "--concurrency", "32"]
+        flags = ["--server_url", server.url, "--model", "teacher", "--yes", "--concurrency", str(CONCURRENCY)]
         started = time.monotonic()
         args = ["generate", "--root", name, "--backend", "openai", *flags]
         samples = watch(args, has_begun=lambda: server.num_requests > 0)

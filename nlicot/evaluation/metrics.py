@@ -429,7 +429,10 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     1947, Psychometrika 12, 153-157). It sums integers, so it neither approximates nor underflows early.
     """
     num = only_a + only_b
-    tail = sum(math.comb(num, k) for k in range(min(only_a, only_b) + 1))
+    term = tail = 1  # each binomial coefficient from the one before: 20,000 of them take a tenth of a second
+    for k in range(min(only_a, only_b)):
+        term = term * (num - k) // (k + 1)
+        tail += term
     return float(min(1.0, 2 * tail / 2**num))
 
 

@@ -157,9 +157,9 @@ def load_model(
 
 def load_by_name(name: str) -> LoadedModel:
     """Load `bundled`, a model folder, a hub name, or a PEFT or run folder, whose adapter is merged."""
+    silence_libraries()
     from peft import PeftConfig, PeftModel
 
-    silence_libraries()
     folder = Path(name).expanduser()
     adapter = next((path for path in (folder, folder / "adapter") if (path / PEFT_CONFIG).is_file()), None)
     if adapter is not None and (adapter / CHECKSUMS).exists() and (found := damage(adapter)):

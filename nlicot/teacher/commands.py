@@ -48,6 +48,8 @@ NEXT_COMMAND = {
     "reflect": ["score"],
     "score": ["prepare", "--builder", "reflected", "--builder_args", "min_score=4"],
 }
+SMALLEST_DATABASE = 512
+"""Bytes of the smallest page of SQLite, which takes a shorter file for an empty database."""
 MAX_PAIRS_LISTED = 10
 
 
@@ -77,7 +79,7 @@ def run(command: str, settings: Namespace) -> int:
         refuse_overwriting(*outputs.values(), overwrite=settings.overwrite or may_add)
         refuse_overwriting(*map(_failures_path, outputs.values()), overwrite=True)
     finished = [str(path) for path in outputs.values() if _has_content(path)]
-    if finished and not _has_content(journal_path) and not only_probe:
+    if finished and not _has_content(journal_path, at_least=SMALLEST_DATABASE) and not only_probe:
         logger.warning(
             "%s: %s, though %s is finished: every answer is asked and paid again (--dry_run shows the cost)",
             journal_path,
@@ -286,8 +288,8 @@ def _failures_path(output: Path) -> Path:
     return output.with_suffix(".failures.jsonl")
 
 
-def _has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+def _has_content(path: Path, *, at_least: int = 1) -> bool:
+    return path.exists() and path.stat().st_size >= at_least
 
 
 def _is_ours(path: Path, stage: Stage[Any], journal: Journal) -> bool:

@@ -67,7 +67,8 @@ def check(path: Path, args: Sequence[object], *, home: Path, codes: Sequence[int
                 counts[code] += 1
                 # A file whose letters changed may be whole, and refused for what it says now.
                 is_whole = name.startswith("four bytes")
-                if not is_whole and not any(part in lines[0] for part in (path.name, path.parent.name)):
+                names = path.name, path.parent.name, path.parent.parent.name
+                if not is_whole and not any(part in lines[0] for part in names):
                     problems.append(f"{name}: the file is not named: {lines[0]}")
             else:
                 counts[0] += 1
@@ -188,14 +189,14 @@ def test_journal(again: str, teacher: Teacher, tmp_path: Path) -> None:
 def test_a_damaged_journal_costs_the_answers_that_cannot_be_read(teacher: Teacher) -> None:
     args = [*teacher.args, "--overwrite"]
     assert outcome(args)[0] == 0
-    for _, do_damage in damages(teacher.journal):
+    for name, do_damage in damages(teacher.journal):
         do_damage()
         before = teacher.server.num_requests
         code, errors = outcome(args)
         if code == 0:
             assert teacher.num_outputs() == NUM_ASKED
-            if teacher.server.num_requests > before:
-                assert "asked" in errors or "sent again" in errors
+            num_requests = teacher.server.num_requests - before
+            assert not num_requests or "asked" in errors or "sent again" in errors, (name, num_requests)
         shutil.rmtree(teacher.journal.parent)
         outcome(args)
 
@@ -338,7 +339,8 @@ def test_adapter(name: str, home: Path) -> None:
     shutil.copy(home / "pairs.csv", home / "root" / "original_data" / "train.csv")
     args = ["generate", "--root", home / "root", "--backend", "local", "--model", run, "--yes", "--overwrite"]
     counts = check(run / "adapter" / name, args, home=home, codes=(0, 2, 3, 7))
-    assert counts[0] == 0
+    if name != "adapter_config.json":  # which may be edited: some values have no effect here
+        assert counts[0] <= (name == CHECKSUMS)  # its last line break
 
 
 @pytest.mark.chaos

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -388,6 +389,14 @@ def test_mcnemar_equals_the_exact_binomial_test(only_a: int, only_b: int):
 
 def test_mcnemar_stays_exact_if_two_to_the_n_exceeds_a_float():
     assert mcnemar_exact(1040, 0) == math.ldexp(1.0, -1039)
+
+
+def test_mcnemar_of_many_pairs_is_near_the_normal_approximation_and_quick() -> None:
+    started = time.process_time()
+    found = mcnemar_exact(20_000, 20_300)
+    assert time.process_time() - started < 10  # 0.2 s; minutes if each coefficient is computed by itself
+    with_continuity = math.erfc((300 - 1) / math.sqrt(40_300) / math.sqrt(2))
+    assert found == pytest.approx(with_continuity, rel=1e-3)
 
 
 # --- groups -----------------------------------------------------------------------------------------

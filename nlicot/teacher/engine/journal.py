@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS finals (
 """
 OUTCOMES_PER_WRITE = 256
 WITH_CRC = ("replies", "finals")
-"""Tables with the CRC-32 of each row's content, which is NULL in rows of earlier versions."""
+"""Tables with the CRC-32 of each row's key and content, which is NULL in rows of earlier versions."""
 KEYS = {"attempts": "number", "replies": "key", "finals": "key"}
 """The primary key of each table."""
 KEY_DIGITS = 10
@@ -105,7 +105,7 @@ class Journal:
 
     def _is_damaged(self) -> bool:
         try:
-            (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+            (found,) = self._database.execute("PRAGMA integrity_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             if "malformed" not in str(error):
                 raise
@@ -122,10 +122,12 @@ class Journal:
     def _unreadable(self, table: str) -> list[str]:
         """Return the keys of rows whose content is not JSON in UTF-8, or is not as it was written."""
         columns = "key, CAST(content AS BLOB), json_valid(content), crc"
+        in_use = "instr(key, '/') = 0"  # a key with a suffix was set aside
+        rows = self._database.execute(f"SELECT {columns} FROM {table} WHERE {in_use}")
         return [
             key
-            for key, content, is_json, crc in self._database.execute(f"SELECT {columns} FROM {table}")
-            if not (is_json and _is_utf8(content) and crc in (None, zlib.crc32(content)))
+            for key, content, is_json, crc in rows
+            if not (is_json and _is_utf8(content) and crc in (None, _crc(key, content)))
         ]
 
     def _set_aside(self, key: str) -> None:
@@ -154,7 +156,7 @@ class Journal:
         content = reply.to_json()
         self._write(
             "INSERT OR REPLACE INTO replies VALUES (?,?,?,?,?,?)",
-            (key, self.job, content, cost_usd, time.time(), zlib.crc32(content.encode())),
+            (key, self.job, content, cost_usd, time.time(), _crc(key, content.encode())),
         )
 
     def save_fault(self, attempt: int, fault: Fault) -> None:
@@ -201,7 +203,7 @@ class Journal:
         unwritten = self._unwritten.items()
         contents = [json.dumps(one.rows) for one in self._unwritten.values()]
         rows = [
-            (key, int(one.ok), one.correct, content, zlib.crc32(content.encode()))
+            (key, int(one.ok), one.correct, content, _crc(key, content.encode()))
             for (key, one), content in zip(unwritten, contents, strict=True)
         ]
         with _disk_errors(self.path), self._database:
@@ -269,6 +271,10 @@ def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     database.text_factory = lambda text: text.decode(errors="replace")  # of a damaged file
     return database
+
+
+def _crc(key: str, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(key.encode()))
 
 
 def _is_utf8(content: bytes) -> bool:

@@ -350,7 +350,8 @@ class Scheduler:
                 raise Unanswered(fault, attempt) from fault
             except base.Refused as fault:
                 remedy = _remedy(fault, self._backend)
-                raise TeacherRefused(f"{self._backend.server}: {fault.message}{remedy}") from fault
+                server = f"{self._backend.server}: " if self._backend.server else ""  # none in this process
+                raise TeacherRefused(f"{server}{fault.message}{remedy}") from fault
             else:
                 return reply
             if self._stop_reason is not None:  # it does not wait for a pause
