@@ -113,8 +113,10 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("name", CHEAP)
-@pytest.mark.parametrize("num_free", [0, 30_000])
+@pytest.mark.parametrize(
+    ("name", "num_free"),
+    [*((name, 0) for name in CHEAP), *((name, 30_000) for name in CHEAP if name != "audit")],
+)  # what audit writes has room in one page
 def test_commands_on_files_on_a_full_disk(name: str, num_free: int, disk: SmallDisk, tmp_path: Path) -> None:
     args, files = cheap_command(name, tmp_path, disk.folder)
     finish(args)

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
+from nlicot.data.atomic_write import disk_errors
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.teacher.backends.base import Fault, Reply, Request, writable
 
@@ -77,7 +78,8 @@ class Journal:
         self.path, self.job = path, job
         self._unwritten: dict[str, Outcome] = {}
         with contextlib.ExitStack() as opened:
-            opened.enter_context(_lock(path))
+            with disk_errors(path):
+                opened.enter_context(_lock(path))
             with _disk_errors(path):
                 self._database = _connect(path)
             opened.callback(lambda: self._database.close())
