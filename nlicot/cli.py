@@ -70,7 +70,8 @@ def _export(name: str, args: Sequence[str]) -> int:
     from nlicot.run.config import parse_export
 
     run = parse_export(args)
-    from nlicot.export.command import export
+    with quick_imports():
+        from nlicot.export.command import export
 
     return export(run)
 

@@ -66,7 +66,7 @@ def own_imports(path: Path) -> set[str]:
 
 
 def unit_of(module: str) -> str:
-    """The part of the layout that a module belongs to: the first name behind `nlicot`."""
+    """The part of the layout that a module belongs to: the first name after `nlicot`."""
     return module.split(".")[1] if "." in module else "nlicot"
 
 

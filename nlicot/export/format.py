@@ -84,6 +84,21 @@ class Format(ABC):
         """Return a command or an expression that uses the export."""
 
 
+class WholeModel(Format):
+    """A format of the base with the adapter merged into it."""
+
+    dtypes = ("bfloat16", "float16", "float32")
+
+    @classmethod
+    def default_dtype(cls, member: Member) -> str:
+        """The run's number format."""
+        return dtype_of_training(member)
+
+    def num_bytes(self, *, checked: bool) -> int:
+        """The base's size in this number format."""
+        return num_base_weights(self.member.resolved.base.folder) * BYTES[self.dtype] + SMALL_FILES
+
+
 def dtype_of_training(member: Member) -> str:
     """Return the run's number format; bfloat16 if it is that of the machine, so that exports are alike."""
     return "bfloat16" if member.settings.dtype == "auto" else member.settings.dtype

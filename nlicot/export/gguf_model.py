@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from nlicot.export.agreement import Consumer
-from nlicot.export.format import BYTES, SMALL_FILES, Format, dtype_of_training, num_base_weights
+from nlicot.export.format import WholeModel
 from nlicot.export.gguf_file import check_shape, write_model
 from nlicot.export.gguf_vocabulary import vocabulary_of
 from nlicot.export.llama_cpp_consumer import NEEDS, LlamaCppConsumer
@@ -21,12 +21,11 @@ Load it with llama.cpp: `llama-server -m {MODEL_FILE}`. The tokenizer and the ch
 Ask at temperature 0, with one user message."""
 
 
-class GgufModel(Format):
+class GgufModel(WholeModel):
     """The same weights as `merged`, for llama.cpp."""
 
     name = "gguf"
     weights = "*.gguf"
-    dtypes = ("bfloat16", "float16", "float32")
     needs = NEEDS
 
     def __init__(self, member: Member, dtype: str) -> None:
@@ -35,15 +34,6 @@ class GgufModel(Format):
         config = AutoConfig.from_pretrained(base.folder)
         check_shape(config, name=base.name)
         self._vocabulary = vocabulary_of(member.resolved.prompt_format, base.folder, config.vocab_size)
-
-    @classmethod
-    def default_dtype(cls, member: Member) -> str:
-        """The run's number format."""
-        return dtype_of_training(member)
-
-    def num_bytes(self, *, checked: bool) -> int:
-        """The base's size in this number format."""
-        return num_base_weights(self.member.resolved.base.folder) * BYTES[self.dtype] + SMALL_FILES
 
     def write(self, folder: Path) -> None:
         """Write the file."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nlicot.export.agreement import Consumer
-from nlicot.export.format import ASK, BYTES, SMALL_FILES, Format, dtype_of_training, num_base_weights
+from nlicot.export.format import ASK, WholeModel
 from nlicot.export.transformers_consumer import TransformersConsumer
 from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
 from nlicot.model.loaded_model import merge_dense, safetensors_errors
@@ -35,20 +35,10 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 ```"""
 
 
-class Merged(Format):
+class Merged(WholeModel):
     """The dequantised base with the adapter added, rounded once."""
 
     name = "merged"
-    dtypes = ("bfloat16", "float16", "float32")
-
-    @classmethod
-    def default_dtype(cls, member: Member) -> str:
-        """The run's number format."""
-        return dtype_of_training(member)
-
-    def num_bytes(self, *, checked: bool) -> int:
-        """The base's size in this number format."""
-        return num_base_weights(self.member.resolved.base.folder) * BYTES[self.dtype] + SMALL_FILES
 
     def write(self, folder: Path) -> None:
         """Write the model and the tokenizer."""

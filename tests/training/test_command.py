@@ -16,21 +16,9 @@ from nlicot.cli import main
 from nlicot.config_files import SAMPLE, read_settings
 from nlicot.training.module import warm_up_and_decay
 from tests.small_model import write_small_model
+from tests.training.short_fit import SHORT_FIT
 
-# 16 examples in windows of 4: four steps an epoch, an evaluation after each two.
-FLAGS = [
-    "--data.builder=label_only",
-    "--data.limit_train=16",
-    "--data.limit_dev=4",
-    "--data.effective_batch=4",
-    "--trainer.val_check_interval=0.5",
-    "--trainer.max_epochs=2",
-    "--trainer.enable_progress_bar=false",
-    "--generated_metrics.every_n_epochs=0",
-    "--final_evaluation=false",
-    "--model.lora.r=4",
-    "--run=run",
-]
+FLAGS = [*SHORT_FIT, "--run=run"]
 # No evaluation after the first is an improvement, so patience 1 ends a run at its second.
 NEVER_BETTER = "--early_stopping.min_delta=100"
 

@@ -22,22 +22,9 @@ from nlicot.cli import main
 from nlicot.config_files import SAMPLE
 from nlicot.training import preflight
 from tests.small_model import write_small_model
+from tests.training.short_fit import SHORT_FIT
 
-# 16 examples in windows of 4: four steps an epoch, an evaluation after each two.
-FLAGS = [
-    "--data.builder=label_only",
-    "--data.limit_train=16",
-    "--data.limit_dev=4",
-    "--data.effective_batch=4",
-    "--trainer.val_check_interval=0.5",
-    "--trainer.max_epochs=2",
-    "--trainer.enable_progress_bar=false",
-    "--generated_metrics.every_n_epochs=0",
-    "--final_evaluation=false",
-    "--model.quantization=none",
-    "--model.dtype=float32",
-    "--model.lora.r=4",
-]
+FLAGS = [*SHORT_FIT, "--model.quantization=none", "--model.dtype=float32"]
 ONE_STEP = ["--trainer.max_steps=1"]
 RUN = Path("checkpoints/run")
 
