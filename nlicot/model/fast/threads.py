@@ -10,6 +10,7 @@ so do all results, bit for bit.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
@@ -46,7 +47,9 @@ def use_threads() -> None:
         torch.set_num_threads(num_chosen)
     is_set = any(name in os.environ for name in SPIN_SETTINGS)
     if 1 < num_chosen <= num_cores and STAT.exists() and not is_set and not torch.cuda.is_available():
-        Watch(num_cores, num_chosen).start()
+        watch = Watch(num_cores, num_chosen)
+        watch.start()
+        atexit.register(watch.end)  # a thread that is inside torch when Python ends would abort the process
 
 
 def choose_num_threads(num_threads: int, num_allowed: int, wanted: str | None) -> int:
@@ -149,6 +152,8 @@ class Watch(threading.Thread):
         earlier = CpuTimes.now()
         while not self._ended.wait(WATCH_S):
             now = CpuTimes.now()
+            if now.at_s <= earlier.at_s:
+                continue
             own, others = now.cores_since(earlier)
             earlier = now
             if crowd.update(own, others) is (spare is not None):

@@ -159,6 +159,39 @@ print(*said)
     assert "OMP_WAIT_POLICY" in line
 
 
+@needs_two_cores
+def test_a_process_ends_as_it_should_while_spare_threads_start() -> None:
+    code = """
+import threading, time
+from nlicot.model.fast import threads
+
+threads.WATCH_S, threads.CROWDED, threads.COMPUTING = 0.01, -9.0, -1.0  # a crowd, whatever else runs
+threads.SPLIT_SUM = 1 << 25  # its first sum takes a while
+threads.use_threads()
+ends = time.monotonic() + 30
+while threading.active_count() < 3 and time.monotonic() < ends:
+    time.sleep(0.001)
+print(threading.active_count())
+"""
+    assert run(code, OMP_NUM_THREADS="2") == "3\n"
+
+
+def test_readings_at_one_time_are_passed_over() -> None:
+    code = """
+import time
+from nlicot.model.fast import threads
+
+threads.WATCH_S = 0.001
+time.monotonic = lambda: 7.0
+watch = threads.Watch(2, 2)
+watch.start()
+time.sleep(0.1)
+print(watch.is_alive())
+watch.end()
+"""
+    assert run(code) == "True\n"
+
+
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_nothing_is_watched_if_the_user_sets_how_threads_wait(name: str) -> None:
     code = """
