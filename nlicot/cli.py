@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TextIO
 
 from nlicot import __version__, signals
 from nlicot.errors import FULL, ConfigError, DiskFull, Interrupted, NlicotError
@@ -35,6 +36,16 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+class AboveBars(logging.StreamHandler[TextIO]):
+    """Writes lines above a progress bar, which would otherwise go on at its end."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; progress bars are cleared before it and drawn again after it."""
+        bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # imported by who draws one
+        with bars.external_write_mode(file=self.stream) if bars else nullcontext():
+            super().emit(record)
 
 
 def _main_of(module: str) -> Callable[[str, Sequence[str]], int]:
@@ -152,7 +163,7 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (docs/reliability.md lists them)."""
     args = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[AboveBars(sys.stderr)])
     logging.getLogger().setLevel(logging.WARNING)
     is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
     logging.getLogger("nlicot").setLevel(logging.INFO if is_first_process else logging.ERROR)

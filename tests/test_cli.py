@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
 import time
@@ -204,6 +206,18 @@ except ImportError:
     assert gc.isenabled() and gc.get_freeze_count()
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_log_lines_do_not_go_on_at_the_end_of_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+    handler = cli.AboveBars(sys.stderr)
+    with Tqdm(total=2, desc="Epoch 0", file=sys.stdout) as bar:
+        handler.emit(logging.makeLogRecord({"msg": "other programs use the cores"}))
+        bar.update()
+    printed = capsys.readouterr()
+    assert printed.err == "other programs use the cores\n"
+    assert re.search(r"Epoch 0[^\r]+\r +\r.*Epoch 0", printed.out, re.DOTALL)  # drawn, cleared, drawn
 
 
 def test_split_writes_a_data_root_and_names_the_next_command(

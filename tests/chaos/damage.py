@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-NUM_FLIPS = 10
+NUM_FLIPS = int(os.environ.get("NLICOT_CHAOS_PLACES", "10"))
+"""Places in a file at which four bytes are changed; `make chaos-short` sets 1."""
 
 
 def damages(path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
