@@ -105,12 +105,14 @@ class Command:
     run: Callable[[str, Sequence[str]], int]
 
 
-_split, _prepare = _main_of("nlicot.data.split"), _main_of("nlicot.prepare.command")
+_split, _datasets = _main_of("nlicot.data.split"), _main_of("nlicot.data.public_sets")
+_prepare = _main_of("nlicot.prepare.command")
 _inspect, _audit = _main_of("nlicot.inspection.command"), _main_of("nlicot.audit.command")
 _report = _main_of("nlicot.report.command")
 GROUPS = {
     "data (costs nothing)": [
-        Command("split", "split a CSV of pairs into train and dev, no premise in both", _split),
+        Command("split", "make a data root of a CSV of pairs, or of a public set", _split),
+        Command("datasets", "the public sets that split knows by name", _datasets),
         Command("prepare", "the examples that fit would train on, as instruction data", _prepare),
         Command("inspect", "training examples token by token, as fit encodes them", _inspect),
         Command("audit", "problems in a data root, before training", _audit),

@@ -154,6 +154,7 @@ def read_examples(
     *,
     labels_optional: bool = False,
     id_prefix: str = "",
+    rows: Iterable[Row] | None = None,
 ) -> RecordList[Example]:
     """Read the pairs of a CSV (`premise,hypothesis[,label][,id][,phenomenon]`) or of another format.
 
@@ -166,9 +167,12 @@ def read_examples(
         pair_format: the file's own labels, column names and delimiter.
         labels_optional: accept a file without the columns of labels and phenomena that `pair_format` names.
         id_prefix: prepended to ids made from content.
+        rows: those of a table that is not a file; `path` is its name then.
     """
     reader = _PairReader(path, pair_format, id_prefix, labels_optional)
-    examples = read_records(path, reader.example_from, each="pair", delimiter=pair_format.separator)
+    examples = read_records(
+        path, reader.example_from, each="pair", delimiter=pair_format.separator, rows=rows
+    )
     reader.check_labels()
     examples = reader.without_gaps(examples)
     if not examples:

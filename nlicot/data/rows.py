@@ -170,16 +170,22 @@ def shown(value: object) -> str:
 
 
 def read_records(
-    path: Path, record_from: Callable[[Row], T | None], *, each: str = "", delimiter: str | None = None
+    path: Path,
+    record_from: Callable[[Row], T | None],
+    *,
+    each: str = "",
+    delimiter: str | None = None,
+    rows: Iterable[Row] | None = None,
 ) -> RecordList[T]:
     """Read each row of a file as a record, except those for which `record_from` returns None.
 
-    With `each`, the name of a record, the file must have rows.
+    With `each`, the name of a record, the file must have rows. `rows` are those of a table that is not a
+    file; `path` is its name then.
     """
     records: list[T] = []
     lines: list[int] = []
     row: Row | None = None
-    for row in read_rows(path, delimiter=delimiter):
+    for row in read_rows(path, delimiter=delimiter) if rows is None else rows:
         if (record := record_from(row)) is not None:
             records.append(record)
             lines.append(row.line)

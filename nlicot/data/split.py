@@ -1,6 +1,7 @@
-"""The `split` command: divide one file of labelled pairs into train and dev such that no premise is in both.
+"""The `split` command: make a data root of one file of labelled pairs, or of a public set by its name.
 
-A premise in both would let a model recognise texts instead of inferring, and inflate the dev metrics.
+A file is divided into train and dev such that no premise is in both: that would let a model recognise texts
+instead of inferring, and inflate the dev metrics. A public set keeps its own splits.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import logging
 import random
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nlicot.command_line import CommandParser, OpenProportion
-from nlicot.data.atomic_write import refuse_overwriting, write_csv
+from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_text
 from nlicot.data.pairs import DEFAULT_FORMAT, PairFormat, labelled_pairs_shown, read_examples
+from nlicot.data.public_sets import find_public_set, provenance, read_public_set
 from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
@@ -86,14 +88,11 @@ def write_split(
     overwrite: bool = False,
 ) -> dict[Path, list[Example]]:
     """Split a file into `<out_root>/original_data/train.csv` and `dev.csv`; return the pairs by path."""
-    paths = [out_root / "original_data" / name for name in ("train.csv", "dev.csv")]
-    if pairs_path.resolve() in [path.resolve() for path in paths]:
+    paths = _paths(out_root, ("train", "dev"))
+    if pairs_path.resolve() in [path.resolve() for path in paths.values()]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")
-    others = [DataRoot(out_root).pairs_files(path.stem) for path in paths]
-    if other := next((each for each in itertools.chain(*others) if each not in paths), None):
-        remedy = "a root has one file of each split: move it, or name another folder with --out"
-        raise ConfigError(f"{other} exists already; {remedy}")
-    refuse_overwriting(*paths, overwrite=overwrite)
+    _refuse_other_files(out_root, paths)
+    refuse_overwriting(*paths.values(), overwrite=overwrite)
     examples = read_examples(pairs_path, pair_format)
     if examples[0].label is None:
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
@@ -103,12 +102,54 @@ def write_split(
         raise DataError(str(error), path=pairs_path) from None
     if len(labels := {example.label for example in examples}) == 1:
         logger.warning("%s: every pair has label %s; a model learns from both labels", pairs_path, *labels)
-    written = dict(zip(paths, (split.train, split.dev), strict=True))
+    return _write_pairs({paths["train"]: split.train, paths["dev"]: split.dev}, overwrite=overwrite)
+
+
+def write_public_set(
+    name: str,
+    out_root: Path = Path("data"),
+    *,
+    dev: float,
+    seed: int,
+    pair_format: PairFormat = DEFAULT_FORMAT,
+    overwrite: bool = False,
+) -> dict[Path, list[Example]]:
+    """Write a public set's splits, and a README.md with its licence, to `<out_root>/original_data/`.
+
+    A set without its own dev pairs gets some of its training pairs. Returns the pairs by path.
+    """
+    public_set = find_public_set(name)
+    paths = _paths(out_root, {"train": "", "dev": "", **public_set.splits})
+    readme_path = out_root / "original_data" / "README.md"
+    _refuse_other_files(out_root, paths)
+    refuse_overwriting(*paths.values(), readme_path, overwrite=overwrite)
+    splits = read_public_set(public_set, pair_format)
+    if "dev" not in splits:
+        split = split_examples(splits["train"], dev, seed)
+        splits |= {"train": split.train, "dev": split.dev}
+    write_text(readme_path, provenance(name, public_set, pair_format), overwrite=overwrite)
+    return _write_pairs({path: splits[name] for name, path in paths.items()}, overwrite=overwrite)
+
+
+def _paths(out_root: Path, names: Iterable[str]) -> dict[str, Path]:
+    return {name: out_root / "original_data" / f"{name}.csv" for name in names}
+
+
+def _refuse_other_files(out_root: Path, paths: Mapping[str, Path]) -> None:
+    """Refuse a root that has one of the splits in another format."""
+    others = [DataRoot(out_root).pairs_files(name) for name in paths]
+    if other := next((each for each in itertools.chain(*others) if each not in paths.values()), None):
+        remedy = "a root has one file of each split: move it, or name another folder with --out"
+        raise ConfigError(f"{other} exists already; {remedy}")
+
+
+def _write_pairs(written: dict[Path, list[Example]], *, overwrite: bool) -> dict[Path, list[Example]]:
     for path, pairs in written.items():
-        names = ["id", "premise", "hypothesis", "label", "phenomenon"]
-        header = names if any(pair.phenomenon for pair in pairs) else names[:-1]
-        rows = ([getattr(pair, name) for name in header] for pair in pairs)
-        write_csv(path, header, rows, overwrite=overwrite)
+        names = ["id", "premise", "hypothesis"]
+        names += ["label"] if pairs[0].label is not None else []
+        names += ["phenomenon"] if any(pair.phenomenon for pair in pairs) else []
+        rows = ([getattr(pair, name) for name in names] for pair in pairs)
+        write_csv(path, names, rows, overwrite=overwrite)
     return written
 
 
@@ -116,29 +157,39 @@ def main(args: Sequence[str]) -> int:
     """Run the `split` command."""
     parser = CommandParser(
         "split",
-        description="Split labelled pairs into train and dev: seeded, stratified, no premise in both.",
+        description="Split labelled pairs into train and dev: seeded, stratified, no premise in both. "
+        "Or write the splits of a public set.",
         example="python -m nlicot split pairs.csv --dev 0.1   (then: fit --root data)",
     )
     add = parser.add_argument
-    add("pairs", type=Path, metavar="PAIRS.csv", help="a file with the columns premise,hypothesis,label[,id]")
+    pairs_help = "a file with the columns premise,hypothesis,label[,id]"
+    add("pairs", nargs="?", type=Path | None, metavar="PAIRS.csv", help=pairs_help)
+    add("--dataset", type=str | None, help="a public set instead of a file: a name that `datasets` lists")
     add("--dev", type=OpenProportion, default=0.1, help="proportion of the pairs that go to dev")
     add("--seed", type=int, default=0, help="seed of the split")
     add("--out", type=Path, default=Path("data"), help="the data root to write to")
     add("--overwrite", type=bool, default=False, help="replace an earlier split")
     parser.add_class_arguments(PairFormat)
     settings = parser.parse(args)
-    written = write_split(
-        settings.pairs,
-        settings.out,
-        dev=settings.dev,
-        seed=settings.seed,
-        pair_format=PairFormat.of(settings),
-        overwrite=settings.overwrite,
-    )
+    if settings.pairs is None and settings.dataset is None:
+        raise ConfigError("split: found no file of pairs, expected PAIRS.csv or --dataset NAME")
+    if settings.pairs is not None and settings.dataset is not None:
+        raise ConfigError(f"--dataset {settings.dataset}: found the file {settings.pairs} too, expected one")
+    options = {
+        "dev": settings.dev,
+        "seed": settings.seed,
+        "pair_format": PairFormat.of(settings),
+        "overwrite": settings.overwrite,
+    }
+    if settings.dataset is None:
+        written = write_split(settings.pairs, settings.out, **options)
+    else:
+        written = write_public_set(settings.dataset, settings.out, **options)
+        print((settings.out / "original_data" / "README.md").read_text(encoding="utf-8"))
     for path, examples in written.items():
         num_positive = sum(example.label == 1 for example in examples)
         counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
-        print(f"{path}: {len(examples)} pairs, {counts}")
+        print(f"{path}: {len(examples)} pairs, {counts if examples[0].label is not None else 'no labels'}")
     everything = itertools.chain.from_iterable(written.values())
     print("\n".join(labelled_pairs_shown(everything)))
     print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {settings.out}")
