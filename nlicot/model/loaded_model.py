@@ -74,17 +74,19 @@ class LoadedModel:
             weight.copy_(weights[name])
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter for `peft.PeftModel.from_pretrained` and other tools; replaces `folder`."""
+        """Write the adapter for `peft.PeftModel.from_pretrained` and other tools; replaces `folder`.
+
+        Without PEFT's model card, which is a form to fill in: `fit` and `export` write one at their end.
+        """
         base = BUNDLED_HUB_NAME if self.base.name == BUNDLED else self.base.name
         self.model.peft_config["default"].base_model_name_or_path = base
-        model = causal_lm(self.model)
-        model.name_or_path = model.config._name_or_path = base  # for the folder's README.md
         folder.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(folder), scratch_folder(folder) as scratch:
             fresh = scratch / "new"
             with safetensors_errors():
                 # The default, auto, asks the hub for the base's config.json, even without embeddings.
                 self.model.save_pretrained(fresh, save_embedding_layers=False)
+            (fresh / "README.md").unlink()
             write_checksums(fresh, "*.safetensors")  # the config may be edited, for another base's name
             if folder.exists():
                 folder.rename(scratch / "old")

@@ -41,6 +41,8 @@ from nlicot.model.loaded_model import (
     silence_libraries,
 )
 from nlicot.prediction.predictor import read_checkpoint
+from nlicot.report.card import as_card
+from nlicot.report.read_runs import read_run
 from nlicot.run.config import FitCommand
 from nlicot.run.data import RunData
 from nlicot.run.folder import (
@@ -208,6 +210,8 @@ def _train(
     if settings.final_evaluation and (code := _validate_in_a_new_process(checkpoint)):
         return code
     _log_hyper_parameters(folder, command, checkpoints.best)
+    card = as_card(read_run(folder, "dev"), None)
+    write_text(folder / PEFT_FOLDER / "README.md", card, overwrite=True)
     metrics = folder / METRICS
     print(
         f"\nadapter      {folder / PEFT_FOLDER} ({kind} {checkpoint})"

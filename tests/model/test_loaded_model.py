@@ -99,6 +99,8 @@ def test_saved_folder_loads_with_plain_peft_and_replaces_an_earlier_one(
             weight.data.fill_(round_ / 100)
         LoadedModel(model=adapted, prompt_format=prompt_format, base=resolved).save_adapter(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "SHA256SUMS"}
 
     dense = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(dense, folder)

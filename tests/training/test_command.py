@@ -86,6 +86,7 @@ def test_fit_that_ends_before_its_first_evaluation_uses_its_last_checkpoint(
     assert (summary()["optimizer_steps"], summary()["best"]) == (1, None)
     assert json.loads((run / "metrics.json").read_text())["dev"]["support"] == 4
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert "\nOn 4 pairs of dev, " in (run / "adapter" / "README.md").read_text()
     lines = capsys.readouterr().out.splitlines()
     assert (
         "no best.ckpt: training ended before dev/loss had a value; the adapter is that of "
@@ -111,6 +112,9 @@ def test_only_files_that_exist_are_named(base: Path, capsys: pytest.CaptureFixtu
     assert fit(base, "--trainer.max_epochs=1") == 0
     assert "metrics.json" not in capsys.readouterr().out
     assert not Path("checkpoints/run/metrics.json").exists()
+    card = Path("checkpoints/run/adapter/README.md").read_text()
+    assert "\nNot measured yet.\n" in card
+    assert str(base) not in card
 
 
 # ------------------------------------------------------------------------- a resume
