@@ -37,6 +37,7 @@ from nlicot.model.base_model import (
 from nlicot.model.fast import kernels
 from nlicot.model.fast.heap import available_bytes
 from nlicot.model.fast.patch import dense_weight, patch_layers
+from nlicot.model.fast.heap import keep_few_primitives
 from nlicot.model.fast.threads import use_threads
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.settings import LoraSettings, ModelSettings
@@ -220,6 +221,7 @@ def load_base(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     use_threads()
+    keep_few_primitives()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = compute_dtype(dtype)
     folder = base.folder

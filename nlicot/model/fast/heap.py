@@ -18,6 +18,7 @@ from nlicot.errors import ConfigError
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
+NUM_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 CPU_IS_FULL = "can't allocate memory"
 """Part of the message of torch's RuntimeError, which has no class of its own on a CPU."""
 
@@ -76,6 +77,15 @@ def memory_for(work: str, *, remedy: Callable[[], str]) -> Iterator[None]:
         if not is_full:
             raise
         raise ConfigError(f"not enough memory for {work}; {remedy()}") from None
+
+
+def keep_few_primitives() -> None:
+    """Have oneDNN keep few compiled products, unless the user has set how many; call it before the first.
+
+    It compiles one for each shape and keeps 1,024, up to 0.7 MB each. A micro-batch rarely has as many rows as
+    an earlier one, so nearly all of them are used by the layers of one pass, and never again.
+    """
+    os.environ.setdefault(NUM_PRIMITIVES, "64")
 
 
 def trim_heap() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,3 +28,29 @@ def test_other_errors_of_torch_pass() -> None:
         memory_for("5 rows", remedy=lambda: "use 2"),
     ):
         torch.ones(2) + torch.ones(3)
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bfloat16 products are not oneDNN's here"
+)
+def test_products_of_many_shapes_leave_little_memory_in_use() -> None:
+    code = """
+import sys, torch
+from nlicot.model.fast.heap import keep_few_primitives, resident_bytes, trim_heap
+
+if sys.argv[1] == "few":
+    keep_few_primitives()
+weight, rows = torch.ones(576, 576).bfloat16(), torch.ones(800, 576).bfloat16()
+rows[:99] @ weight
+before = resident_bytes()
+for num_rows in range(100, 800):
+    rows[:num_rows] @ weight
+trim_heap()
+print(resident_bytes() - before)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    kept = [
+        int(subprocess.check_output([sys.executable, "-c", code, how], env=environment))
+        for how in ("few", "default")
+    ]
+    assert kept[0] < kept[1] / 2
