@@ -35,9 +35,8 @@ from nlicot.model.base_model import (
     resolve,
 )
 from nlicot.model.fast import kernels
-from nlicot.model.fast.heap import available_bytes
+from nlicot.model.fast.heap import available_bytes, keep_few_primitives
 from nlicot.model.fast.patch import dense_weight, patch_layers
-from nlicot.model.fast.heap import keep_few_primitives
 from nlicot.model.fast.threads import use_threads
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.settings import LoraSettings, ModelSettings
