@@ -83,7 +83,7 @@ def keep_few_primitives() -> None:
     """Have oneDNN keep few compiled products, unless the user has set how many; call it before the first.
 
     It compiles one for each shape and keeps 1,024, of up to 0.7 MB. A micro-batch rarely has as many rows as
-    an earlier one, so nearly all of them are used by the layers of one pass, and never again.
+    an earlier one, so nearly all of them serve the layers of one pass, and never again.
     """
     os.environ.setdefault(NUM_PRIMITIVES, "64")
 
