@@ -35,13 +35,14 @@ NO_PROVENANCE = Provenance()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A premise/hypothesis pair; `label` is None if it is unknown."""
+    """A premise/hypothesis pair; `label` is None if it is unknown, `p_entailment` is its soft label."""
 
     id: str
     premise: str
     hypothesis: str
     label: int | None = None
     phenomenon: str | None = None
+    p_entailment: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,9 @@ class TrainingExample:
     """A prompt and the completion that the student should produce.
 
     `label` is the label inside the completion, which can be wrong under `unmodified`; `source` is `thought`,
-    `reflection` or `label`.
+    `reflection`, `label` or `soft label`. Variants are the same example with other samples of its pair,
+    numbered one after the other: an epoch takes one of them. If `p_entailment` is given, the label's token is
+    trained on both labels with these weights.
     """
 
     id: str
@@ -112,6 +115,8 @@ class TrainingExample:
     completion: str
     label: int
     source: str
+    variant: int = 0
+    p_entailment: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ ALIASES = {
     "hypothesis": ("sentence2", "sentence_b", "question"),
     "label": ("gold_label", "true_label", "gold", "entailment_label", "entailment_judgment"),
     "phenomenon": ("heuristic",),
+    "p_entailment": (),
 }
 LABEL_MAP_EXAMPLE = "entailment=1,neutral=0,contradiction=0"
 LABELLED_SPLITS = ("train", "dev")
@@ -156,7 +157,7 @@ def read_examples(
     id_prefix: str = "",
     rows: Iterable[Row] | None = None,
 ) -> RecordList[Example]:
-    """Read the pairs of a CSV (`premise,hypothesis[,label][,id][,phenomenon]`) or of another format.
+    """Read the pairs of a CSV (`premise,hypothesis[,label][,id]...`, see `ALIASES`) or of another format.
 
     Column names are matched in any case, and by the names in `ALIASES`. A pair without an id gets one from
     its content, with `-2`, `-3` ... appended if the same content appears again: no row is dropped, except
@@ -165,7 +166,7 @@ def read_examples(
     Args:
         path: a file that `read_rows` can read.
         pair_format: the file's own labels, column names and delimiter.
-        labels_optional: accept a file without the columns of labels and phenomena that `pair_format` names.
+        labels_optional: accept a file without the optional columns that `pair_format` names.
         id_prefix: prepended to ids made from content.
         rows: those of a table that is not a file; `path` is its name then.
     """
@@ -190,14 +191,14 @@ class _PairReader:
     def __init__(self, path: Path, pair_format: PairFormat, id_prefix: str, labels_optional: bool) -> None:
         self._path, self._label_map, self._id_prefix = path, pair_format.label_map, id_prefix
         self._columns: Mapping[str, str] = pair_format.columns or {}
-        self._optional = ("label", "phenomenon") if labels_optional else ()
+        self._optional = ("label", "phenomenon", "p_entailment") if labels_optional else ()
         self._sources_of: dict[tuple[str, ...], dict[str, str]] = {}  # our columns' names by a row's names
         self._others_of: dict[tuple[str, ...], dict[str, list[str]]] = {}  # that could be ours too
         self._has_id: list[bool] = []
         self._readings: dict[str, int | None] = {}  # of each label, None also for those that are unknown
         self._unknown_labels: dict[str, int] = {}  # with the first line of each
         self._skipped: Counter[str] = Counter()
-        self._first_line: dict[bool, int] = {}  # of a row with and of one without a label
+        self._first_line: dict[bool, int] = {}  # of a row with and of one without any label
 
     def example_from(self, row: Row) -> Example | None:
         """Return the row's pair; None if the label map skips it."""
@@ -206,11 +207,12 @@ class _PairReader:
             self._sources_of[names] = self._sources(row)
         fields = {column: row.fields[name] for column, name in self._sources_of[names].items()}
         pair = Row(path=row.path, line=row.line, header_line=row.header_line, fields=fields)
-        value = fields.get("label")
+        value, p_entailment = fields.get("label"), pair.probability("p_entailment")
         has_label = bool(_label_text(value))
         for other in self._others_of[names].get("label", ()):
             self._check_same_label(row, self._sources_of[names]["label"], other)
-        self._first_line.setdefault(has_label, row.line)
+        if has_label or p_entailment is None:  # a soft label is enough
+            self._first_line.setdefault(has_label, row.line)
         label = None
         if has_label:
             text, label, name = _label_text(value), binary_label(value), None
@@ -232,6 +234,7 @@ class _PairReader:
             hypothesis=hypothesis,
             label=label,
             phenomenon=pair.optional_text("phenomenon"),
+            p_entailment=p_entailment,
         )
 
     def _sources(self, row: Row) -> dict[str, str]:
@@ -364,7 +367,11 @@ class _PairReader:
         """Leave out pairs without a label if others have one: the label map has nan=skip."""
         if len(self._first_line) < 2:
             return examples
-        kept = [index for index, example in enumerate(examples) if example.label is not None]
+        kept = [
+            index
+            for index, example in enumerate(examples)
+            if example.label is not None or example.p_entailment is not None
+        ]
         self._skipped["nan"] += len(examples) - len(kept)
         self._has_id = [self._has_id[index] for index in kept]
         return examples.select(kept)

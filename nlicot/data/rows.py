@@ -15,6 +15,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,6 +113,19 @@ class Row:
         if label is None:
             raise self.error(f"{name} {shown(value)}", "0 or 1")
         return label
+
+    def probability(self, name: str) -> float | None:
+        """Return a number from 0 to 1, or one in a string; None if it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        try:
+            p = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            p = math.nan
+        if not 0 <= p <= 1:
+            raise self.error(f"{name} {shown(value)}", "a probability of entailment from 0 to 1")
+        return p
 
     def whole_number(self, name: str) -> int:
         """Return the field as an integer, 0 or more; 0 if it is missing, null or blank."""

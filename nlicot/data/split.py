@@ -145,9 +145,9 @@ def _refuse_other_files(out_root: Path, paths: Mapping[str, Path]) -> None:
 
 def _write_pairs(written: dict[Path, list[Example]], *, overwrite: bool) -> dict[Path, list[Example]]:
     for path, pairs in written.items():
+        optional = ("label", "phenomenon", "p_entailment")
         names = ["id", "premise", "hypothesis"]
-        names += ["label"] if pairs[0].label is not None else []
-        names += ["phenomenon"] if any(pair.phenomenon for pair in pairs) else []
+        names += [name for name in optional if any(getattr(pair, name) is not None for pair in pairs)]
         rows = ([getattr(pair, name) for name in names] for pair in pairs)
         write_csv(path, names, rows, overwrite=overwrite)
     return written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nlicot.data.atomic_write import disk_errors, write_csv, write_jsonl
@@ -26,7 +27,7 @@ def write_predictions(
     """
     ordered = in_order_of(examples, predictions)
     csv_path, jsonl_path = final_paths(folder, split)
-    pairs = [to_json_dict(example) for example in examples]
+    pairs = [to_json_dict(replace(example, p_entailment=None)) for example in examples]
     for pair in pairs:
         if "label" in pair:
             pair["true_label"] = pair.pop("label")

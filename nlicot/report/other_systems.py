@@ -45,7 +45,8 @@ def read_predictions(path: Path, run: Run, pair_format: PairFormat) -> Run:
         pair = pairs.find(row, columns)
         if pair.id in answers:
             raise row.error(f"a second prediction of pair {shown(pair.id)}", "one for each pair")
-        p, label = _probability(row, columns), _label(row, columns, pair_format.label_map)
+        p = row.probability(columns.get("probability", ""))
+        label = _label(row, columns, pair_format.label_map)
         if "label" not in columns and p is not None:
             label = int(entails(p))
         answers[pair.id] = replace(
@@ -138,19 +139,6 @@ def _label(row: Row, columns: Columns, label_map: LabelMap | None) -> int | None
         remedy = f"map words to labels: --label_map {LABEL_MAP_EXAMPLE}"
         raise row.error(f"{columns['label'].strip()} {shown(value)}", expected, remedy=remedy)
     return label
-
-
-def _probability(row: Row, columns: Columns) -> float | None:
-    if (value := _value(row, columns, "probability")) is None:
-        return None
-    try:
-        p = -1.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        p = -1.0
-    if not 0 <= p <= 1:
-        found = f"{columns['probability'].strip()} {shown(value)}"
-        raise row.error(found, "a probability of entailment from 0 to 1")
-    return p
 
 
 def _check_are_predictions(answers: Sequence[Answer], columns: Columns, path: Path) -> None:

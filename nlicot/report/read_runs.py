@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlicot.config_files import read_yaml, renamed
 from nlicot.data.rows import Row, read_rows, shown
+from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
 from nlicot.run.starting_adapter import Origin
@@ -119,6 +120,11 @@ class Run:
     def origin(self) -> Origin | None:
         """The adapter that the run started from; None for a fresh one."""
         return Origin.in_summary(self.read_json("fit.json"))
+
+    @cached_property
+    def soft_labels(self) -> SoftLabelSummary | None:
+        """The soft labels that the run learnt from."""
+        return SoftLabelSummary.in_summary(self.read_json("fit.json"))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run's folder; empty if there is none."""
@@ -269,7 +275,7 @@ def _read_answers(path: Path) -> list[Answer]:
 
 
 def _answer(row: Row) -> Answer:
-    id_, true_label, p = row.identifier(), row.optional_label("true_label"), row.fields.get("p_entailment")
+    id_, true_label = row.identifier(), row.optional_label("true_label")
     if id_ is None:
         raise row.error("a prediction without an id", "the id of its pair")
     if true_label is None:
@@ -278,13 +284,11 @@ def _answer(row: Row) -> Answer:
             "predictions of labelled pairs",
             remedy="`validate` writes them for dev, `test` for labelled test pairs",
         )
-    if p is not None and (isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1):
-        raise row.error(f"p_entailment {shown(p)}", "a probability from 0 to 1")
     return Answer(
         id=id_,
         true_label=true_label,
         predicted_label=row.optional_label("predicted_label"),
-        p_entailment=None if p is None else float(p),
+        p_entailment=row.probability("p_entailment"),
         **{name: row.optional_text(name) for name in TEXTS},
     )
 

@@ -218,6 +218,31 @@ def test_labels_for_some_pairs_only_are_an_error(tmp_path: Path, rows: str, line
     )
 
 
+def test_a_soft_label_is_read_and_takes_the_place_of_a_label(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label,p_entailment\nP,H,1,0.25\nP,I,,1e-3\nP,J,0,\n")
+    found = [(example.label, example.p_entailment) for example in read_examples(path)]
+    assert found == [(1, 0.25), (None, 0.001), (0, None)]
+    path = jsonl_file(tmp_path, *({"premise": "P", "hypothesis": "H", "soft": p} for p in (0, 1, None)))
+    columns = ColumnNames.parse("p_entailment=soft")
+    read = read_examples(path, PairFormat(columns=columns))
+    assert [example.p_entailment for example in read] == [0.0, 1.0, None]
+
+
+def test_pairs_with_neither_label_are_still_gaps(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "premise,hypothesis,label,p_entailment\nP,H,1,\nP,I,,0.3\nP,J,,\n")
+    assert complaint(path).startswith("4: found no label, expected one, as on line 2 ")
+    label_map = LabelMap.parse("1=1,0=0,nan=skip")
+    read = read_examples(path, PairFormat(label_map=label_map))
+    assert [(example.label, example.p_entailment) for example in read] == [(1, None), (None, 0.3)]
+
+
+@pytest.mark.parametrize("value", ["1.01", "-0.1", "nan", "inf", "x", "80 %"])
+def test_a_soft_label_outside_0_to_1_is_an_error(tmp_path: Path, value: str) -> None:
+    path = csv_file(tmp_path, f"premise,hypothesis,p_entailment\nP,H,0.5\nP,I,{value}\n")
+    expected = f"3: found p_entailment '{value}', expected a probability of entailment from 0 to 1"
+    assert complaint(path) == expected
+
+
 @pytest.mark.parametrize("name", ["nan", "NaN"])
 def test_pairs_without_a_label_are_left_out_by_the_name_nan(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
@@ -512,7 +537,7 @@ def test_wrong_column_names_are_a_config_error(text: str) -> None:
         ColumnNames.parse(text)
     assert str(raised.value) == (
         f"--columns: found {part!r}, expected COLUMN=NAME for some of "
-        "id, premise, hypothesis, label, phenomenon, each once"
+        "id, premise, hypothesis, label, phenomenon, p_entailment, each once"
     )
 
 

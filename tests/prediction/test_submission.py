@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_jsonl_holds_pair_and_prediction(tmp_path: Path) -> None:
             "completion": '{"predicted_label": 1}',
         },
     ]
+
+
+def test_a_pairs_own_soft_label_is_no_prediction(tmp_path: Path) -> None:
+    pair = replace(EXAMPLES[0], p_entailment=0.1)
+    unknown = replace(_prediction("c", 1), predicted_label=None, p_entailment=None)
+    _, jsonl_path = write_predictions(tmp_path, "train", [pair], [unknown])
+    assert "p_entailment" not in json.loads(jsonl_path.read_text(encoding="utf-8"))
 
 
 def test_earlier_predictions_are_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
