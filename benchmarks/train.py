@@ -203,7 +203,8 @@ def with_nlicot(options: argparse.Namespace, prompt_format: Any, train: Any) -> 
     resolved = ResolvedModel(base=base, prompt_format=prompt_format)
     loaded = load_model(resolved, settings, for_training=True, seed=0)
     module = NliModule(loaded, settings, CheckpointMetadata.of(resolved, StudentPrompts(), ()))
-    sampler = WindowSampler(len(train), window_size=options.effective_batch, seed=0, shuffle=True)
+    slots = [[index] for index in range(len(train))]
+    sampler = WindowSampler(slots, window_size=options.effective_batch, seed=0, shuffle=True)
     windows = WindowDataset(train, token_budget=options.micro_batch_tokens)
     trainer = lightning.Trainer(
         max_steps=options.steps,

@@ -15,6 +15,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -62,6 +64,7 @@ CLOSING = "}"
 # SentencePiece's symbol for a space, which decodes to one, and single surrogates.
 _UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+_STEP = re.compile(r"(?:^|(?<=\s))step\s+\d+:|^\s*\d+[.)]\s", re.IGNORECASE | re.MULTILINE)
 
 
 def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
@@ -140,3 +143,31 @@ def sentences(thought_process: str) -> list[str]:
     cuts = [match.end() for match in _SENTENCE_END.finditer(thought_process)]
     bounds = itertools.pairwise([0, *cuts, len(thought_process)])
     return [thought_process[start:end] for start, end in bounds if start < end]
+
+
+def last_step(thought_process: str) -> str:
+    """Return the text of the last "Step N:", or of the last line that starts with a number; else a sentence.
+
+    >>> last_step("Step 1: A dog is an animal. Step 2: So it moves.")
+    'So it moves.'
+    >>> last_step("A dog is an animal. So it moves.")
+    'So it moves.'
+    """
+    steps = _STEP.split(thought_process)
+    parts = steps if len(steps) > 1 else sentences(thought_process)
+    return next((part.strip() for part in reversed(parts) if part.strip()), thought_process)
+
+
+def shortened(thought_process: str, fits: Callable[[str], bool]) -> str | None:
+    """Return as many of the first sentences as fit, else of the first words; None if no word fits.
+
+    >>> shortened("It is a dog. So it moves.", lambda text: len(text.split()) <= 5)
+    'It is a dog.'
+    >>> shortened("It is a dog. So it moves.", lambda text: len(text.split()) <= 2)
+    'It is'
+    """
+    for parts in (sentences(thought_process), re.findall(r"\s*\S+", thought_process)):
+        starts = ["".join(parts[:num]).rstrip() for num in range(1, len(parts) + 1)]
+        if num_fitting := bisect_left(starts, True, key=lambda start: not fits(start)):
+            return starts[num_fitting - 1]
+    return None

@@ -61,12 +61,15 @@ class SegmentWeights:
     """Weight of each token in the loss, by segment; all 1 is the plain mean over tokens.
 
     Args:
-        thought_weight: weight of a token of the thought.
+        thought_weight: weight of a token of the thought; in the first step, if final_thought_weight is given.
+        final_thought_weight: the same in the last step and in the dev loss; it changes linearly from step to
+            step. null: no change.
         scaffold_weight: weight of a token of the JSON around thought and label.
         label_weight: weight of the label's token.
     """
 
     thought_weight: NonNegativeFloat = 1.0
+    final_thought_weight: NonNegativeFloat | None = None
     scaffold_weight: NonNegativeFloat = 1.0
     label_weight: NonNegativeFloat = 1.0
 
@@ -149,6 +152,11 @@ class DataSettings:
         dev_reflections: reflections for the dev pairs, for the dev loss.
         dev_scores: scores of the dev texts, for the dev loss.
         test_pairs: pairs to predict.
+        soft_labels: predictions with p_entailment of training pairs, which learn it instead of a label; by
+            default, that of the column p_entailment.
+        soft_label_temperature: below 1, soft labels become harder, above 1 softer.
+        unlabelled_pairs: more training pairs, with soft labels only; predictions may be given as they are.
+        blind_test: refuse soft labels of pairs of the test split, as the rules of a shared task may demand.
         prepared: a file of training examples written by `prepare`, instead of a builder and thoughts.
         builder: correct_only, reflected, unmodified, label_only, label_first, multitask, or a class path.
         prompts: your own prompt templates.
@@ -171,6 +179,10 @@ class DataSettings:
     dev_reflections: str | None = None
     dev_scores: str | None = None
     test_pairs: str | None = None
+    soft_labels: str | None = None
+    soft_label_temperature: PositiveFloat = 1.0
+    unlabelled_pairs: str | None = None
+    blind_test: bool = False
     prepared: str | None = None
     builder: Builder | str = "reflected"
     prompts: StudentPrompts | None = None
@@ -188,6 +200,8 @@ SINGLE_FILES = tuple(
     each.name for each in fields(DataSettings) if each.name.startswith(("train_", "dev_", "test_"))
 )
 """Settings of `DataSettings` that replace one file of the data root."""
+SOFT_FILES = ("soft_labels", "unlabelled_pairs")
+"""Settings of `DataSettings` that add files with soft labels."""
 
 
 MONITORED = (

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from nlicot import completion
 from nlicot.builders import BUILDERS, find_builder
+from nlicot.builders.base import CHOICES
 from nlicot.command_line import Names
 from nlicot.completion import Completion, Form
 from nlicot.data.atomic_write import write_csv, write_jsonl
@@ -120,7 +121,8 @@ def joined(draw: st.DrawFn) -> tuple[list[Example], list[Thought], list[Reflecti
     for number in range(draw(st.integers(0, 6))):
         id_, label = f"p{number}", draw(st.none() | LABELS)
         pair = {"id": id_, "premise": f"P{number}", "hypothesis": f"H{number}"}
-        examples.append(Example(**pair, label=label))
+        soft = draw(st.none() | st.floats(0, 1))
+        examples.append(Example(**pair, label=label, p_entailment=soft))
         for sample in range(draw(st.integers(0, 2))):
             answer, text = draw(LABELS), draw(TEXTS)
             shared = {**pair, "sample": sample, "thought_process": text}
@@ -150,7 +152,8 @@ OPTIONS = st.fixed_dictionaries(
         "balance": st.booleans(),
         "max_thought_words": st.integers(1, 3),
         "min_score": st.integers(1, 5),
-        "prefer": st.sampled_from(["first", "shortest"]),
+        **{option: st.sampled_from(words) for option, words in CHOICES.items()},
+        "shuffle_thoughts": st.booleans(),
         "seed": st.integers(0, 3),
     },
 )
@@ -166,27 +169,41 @@ def test_builders(
 ) -> None:
     examples, thoughts, reflections, scores = texts
     builder = find_builder(name, options)
-    built = builder.build(examples, thoughts, reflections, scores)
+    try:
+        built = builder.build(examples, thoughts, reflections, scores)
+    except ConfigError as error:
+        assert "shuffle_thoughts: found one pair" in str(error)
+        return
     assert built == find_builder(name, options).build(examples, thoughts, reflections, scores)
     position = {example.id: index for index, example in enumerate(examples)}
     order = [position[each.id] for each in built]
     assert order == sorted(order)
-    label_of = {example.id: example.label for example in examples}
+    pair_of = {example.id: example for example in examples}
     known = {thought.thought_process for thought in thoughts}
     known |= {reflection.improved_thought_process for reflection in reflections}
     for each in built:
         parsed = completion.parse(each.completion)
         assert parsed is not None
         assert parsed.label == each.label
-        assert parsed.thought_process is None or parsed.thought_process in known
-        if name != "unmodified":
-            assert each.label == label_of[each.id]
+        pair, text = pair_of[each.id], parsed.thought_process
+        if text is not None:
+            assert any(text in whole for whole in known)
+            assert len(text.split()) <= int(str(options.get("max_thought_words", 99)))
+        if parsed.form is Form.THOUGHT_FIRST:
+            assert each.p_entailment is None
+        else:
+            assert each.p_entailment == pair.p_entailment
+        if pair.label is None and text is None:
+            assert pair.p_entailment is not None
+            assert each.label == (pair.p_entailment >= 0.5)
+        elif name != "unmodified":
+            assert each.label == pair.label
     if options.get("balance"):
         assert len({_count(built, label) for label in (0, 1)}) == 1
 
 
 def _count(built: list[TrainingExample], label: int) -> int:
-    return sum(each.label == label for each in built)
+    return sum(each.label == label and not each.variant for each in built)
 
 
 # --------------------------------------------------------------------- journal

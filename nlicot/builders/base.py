@@ -1,4 +1,4 @@
-"""The base class of all builders: at most one target per pair, the same selection, the same report."""
+"""The base class of all builders: the same selection for each of them, and the same report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, zip_longest
 from typing import TypeAlias, TypeVar
 
 from nlicot import completion
@@ -20,6 +22,14 @@ from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 Text = TypeVar("Text", Thought, Reflection)
 CountTokens: TypeAlias = Callable[[str], int]
 _Scores: TypeAlias = dict[tuple[str, str, int, int], int]
+
+CHOICES = {
+    "prefer": ("first", "shortest"),
+    "over_limit": ("drop", "cut"),
+    "thought_part": ("all", "last_step"),
+    "samples": ("one", "all"),
+}
+"""The options of every builder that are words, with their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,17 @@ class Target:
         """Return a thought with the label that it arrived at."""
         return cls(thought_process=thought.thought_process, label=thought.predicted_label, source="thought")
 
+    @classmethod
+    def of_label(cls, example: Example) -> Target | None:
+        """Return a pair's label, or the one that its soft label is nearer to; None if it has neither."""
+        if example.label is not None:
+            return cls(thought_process=None, label=example.label, source="label")
+        if example.p_entailment is None:
+            return None
+        from nlicot.evaluation.metrics import entails  # imports numpy
+
+        return cls(thought_process=None, label=int(entails(example.p_entailment)), source="soft label")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
@@ -75,11 +96,16 @@ class Builder(ABC):
 
     Args:
         balance: drop examples of the more frequent label at random, until both are equally frequent.
-        max_thought_words: drop thoughts that are longer.
+        max_thought_words: maximum number of words of a thought.
         min_score: drop texts that a judge scored lower (a text without a score is kept).
         prefer: which of several suitable samples of a pair to use: `first` or `shortest`.
-        seed: seed for `balance`.
-        max_thought_tokens: drop thoughts with more tokens of the student; only `fit` can count them.
+        seed: seed for `balance` and `shuffle_thoughts`.
+        max_thought_tokens: maximum number of the student's tokens; only `fit` can count them.
+        over_limit: `drop` longer thoughts, or `cut` them to their first sentences, or words, that fit.
+        thought_part: learn `all` of a thought, or its `last_step` only.
+        samples: learn `one` of a pair's suitable samples, or `all`, another one in each epoch.
+        shuffle_thoughts: give each pair another pair's thought, and keep its label: a control that shows
+            whether the words of thoughts matter.
     """
 
     thinks = True
@@ -93,9 +119,15 @@ class Builder(ABC):
         prefer: str = "first",
         seed: int = 0,
         max_thought_tokens: PositiveInt | None = None,
+        over_limit: str = "drop",
+        thought_part: str = "all",
+        samples: str = "one",
+        shuffle_thoughts: bool = False,
     ) -> None:
-        if prefer not in ("first", "shortest"):
-            raise ValueError(f"prefer: found {prefer!r}, expected 'first' or 'shortest'")
+        words = {"prefer": prefer, "over_limit": over_limit, "thought_part": thought_part, "samples": samples}
+        for name, found in words.items():
+            if found not in CHOICES[name]:
+                raise ValueError(f"{name}: found {found!r}, expected {' or '.join(map(repr, CHOICES[name]))}")
         limits = {
             "max_thought_words": max_thought_words,
             "min_score": min_score,
@@ -110,6 +142,10 @@ class Builder(ABC):
         self.prefer = prefer
         self.seed = seed
         self.max_thought_tokens = max_thought_tokens
+        self.over_limit = over_limit
+        self.thought_part = thought_part
+        self.samples = samples
+        self.shuffle_thoughts = shuffle_thoughts
 
     def needed_texts(self, split: str) -> list[str]:
         """Return the kinds of texts that a split must have: thoughts, and scores of train for `min_score`.
@@ -127,6 +163,10 @@ class Builder(ABC):
 
         Called for each sample and round of the pair's texts, or once with None if it has no thought.
         """
+
+    def target_without_text(self, example: Example) -> Target | None:
+        """Return the target of a pair without a suitable text; None leaves it out."""
+        return None
 
     def rows(self, target: Target) -> list[tuple[Target, Form]]:
         """Return the training examples that a pair's target becomes, each with its completion's form."""
@@ -153,40 +193,55 @@ class Builder(ABC):
         prompts = prompts or StudentPrompts()
         thoughts_of, reflections_of = _by_pair(thoughts), _by_pair(reflections)
         score_of: _Scores = {(each.target, each.id, each.sample, each.round): each.score for each in scores}
-        built = []
+        targets_of = []
         for example in examples:
             texts = _Texts(thoughts_of.get(example.id, ()), reflections_of.get(example.id, ()), score_of)
-            target = self._choose(example, texts, count_tokens)
-            for row, form in self.rows(target) if target else ():
-                built.append(
-                    TrainingExample(
-                        id=example.id,
-                        prompt=prompts.render(example.premise, example.hypothesis, form=form),
-                        completion=completion.render(row.thought_process, row.label, form),
-                        label=row.label,
-                        source=row.source,
-                    )
-                )
-        return self._balanced(built) if self.balance else built
+            targets_of.append(self._choose(example, texts, count_tokens))
+        if self.shuffle_thoughts:
+            targets_of = self._with_thoughts_of_others(targets_of)
+        built = []
+        for example, targets in zip(examples, targets_of, strict=True):
+            # One example per row, with a variant for each sample that has another target.
+            for rows in zip_longest(*map(self.rows, targets)):
+                distinct = enumerate(dict.fromkeys(filter(None, rows)))
+                built.append([_rendered(example, target, form, n, prompts) for n, (target, form) in distinct])
+        return [*chain.from_iterable(self._balanced(built) if self.balance else built)]
 
-    def _balanced(self, built: Sequence[TrainingExample]) -> list[TrainingExample]:
+    def _with_thoughts_of_others(self, targets_of: Sequence[Sequence[Target]]) -> list[Sequence[Target]]:
+        """Give the thoughts of each pair to the next one in a random circle of all pairs with thoughts."""
+        circle = [index for index, targets in enumerate(targets_of) if targets and targets[0].thought_process]
+        if len(circle) == 1:
+            raise ConfigError("shuffle_thoughts: found one pair with a thought, expected two or more")
+        random.Random(self.seed).shuffle(circle)
+        exchanged = list(targets_of)
+        for giver, taker in zip(circle, circle[1:] + circle[:1], strict=True):
+            own = targets_of[taker][0]
+            exchanged[taker] = [
+                replace(own, thought_process=each.thought_process) for each in targets_of[giver]
+            ]
+        return exchanged
+
+    def _balanced(self, built: Sequence[list[TrainingExample]]) -> list[list[TrainingExample]]:
+        """Drop examples, with all their variants; the label of the first one counts."""
         by_label: dict[int, list[int]] = {0: [], 1: []}
-        for index, example in enumerate(built):
-            by_label[example.label].append(index)
+        for index, variants in enumerate(built):
+            by_label[variants[0].label].append(index)
         size = min(map(len, by_label.values()))
         rng = random.Random(self.seed)
         kept = [index for indices in by_label.values() for index in rng.sample(indices, size)]
         return [built[index] for index in sorted(kept)]
 
-    def _choose(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Target | None:
-        """Return the preferred target among the samples' best; without thoughts there is one sample, 0."""
+    def _choose(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Sequence[Target]:
+        """Return the preferred target among the samples' best, or all; without thoughts there is sample 0."""
         # A reflection counts if its own sample has a thought, or if no sample has one.
         samples = sorted({thought.sample for thought in texts.thoughts}) or [0]
         best = (self._best_round(example, texts.of_sample(sample), count_tokens) for sample in samples)
         found = [target for target in best if target is not None]
+        if not found and (target := self.target_without_text(example)):
+            return [target]
         if self.prefer == "shortest":
             found.sort(key=lambda target: len(target.thought_process or ""))
-        return found[0] if found else None
+        return found if self.samples == "all" else found[:1]
 
     def _best_round(self, example: Example, texts: _Texts, count_tokens: CountTokens | None) -> Target | None:
         """Return the acceptable target with the highest score among the rounds of one sample."""
@@ -194,8 +249,8 @@ class Builder(ABC):
         rounds = {each.round for each in texts.thoughts} | {each.round for each in texts.reflections}
         for number in sorted(rounds or {0}):
             thought, reflection = _in_round(texts.thoughts, number), _in_round(texts.reflections, number)
-            target = self.target(example, thought, reflection)
-            if target is None or self._is_too_long(target, count_tokens):
+            target = self._within_limits(self.target(example, thought, reflection), count_tokens)
+            if target is None:
                 continue
             text = {"thought": thought, "reflection": reflection}.get(target.source)
             key = text and (target.source, text.id, text.sample, text.round)
@@ -206,20 +261,45 @@ class Builder(ABC):
                 best, best_score = target, score or 0
         return best
 
-    def _is_too_long(self, target: Target, count_tokens: CountTokens | None) -> bool:
+    def _within_limits(self, target: Target | None, count_tokens: CountTokens | None) -> Target | None:
+        """Return the target with the part of its thought that is learnt; None if it is too long."""
+        if target is None or target.thought_process is None:
+            return target
         thought = target.thought_process
-        if thought is None:
-            return False
+        if self.thought_part == "last_step":
+            thought = completion.last_step(thought)
+        fits = partial(self._fits, count_tokens=count_tokens)
+        learnt = thought if fits(thought) else None
+        if learnt is None and self.over_limit == "cut":
+            learnt = completion.shortened(thought, fits)
+        return None if learnt is None else replace(target, thought_process=learnt)
+
+    def _fits(self, thought: str, count_tokens: CountTokens | None) -> bool:
         if self.max_thought_words is not None and len(thought.split()) > self.max_thought_words:
-            return True
-        if self.max_thought_tokens is None:
             return False
+        if self.max_thought_tokens is None:
+            return True
         if count_tokens is None:
             raise ConfigError(
                 f"max_thought_tokens {self.max_thought_tokens}: cannot count tokens without the student's "
                 "tokenizer, which only `fit` has; use max_thought_words elsewhere"
             )
-        return count_tokens(thought) > self.max_thought_tokens
+        return count_tokens(thought) <= self.max_thought_tokens
+
+
+def _rendered(
+    example: Example, target: Target, form: Form, variant: int, prompts: StudentPrompts
+) -> TrainingExample:
+    return TrainingExample(
+        id=example.id,
+        prompt=prompts.render(example.premise, example.hypothesis, form=form),
+        completion=completion.render(target.thought_process, target.label, form),
+        label=target.label,
+        source=target.source,
+        variant=variant,
+        # After a thought, the label follows from the thought.
+        p_entailment=None if form is Form.THOUGHT_FIRST else example.p_entailment,
+    )
 
 
 def _by_pair(texts: Iterable[Text]) -> Mapping[str, list[Text]]:
@@ -239,7 +319,8 @@ def build_report(num_pairs: int, built: Sequence[TrainingExample]) -> BuildRepor
     """Count and hash what a builder made of `num_pairs` pairs."""
     digest = hashlib.sha256()
     for example in built:
-        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}\x1e".encode())
+        soft = "" if example.p_entailment is None else f"\x1f{example.p_entailment}"
+        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}{soft}\x1e".encode())
     return BuildReport(
         num_pairs=num_pairs,
         num_examples=len(built),

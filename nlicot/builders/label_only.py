@@ -7,7 +7,7 @@ from nlicot.records import Example, Reflection, Thought
 
 
 class LabelOnly(Builder):
-    """Only the true label; needs no teacher.
+    """Only the label, true or soft; needs no teacher.
 
     Args:
         only_with_thoughts: keep only the pairs that have a thought, to match the pairs of an ablation.
@@ -22,7 +22,5 @@ class LabelOnly(Builder):
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:
-        """Return the true label of a labelled pair."""
-        if example.label is None or (self.only_with_thoughts and thought is None):
-            return None
-        return Target(thought_process=None, label=example.label, source="label")
+        """Return the label of a pair that has one."""
+        return None if self.only_with_thoughts and thought is None else Target.of_label(example)

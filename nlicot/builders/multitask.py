@@ -5,7 +5,7 @@ from dataclasses import replace
 from nlicot.builders.base import Target
 from nlicot.builders.reflected import Reflected
 from nlicot.completion import Form
-from nlicot.records import Example, Reflection, Thought
+from nlicot.records import Example
 
 
 class Multitask(Reflected):
@@ -15,16 +15,13 @@ class Multitask(Reflected):
     with or without a thought. Prediction reads the label directly, or thinks on request.
     """
 
-    def target(
-        self, example: Example, thought: Thought | None, reflection: Reflection | None
-    ) -> Target | None:
-        """Return the target of `reflected`, otherwise only the true label."""
-        found = super().target(example, thought, reflection)
-        if found is not None or example.label is None:
-            return found
-        return Target(thought_process=None, label=example.label, source="label")
+    def target_without_text(self, example: Example) -> Target | None:
+        """Return only the label, of an unlabelled pair its soft label."""
+        return Target.of_label(example)
 
     def rows(self, target: Target) -> list[tuple[Target, Form]]:
         """Return the label only, then the thought if there is one."""
-        label_only = (replace(target, thought_process=None, source="label"), Form.LABEL_ONLY)
-        return [label_only] if target.thought_process is None else [label_only, (target, Form.THOUGHT_FIRST)]
+        if target.thought_process is None:
+            return [(target, Form.LABEL_ONLY)]
+        label_only = replace(target, thought_process=None, source="label")
+        return [(label_only, Form.LABEL_ONLY), (target, Form.THOUGHT_FIRST)]

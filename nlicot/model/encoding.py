@@ -46,6 +46,7 @@ class EncodedExample:
     input_ids: list[int]
     kinds: list[int]
     label: int
+    p_entailment: float | None = None
     was_cut: bool = False
 
 
@@ -83,8 +84,9 @@ def encode_dataset(
 ) -> tuple[Any, EncodingReport]:
     """Return the examples as a memory-mapped `datasets.Dataset`, with their counts.
 
-    Columns: `id`, `input_ids`, `kinds`, `label`, `length`, `num_by_kind`. Stored in `cache` by a hash of the
-    examples, the prompt format and the budget, so that a second call encodes nothing.
+    Columns: `id`, `input_ids`, `kinds`, `label`, `p_entailment`, `length`, `num_by_kind`, and `slot`, a
+    number that variants share. Stored in `cache` by a hash of the examples, the prompt format and the budget,
+    so that a second call encodes nothing.
     """
     import pyarrow
     from datasets import Dataset, Features, Value
@@ -96,20 +98,24 @@ def encode_dataset(
             "input_ids": ListOf(Value("int32")),
             "kinds": ListOf(Value("int8")),
             "label": Value("int8"),
+            "p_entailment": Value("float64"),
             "length": Value("int32"),
             "num_by_kind": ListOf(Value("int32")),
+            "slot": Value("int32"),
         }
     )
 
     def encode(folder: Path) -> None:
         schema, report = features.arrow_schema, EncodingReport()
         encoded = encode_examples(prompt_format, examples, max_length=max_length, over_budget=over_budget)
+        slots = itertools.accumulate(int(not each.variant) for each in examples)
+        numbered = zip(slots, encoded, strict=True)
         with (
             pyarrow.OSFile(str(folder / EXAMPLES), "wb") as file,
             pyarrow.ipc.new_stream(file, schema) as stream,
         ):
-            while chunk := list(itertools.islice(encoded, CHUNK_SIZE)):
-                for each in chunk:
+            while chunk := list(itertools.islice(numbered, CHUNK_SIZE)):
+                for _, each in chunk:
                     report.count(each)
                 rows = [
                     {
@@ -117,18 +123,21 @@ def encode_dataset(
                         "input_ids": each.input_ids,
                         "kinds": each.kinds,
                         "label": each.label,
+                        "p_entailment": each.p_entailment,
                         "length": len(each.input_ids),
                         "num_by_kind": [each.kinds.count(kind) for kind in TokenKind],
+                        "slot": slot,
                     }
-                    for each in chunk
+                    for slot, each in chunk
                     if each is not None
                 ]
                 stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
         (folder / REPORT).write_text(json.dumps(asdict(report)), encoding="utf-8")
 
-    digest = hashlib.sha256(f"v2\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
+    digest = hashlib.sha256(f"v3\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
     for each in examples:
-        digest.update(f"{each.id}\x1f{each.prompt}\x1f{each.completion}\x1e".encode())
+        fields = (each.id, each.variant, each.p_entailment, each.prompt, each.completion)
+        digest.update(("\x1f".join(map(str, fields)) + "\x1e").encode())
     folder = cache / "encoded" / digest.hexdigest()[:20]
     build_cache(folder, encode)
     report = EncodingReport(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
@@ -177,6 +186,7 @@ def encode_examples(
                 input_ids=prompt_ids + ids,
                 kinds=[int(TokenKind.PROMPT)] * len(prompt_ids) + kinds,
                 label=example.label,
+                p_entailment=example.p_entailment,
                 was_cut=was_cut,
             )
 

@@ -24,9 +24,18 @@ CHUNK_LOGITS = 8 * 2**20
 """Logits computed at once; 2^23 float32 are 32 MB."""
 
 
-def weights_by_kind(weights: SegmentWeights) -> Tensor:
-    """Return the weights as a `[4]` tensor, by `TokenKind`."""
-    return torch.tensor([0.0, weights.scaffold_weight, weights.thought_weight, weights.label_weight])
+def weights_by_kind(weights: SegmentWeights, progress: float = 1.0) -> Tensor:
+    """Return the weights as a `[4]` tensor, by `TokenKind`.
+
+    Args:
+        weights: the settings.
+        progress: 0 in the first step of training, 1 in the last one and in evaluations, whose losses could
+            not be compared under weights that change.
+    """
+    thought_weight = weights.thought_weight
+    if weights.final_thought_weight is not None:
+        thought_weight = (1 - progress) * thought_weight + progress * weights.final_thought_weight
+    return torch.tensor([0.0, weights.scaffold_weight, thought_weight, weights.label_weight])
 
 
 def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -42,6 +51,23 @@ def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     weight = causal_lm(model).lm_head.weight
     losses: Tensor = _TokenLosses.apply(hidden, weight, batch.targets)  # type: ignore[no-untyped-call]
     return losses, hidden
+
+
+def training_losses(model: Any, batch: MicroBatch, label_ids: tuple[int, int]) -> Tensor:
+    """Return the losses `[S]` to train on: those of `token_losses`, with soft labels their cross-entropy.
+
+    With p of label 1, the logits z of both labels and the target t, -p log P(1) - (1 - p) log P(0) is
+    -log P(t) + (t - p) (z1 - z0): the log-sum-exp over the vocabulary is that of the hard label.
+    """
+    losses, hidden = token_losses(model, batch)
+    if batch.p_entailment is None:
+        return losses
+    places = torch.nonzero(batch.kinds == TokenKind.LABEL).squeeze(1)
+    zero, one = causal_lm(model).lm_head.weight[list(label_ids)].float()
+    # No matrix product, because autocast would round its factors.
+    log_odds = (hidden[places].float() * (one - zero)).sum(-1)
+    target = (batch.targets[places] == label_ids[1]).float()
+    return losses.index_add(0, places, (target - batch.p_entailment[batch.rows[places]]) * log_odds)
 
 
 class _TokenLosses(Function):

@@ -28,7 +28,13 @@ from nlicot.model.fast.kernels import seed_dropout
 from nlicot.model.loaded_model import LoadedModel, adapter_parameters
 from nlicot.run.folder import METADATA_KEY, CheckpointMetadata
 from nlicot.settings import ModelSettings
-from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
+from nlicot.training.loss import (
+    num_right_labels,
+    sum_by_kind,
+    token_losses,
+    training_losses,
+    weights_by_kind,
+)
 from nlicot.training.windows import Window
 
 logger = logging.getLogger(__name__)
@@ -98,7 +104,9 @@ class NliModule(LightningModule):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         parameters = list(adapter_parameters(self.model).values())
         clear_gradients(parameters)
-        segment_weights = weights_by_kind(self.settings.segment_weights)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        progress = min(1.0, self.global_step / max(1, num_steps - 1))
+        segment_weights = weights_by_kind(self.settings.segment_weights, progress)
         weights = segment_weights.to(self.device)
         weight_total = float((window.num_by_kind * segment_weights).sum())
         sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
@@ -108,7 +116,7 @@ class NliModule(LightningModule):
             for index, batch in enumerate(window.micro_batches):
                 seed_dropout(self.seed, self.global_step, index, self.global_rank)
                 trim_heap()  # freed blocks fragment the heap
-                losses = token_losses(self.model, batch)[0]
+                losses = training_losses(self.model, batch, self._label_ids)
                 self.manual_backward((losses * weights[batch.kinds]).sum() / weight_total)
                 sums += sum_by_kind(losses, batch.kinds)
                 del losses  # and the autograd graph, which would fragment memory in the next micro-batch
@@ -124,14 +132,16 @@ class NliModule(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
         duration_s = time.perf_counter() - started
-        self._log_losses("train", sums.cpu(), window.num_by_kind)
+        self._log_losses("train", sums.cpu(), window.num_by_kind, segment_weights)
+        if self.settings.segment_weights.final_thought_weight is not None:
+            self.log("train/thought_weight", float(segment_weights[TokenKind.THOUGHT]))
         self.log("train/grad_norm", float(norm))
         self.log("train/tokens_per_s", float(window.num_by_kind.sum()) / duration_s, prog_bar=True)
         self.log("train/supervised_tokens_per_s", float(window.num_by_kind[1:].sum()) / duration_s)
 
-    def _log_losses(self, split: str, sums: Tensor, counts: Tensor) -> None:
+    def _log_losses(self, split: str, sums: Tensor, counts: Tensor, segment_weights: Tensor) -> None:
         """Log the mean loss over tokens, weighted as in training, and the plain mean of each segment."""
-        weights = weights_by_kind(self.settings.segment_weights).double()
+        weights = segment_weights.double()
         self.log(f"{split}/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
         for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
             if counts[kind]:
@@ -161,7 +171,7 @@ class NliModule(LightningModule):
             dist.all_reduce(totals)
         sums, counts, labels = totals.cpu().tensor_split([len(TokenKind), 2 * len(TokenKind)])
         if counts.sum():
-            self._log_losses("dev", sums, counts)
+            self._log_losses("dev", sums, counts, weights_by_kind(self.settings.segment_weights))
             self.log("dev/teacher_forced_label_accuracy", float(labels[0] / labels[1]))
 
 

@@ -1,8 +1,8 @@
 """From encoded examples to the windows that `fit` trains on, one per optimizer step.
 
-An epoch is a seeded permutation cut into windows of the effective batch. A window is sorted by length and cut
-into micro-batches by a token budget; the loss is divided by the window's tokens, so the cut changes nothing
-but speed and memory.
+An epoch is a seeded permutation cut into windows of the effective batch; of an example with variants (the
+builder's `samples: all`), it has the next one. A window is sorted by length and cut into micro-batches by a
+token budget; the loss is divided by the window's tokens, so the cut changes nothing but speed and memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os.path
+import random
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -46,6 +47,7 @@ class MicroBatch:
     targets: Tensor  # [S]: that token
     kinds: Tensor  # [S]: its `TokenKind`
     rows: Tensor  # [S]: the index of its example
+    p_entailment: Tensor | None  # [B]: soft labels, or the labels themselves; None if no label is soft
 
     def __post_init__(self) -> None:
         assert self.positions.shape == self.targets.shape == self.kinds.shape == self.rows.shape
@@ -56,8 +58,9 @@ class MicroBatch:
 
     def to(self, device: torch.device | str, **options: Any) -> MicroBatch:
         """Copy to another device."""
-        names = ("input_ids", "position_ids", "positions", "targets", "kinds", "rows")
-        return replace(self, **{name: getattr(self, name).to(device, **options) for name in names})
+        names = ("input_ids", "position_ids", "positions", "targets", "kinds", "rows", "p_entailment")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device, **options) for name, tensor in tensors.items()})
 
 
 def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
@@ -75,6 +78,7 @@ def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
     supervised = torch.nonzero(kinds != TokenKind.PROMPT).squeeze(1)
     starts = prefix_len + lengths.cumsum(0) - lengths
     owners = torch.searchsorted(starts, supervised, right=True) - 1
+    soft = [row["p_entailment"] for row in rows]
     return MicroBatch(
         input_ids=input_ids,
         position_ids=spans.position_ids(),
@@ -84,6 +88,11 @@ def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
         targets=input_ids[supervised],
         kinds=kinds[supervised],
         rows=owners,
+        p_entailment=None
+        if all(p is None for p in soft)
+        else torch.tensor(
+            [float(row["label"]) if p is None else p for row, p in zip(rows, soft, strict=True)]
+        ),
     )
 
 
@@ -174,11 +183,25 @@ class WindowDataset(Dataset[Window]):
         )
 
 
+def variants_by_slot(encoded: Any, seed: int) -> list[list[int]]:
+    """Return the indices of each example's variants, in the order in which epochs take them.
+
+    The first one depends on the seed and the pair, so that an epoch has samples of all numbers.
+    """
+    numbers = list(encoded["slot"])
+    slots = [list(same) for _, same in itertools.groupby(range(len(numbers)), key=numbers.__getitem__)]
+    for slot in slots:
+        if len(slot) > 1:
+            first = random.Random(f"{seed}/{encoded[slot[0]]['id']}").randrange(len(slot))
+            slot[:] = slot[first:] + slot[:first]
+    return slots
+
+
 @dataclass(eq=False)
 class WindowSampler(Sampler[list[int]]):
-    """Yield the indices of one window at a time; each epoch has its own permutation."""
+    """Yield the indices of one window at a time; each epoch has its own permutation and the next variants."""
 
-    num_examples: int
+    slots: Sequence[Sequence[int]]  # from `variants_by_slot`; without variants, an index each
     _: KW_ONLY
     window_size: int
     seed: int
@@ -188,21 +211,22 @@ class WindowSampler(Sampler[list[int]]):
     """An epoch of which the first windows are skipped, and how many."""
 
     def __len__(self) -> int:
-        return -(-self.num_examples // self.window_size)
+        return -(-len(self.slots) // self.window_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.num_examples))
+        order, turn = list(range(len(self.slots))), 0
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.num_examples, generator=generator).tolist()
+            order, turn = torch.randperm(len(order), generator=generator).tolist(), self.epoch
         epoch, window = self.resume_at
         first = window if epoch == self.epoch else 0
-        for start in range(first * self.window_size, self.num_examples, self.window_size):
-            yield order[start : start + self.window_size]
+        for start in range(first * self.window_size, len(order), self.window_size):
+            slots = (self.slots[number] for number in order[start : start + self.window_size])
+            yield [slot[turn % len(slot)] for slot in slots]
 
 
 class PairsData(LightningDataModule):
@@ -249,7 +273,8 @@ class PairsData(LightningDataModule):
     def sampler(self, split: str, **options: Any) -> WindowSampler:
         """Return the order of a split's examples, cut into windows."""
         size, seed = self.settings.effective_batch, self.data.seed
-        return WindowSampler(len(self._encoded[split]), window_size=size, seed=seed, **options)
+        slots = variants_by_slot(self._encoded[split], seed)
+        return WindowSampler(slots, window_size=size, seed=seed, **options)
 
     def windows(self, split: str, **options: int) -> WindowDataset:
         """Return the encoded examples of a split, a window at a time."""

@@ -164,6 +164,165 @@ def test_a_token_limit_without_the_students_tokenizer_is_refused() -> None:
         Unmodified(max_thought_tokens=3).build(PAIRS, [thought("right-1", "one", 1)])
 
 
+LONG_THOUGHT = "Step 1: A dog is an animal. Step 2: It runs, so it moves. Step 3: So it follows."
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_thought_words": 14}, "Step 1: A dog is an animal. Step 2: It runs, so it moves."),
+        ({"max_thought_words": 13}, "Step 1: A dog is an animal."),
+        ({"max_thought_words": 4}, "Step 1: A dog"),
+        ({"max_thought_words": 99}, LONG_THOUGHT),
+        ({"max_thought_tokens": 30}, "Step 1: A dog is an animal."),
+        ({"max_thought_tokens": 10}, "Step 1: A"),
+        ({"max_thought_words": 2, "thought_part": "last_step"}, "So it"),
+        ({"thought_part": "last_step"}, "So it follows."),
+    ],
+)
+def test_a_long_thought_is_cut_at_the_end_of_a_sentence_or_of_a_word(
+    options: dict[str, Any], expected: str
+) -> None:
+    builder = find_builder("label_first", {"over_limit": "cut", **options})
+    (built,) = builder.build(PAIRS, [thought("right-1", LONG_THOUGHT, 1)], count_tokens=len)
+    assert targets([built]) == [("right-1", expected, 1, "thought")]
+
+
+def test_a_thought_of_which_no_word_is_within_the_limit_leaves_its_pair_out() -> None:
+    builder = CorrectOnly(max_thought_tokens=3, over_limit="cut")
+    assert builder.build(PAIRS, [thought("right-1", LONG_THOUGHT, 1)], count_tokens=len) == []
+
+
+def test_a_limit_counts_the_words_of_the_part_that_is_learnt() -> None:
+    thoughts = [thought("right-1", LONG_THOUGHT, 1)]
+    assert CorrectOnly(max_thought_words=3).build(PAIRS, thoughts) == []
+    (built,) = CorrectOnly(max_thought_words=3, thought_part="last_step").build(PAIRS, thoughts)
+    assert targets([built])[0][1] == "So it follows."
+
+
+def samples(id: str, *texts: str) -> list[Thought]:
+    label = PAIR_OF[id].label
+    assert label is not None
+    return [thought(id, text, label, sample=number) for number, text in enumerate(texts)]
+
+
+def test_all_samples_are_variants_of_one_example() -> None:
+    thoughts = [*samples("right-1", "one", "two", "one"), thought("right-1", "wrong", 0, sample=3)]
+    thoughts += samples("bare-0", "only")
+    built = Reflected(samples="all").build(PAIRS, thoughts)
+    assert [(each.id, targets([each])[0][1], each.variant) for each in built] == [
+        ("right-1", "one", 0),
+        ("right-1", "two", 1),
+        ("bare-0", "only", 0),
+    ]
+    shortest = Reflected(samples="all", prefer="shortest").build(PAIRS, samples("right-1", "longer", "long"))
+    assert [target[1] for target in targets(shortest)] == ["long", "longer"]
+
+
+def test_multitask_has_one_label_for_all_samples_of_a_thought() -> None:
+    built = Multitask(samples="all").build(PAIRS[:1], samples("right-1", "one", "two"))
+    assert [(target[1], each.variant) for target, each in zip(targets(built), built, strict=True)] == [
+        (None, 0),
+        ("one", 0),
+        ("two", 1),
+    ]
+
+
+def test_multitask_takes_the_first_right_sample_even_after_a_wrong_one() -> None:
+    thoughts = [thought("right-1", "wrong", 0), thought("right-1", "right", 1, sample=1)]
+    built = Multitask().build(PAIRS[:1], thoughts)
+    assert targets(built) == [("right-1", None, 1, "label"), ("right-1", "right", 1, "thought")]
+    (label_only,) = Multitask(max_thought_words=1).build(PAIRS[:1], [thought("right-1", "too long", 1)])
+    assert targets([label_only]) == [("right-1", None, 1, "label")]
+
+
+def test_balancing_drops_an_example_with_its_variants() -> None:
+    pairs = [*PAIRS[:2], PAIRS[2]]
+    thoughts = [thought for pair in pairs for thought in samples(pair.id, "a", "b")]
+    built = CorrectOnly(balance=True, samples="all").build(pairs, thoughts)
+    assert [(each.label, each.variant) for each in built] == [(1, 0), (1, 1), (0, 0), (0, 1)]
+
+
+def test_shuffled_thoughts_are_each_those_of_another_pair_and_labels_stay() -> None:
+    pairs = [Example(id=f"{n}", premise=f"P{n}", hypothesis="H", label=n % 2) for n in range(9)]
+    thoughts = [
+        Thought(
+            id=pair.id,
+            premise=pair.premise,
+            hypothesis="H",
+            thought_process=f"T{pair.id}",
+            predicted_label=pair.label or 0,
+            true_label=pair.label,
+        )
+        for pair in pairs[:8]
+    ]
+    for name in ("correct_only", "label_first", "multitask"):
+        options = {"shuffle_thoughts": True, "seed": 3}
+        built = targets(find_builder(name, options).build(pairs, thoughts))
+        givers = {id_: text for id_, text, _, _ in built if text is not None}
+        assert sorted(givers.values()) == [f"T{n}" for n in range(8)]
+        assert all(text != f"T{id_}" for id_, text in givers.items())
+        assert all(label == int(id_) % 2 for id_, _, label, _ in built)
+        assert targets(find_builder(name, options).build(pairs, thoughts)) == built
+        assert targets(find_builder(name, {**options, "seed": 4}).build(pairs, thoughts)) != built
+
+
+def test_shuffled_samples_move_together() -> None:
+    thoughts = [*samples("right-1", "one", "two"), *samples("bare-0", "only")]
+    built = CorrectOnly(shuffle_thoughts=True, samples="all").build(PAIRS, thoughts)
+    assert targets(built) == [
+        ("right-1", "only", 1, "thought"),
+        ("bare-0", "one", 0, "thought"),
+        ("bare-0", "two", 0, "thought"),
+    ]
+
+
+def test_one_thought_cannot_be_shuffled() -> None:
+    with pytest.raises(ConfigError, match="shuffle_thoughts: found one pair with a thought, expected two"):
+        CorrectOnly(shuffle_thoughts=True).build(PAIRS, THOUGHTS)
+
+
+# ----------------------------------------------------------------- soft labels
+
+SOFT = [
+    dataclasses.replace(PAIR_OF["right-1"], p_entailment=0.25),
+    dataclasses.replace(PAIR_OF["unlabelled"], p_entailment=0.5),
+    dataclasses.replace(PAIR_OF["unlabelled"], id="unlikely", p_entailment=0.1),
+    PAIR_OF["bare-0"],
+]
+
+
+def soft_labels(built: list[TrainingExample]) -> list[tuple[str, str, int, float | None]]:
+    return [(each.id, each.source, each.label, each.p_entailment) for each in built]
+
+
+def test_label_only_learns_true_and_soft_labels() -> None:
+    assert soft_labels(LabelOnly().build(SOFT)) == [
+        ("right-1", "label", 1, 0.25),
+        ("unlabelled", "soft label", 1, 0.5),
+        ("unlikely", "soft label", 0, 0.1),
+        ("bare-0", "label", 0, None),
+    ]
+
+
+def test_a_label_is_soft_before_a_thought_and_not_after_it() -> None:
+    thoughts = THOUGHTS[:1]
+    assert soft_labels(Multitask().build(SOFT, thoughts)) == [
+        ("right-1", "label", 1, 0.25),
+        ("right-1", "thought", 1, None),
+        ("unlabelled", "soft label", 1, 0.5),
+        ("unlikely", "soft label", 0, 0.1),
+        ("bare-0", "label", 0, None),
+    ]
+    assert soft_labels(LabelFirst().build(SOFT, thoughts)) == [("right-1", "thought", 1, 0.25)]
+    assert soft_labels(CorrectOnly().build(SOFT, thoughts)) == [("right-1", "thought", 1, None)]
+
+
+def test_the_reports_hash_depends_on_soft_labels() -> None:
+    other = [dataclasses.replace(SOFT[0], p_entailment=0.26), *SOFT[1:]]
+    assert build_report(4, LabelOnly().build(SOFT)).sha256 != build_report(4, LabelOnly().build(other)).sha256
+
+
 def test_the_word_limit_does_not_affect_labels_without_a_thought() -> None:
     assert len(LabelOnly(max_thought_words=1).build(PAIRS)) == 4
 
@@ -282,9 +441,18 @@ def test_a_reflection_belongs_to_the_sample_it_was_made_from() -> None:
     assert Reflected().build(PAIRS, thoughts[:1], reflections) == []
 
 
-def test_an_unknown_preference_is_refused() -> None:
-    with pytest.raises(ValueError, match="prefer: found 'longest', expected 'first' or 'shortest'"):
-        CorrectOnly(prefer="longest")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"prefer": "longest"}, "prefer: found 'longest', expected 'first' or 'shortest'"),
+        ({"over_limit": "keep"}, "over_limit: found 'keep', expected 'drop' or 'cut'"),
+        ({"thought_part": "first"}, "thought_part: found 'first', expected 'all' or 'last_step'"),
+        ({"samples": "two"}, "samples: found 'two', expected 'one' or 'all'"),
+    ],
+)
+def test_an_unknown_word_for_an_option_is_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorrectOnly(**option)
 
 
 def test_the_report_counts_labels_sources_and_pairs_left_out() -> None:
@@ -341,7 +509,7 @@ def test_a_builder_is_made_with_arguments() -> None:
             {"blance": True},
             "found 'blance', "
             "expected some of only_with_thoughts, balance, max_thought_words, min_score, prefer, seed, "
-            "max_thought_tokens",
+            "max_thought_tokens, over_limit, thought_part, samples, shuffle_thoughts",
         ),
         ({"balance": 1}, "balance: found '1', expected true or false"),
         ({"min_score": True}, "min_score: found 'True', expected a whole number"),

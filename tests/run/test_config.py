@@ -147,6 +147,7 @@ def test_every_shipped_config_is_known() -> None:
         for name in (
             "all_linear",
             "ddp",
+            "falling_thought",
             "label_weight",
             "light_thought",
             "sample",

@@ -28,18 +28,25 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # 7 examples: a window of 4 and one of 3, so that the ranks' shares differ in size and in micro-batches;
 # 5 examples in windows of 4 leave a window of one, of which the second rank has no share.
 @pytest.mark.parametrize(
-    ("num_examples", "token_budget"),
+    ("num_examples", "token_budget", "builder"),
     [
-        (7, 1),
-        pytest.param(7, 4096, marks=pytest.mark.slow),
-        pytest.param(5, 1, marks=pytest.mark.slow),
+        (7, 1, "reflected"),
+        pytest.param(7, 4096, "reflected", marks=pytest.mark.slow),
+        pytest.param(5, 1, "reflected", marks=pytest.mark.slow),
+        pytest.param(7, 1, "multitask", marks=pytest.mark.slow),  # with soft labels
     ],
 )
 def test_two_processes_get_the_gradients_of_one(
-    num_examples: int, token_budget: int, small_model: Path, tmp_path: Path
+    num_examples: int, token_budget: int, builder: str, small_model: Path, tmp_path: Path
 ) -> None:
+    soft_labels = [
+        {"id": f"sample-train-{number:03}", "p_entailment": number / 7} for number in range(0, 7, 2)
+    ]
+    (tmp_path / "soft.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in soft_labels), encoding="utf-8"
+    )
     one, two = (
-        _steps(small_model, num_examples, token_budget, processes, tmp_path / f"{processes}.pt")
+        _steps(small_model, num_examples, token_budget, builder, processes, tmp_path / f"{processes}.pt")
         for processes in (1, 2)
     )
     assert one.keys() == two.keys()
@@ -167,11 +174,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _steps(base: Path, num_examples: int, token_budget: int, processes: int, output: Path) -> dict[str, Any]:
+def _steps(
+    base: Path, num_examples: int, token_budget: int, builder: str, processes: int, output: Path
+) -> dict[str, Any]:
     """Return the change of the adapter over an epoch: at a learning rate of 1, the sum of the gradients."""
-    command = [sys.executable, __file__, str(base), str(num_examples), str(token_budget), str(processes)]
+    numbers = [str(num_examples), str(token_budget)]
+    command = [sys.executable, __file__, str(base), *numbers, builder, str(processes), str(output)]
     done = subprocess.run(
-        [*command, str(output)], env=_environment(output.parent), capture_output=True, text=True, timeout=180
+        command, env=_environment(output.parent), capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr[-3000:]
     changes: dict[str, Any] = torch.load(output)
@@ -182,7 +192,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(PROJECT), "NLICOT_CACHE": str(folder / "cache")}
 
 
-def main(base: str, num_examples: str, token_budget: str, processes: str, output: str) -> None:
+def main(base: str, num_examples: str, token_budget: str, builder: str, processes: str, output: str) -> None:
     """Run one epoch of plain gradient descent; write the adapter's change."""
     from lightning.pytorch import Trainer
 
@@ -208,6 +218,8 @@ def main(base: str, num_examples: str, token_budget: str, processes: str, output
             limit_dev=2,
             effective_batch=4,
             micro_batch_tokens=int(token_budget),
+            builder=builder,
+            soft_labels=str(Path(output).with_name("soft.jsonl")) if builder == "multitask" else None,
         ),
         kind=PlainDescent,
     )

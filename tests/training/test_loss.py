@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nlicot.completion import render
+from nlicot.completion import Form, render
 from nlicot.model import loaded_model
 from nlicot.model.base_model import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
@@ -19,7 +20,13 @@ from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
 from nlicot.settings import LoraSettings, SegmentWeights
 from nlicot.training import loss as loss_module
-from nlicot.training.loss import num_right_labels, sum_by_kind, token_losses, weights_by_kind
+from nlicot.training.loss import (
+    num_right_labels,
+    sum_by_kind,
+    token_losses,
+    training_losses,
+    weights_by_kind,
+)
 from nlicot.training.windows import Window, WindowDataset
 from tests.small_model import write_small_model
 
@@ -175,6 +182,118 @@ def test_a_tie_of_the_two_labels_counts_as_label_1(adapted: Any, encoded: Any) -
     (batch,) = WindowDataset(encoded, token_budget=10_000)[[1, 3, 4]].micro_batches  # labels 1, 1, 0
     hidden = torch.zeros(len(batch.kinds), adapted.get_base_model().lm_head.weight.shape[1])
     assert num_right_labels(adapted, batch, hidden, (zero, one)) == 2
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_the_thoughts_weight_changes_linearly(progress: float) -> None:
+    weights = SegmentWeights(thought_weight=2.0, final_thought_weight=0.4, label_weight=3.0)
+    expected = [0.0, 1.0, 2.0 - 1.6 * progress, 3.0]
+    assert weights_by_kind(weights, progress).tolist() == pytest.approx(expected)
+    assert weights_by_kind(SegmentWeights(thought_weight=2.0), progress)[TokenKind.THOUGHT] == 2.0
+
+
+# ---------------------------------------------------------------- soft labels
+
+PROBABILITIES = [None, 0.9, 0.25, 1.0, 0.0, 0.5, None, 0.1]
+
+
+@pytest.fixture(scope="module")
+def label_ids(small_model: Path) -> tuple[int, int]:
+    prompt_format = load_prompt_format(small_model)
+    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
+    return zero, one
+
+
+def _soft(probabilities: Sequence[float | None], small_model: Path, cache: Path) -> Any:
+    """Encode an example for each soft label, in each form that reads the label first."""
+    examples = [
+        TrainingExample(
+            id=f"e{index}",
+            prompt=f"Premise: {index} birds sing." + " They sing on." * (index % 3),
+            completion=render("The birds sing." if index % 2 else None, index % 2, Form.LABEL_FIRST),
+            label=index % 2,
+            source="label",
+            p_entailment=p,
+        )
+        for index, p in enumerate(probabilities)
+    ]
+    options: dict[str, Any] = {"max_length": 500, "over_budget": "drop", "cache": cache}
+    encoded, _ = encode_dataset(load_prompt_format(small_model), examples, **options)
+    return encoded
+
+
+def _trained(
+    model: Any, encoded: Any, budget: int, label_ids: tuple[int, int], weights: SegmentWeights = PLAIN
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of all examples as one window, and its gradients."""
+    model.zero_grad(set_to_none=True)
+    window = WindowDataset(encoded, token_budget=budget)[list(range(len(encoded)))]
+    total = (window.num_by_kind * weights_by_kind(weights)).sum()
+    loss = torch.zeros(())
+    for batch in window.micro_batches:
+        losses = training_losses(model, batch, label_ids)
+        part = (losses * weights_by_kind(weights)[batch.kinds]).sum() / total
+        part.backward()
+        loss += part.detach()
+    return loss, {name: weight.grad.clone() for name, weight in adapter_parameters(model).items()}
+
+
+@pytest.mark.parametrize("budget", [1, 120, 10_000])
+@pytest.mark.parametrize("weights", [PLAIN, SegmentWeights(thought_weight=0.3, label_weight=20.0)])
+def test_soft_labels_are_the_cross_entropy_with_both_options(
+    adapted: Any,
+    small_model: Path,
+    label_ids: tuple[int, int],
+    tmp_path: Path,
+    budget: int,
+    weights: SegmentWeights,
+) -> None:
+    encoded = _soft(PROBABILITIES, small_model, tmp_path)
+    loss, gradients = _trained(adapted, encoded, budget, label_ids, weights)
+
+    adapted.zero_grad(set_to_none=True)
+    total, num = torch.zeros(()), torch.zeros(())
+    of_kind = weights_by_kind(weights)
+    for row in encoded:  # full logits, one example after the other, and a target over the vocabulary
+        ids, kinds = torch.tensor([row["input_ids"]]), torch.tensor(row["kinds"])[1:]
+        logits = adapted(input_ids=ids).logits[0, :-1]
+        target = functional.one_hot(ids[0, 1:], logits.shape[1]).float()
+        if row["p_entailment"] is not None:
+            place = kinds == TokenKind.LABEL
+            target[place] = 0
+            target[place, label_ids[1]] = row["p_entailment"]
+            target[place, label_ids[0]] = 1 - row["p_entailment"]
+        total = total + (functional.cross_entropy(logits, target, reduction="none") * of_kind[kinds]).sum()
+        num += of_kind[kinds].sum()
+    (total / num).backward()
+    assert float(loss) == pytest.approx(float(total.detach() / num), abs=1e-5)
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
+    for name, weight in adapter_parameters(adapted).items():
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=0, atol=1e-5, msg=name)
+
+
+def test_soft_labels_of_0_and_1_train_like_labels_bit_for_bit(
+    adapted: Any, small_model: Path, label_ids: tuple[int, int], tmp_path: Path
+) -> None:
+    hard, certain, other = (
+        _trained(adapted, _soft(soft, small_model, tmp_path), 120, label_ids)
+        for soft in ([None] * 8, [0.0, 1.0] * 4, [1.0, 0.0] * 4)
+    )
+    assert torch.equal(hard[0], certain[0])
+    assert all(torch.equal(hard[1][name], certain[1][name]) for name in hard[1])
+    assert abs(float(hard[0] - other[0])) > 1e-3
+
+
+def test_hard_labels_need_no_soft_ones(
+    adapted: Any, encoded: Any, label_ids: tuple[int, int], small_model: Path, tmp_path: Path
+) -> None:
+    (batch,) = _window(encoded, 10_000).micro_batches
+    assert batch.p_entailment is None
+    assert torch.equal(training_losses(adapted, batch, label_ids), token_losses(adapted, batch)[0])
+    window = WindowDataset(_soft([None, 0.9, 0.25], small_model, tmp_path), token_budget=1)[[0, 1, 2]]
+    found = {id_: each.p_entailment for id_, each in zip(window.ids, window.micro_batches, strict=True)}
+    assert found["e0"] is None
+    assert [found[id_].item() for id_ in ("e1", "e2")] == pytest.approx([0.9, 0.25])
 
 
 # ------------------------------------------------------------------------ NF4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nlicot.config_files import SAMPLE
 from tests.small_model import write_small_model
 
 pytestmark = pytest.mark.slow
@@ -83,6 +86,41 @@ def test_bundled_model_in_4_bits_resumes_to_the_same_adapter(tmp_path: Path) -> 
     _fit_until(r"Epoch 0:[^\r]* 5/6 ", tmp_path / "killed", "bundled", *flags)
     _resume(tmp_path / "killed" / "run")
     _assert_same_run(whole, tmp_path / "killed" / "run")
+
+
+def test_a_weight_that_changes_and_samples_that_take_turns_resume_to_the_same_adapter(
+    small_model: Path, tmp_path: Path
+) -> None:
+    """Three samples for each pair: the second epoch, in which the fit is killed, has other ones."""
+    data = shutil.copytree(SAMPLE, tmp_path / "data")
+    path = data / "original_thoughts" / "train.jsonl"
+    thoughts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    samples = [
+        {**each, "sample": number, "thought_process": f"Sample {number}. {each['thought_process']}"}
+        for each in thoughts
+        for number in range(3)
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in samples), encoding="utf-8")
+    (data / "reflected_thoughts" / "train.jsonl").unlink()
+    flags = [
+        f"--root={data}",
+        "--data.builder=nlicot.builders.CorrectOnly",
+        "--data.builder.samples=all",
+        "--model.segment_weights.thought_weight=2",
+        "--model.segment_weights.final_thought_weight=0.1",
+    ]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = _fit_whole(tmp_path / "whole", str(small_model), *flags)
+    steps = _summary(whole)["optimizer_steps"] // 2
+    _fit_until(rf"Epoch 1:[^\r]* 3/{steps} ", tmp_path / "killed", str(small_model), *flags)
+    _resume(tmp_path / "killed" / "run")
+    _assert_same_run(whole, tmp_path / "killed" / "run")
+    events = EventAccumulator(str(whole))
+    events.Reload()
+    weights = [event.value for event in events.Scalars("train/thought_weight")]
+    last = 2 * steps - 1
+    assert weights == pytest.approx([2 - 1.9 * step / last for step in range(2 * steps)])
 
 
 def test_resuming_a_finished_run_changes_nothing(small_model: Path, tmp_path: Path) -> None:

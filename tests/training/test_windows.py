@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from nlicot.model.base_model import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.records import TrainingExample
-from nlicot.training.windows import WindowDataset, WindowSampler, cut_by_tokens
+from nlicot.training.windows import WindowDataset, WindowSampler, cut_by_tokens, variants_by_slot
 from tests.small_model import write_small_model
 
 SEED = 3
 
 
 def _sampler(num_examples: int = 22, *, shuffle: bool = True, seed: int = SEED) -> WindowSampler:
-    return WindowSampler(num_examples, window_size=4, seed=seed, shuffle=shuffle)
+    slots = [[index] for index in range(num_examples)]
+    return WindowSampler(slots, window_size=4, seed=seed, shuffle=shuffle)
 
 
 def _epoch(sampler: WindowSampler, epoch: int) -> list[list[int]]:
@@ -59,6 +61,58 @@ def test_resumed_epoch_goes_on_behind_its_windows_and_later_epochs_are_whole() -
     assert _epoch(resumed, 1) == epochs[1][2:]
     assert _epoch(resumed, 2) == epochs[2]
     assert _epoch(resumed, 0) == epochs[0]
+
+
+def _varied(*nums: int) -> list[list[int]]:
+    """Slots with these numbers of variants, numbered through."""
+    ends = list(itertools.accumulate(nums))
+    return [[*range(end - num, end)] for end, num in zip(ends, nums, strict=True)]
+
+
+def test_each_epoch_has_another_variant_of_each_example_and_comes_back_to_the_first() -> None:
+    slots = _varied(3, 1, 2, 3, 1)
+    sampler = WindowSampler(slots, window_size=2, seed=SEED, shuffle=True)
+    epochs = [[index for window in _epoch(sampler, epoch) for index in window] for epoch in range(6)]
+    for slot in slots:
+        taken = [next(index for index in epoch if index in slot) for epoch in epochs]
+        assert taken == (slot * 6)[:6]
+    assert len(sampler) == 3
+    assert all(len(epoch) == len(slots) for epoch in epochs)
+    resumed = dataclasses.replace(sampler, resume_at=(4, 1))
+    assert _epoch(resumed, 4) == _epoch(sampler, 4)[1:]
+    fixed = dataclasses.replace(sampler, shuffle=False)
+    assert _epoch(fixed, 0) == _epoch(fixed, 1) == [[0, 3], [4, 6], [9]]
+
+
+def test_the_first_variant_depends_on_seed_and_pair_and_not_on_other_pairs() -> None:
+    rows = [{"id": f"p{number // 3}", "slot": number // 3} for number in range(60)]
+
+    def first_ones(rows: list[dict[str, Any]], seed: int) -> dict[str, int]:
+        encoded = datasets.Dataset.from_list(rows)
+        slots = variants_by_slot(encoded, seed)
+        assert [sorted(slot) for slot in slots] == _varied(*[3] * (len(rows) // 3))
+        return {rows[slot[0]]["id"]: slot[0] % 3 for slot in slots}
+
+    found = first_ones(rows, seed=1)
+    assert set(found.values()) == {0, 1, 2}
+    assert first_ones(rows[30:], seed=1) == {id_: first for id_, first in found.items() if int(id_[1:]) > 9}
+    assert first_ones(rows, seed=2) != found
+
+
+def test_variants_that_are_too_long_leave_the_others_to_their_example(tmp_path: Path) -> None:
+    texts = {"a": ["long " * 99, "A."], "b": ["B.", "long " * 99, "C."], "c": ["long " * 99]}
+    examples = [
+        TrainingExample(
+            id=id_, prompt="?", completion=render(text, 1), label=1, source="thought", variant=number
+        )
+        for id_, of_pair in texts.items()
+        for number, text in enumerate(of_pair)
+    ]
+    prompt_format = load_prompt_format(resolve("bundled").folder)
+    options: dict[str, Any] = {"max_length": 90, "over_budget": "drop", "cache": tmp_path}
+    encoded, _ = encode_dataset(prompt_format, examples, **options)
+    assert list(encoded["id"]) == ["a", "b", "b"]
+    assert [sorted(slot) for slot in variants_by_slot(encoded, 0)] == [[0], [1, 2]]
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100, 300, 10_000])
@@ -145,6 +199,7 @@ def test_prefix_is_that_of_all_prompts(rows: list[list[int]], num_prompt: int, p
                 "input_ids": ids,
                 "kinds": [0] * num_prompt + [1] * (len(ids) - num_prompt),
                 "label": 0,
+                "p_entailment": None,
                 "length": len(ids),
                 "num_by_kind": [num_prompt, len(ids) - num_prompt, 0, 0],
             }
