@@ -87,6 +87,11 @@ def others(content: str, line: str, flags: str = "") -> Case:
     return Case(f"report one --predictions p.csv {flags}", line, {"p.csv": content})
 
 
+def soft(content: str, line: str, *, flags: str = "", builder: str = "label_only") -> Case:
+    command = f"inspect --root data --data.builder {builder} --data.soft_labels s.jsonl {flags}"
+    return Case(command, line, {"s.jsonl": content, "pool.csv": "premise,hypothesis\nP,H\n"})
+
+
 LORA = (
     '{"peft_type": "LORA", "r": 32, "lora_alpha": 64, "init_lora_weights": true, '
     '"target_modules": ["v_proj", "q_proj", "k_proj", "o_proj"], "base_model_name_or_path": "some/base"}'
@@ -118,13 +123,13 @@ NUMBERS = {
     "a whole number from 0 to 4294967295": {"fit": "seed_everything model.decoding.seed"},
     "a whole number from 1 to 1000": {"generate": "concurrency samples"},
     "a number above 0": {
-        "fit": "model.learning_rate model.max_grad_norm",
+        "fit": "model.learning_rate model.max_grad_norm data.soft_label_temperature",
         "generate": "timeout requests_per_minute tokens_per_minute",
     },
     "a number, 0 or more": {
         "fit": "model.weight_decay model.decoding.temperature early_stopping.min_delta "
-        "model.segment_weights.thought_weight model.segment_weights.scaffold_weight "
-        "model.segment_weights.label_weight",
+        "model.segment_weights.thought_weight model.segment_weights.final_thought_weight "
+        "model.segment_weights.scaffold_weight model.segment_weights.label_weight",
         "generate": "budget temperature",
     },
     "a number from 0 to 1": {"fit": "model.warmup_ratio"},
@@ -633,6 +638,46 @@ CASES = [
         "inspect --root data --data.prepared p.jsonl",
         "p.jsonl: found no rows, expected a row",
         {"p.jsonl": ""},
+    ),
+    soft('{"id": "a", "p_entailment": 1.5}', "s.jsonl:1: found p_entailment 1.5, expected a probability of"),
+    soft('{"id": "a", "p_entailment": NaN}', "s.jsonl:1: found p_entailment nan, expected a probability of"),
+    soft('{"id": "a", "prediction": 1}', "s.jsonl:1: found no p_entailment among 'id', 'prediction', expect"),
+    soft('{"id": "z", "p_entailment": 1}', "s.jsonl:1: the soft label of 'z' matches no training pair (give"),
+    soft(
+        '{"id": "a", "p_entailment": 1}\n{"id": "a", "p_entailment": 0}',
+        "s.jsonl:2: found p_entailment 0.0 of pair 'a', after 1.0, expected one for each pair",
+    ),
+    soft("", "s.jsonl: found no rows, expected a row for each pair"),
+    soft(
+        '{"id": "a", "p_entailment": 1}',
+        "train.csv: found soft labels that the builder CorrectOnly makes no example of, expected label_only",
+        builder="correct_only",
+    ),
+    soft(
+        '{"id": "a", "p_entailment": 1}',
+        "--data.soft_labels: found it with --data.prepared, expected one of them",
+        flags="--data.prepared p.jsonl",
+    ),
+    soft(
+        '{"premise": "P", "hypothesis": "H", "p_entailment": 1}',
+        "train.csv: found unlabelled pairs that the builder LabelFirst makes no example of, expected label_o",
+        flags="--data.unlabelled_pairs pool.csv",
+        builder="label_first",
+    ),
+    soft(
+        '{"id": "a", "p_entailment": 1}',
+        "pool.csv:2: found no soft label of pair 'pair-835f155d8c5d', expected one for each unlabelled pair",
+        flags="--data.unlabelled_pairs pool.csv",
+    ),
+    soft(
+        '{"premise": "P", "hypothesis": "H", "p_entailment": 1}',
+        "--data.blind_test: found soft labels of 1 pairs of pool.csv, expected none; leave these pairs out o",
+        flags="--data.unlabelled_pairs pool.csv --data.test_pairs pool.csv --data.blind_test",
+    ),
+    Case(
+        "inspect --root data --data.builder label_only",
+        "train.csv:2: found p_entailment '2', expected a probability of entailment from 0 to 1",
+        {TRAIN: "id,premise,hypothesis,label,p_entailment\na,A,B,1,2\n"},
     ),
     # validate, test, predict
     Case("validate", "validate needs --ckpt_path checkpoints/RUN/best.ckpt"),

@@ -93,6 +93,8 @@ def _chosen(data: RunData, split: str, ids: Sequence[str], num: int) -> list[Tra
 
 def _heading(example: TrainingExample, encoded: EncodedExample | None, max_length: int) -> str:
     heading = f"pair {visible(example.id)}  source {visible(example.source)}  label {example.label}"
+    if example.p_entailment is not None:
+        heading += f"  p_entailment {example.p_entailment:.3f}"
     if encoded is None:
         return f"{heading}  LEFT OUT: longer than --data.max_length {max_length}"
     num, num_prompt = len(encoded.kinds), encoded.kinds.count(TokenKind.PROMPT)
@@ -104,6 +106,8 @@ def _as_dict(
     prompt_format: PromptFormat, example: TrainingExample, encoded: EncodedExample | None
 ) -> dict[str, Any]:
     found = {"id": example.id, "source": example.source, "label": example.label, "dropped": encoded is None}
+    if example.p_entailment is not None:
+        found["p_entailment"] = example.p_entailment
     if encoded is None:
         return found
     return {

@@ -89,6 +89,8 @@ class _Job:
         self.data.announce_sample()
         self.examples = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
         self.data.check_apart_from_train(self.split)
+        for run in runs:
+            RunData(run.settings).announce_transductive(self.examples, learner=run.checkpoint)
         self.weights = member_weights(settings.weights, len(runs))
         self.members = [read_member(run) for run in runs]
         self.folder = Path(settings.output) if settings.output else _output_folder(runs)

@@ -86,6 +86,7 @@ class Comparison:
                     "builder": run.builder,
                     "seed": run.seed,
                     **({"started_from": asdict(run.origin)} if run.origin else {}),
+                    **({"soft_labels": asdict(run.soft_labels)} if run.soft_labels else {}),
                     **metrics_to_dict(run.metrics),
                 }
                 for run in self.runs

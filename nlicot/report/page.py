@@ -20,7 +20,7 @@ from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Comparison, breakdowns, calibration
 from nlicot.report.read_runs import CURVES, Run, interpreting, read_curves, read_json, section
-from nlicot.report.tables import origins, rendered, runs_table, seeds_tables, tests_tables
+from nlicot.report.tables import provenance, rendered, runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
 
 SUMMARY_COUNTS = ("num_records", "num_failed", "num_requests", "prompt_tokens", "completion_tokens")
@@ -49,7 +49,7 @@ def as_html(comparison: Comparison, audit: Audit | None) -> str:
         runs_table=runs_table(comparison),
         seeds=seeds_tables(comparison),
         tests=tests_tables(comparison),
-        origins=origins(comparison),
+        provenance=provenance(comparison),
         on_sample=any(run.read_json("fit.json").get("on_sample") for run in runs),
         runs_figure=plots.draw_runs(runs),
         curves=_curves(runs),

@@ -31,13 +31,13 @@ def as_text(comparison: Comparison) -> str:
     for table in tables:
         rows = [[shortened(cell, MAX_CELL_LENGTH) for cell in row] for row in table.rows]
         blocks.append(aligned(Table(header=table.header, rows=rows)))
-    return _joined([*blocks, _right_in_one_only(comparison), origins(comparison)])
+    return _joined([*blocks, _right_in_one_only(comparison), provenance(comparison)])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Render the same as Markdown, with all figures of a run in one row."""
     tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
-    lines = [*_right_in_one_only(comparison), *origins(comparison)]
+    lines = [*_right_in_one_only(comparison), *provenance(comparison)]
     lists = [f"- {escaped(line)}" for line in lines]
     return _joined([[escaped(_title(comparison))], *map(piped, tables), lists]) + "\n"
 
@@ -122,10 +122,15 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
     return lines
 
 
-def origins(comparison: Comparison) -> list[str]:
-    """Return a line for each run that started from another adapter."""
-    numbered = enumerate(comparison.runs, start=1)
-    return [f"{number} started from {run.origin}" for number, run in numbered if run.origin]
+def provenance(comparison: Comparison) -> list[str]:
+    """Return a line for each run that started from another adapter, and for each that learnt soft labels."""
+    lines = []
+    for number, run in enumerate(comparison.runs, start=1):
+        if run.origin:
+            lines.append(f"{number} started from {run.origin}")
+        if run.soft_labels:
+            lines.append(f"{number} learnt {run.soft_labels}")
+    return lines
 
 
 def _numbers(comparison: Comparison) -> dict[str, str]:

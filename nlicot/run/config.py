@@ -25,6 +25,7 @@ from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_f
 from nlicot.settings import (
     MONITORED,
     SINGLE_FILES,
+    SOFT_FILES,
     ExportFormat,
     ExportSettings,
     FitSettings,
@@ -59,6 +60,7 @@ OBSOLETE = ("optimizer", "lr_scheduler")
 CHANGED_BY_A_RESUME = (
     # Paths of the data: `fit` compares its content.
     *("root", "label_map", "data.allow_overlap", "data.prepared", *(f"data.{name}" for name in SINGLE_FILES)),
+    *("data.blind_test", *(f"data.{name}" for name in SOFT_FILES)),
     # How long it trains, and how often it measures, saves and logs.
     *(f"trainer.{bound}_{unit}" for unit in ("epochs", "steps") for bound in ("min", "max")),
     *("trainer.max_time", "early_stopping.patience", "early_stopping.min_delta", "early_stopping.verbose"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +19,23 @@ from nlicot import completion
 from nlicot.builders import find_builder
 from nlicot.builders.base import Builder, CountTokens, build_report
 from nlicot.completion import Form
+from nlicot.data.checksums import sha256_of
 from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, check_disjoint, read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.rows import RecordList
+from nlicot.data.soft_labels import (
+    SoftLabelSummary,
+    as_unlabelled,
+    join_soft_labels,
+    read_soft_labels,
+    with_soft_labels,
+)
 from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
-from nlicot.errors import DataError
+from nlicot.errors import ConfigError, DataError
 from nlicot.prepare.formats import read_prepared
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import Example, TrainingExample
-from nlicot.settings import SINGLE_FILES, RunSettings
+from nlicot.settings import SINGLE_FILES, SOFT_FILES, RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +51,11 @@ class RunData:
         self.prompts = settings.data.prompts or StudentPrompts()
         if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
             self.prompts = replace(self.prompts, definitions=settings.definitions)
-        self.pairs: dict[str, list[Example]] = {}
+        self.pairs: dict[str, RecordList[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
+        self.unlabelled: RecordList[Example] = RecordList()
+        self.soft_labels: SoftLabelSummary | None = None
         self._single_files = {
             name: Path(path).expanduser() for name in SINGLE_FILES if (path := getattr(self.settings, name))
         }
@@ -59,7 +69,9 @@ class RunData:
     @property
     def on_sample(self) -> bool:
         """True if everything that is read belongs to the sample that ships with nlicot."""
-        return self.root.is_sample and not self.settings.prepared and not self._single_files
+        settings = self.settings
+        others = settings.prepared or settings.soft_labels or settings.unlabelled_pairs
+        return self.root.is_sample and not others and not self._single_files
 
     def announce_sample(self) -> None:
         """Print a line if the user named no data of their own."""
@@ -85,6 +97,10 @@ class RunData:
         """Read and build train and dev; `count_tokens` is for a builder that limits a thought's tokens."""
         for split in ("train", "dev"):
             self.read_pairs(split)
+        if self.settings.prepared is None:
+            self._read_soft_labels()
+        elif name := next((each for each in SOFT_FILES if getattr(self.settings, each)), None):
+            raise ConfigError(f"--data.{name}: found it with --data.prepared, expected one of them")
         self.check_apart_from_train("dev")
         for split in ("train", "dev"):
             self.built[split] = self._build(split, count_tokens)
@@ -118,8 +134,13 @@ class RunData:
         optional = split not in LABELLED_SPLITS
         examples = read_examples(self.path(split, "pairs"), self.pair_format, labels_optional=optional)
         limit = self._limit(split)
-        self.pairs[split] = RecordList(examples[:limit], examples.lines[:limit])
-        return self.pairs[split]
+        pairs = RecordList(examples[:limit], examples.lines[:limit])
+        if split != "train":  # of other splits, only true labels count
+            pairs[:] = [
+                each if each.p_entailment is None else replace(each, p_entailment=None) for each in pairs
+            ]
+        self.pairs[split] = pairs
+        return pairs
 
     def read_labelled(self, split: str) -> list[Example]:
         """Read the pairs of a split, all of which must have a label."""
@@ -139,8 +160,27 @@ class RunData:
         if split == "train" or not path.is_file():
             return
         train = self.pairs.get("train") or read_examples(path, self.pair_format, labels_optional=True)
-        sources = {"train": (path, train), split: (self.path(split, "pairs"), self.pairs[split])}
+        learnt = [*train, *self.unlabelled]
+        sources = {"train": (path, learnt), split: (self.path(split, "pairs"), self.pairs[split])}
         check_disjoint(sources, allow=self.settings.allow_overlap)
+
+    def announce_transductive(self, examples: Sequence[Example], *, learner: object) -> None:
+        """Print a line if the learner's unlabelled training pairs contain some of these; or refuse it."""
+        if not self.settings.unlabelled_pairs:
+            return
+        path = Path(self.settings.unlabelled_pairs).expanduser()
+        if not path.is_file():
+            logger.warning("%s: no longer there, so the pairs to predict cannot be compared with it", path)
+            return
+        num = _num_shared(read_examples(path, self.pair_format, labels_optional=True), examples)
+        if num and self.settings.blind_test:
+            raise ConfigError(
+                f"--data.blind_test: found {num} of the pairs to predict in {path}, whose soft labels "
+                f"{learner} has learnt, expected none; use a run that has not"
+            )
+        if num:
+            learnt = f"soft labels of {num} of these {len(examples)} pairs"
+            print(f"TRANSDUCTIVE: {learner} has learnt {learnt} ({path})")
 
     def dev_sample(self, num_pairs: int) -> list[Example]:
         """Return a fixed, seeded sample of the labelled dev pairs, in their order."""
@@ -152,6 +192,52 @@ class RunData:
     def _limit(self, split: str) -> int | None:
         return {"train": self.settings.limit_train, "dev": self.settings.limit_dev}.get(split)
 
+    def _read_soft_labels(self) -> None:
+        """Read the unlabelled pairs, and give these and the training pairs their soft labels."""
+        settings, temperature = self.settings, self.settings.soft_label_temperature
+        pairs = {"train": self.pairs["train"], "unlabelled": RecordList[Example]()}
+        files = []
+        if any(example.p_entailment is not None for example in pairs["train"]):
+            files.append(self.path("train", "pairs"))
+        if settings.unlabelled_pairs:
+            files.append(Path(settings.unlabelled_pairs).expanduser())
+            pairs["unlabelled"] = read_examples(files[-1], self.pair_format, labels_optional=True)
+        given: dict[str, dict[str, float]] = {"train": {}, "unlabelled": {}}
+        if settings.soft_labels:
+            files.append(Path(settings.soft_labels).expanduser())
+            known = {**pairs, "train": self._before_limit("train")}
+            given = join_soft_labels(known, read_soft_labels(files[-1]))
+        train, unlabelled = (with_soft_labels(pairs[name], given[name], temperature) for name in pairs)
+        self.pairs["train"], self.unlabelled = train, as_unlabelled(unlabelled)
+        soft = [each for each in (*train, *self.unlabelled) if each.p_entailment is not None]
+        if soft:
+            self.soft_labels = SoftLabelSummary(
+                files={str(path): sha256_of(path) for path in files},
+                num_pairs=len(soft),
+                num_unlabelled=sum(example.label is None for example in soft),
+                num_in_test=self._num_in_test(soft),
+                temperature=temperature,
+            )
+
+    def _before_limit(self, split: str) -> Sequence[Example]:
+        """Return all pairs of a split, because texts of pairs after its limit would match none."""
+        if self._limit(split) is None:
+            return self.pairs[split]
+        return read_examples(self.path(split, "pairs"), self.pair_format)
+
+    def _num_in_test(self, soft: Sequence[Example]) -> int:
+        """Return the number of pairs that are in the test split, too; refuse them on request."""
+        path = self.path("test", "pairs")
+        if not path.is_file():
+            return 0
+        num = _num_shared(read_examples(path, self.pair_format, labels_optional=True), soft)
+        if num and self.settings.blind_test:
+            raise ConfigError(
+                f"--data.blind_test: found soft labels of {num} pairs of {path}, expected none; leave these "
+                "pairs out of --data.unlabelled_pairs"
+            )
+        return num
+
     def _build(self, split: str, count_tokens: CountTokens | None) -> list[TrainingExample]:
         num_pairs, name = len(self.pairs[split]), type(self.builder).__name__
         if split == "train" and self.settings.prepared is not None:
@@ -159,14 +245,18 @@ class RunData:
             num_pairs = len(built)
         else:
             texts = self._read_texts(split)
+            pairs = [*self.pairs[split], *(self.unlabelled if split == "train" else ())]
+            num_pairs = len(pairs)
             built = self.builder.build(
-                self.pairs[split],
+                pairs,
                 texts.thoughts,
                 texts.reflections,
                 texts.scores,
                 prompts=self.prompts,
                 count_tokens=count_tokens,
             )
+            if split == "train":
+                self._check_use_of_soft_labels(built)
         self.reports[split] = str(build_report(num_pairs, built))
         logger.info("%s: %s: %s", split, name, self.reports[split])
         if not built:
@@ -177,11 +267,23 @@ class RunData:
             )
         return built
 
+    def _check_use_of_soft_labels(self, built: Sequence[TrainingExample]) -> None:
+        """Refuse soft labels, or unlabelled pairs, of which the builder makes no example."""
+        used = {example.id for example in built if example.p_entailment is not None}
+        kind = "soft labels" if self.soft_labels and not used else ""
+        if self.unlabelled and used.isdisjoint(example.id for example in self.unlabelled):
+            kind = "unlabelled pairs"
+        if kind:
+            raise DataError(
+                f"{kind} that the builder {type(self.builder).__name__} makes no example of",
+                "label_only or multitask" + " or label_first" * (kind == "soft labels"),
+                path=self.path("train", "pairs"),
+                remedy="or leave them out; --columns p_entailment= reads no column of soft labels",
+            )
+
     def _read_texts(self, split: str) -> JoinedTexts:
         """Read the texts of a split; a builder that needs no thoughts gets those that exist."""
-        pairs = self.pairs[split]
-        if self._limit(split) is not None:  # thoughts of pairs after the limit match no pair here
-            pairs = read_examples(self.path(split, "pairs"), self.pair_format)
+        pairs = self._before_limit(split)
         files = TextFiles()
         if f"{split}_pairs" not in self._single_files or f"{split}_thoughts" in self._single_files:
             thoughts = self.path(split, "thoughts")
@@ -197,6 +299,12 @@ class RunData:
                 path=self.path(split, "pairs"),
             )
         return read_joined(pairs, files)
+
+
+def _num_shared(examples: Iterable[Example], others: Iterable[Example]) -> int:
+    """Return the number of pairs among the second ones that the first ones contain, by their texts."""
+    texts = {(example.premise, example.hypothesis) for example in examples}
+    return sum((other.premise, other.hypothesis) in texts for other in others)
 
 
 def _content_hash(report: str) -> str:

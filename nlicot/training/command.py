@@ -29,6 +29,7 @@ from nlicot.builders import builder_name
 from nlicot.command_line import worded
 from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, write_json, write_text
 from nlicot.data.pairs import labelled_pairs_shown
+from nlicot.data.soft_labels import SOFT_LABELS
 from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.base_model import base_name, choose
@@ -107,6 +108,8 @@ def fit(command: FitCommand) -> int:
             print(line)
         if start:
             print(f"starting from {origin}")
+        if data.soft_labels:
+            print(f"learning from {data.soft_labels}")
     windows = PairsData(data, resolved().prompt_format)
     if settings.preflight:
         trainer = make_trainer(settings, arguments, logger=False)
@@ -242,6 +245,7 @@ def _summary(resolved: ResolvedModel, data: RunData, origin: Origin | None) -> d
     """Return the part of `fit.json` that is known before training."""
     job = signals.slurm_job()
     known = ({SLURM_JOB: job} if job else {}) | ({STARTED_FROM: asdict(origin)} if origin else {})
+    known |= {SOFT_LABELS: asdict(data.soft_labels)} if data.soft_labels else {}
     return known | {
         "base": resolved.base.name,
         "builder": type(data.builder).__name__,
