@@ -10,7 +10,7 @@ setup(
         "nlicot.model.fast": ["attention.cpp", "decode_step.c"],
         "nlicot.report": ["template/*"],
         "nlicot.teacher": ["prices.yaml", "prompts/*.yaml"],
-        "nlicot.shipped.configs": ["*.yaml", "overlays/*.yaml"],
+        "nlicot.shipped.configs": ["*.yaml", "overlays/*.yaml", "sweeps/*.yaml"],
         "nlicot.shipped.sample": ["*/*"],
     },
 )

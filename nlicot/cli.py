@@ -108,7 +108,7 @@ class Command:
 _split, _datasets = _main_of("nlicot.data.split"), _main_of("nlicot.data.public_sets")
 _prepare = _main_of("nlicot.prepare.command")
 _inspect, _audit = _main_of("nlicot.inspection.command"), _main_of("nlicot.audit.command")
-_report = _main_of("nlicot.report.command")
+_report, _sweep = _main_of("nlicot.report.command"), _main_of("nlicot.sweep.command")
 GROUPS = {
     "data (costs nothing)": [
         Command("split", "make a data root of a CSV of pairs, or of a public set", _split),
@@ -122,7 +122,10 @@ GROUPS = {
         Command("reflect", "a stronger teacher's reflections on the wrong thoughts", _teacher),
         Command("score", "a judge's scores, and rewrites of texts that score low", _teacher),
     ],
-    "training (costs GPU time)": [Command("fit", "train an adapter on a data root", _fit)],
+    "training (costs GPU time)": [
+        Command("fit", "train an adapter on a data root", _fit),
+        Command("sweep", "fits of several experiments and seeds, and a table of them", _sweep),
+    ],
     "evaluation and prediction (costs some GPU time)": [
         Command("validate", "metrics on all dev pairs", _prediction),
         Command("test", "metrics on labelled test pairs", _prediction),

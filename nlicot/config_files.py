@@ -61,8 +61,8 @@ def read_yaml(path: Path, *, label: str, loader: type = yaml.SafeLoader) -> Any:
         raise ConfigError(f"{label}{line}: not valid YAML: {problem}") from None
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, under their present names.
+def read_settings(path: Path, *, flag: str = "--config ") -> dict[str, Any]:
+    """Read a YAML file of settings, under their present names; `flag` is what names it in messages.
 
     A scalar stays text until the type of its setting decides: a run named `5e-4` is a name, a learning rate
     of `5e-4` a number.
@@ -71,19 +71,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not found.exists():
         near = ", ".join(sorted(other.name for other in found.parent.glob("*.yaml")))
         there = f"there: {near}" if near else "there is no YAML file in that folder"
-        raise ConfigError(f"--config {path}: no such file ({there})")
-    content = read_yaml(found, label=f"--config {path}", loader=yaml.BaseLoader)
+        raise ConfigError(f"{flag}{path}: no such file ({there})")
+    content = read_yaml(found, label=f"{flag}{path}", loader=yaml.BaseLoader)
     if content in (None, ""):
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: expected keys with values, such as `root: data`")
-    return renamed(_with_nulls(content))
+        raise ConfigError(f"{flag}{path}: expected keys with values, such as `root: data`")
+    return renamed(with_nulls(content))
 
 
-def _with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
+def with_nulls(settings: dict[str, Any]) -> dict[str, Any]:
     """Turn the text `null` into None, because a type could not distinguish it from a name."""
     return {
-        key: _with_nulls(value) if isinstance(value, dict) else None if value == "null" else value
+        key: with_nulls(value) if isinstance(value, dict) else None if value == "null" else value
         for key, value in settings.items()
     }
 

@@ -67,6 +67,12 @@ class Interrupted(StoppedEarly):
         self.exit_code = 128 + signum
 
 
+class RunsUnfinished(StoppedEarly):
+    """A sweep ended with runs that failed, or for which its time was too short."""
+
+    exit_code = 8
+
+
 class DiskFull(StoppedEarly):
     """A file cannot be written, since its disk is full or has a quota; `way` says how to continue."""
 

@@ -30,7 +30,7 @@ LAYERS = [
     },
     {"model", "run", "teacher", "audit", "report", "inspection"},
     {"prediction"},
-    {"training", "export"},
+    {"training", "export", "sweep"},
     {"cli"},
     {"__main__"},
 ]
@@ -126,6 +126,7 @@ def test_the_records_need_the_standard_library_alone() -> None:
         "nlicot.settings",
         "nlicot.run.config",
         "nlicot.run.data",
+        "nlicot.sweep.command",
     ],
 )
 def test_importing_a_light_module_pulls_in_nothing_heavy(module: str) -> None:

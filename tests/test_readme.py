@@ -92,7 +92,7 @@ def test_the_commands_of_a_document_run_as_written(
     )
     for line in found:
         command = line.partition("  #")[0]
-        if " fit" in command:
+        if " fit" in command or " sweep" in command:
             command = " ".join([command, *CAPS])
         newest = sorted((clone / "checkpoints").glob("*/best.ckpt"), key=lambda path: path.stat().st_mtime)
         if newest:

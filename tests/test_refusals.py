@@ -92,6 +92,10 @@ def soft(content: str, line: str, *, flags: str = "", builder: str = "label_only
     return Case(command, line, {"s.jsonl": content, "pool.csv": "premise,hypothesis\nP,H\n"})
 
 
+def sweep(content: str, line: str, flags: str = "") -> Case:
+    return Case(f"sweep s.yaml --root data --model.base bundled {flags}", line, {"s.yaml": content})
+
+
 LORA = (
     '{"peft_type": "LORA", "r": 32, "lora_alpha": 64, "init_lora_weights": true, '
     '"target_modules": ["v_proj", "q_proj", "k_proj", "o_proj"], "base_model_name_or_path": "some/base"}'
@@ -209,7 +213,7 @@ CASES = [
     *(
         Case(f"{command} stray", "found 'stray', expected flags such as --config FILE; see python -m nlicot")
         for command in COMMANDS
-        if command not in ("split", "report", "export")
+        if command not in ("split", "report", "export", "sweep")
     ),
     *(
         Case(f"{command} --{switch} maybe", f"--{switch}: found 'maybe', expected true, false or no value")
@@ -775,6 +779,74 @@ CASES = [
         "premise,hypothesis,label\nA,B,1\n", "p.csv:2: found the texts 'A' and 'B', expected those of anot"
     ),
     others("id,label,probability\na,1,0.2\n", "p.csv: found the true labels in the column label, expected"),
+    # sweep
+    Case("sweep", "sweep: found no file, expected sweep FILE.yaml"),
+    Case("sweep none.yaml", "none.yaml: no such file (there is no YAML file in that folder)"),
+    Case("sweep s.yaml stray", "found 'stray', expected flags such as --config FILE", {"s.yaml": ""}),
+    sweep("", "s.yaml: experiments: expected a list such as `- name: labels`, each with settings"),
+    sweep("experiments: [labels]", "s.yaml: experiments: expected a list such as `- name: labels`, each"),
+    sweep("{name: a, experiments: [{name: a}]}", "s.yaml: name: found it outside of the experiments"),
+    sweep("experiments: [{seeds: 1}]", "s.yaml: experiment 1: found no name, expected one such as `name: l"),
+    sweep("experiments: [{name: a}, {name: a}]", "s.yaml: found two experiments named a, expected differe"),
+    sweep("experiments: [{name: a/b}]", "s.yaml: a/b: --run a/b-0: expected the name of a folder, without"),
+    sweep("experiments: [{name: a, seeds: x}]", "s.yaml: a: seeds: found 'x', expected a whole number from"),
+    sweep("experiments: [{name: a, seeds: []}]", "s.yaml: a: seeds: found none, expected at least one"),
+    sweep("experiments: [{name: a, seeds: [1, 1]}]", "s.yaml: a: seeds: found 1 twice, expected different"),
+    sweep("experiments: [{name: a}]", "--seeds: found '-1', expected a whole number from 0", "--seeds=-1"),
+    sweep("experiments: [{name: a, config: {b: c}}]", "s.yaml: a: config: expected a file of settings, or"),
+    sweep("experiments: [{name: a, config: b.yaml}]", "s.yaml: a: --config b.yaml: no such file (there: s"),
+    sweep("experiments: [{name: a, run: b}]", "s.yaml: a: run cannot be set for a sweep; it is the exper"),
+    sweep("{seed_everything: 1, experiments: [{name: a}]}", "seed_everything cannot be set for a sweep; g"),
+    sweep(
+        "experiments: [{name: a}]", "a: resume cannot be set for a sweep; a sw", "--resume checkpoints/one"
+    ),
+    sweep("experiments: [{name: a, modle: {base: b}}]", "s.yaml: a: --modle.base: unknown setting; did you"),
+    sweep("experiments: [{name: a, model.lora.r: 0}]", "s.yaml: a: --model.lora.r: found 0, expected a who"),
+    sweep(
+        "experiments: [{name: a}]", "a: --modle.base: unknown setting; did you mean --mo", "--modle.base x"
+    ),
+    sweep("experiments: [{name: a}]", "--only: found 'b', expected experiments; available: a", "--only b"),
+    sweep("experiments: [{name: a}]", "--minutes: found 0, expected a number above 0", "--minutes 0"),
+    sweep("experiments: [{name: a}]", "p/x: p is a file, expected a folder", "--out p/x")._replace(
+        files={"s.yaml": "experiments: [{name: a, data.builder: label_only}]", "p": ""}
+    ),
+    sweep("experiments: [{name: a, from: a}]", "s.yaml: a: from: found a, expected an experiment above it;"),
+    sweep("experiments: [{name: a, from: b}]", "a: from: found 'b', no file and no experiment above it; the"),
+    sweep("experiments: [{name: ab}, {name: c, from: abc}]", "no experiment above it; did you mean ab?"),
+    sweep(
+        "experiments: [{name: a, seeds: [1, 2]}, {name: b, from: a, seeds: [2, 3]}]",
+        "s.yaml: b: from: found the seed 3, expected one of a: 1, 2",
+    ),
+    sweep(
+        "experiments: [{name: a}, {name: b, from: a, model.lora: {r: 8}}]",
+        "s.yaml: b: --from a is an adapter of another shape; --model.lora.r: found 8, expected 32 (give",
+    ),
+    Case(
+        "sweep s.yaml --root data",
+        "s.yaml: b: --from a: --model.base: found other, expected bundled, its base; give both the sa",
+        {"s.yaml": "experiments: [{name: a, model.base: bundled}, {name: b, from: a, model.base: other}]"},
+    ),
+    sweep(
+        "experiments: [{name: a, data.builder: label_only}, {name: b, data.train_pairs: none.csv}]",
+        "s.yaml: b: none.csv: no such file (",
+    ),
+    sweep(
+        "experiments: [{name: a, data.builder: label_only}, {name: b, config: b.yaml}]",
+        "s.yaml: b: found dev pairs (1 pairs, content ",
+    )._replace(
+        files={
+            "s.yaml": "data.builder: label_only\nexperiments: [{name: a}, {name: b, data.limit_dev: 1}]",
+        }
+    ),
+    sweep(
+        "experiments: [{name: a, data.builder: label_only}]",
+        "s.yaml: a: checkpoints/s/a-0: found no config.yaml, expected the folder of a run; move it away",
+    )._replace(
+        files={
+            "s.yaml": "experiments: [{name: a, data.builder: label_only}]",
+            "checkpoints/s/a-0/mine.txt": "",
+        }
+    ),
     # export
     Case("export", "export: found no run, expected export RUN --format peft|merged|gguf|gguf-adapter"),
     Case("export --format peft", "export: found no run, expected export RUN --format peft|merged|"),

@@ -7,15 +7,13 @@ only (Poliak et al. 2018), and one that reads the words of both texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from nlicot.data.pairs import read_examples
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.linear_baseline import pair_words, probabilities
-from nlicot.evaluation.metrics import entails
 from nlicot.records import LABELS, Example
-from nlicot.report.read_runs import Answer, Run
+from nlicot.report.read_runs import Run, answering
 from nlicot.run.config import fitted_settings
 from nlicot.run.data import RunData
 
@@ -39,11 +37,11 @@ def baselines(run: Run, train_path: Path | None) -> list[Run]:
         raise DataError("no texts", "premise and hypothesis of each pair", path=run.predictions_path)
     train = _labelled(run, train_path)
     labels = [int(example.label or 0) for example in train]
-    found = [_answering(MAJORITY, run, [sum(labels) / len(labels)] * len(pairs))]
+    found = [answering(MAJORITY, run, [sum(labels) / len(labels)] * len(pairs))]
     for name, text_of in TEXTS_READ.items():
         train_texts = [text_of(example.premise, example.hypothesis) for example in train]
         p = probabilities(train_texts, labels, [text_of(*pair) for pair in pairs])
-        found.append(_answering(name, run, p.tolist()))
+        found.append(answering(name, run, p.tolist()))
     return found
 
 
@@ -67,11 +65,3 @@ def _labelled(run: Run, train_path: Path | None) -> list[Example]:
     if {example.label for example in labelled} != set(LABELS):
         raise DataError("pairs of one label or none", "pairs of both", path=train_path)
     return labelled
-
-
-def _answering(name: str, run: Run, p_entailment: Sequence[float]) -> Run:
-    answers: list[Answer] = [
-        replace(answer, predicted_label=int(entails(p)), p_entailment=p, thought_process=None, status=None)
-        for answer, p in zip(run.answers, p_entailment, strict=True)
-    ]
-    return Run(name=name, split=run.split, predictions_path=None, folder=None, config={}, answers=answers)

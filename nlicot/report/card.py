@@ -22,6 +22,7 @@ from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
 from nlicot.report.read_runs import Run, interpreting, section
 from nlicot.report.tables import rendered, with_interval
+from nlicot.run.folder import NUM_STEPS
 from nlicot.text_tables import escaped, printable
 
 LICENSES = {BUNDLED_HUB_NAME: "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
@@ -116,8 +117,8 @@ def _recorded(run: Run, folder: Path) -> dict[str, Any]:
     training = []
     with interpreting(folder / "fit.json"):
         fitted = run.read_json("fit.json")
-        if "optimizer_steps" in fitted:
-            training.append(("optimizer steps", fitted["optimizer_steps"]))
+        if NUM_STEPS in fitted:
+            training.append(("optimizer steps", fitted[NUM_STEPS]))
         if "best_step" in fitted and fitted.get("best") is not None:
             best = f"{fitted.get('monitor') or 'best'} {fitted['best']:.3f}"
             training.append(("checkpoint", f"step {fitted['best_step']}, {best}"))

@@ -106,8 +106,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         SeedGroup(
             names=[run.name for run in members],
             builder=members[0].builder,
-            accuracy=_spread([run.metrics.accuracy.value for run in members]),
-            macro_f1=_spread([run.metrics.macro_f1.value for run in members]),
+            accuracy=spread([run.metrics.accuracy.value for run in members]),
+            macro_f1=spread([run.metrics.macro_f1.value for run in members]),
         )
         for members in by_recipe.values()
     ]
@@ -115,7 +115,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(split=split, runs=runs, groups=groups, tests=_tests(runs))
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise one figure of several seeds."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.mean(values), sd=sd, lowest=min(values), highest=max(values))
 

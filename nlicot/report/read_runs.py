@@ -16,7 +16,7 @@ from nlicot.config_files import read_yaml, renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
-from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics
+from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics, entails
 from nlicot.run.starting_adapter import Origin
 
 if TYPE_CHECKING:
@@ -130,6 +130,15 @@ class Run:
         """Read a JSON file of the run's folder; empty if there is none."""
         path = self.folder and self.folder / name
         return read_json(path) if path and path.is_file() else {}
+
+
+def answering(name: str, run: Run, p_entailment: Sequence[float]) -> Run:
+    """Return other answers to a run's pairs: the labels of these probabilities, without thoughts."""
+    answers = [
+        replace(answer, predicted_label=int(entails(p)), p_entailment=p, thought_process=None, status=None)
+        for answer, p in zip(run.answers, p_entailment, strict=True)
+    ]
+    return Run(name=name, split=run.split, predictions_path=None, folder=None, config={}, answers=answers)
 
 
 def section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ CHANGED_BY_A_RESUME = (
     *("trainer.max_time", "early_stopping.patience", "early_stopping.min_delta", "early_stopping.verbose"),
     *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.log_every_n_steps"),
     *("checkpoint.every_n_steps", "generated_metrics.every_n_epochs", "generated_metrics.num_texts"),
-    *("trainer.enable_progress_bar", "preflight", "final_evaluation"),
+    *("trainer.enable_progress_bar", "final_evaluation"),
     # The machine: memory and speed.
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes"),
     *("data.micro_batch_tokens", "model.gradient_checkpointing", "model.compile_kernels"),
@@ -90,6 +90,30 @@ class FitCommand:
     yaml: str
     changes: Sequence[str]  # what a resume changes: a setting's name, the run's value and the new one
     start: StartingAdapter | None  # None, too, if a resume has weights of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeChanges:
+    """The settings that differ from those of a run, with both values: those for a resume, and others."""
+
+    allowed: Sequence[str] = ()
+    refused: Sequence[str] = ()
+
+    @classmethod
+    def between(cls, earlier: Namespace, found: Namespace) -> ResumeChanges:
+        """Compare parsed settings."""
+        old, new = (vars(each.as_flat()) for each in (earlier, found))
+        allowed, refused = [], []
+        for name in {**old, **new}:
+            values = old.get(name), new.get(name)
+            if name in ("resume", "preflight") or values[0] == values[1]:
+                continue
+            before, after = ("null" if value is None else str(value) for value in values)
+            if name in CHANGED_BY_A_RESUME:
+                allowed.append(f"--{name}: {before} -> {after}")
+            else:
+                refused.append(f"--{name}: found {after}, expected {before}")
+        return cls(allowed=allowed, refused=refused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +147,11 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         )
     _check_monitors(settings)
     _check_builder(settings)
-    changes = _changes(parser.parse([], **base), found) if resumed else {}
-    refused = [
-        f"--{name}: found {new}, expected {old}"
-        for name, (old, new) in changes.items()
-        if name not in CHANGED_BY_A_RESUME
-    ]
-    if refused:
+    changes = ResumeChanges.between(parser.parse([], **base), found) if resumed else ResumeChanges()
+    if changes.refused:
         raise ConfigError(
-            f"--resume {settings.resume} continues the run with its own settings; {'; '.join(refused)} "
-            "(leave these out, or start a new run)"
+            f"--resume {settings.resume} continues the run with its own settings; "
+            f"{'; '.join(changes.refused)} (leave these out, or start a new run)"
         )
     if not settings.resume and not settings.preflight:
         root = Path(settings.checkpoints_root).expanduser()
@@ -146,8 +165,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
     recorded = found.clone()
     recorded["resume"], recorded["preflight"] = None, False
     yaml = parser.dump(recorded, skip_unset=False)
-    lines = [f"--{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "preflight"]
-    return FitCommand(settings=settings, values=found, yaml=yaml, changes=lines, start=start)
+    return FitCommand(settings=settings, values=found, yaml=yaml, changes=changes.allowed, start=start)
 
 
 def _has_weights(resumed: str | None) -> bool:
@@ -209,16 +227,9 @@ def _check_monitors(settings: FitSettings) -> None:
             raise ConfigError(f"{found}, which --generated_metrics.every_n_epochs 0 turns off")
 
 
-def _changes(earlier: Namespace, found: Namespace) -> dict[str, tuple[str, str]]:
-    """Return the earlier and the new value of each setting that differs, as text."""
-    old, new = (vars(each.as_flat()) for each in (earlier, found))
-    names = [name for name in {**old, **new} if name != "resume" and old.get(name) != new.get(name)]
-
-    def shown(values: dict[str, Any], name: str) -> str:
-        value = values.get(name)
-        return "null" if value is None else str(value)
-
-    return {name: (shown(old, name), shown(new, name)) for name in names}
+def changes_to(folder: Path, values: Namespace) -> ResumeChanges:
+    """Compare the values of a `FitCommand` with those that a run was fitted with."""
+    return ResumeChanges.between(_parser("fit", FitSettings).parse([], **_run_settings(folder)), values)
 
 
 def fitted_settings(folder: Path) -> FitSettings:

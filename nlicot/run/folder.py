@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 METADATA_KEY = "nlicot"
+NUM_STEPS = "optimizer_steps"
+"""Key in `fit.json`: the number of steps, once training has ended."""
 SLURM_JOB = "slurm_job"
 """Key in `fit.json`: the job that started the run."""
 EVENTS = "events."

@@ -53,6 +53,7 @@ from nlicot.run.folder import (
     FIT_SUMMARY,
     LAST,
     METRICS,
+    NUM_STEPS,
     PEFT_FOLDER,
     SLURM_JOB,
     CheckpointMetadata,
@@ -154,7 +155,9 @@ def _train(
         clear_scratch(folder)
         comment = f"# started from {origin}\n" if origin else ""
         write_text(folder / CONFIG, comment + command.yaml, overwrite=True)
-        write_json(folder / FIT_SUMMARY, {**read_summary(folder), **summary})
+        before = read_summary(folder)
+        before.pop(NUM_STEPS, None)  # training goes on
+        write_json(folder / FIT_SUMMARY, {**before, **summary})
         print(*command.changes, sep="\n", end="\n" * bool(command.changes))
         if not (folder / LAST).is_file():
             for earlier in folder.glob(f"{EVENTS}*"):
@@ -196,7 +199,7 @@ def _train(
             "--trainer.max_steps or --early_stopping.patience to continue it"
         )
     summary |= {
-        "optimizer_steps": trainer.global_step,
+        NUM_STEPS: trainer.global_step,
         "epochs": trainer.current_epoch,
         "monitor": settings.checkpoint.monitor,
         "best": checkpoints.best,

@@ -1,0 +1,1 @@
+"""The command `sweep`: fits of several experiments and seeds, one after another, and a table of them."""
