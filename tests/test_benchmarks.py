@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nlicot.cli import main
+from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[1]
 
@@ -123,6 +127,64 @@ def test_growth_has_figures_of_every_command_and_keeps_those_of_earlier_calls(tm
     assert rows["predict"]["predicted"] == [700]
     assert all(rows[name]["peak_mb"][0] > 50 for name in ("audit", "report", "predict"))
     assert 0 < rows["fit"]["again_step_s"][0] < rows["fit"]["again_start_s"][0]
+
+
+def test_every_lever_of_accuracy_can_be_fitted(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    import accuracy  # type: ignore[import-not-found]
+
+    work = accuracy.Work(tmp_path, None, ())
+    work.make_root(real_data / "comp34812")
+    accuracy.write_smoothing(work)
+    # Files that fits of this benchmark would predict.
+    thoughts = Path("data/original_thoughts/train.jsonl").read_text(encoding="utf-8").splitlines()
+    right = next(line for line in thoughts if json.loads(line)["correct"])
+    for path, text in {
+        "soft/train.jsonl": Path("soft/smoothing.jsonl").read_text(encoding="utf-8"),
+        "soft/test.jsonl": json.dumps({"id": "0", "premise": "A.", "hypothesis": "B.", "p_entailment": 0.3}),
+        "own/train.jsonl": right,
+        "own/reflections.jsonl": "",
+    }.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    assert main(["sweep", str(accuracy.FILE), "--dry_run", "--seeds=0"]) == 0
+    examples = dict(re.findall(r"^([\w-]+): (\d+) examples", capsys.readouterr().out, re.MULTILINE))
+    assert (examples["labels"], examples["labels-soft-unlabelled"]) == ("5237", "5238")
+    assert (examples["label-first-15-words"], examples["multitask"]) == ("1200", "6437")
+    assert examples.keys() >= {reading.experiment for reading in accuracy.READINGS}
+    assert examples.keys() >= accuracy.PREPARED.keys()
+
+
+@pytest.mark.slow
+def test_accuracy_has_a_line_for_each_lever_and_continues(real_data: Path, tmp_path: Path) -> None:
+    base, out = write_small_model(tmp_path / "base"), tmp_path / "accuracy.json"
+    command = [sys.executable, "benchmarks/accuracy.py", f"--work={tmp_path / 'work'}"]
+    short = [
+        "--data.limit_train=16",
+        "--data.limit_dev=20",
+        "--data.effective_batch=4",
+        "--trainer.max_steps=2",
+    ]
+    short += [f"--model.base={base}", "--trainer.enable_progress_bar=false"]
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"NLICOT_REAL_DATA": str(real_data)}
+        return subprocess.run(
+            [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    stopped = run("--only", "labels-rank-16", "--minutes=0.02", *short)
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (8, "no fit is finished")
+    done = run("--only", "labels-rank-16", *short)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run("--table", f"--json={out}").returncode == 0
+    levers = json.loads(out.read_text(encoding="utf-8"))["levers"]
+    assert [lever["name"] for lever in levers] == ["labels", "labels-rank-16", "labels, 2 averaged"]
+    assert levers[1]["change"] == "model.lora.r=16 model.lora.alpha=32"
+    assert levers[1]["runs"][:2] == ["labels-rank-16-0", "labels-rank-16-1"]
 
 
 @pytest.mark.chaos
