@@ -29,8 +29,8 @@ test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real k
 chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; an hour or more
 	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest -m chaos
 
-chaos-short: $(VENV)/installed-dev ## the same with 2 kills, without the tests that take minutes each
-	$(BIN)/python -m pytest -m "chaos and not long"
+chaos-short: $(VENV)/installed-dev ## the same with one kill of each command, fewer places of damage and signals
+	NLICOT_CHAOS_KILLS=1 NLICOT_CHAOS_PLACES=1 $(BIN)/python -m pytest -m "chaos and not long"
 
 test-gpu: $(VENV)/installed-dev ## tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

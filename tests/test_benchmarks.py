@@ -188,6 +188,7 @@ def test_accuracy_has_a_line_for_each_lever_and_continues(real_data: Path, tmp_p
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 def test_long_runs_do_not_grow(tmp_path: Path) -> None:
     out = tmp_path / "endurance.json"
     command = [sys.executable, "benchmarks/endurance.py", "--pairs=4000", "--steps=150", f"--json={out}"]

@@ -153,7 +153,7 @@ def test_teacher_on_a_full_disk(command: str, num_free: int, disk: SmallDisk) ->
         assert max(server.counts.values()) <= 2  # what was in flight when the disk was full
 
 
-@pytest.mark.parametrize("num_free", [0, 30_000])
+@pytest.mark.parametrize("num_free", [0, pytest.param(30_000, marks=pytest.mark.long)])
 def test_fit_and_predict_on_a_full_disk(num_free: int, disk: SmallDisk, tmp_path: Path) -> None:
     base, run = write_small_model(tmp_path / "base"), disk.folder / "run"
     fit = [*("fit", *FIT, "--trainer.max_epochs=1"), f"--checkpoints_root={disk.folder}"]

@@ -26,6 +26,11 @@ from tests.teacher.fake_server import FakeServer
 pytestmark = pytest.mark.chaos
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+ONE_FIRST = [
+    signal.SIGTERM,
+    pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+]
 STEPS_PER_EPOCH, NUM_STEPS = 10, 20
 
 
@@ -91,7 +96,7 @@ def _same_adapters(*runs: Path) -> bool:
     return all(other == first for other in others)
 
 
-@pytest.mark.parametrize("signum", CODES)
+@pytest.mark.parametrize("signum", ONE_FIRST)
 def test_fit_saves_the_step_at_which_it_stops(
     signum: signal.Signals, small_model: Path, whole_run: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +140,7 @@ def test_final_evaluation_is_stopped_too(small_model: Path, tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("signum", CODES)
+@pytest.mark.parametrize("signum", ONE_FIRST)
 @pytest.mark.parametrize("command", ["predict", "validate"])
 def test_predictions_are_kept(command: str, signum: signal.Signals, whole_run: Path, tmp_path: Path) -> None:
     args = [command, "--ckpt_path", whole_run / "best.ckpt", "--output", tmp_path / "predictions"]
@@ -190,7 +195,7 @@ def test_slurm_starts_a_job_again_and_the_same_command_continues(
     assert _same_adapters(whole_run, run)
 
 
-@pytest.mark.parametrize("command", ["predict", "validate"])
+@pytest.mark.parametrize("command", ["predict", pytest.param("validate", marks=pytest.mark.long)])
 def test_slurm_continues_predictions(
     command: str, slurm: dict[str, str], whole_run: Path, tmp_path: Path
 ) -> None:
