@@ -90,7 +90,7 @@ class DiskFull(StoppedEarly):
         super().__init__(f"{path}: cannot be written ({reason}); {kept}, free some disk space and {way}")
 
 
-class TeacherRefused(StoppedEarly):
+class ServerRefused(StoppedEarly):
     """The server rejects all requests: key, payment, permission or an unknown model."""
 
     exit_code = 3

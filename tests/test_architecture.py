@@ -27,6 +27,7 @@ LAYERS = [
         "builders",
         "prepare",
         "settings",
+        "servers",
     },
     {"model", "run", "teacher", "audit", "report", "inspection"},
     {"prediction"},

@@ -5,21 +5,16 @@ A backend sends each request once; `engine.scheduler` retries, as the class of t
 
 import dataclasses
 import hashlib
-import ipaddress
 import json
-import os
 import pkgutil
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
-from urllib.parse import urlsplit
 
 from nlicot.errors import ConfigError
 from nlicot.records import Usage
-
-_ADDRESS = re.compile(r"https?://[^\s/:]+\S*|https?://\[[^\s/]+\]\S*", re.I)
+from nlicot.servers.address import bare_address, checked_address, key_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,40 +119,6 @@ class Reply:
         return cls(**fields | {"usage": fields["usage"] and Usage(**fields["usage"])})
 
 
-@dataclass(eq=False)
-class Fault(Exception):
-    """A request without a usable reply."""
-
-    kind: str  # one word for counting, such as `timeout`, `http_503`, `connection`
-    message: str
-    retry_after_s: float | None = None  # the pause that the server asked for
-    possibly_paid: bool = False  # the server may have charged for it
-    raw: str = ""  # the body, if any
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
-
-
-class Transient(Fault):
-    """Sent again after growing pauses: timeouts, dropped connections, 408, 5xx."""
-
-
-class RateLimited(Transient):
-    """429: the same, and all requests wait."""
-
-
-class BrokenEnvelope(Fault):
-    """A paid 200 whose body contains no answer, not even one that can be salvaged; sent again twice."""
-
-
-class Rejected(Fault):
-    """400, 413, 422, or content that a filter refuses: this request will never be accepted."""
-
-
-class Refused(Fault):
-    """401, 402, 403, an unknown model: no request will be accepted."""
-
-
 class Backend(Protocol):
     """A way to reach models. `name` and `server` are part of every request's key."""
 
@@ -172,11 +133,6 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Close connections."""
-
-
-def bare_address(server_url: str) -> str:
-    """Strip `/v1` from a server's address."""
-    return server_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def writable(text: str) -> str:
@@ -238,24 +194,7 @@ def endpoint(backend: str, server_url: str | None) -> Endpoint:
     if server is None:
         expected = "expected the server's address, for example http://localhost:8000"
         raise ConfigError(f"--backend {backend}: found no --server_url, {expected}")
-    return Endpoint(name=backend, server=bare_address(_checked_address(server)))
-
-
-def _checked_address(server: str) -> str:
-    """Refuse what is not a server's address; what may be a password is not shown."""
-    if "@" in server:
-        found, remedy = "a user name or password", "a key is read from the environment or from .env"
-        raise ConfigError(f"--server_url: found {found} in the address, expected none: {remedy}")
-    if "?" in server or "#" in server:
-        raise ConfigError("--server_url: found a query in the address, expected it to end before ? or #")
-    problem = "" if not server or _ADDRESS.fullmatch(server) else "expected http:// or https:// and a host"
-    try:
-        _ = urlsplit(server).port
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise ConfigError(f"--server_url: found {server!r}, {problem}, for example http://localhost:8000")
-    return server
+    return Endpoint(name=backend, server=bare_address(checked_address(server)))
 
 
 def connect(
@@ -276,41 +215,16 @@ def find_key(backend: str, server_url: str | None = None, send_key: bool | None 
     this machine; True sends a key anywhere, False nowhere.
     """
     entry, server = BACKENDS[backend], endpoint(backend, server_url).server
-    api_key = _read_key(entry.key_variable) if entry.key_variable and send_key is not False else ""
-    if api_key and not (api_key.isascii() and api_key.isprintable() and len(api_key.split()) == 1):
-        raise ConfigError(f"{entry.key_variable}: found a blank or a character that a key cannot have")
-    if api_key and send_key is None:
-        _check_receiver(entry, server)
+    api_key = ""
+    if entry.key_variable:
+        own_server = entry.default_server or ""
+        api_key = key_for(server, entry.key_variable, send_key=send_key, own_server=own_server)
     if entry.key_page and not api_key and send_key is not False:
         raise ConfigError(
             f"--backend {backend}: found no {entry.key_variable} in the environment or in .env, expected the "
             f"key from {entry.key_page} (without one: --backend openai --server_url ..., or --backend local)"
         )
     return api_key
-
-
-def _check_receiver(entry: BackendEntry, server: str) -> None:
-    """Refuse to send a key to a server that it may not be meant for, or where others can read it."""
-    host, own = urlsplit(server).hostname or "", urlsplit(entry.default_server or "").hostname
-    problem = ""
-    if own and host != own and not host.endswith(own[own.index(".") :]):
-        problem = f"to a server other than {own}"
-    elif urlsplit(server).scheme.casefold() != "https" and not _is_this_machine(host):
-        problem = "unencrypted, so that others can read it"
-    if problem:
-        raise ConfigError(
-            f"--server_url {server}: the key in {entry.key_variable} would be sent {problem}; "
-            "to send it, add --send_key true; to send none, --send_key false"
-        )
-
-
-def _is_this_machine(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
@@ -320,15 +234,3 @@ def check_fields(backend: str, fields: Mapping[str, Any]) -> None:
         own = "its settings are --temperature, --top_p, --max_tokens and --seed"
         raise ConfigError(f"--request_field: --backend {backend} sends nothing to a server; {own}")
     check(fields)
-
-
-def _read_key(variable: str) -> str:
-    """Return a key from the environment, else from `.env` in the working folder, else ""."""
-    key, path = os.environ.get(variable, "").strip(), Path(".env")
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if not key and path.is_file() else ()
-    ):
-        name, _, value = line.strip().removeprefix("export ").partition("=")
-        if name.strip() == variable and value.strip():
-            return value.strip().strip("\"'")
-    return key

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nlicot.errors import ModelError
 from nlicot.records import Usage
-from nlicot.teacher.backends.base import Connection, Refused, Reply, Request
+from nlicot.servers.faults import Refused
+from nlicot.teacher.backends.base import Connection, Reply, Request
 
 if TYPE_CHECKING:
     from nlicot.prediction.decoding import Decoder

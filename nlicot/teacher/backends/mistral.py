@@ -31,8 +31,21 @@ from pydantic import ValidationError
 from nlicot.data.atomic_write import write_json
 from nlicot.data.rows import shown
 from nlicot.errors import ConfigError, DataError
-from nlicot.teacher.backends import base, openai
-from nlicot.teacher.backends.base import Connection, Fault, Reply, Request, Transient
+from nlicot.servers.faults import (
+    Fault,
+    RateLimited,
+    Refused,
+    Rejected,
+    Transient,
+    fault_in,
+    fault_of,
+    parsed,
+    status_of_error,
+    text_of,
+)
+from nlicot.servers.openai_server import CONNECT_TIMEOUT_S
+from nlicot.teacher.backends import openai
+from nlicot.teacher.backends.base import Connection, Reply, Request
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RetryPolicy
 
 T = TypeVar("T")
@@ -61,8 +74,8 @@ class MistralBackend(openai.OpenAIBackend):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(connection.timeout_s, connect=openai.CONNECT_TIMEOUT_S),
-            transport=self._pool,
+            timeout=httpx2.Timeout(connection.timeout_s, connect=CONNECT_TIMEOUT_S),
+            transport=self._server.pool,
             event_hooks={"response": [_keep]},
             trust_env=False,
         )
@@ -118,10 +131,10 @@ class Job:
 
 
 def _json(response: httpx2.Response) -> dict[str, Any]:
-    text = openai.text_of(response)
-    found = openai.parsed(text)
-    if (status := openai.status_of_error(found)) is not None:
-        raise openai.fault_of(status, response.headers, text)
+    text = text_of(response)
+    found = parsed(text)
+    if (status := status_of_error(found)) is not None:
+        raise fault_of(status, response.headers, text)
     if not isinstance(found, dict):
         raise Transient("broken_envelope", "found no JSON object about a batch", raw=text)
     return found
@@ -151,12 +164,12 @@ class BatchAnswer(NamedTuple):
     @property
     def is_fault(self) -> bool:
         """Return whether it is an error, in a 200 or not."""
-        return self.status != 200 or openai.status_of_error(openai.parsed(self.body)) is not None
+        return self.status != 200 or status_of_error(parsed(self.body)) is not None
 
     def reply(self, latency_s: float) -> Reply:
         """Return the reply; raises a `Fault` if it is an error or has no text."""
         if self.status != 200:
-            raise openai.fault_of(self.status, {}, self.body)
+            raise fault_of(self.status, {}, self.body)
         return openai.reply_of(self.body, {}, latency_s)
 
 
@@ -181,7 +194,7 @@ def _answer(line: Mapping[str, Any]) -> BatchAnswer:
     if body is None:
         body = {"error": line.get("error")}
         if status in (200, NO_STATUS):
-            status = openai.status_of_error(body, status) or status
+            status = status_of_error(body, status) or status
     return BatchAnswer(
         status=status if isinstance(status, int) else NO_STATUS,
         body=body if isinstance(body, str) else json.dumps(body),
@@ -367,9 +380,9 @@ class MistralBatchBackend(MistralBackend):
             batch.intended_at = time.time()
             self._ledger.save(batch)
             try:
-                job = await self._retry(self._create_job, file_id, model, batch.metadata, on=base.RateLimited)
+                job = await self._retry(self._create_job, file_id, model, batch.metadata, on=RateLimited)
             except Fault as fault:
-                if isinstance(fault, Transient) and not isinstance(fault, base.RateLimited):
+                if isinstance(fault, Transient) and not isinstance(fault, RateLimited):
                     # It may exist. It is looked up when its requests are sent again, so nothing is lost.
                     raise Transient(fault.kind, fault.message, raw=fault.raw) from fault
                 self._ledger.forget(batch)
@@ -424,7 +437,7 @@ class MistralBatchBackend(MistralBackend):
                     f"workspace's key (or move {self._ledger.path(batch)} away to send its "
                     f"{len(batch.open_keys)} open requests again, and pay for them again)"
                 )
-                raise base.Refused("unknown_batch_job", message)
+                raise Refused("unknown_batch_job", message)
             if job.status in OVER:
                 logger.info("batch job %s: %s, %d answers", job_id, job.status, job.num_succeeded)
                 return job
@@ -492,13 +505,13 @@ class MistralBatchBackend(MistralBackend):
     async def _download(self, file_id: str) -> str:
         """Return a file's text; "" if the server does not have it any more."""
         response = await self._call(self._sdk.files.download_async(file_id=file_id), or_missing=True)
-        return "" if response.status_code == 404 else openai.text_of(response)
+        return "" if response.status_code == 404 else text_of(response)
 
     async def _call(self, call: Awaitable[Any], *, or_missing: bool = False) -> httpx2.Response:
-        response = await self._response(self._response_to(call))
+        response = await self._server.response(self._response_to(call))
         if response.is_success or (or_missing and response.status_code == 404):
             return response
-        raise openai.fault_in(response)
+        raise fault_in(response)
 
 
 def _unanswered(job: Job, some_are_lost: bool) -> Fault:
@@ -506,5 +519,5 @@ def _unanswered(job: Job, some_are_lost: bool) -> Fault:
     message = f"batch job {job.id} ended as {job.status} without an answer"
     message += f": {job.errors}" if job.errors else ""
     # By its content, or by the user: a new job does not help.
-    fault = base.Rejected if job.status in ("FAILED", "CANCELLED") else Transient
+    fault = Rejected if job.status in ("FAILED", "CANCELLED") else Transient
     return fault(f"batch_{job.status.lower()}", message, possibly_paid=some_are_lost)

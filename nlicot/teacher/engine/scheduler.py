@@ -20,10 +20,10 @@ from pathlib import Path
 
 from nlicot import signals
 from nlicot.data.rows import Row
-from nlicot.errors import BudgetReached, Interrupted, NoAnswers, StoppedEarly, TeacherRefused
+from nlicot.errors import BudgetReached, Interrupted, NoAnswers, ServerRefused, StoppedEarly
 from nlicot.records import Failure, to_json_dict
-from nlicot.teacher.backends import base
-from nlicot.teacher.backends.base import BACKENDS, Backend, Fault, Reply, Request, writable
+from nlicot.servers.faults import BrokenEnvelope, Fault, RateLimited, Refused, Rejected, Transient
+from nlicot.teacher.backends.base import BACKENDS, Backend, Reply, Request, writable
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
@@ -311,7 +311,7 @@ class Scheduler:
             id=task.pair, stage=self._stage, kind=fault.kind, message=text, attempts=attempts, raw=raw
         )
         self._count(False, None)
-        self.stop(self._rule.note_unanswered(task.key, failure, is_rejected=isinstance(fault, base.Rejected)))
+        self.stop(self._rule.note_unanswered(task.key, failure, is_rejected=isinstance(fault, Rejected)))
 
     def _count(self, ok: bool, correct: bool | None) -> None:
         self.tally.count(ok, correct)
@@ -337,21 +337,21 @@ class Scheduler:
             pause_s = 0.0
             try:
                 reply = await self._send(request, pair)
-            except base.RateLimited as fault:
+            except RateLimited as fault:
                 self._slow_down(fault)
                 last: Fault = fault
-            except base.Transient as fault:
+            except Transient as fault:
                 last, pause_s = fault, policy.pause_s(attempt, fault.retry_after_s, self._jitter)
-            except base.BrokenEnvelope as fault:
+            except BrokenEnvelope as fault:
                 last, num_broken = fault, num_broken + 1
                 if num_broken == policy.max_broken_replies:
                     raise Unanswered(fault, attempt) from fault
-            except base.Rejected as fault:
+            except Rejected as fault:
                 raise Unanswered(fault, attempt) from fault
-            except base.Refused as fault:
+            except Refused as fault:
                 remedy = _remedy(fault, self._backend)
                 server = f"{self._backend.server}: " if self._backend.server else ""  # none in this process
-                raise TeacherRefused(f"{server}{fault.message}{remedy}") from fault
+                raise ServerRefused(f"{server}{fault.message}{remedy}") from fault
             else:
                 return reply
             if self._stop_reason is not None:  # it does not wait for a pause
@@ -360,7 +360,7 @@ class Scheduler:
                 await asyncio.sleep(pause_s)
         raise Unanswered(last, policy.max_attempts) from last
 
-    def _slow_down(self, fault: base.RateLimited) -> None:
+    def _slow_down(self, fault: RateLimited) -> None:
         """Pause all requests, and say so once; stop if there was no answer for too long."""
         self.tally.waiting_s = self._limiter.slow_down(fault.retry_after_s)
         server, now = self._backend.server, time.monotonic()
@@ -496,13 +496,13 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
         served = await backend.models()
     except Fault as fault:
         failed = f"{fault}{_remedy(fault, backend)}"
-        raise TeacherRefused(f"{backend.server}: cannot list the server's models: {failed}") from fault
+        raise ServerRefused(f"{backend.server}: cannot list the server's models: {failed}") from fault
     unknown = ", ".join(model for model in models if served is not None and model not in served)
     if served is not None and unknown:
         listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
         more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
         message = f"--model: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
-        raise TeacherRefused(message)
+        raise ServerRefused(message)
 
 
 @contextlib.contextmanager

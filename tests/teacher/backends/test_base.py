@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from nlicot.errors import ConfigError
+from nlicot.servers.faults import Fault
 from nlicot.teacher.backends.base import (
     AnswerSchema,
     Backend,
     Endpoint,
-    Fault,
     Message,
     Request,
     connect,

@@ -10,8 +10,9 @@ import pytest
 
 from nlicot.cli import main
 from nlicot.data.thoughts import read_thoughts
+from nlicot.servers.faults import Refused
 from nlicot.teacher.answers import SCHEMAS, parse_answer
-from nlicot.teacher.backends.base import Connection, Message, Refused, Reply, Request
+from nlicot.teacher.backends.base import Connection, Message, Reply, Request
 from nlicot.teacher.backends.local import LocalBackend
 from nlicot.teacher.prompt import PromptType
 

@@ -19,17 +19,14 @@ from typing import Any, TypeVar
 import pytest
 
 from nlicot.errors import ConfigError, DataError
+from nlicot.servers.faults import Fault, Refused, Rejected, Transient
 from nlicot.teacher.backends.base import (
     BACKENDS,
     AnswerSchema,
     Connection,
-    Fault,
     Message,
-    Refused,
-    Rejected,
     Reply,
     Request,
-    Transient,
     check_fields,
     connect,
 )

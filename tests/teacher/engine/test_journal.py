@@ -20,7 +20,8 @@ import pytest
 
 from nlicot.errors import DataError, DiskFull, JournalInUse
 from nlicot.records import Usage
-from nlicot.teacher.backends.base import AnswerSchema, Fault, Message, Reply, Request
+from nlicot.servers.faults import Fault
+from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 
 REPLY = Reply(

@@ -13,20 +13,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from nlicot.errors import BudgetReached, DiskFull, Interrupted, NoAnswers, StoppedEarly, TeacherRefused
+from nlicot.errors import BudgetReached, DiskFull, Interrupted, NoAnswers, ServerRefused, StoppedEarly
 from nlicot.records import Failure, Usage, to_json_dict
-from nlicot.teacher.backends.base import (
-    AnswerSchema,
-    BrokenEnvelope,
-    Fault,
-    Message,
-    RateLimited,
-    Refused,
-    Rejected,
-    Reply,
-    Request,
-    Transient,
-)
+from nlicot.servers.faults import BrokenEnvelope, Fault, RateLimited, Refused, Rejected, Transient
+from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy
@@ -444,7 +434,7 @@ def test_a_refusal_stops_the_run_and_saves_replies_in_flight(journal: Journal) -
     refused = Refused("http_401", "no such key")
     backend = Scripted({"a": [After(5, yes())], "b": [After(1, refused)]})
 
-    with pytest.raises(TeacherRefused, match=r"^memory: no such key$"):
+    with pytest.raises(ServerRefused, match=r"^memory: no such key$"):
         run(scheduler_for(backend, journal, concurrency=2), "abcd")
 
     assert backend.asked == ["a", "b"]

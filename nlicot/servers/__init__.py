@@ -1,0 +1,1 @@
+"""Model servers over HTTP: addresses and keys, connections, and what a failed request means."""
