@@ -396,11 +396,19 @@ class PredictionSettings(RunSettings):
         weights: weights of an ensemble's members, such as 2,1.
         split: the split to predict.
         output: folder for the predictions; default: the run's own.
+        engine: the program that runs the model: transformers, openai (a server), vllm.
+        server_url: with --engine openai: a server of the exported model, such as http://localhost:8080.
+        server_model: the model's name on the server; default: the run's name, or the only one.
+        send_key: send OPENAI_API_KEY to any server, or to none; asked for if in doubt.
     """
 
     weights: str | None = None
     split: str = "test"
     output: str | None = None
+    engine: str = "transformers"
+    server_url: str | None = None
+    server_model: str | None = None
+    send_key: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

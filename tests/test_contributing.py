@@ -113,6 +113,20 @@ def test_a_prompt_format_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPat
     assert text == "### Instruction:\nDoes it rain?\n\n### Response:"
 
 
+def test_an_engine_is_one_file_and_one_line(add_plugin: Callable[[str], None], tmp_path: Path) -> None:
+    add_plugin("An engine")
+    base = write_small_model(tmp_path / "base")
+    fit = ["fit", "--data.builder=multitask", f"--model.base={base}", f"--checkpoints_root={tmp_path}"]
+    fit += ["--run=run", "--data.limit_train=4", "--data.limit_dev=4", "--trainer.max_steps=1"]
+    assert main([*fit, "--generated_metrics.every_n_epochs=0", "--final_evaluation=false"]) == 0
+    flags = [f"--ckpt_path={tmp_path / 'run' / 'best.ckpt'}", "--split=dev", "--data.limit_dev=2"]
+    assert main(["predict", *flags, "--engine=coin", "--think=true"]) == 0
+    rows = read_lines(tmp_path / "run" / "predictions" / "dev.jsonl")
+    assert [(row["thought_process"], row["p_entailment"]) for row in rows] == [
+        ("Step 1: who knows.", 0.5)
+    ] * 2
+
+
 def test_an_audit_check_is_one_file_and_one_line(
     add_plugin: Callable[[str], None], root: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[1]
-OPTIONAL = {"llama-cpp": "llama-cpp-python"}
+OPTIONAL = {"llama-cpp": "llama-cpp-python", "vllm": "vllm"}
 """Packages of extras, by the name that their module would have."""
 PAIRS = "premise,hypothesis,label\n" + "".join(
     f"The {n} boats left port.,Some of the {n} boats moved.,{n % 2}\n" for n in range(30)

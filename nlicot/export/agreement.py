@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from nlicot.completion import Form
 from nlicot.evaluation.metrics import entails
@@ -22,6 +22,8 @@ from nlicot.text_tables import Table, aligned
 
 ALLOWED_RATIO = 2.0
 """Rounding explains differences of up to this many times its own: other programs round in other places."""
+NUM_KEPT = 8
+"""Questions that are stored with an export."""
 LEAST_MEAN, LEAST_LARGEST = 0.002, 0.01
 """Differences of p(entailment) that are accepted even if the run's own are smaller."""
 
@@ -86,6 +88,17 @@ class OwnPredictions:
     probabilities: list[float]
     rounding: Agreement
 
+    def some_questions(self) -> list[dict[str, Any]]:
+        """Return some questions and answers, with which a server of the export is recognized."""
+        asked = list(zip(self.questions, self.probabilities, strict=True))
+        return [
+            {
+                "ids": " ".join(map(str, [*question.prompt_ids, *question.completion_ids])),
+                "p_entailment": probability,
+            }
+            for question, probability in asked[:NUM_KEPT]
+        ]
+
     def compare(self, consumer: Consumer) -> Agreement:
         """Ask the other program the same questions."""
         readings = consumer.read(self.questions, self.label_ids)
@@ -119,7 +132,7 @@ def predict_own(member: Member, examples: Sequence[Example]) -> OwnPredictions:
     member = replace(member, settings=replace(member.settings, decoding=greedy))
     predictor = load_predictor(member)
     questions = _questions(predictor, examples)
-    probabilities, label_ids = _probabilities(predictor, questions), predictor.decoder.grammar.label_ids
+    probabilities, label_ids = _probabilities(predictor, questions), predictor.engine.scaffold.label_ids
     del predictor  # one model in memory at a time
     rounded = load_predictor(replace(member, settings=replace(member.settings, dtype=other)))
     readings = [
@@ -140,7 +153,7 @@ def _questions(predictor: Predictor, examples: Sequence[Example]) -> list[Questi
         Question(
             prompt=predictor.render(example.premise, example.hypothesis),
             prompt_ids=predictor.encode(example.premise, example.hypothesis),
-            completion_ids=predictor.decoder.ids_before_label(thoughts.get(example.id)),
+            completion_ids=predictor.engine.ids_before_label(thoughts.get(example.id)),
         )
         for example in examples
     ]
@@ -149,7 +162,7 @@ def _questions(predictor: Predictor, examples: Sequence[Example]) -> list[Questi
 def _probabilities(predictor: Predictor, questions: Sequence[Question]) -> list[float]:
     rows = [[*question.prompt_ids, *question.completion_ids] for question in questions]
     with predictor.autocast():
-        found = dict(predictor.decoder.label_probabilities(rows))
+        found = dict(predictor.engine.label_probabilities(rows))
     return [found[index] for index in range(len(rows))]
 
 

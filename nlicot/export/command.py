@@ -37,10 +37,11 @@ from nlicot.report.card import as_card
 from nlicot.report.read_runs import read_run
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
+from nlicot.run.folder import AGREEMENT, QUESTIONS
 from nlicot.settings import ExportSettings
 
 FORMATS: dict[str, type[Format]] = {each.name: each for each in (PeftFolder, Merged, GgufModel, GgufAdapter)}
-AGREEMENT, CARD = "agreement.json", "README.md"
+CARD = "README.md"
 
 
 def export(run: TrainedRun) -> int:
@@ -95,7 +96,7 @@ def _check(written: Format, folder: Path, own: OwnPredictions, *, force: bool) -
     """Compare the export with the run, print and store the figures; refuse it if they differ."""
     found = own.compare(written.load(folder))
     print("", *agreement_lines(own, found), sep="\n")
-    figures = {"export": asdict(found), "rounding": asdict(own.rounding)}
+    figures = {"export": asdict(found), "rounding": asdict(own.rounding), QUESTIONS: own.some_questions()}
     (folder / AGREEMENT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if found.is_explained_by(own.rounding):
         return

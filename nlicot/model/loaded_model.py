@@ -121,9 +121,15 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def resolve_model(settings: ModelSettings, *, on_sample: bool) -> ResolvedModel:
-    """Find the base and its tokenizer; raises `ModelError` like `choose` and `resolve`."""
-    base = resolve(choose(settings.base, settings.fallback_base, on_sample=on_sample))
+def resolve_model(settings: ModelSettings, *, on_sample: bool, weights: bool = True) -> ResolvedModel:
+    """Find the base and its tokenizer; raises `ModelError` like `choose` and `resolve`.
+
+    Without `weights` the tokenizer of a base that another machine runs.
+    """
+    name = settings.base
+    if weights:
+        name = choose(name, settings.fallback_base, on_sample=on_sample)
+    base = resolve(name, weights=weights)
     return ResolvedModel(base=base, prompt_format=load_prompt_format(base.folder, settings.prompt_format))
 
 

@@ -15,10 +15,17 @@ from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
 from nlicot.prediction.prediction_files import final_paths, write_predictions
-from nlicot.prediction.predictor import Decoded, decode, member_weights, read_member
+from nlicot.prediction.predictor import (
+    Decoded,
+    decode,
+    decode_elsewhere,
+    member_weights,
+    read_member,
+)
 from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
+from nlicot.run.engines import ENGINES, TRANSFORMERS
 from nlicot.run.folder import DECISION, METRICS
 from nlicot.settings import PredictionSettings, ValidateSettings
 
@@ -83,7 +90,7 @@ class _Job:
 
     def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool, tuned: bool = False) -> None:
         silence_libraries()
-        settings = cast("PredictionSettings", runs[0].settings)
+        self.settings = settings = cast("PredictionSettings", runs[0].settings)
         self.split, self.labelled = settings.split, labelled
         self.data = RunData(settings)
         self.data.announce_sample()
@@ -92,7 +99,8 @@ class _Job:
         for run in runs:
             RunData(run.settings).announce_transductive(self.examples, learner=run.checkpoint)
         self.weights = member_weights(settings.weights, len(runs))
-        self.members = [read_member(run) for run in runs]
+        has_weights = ENGINES[settings.engine].has_weights_here
+        self.members = [read_member(run, weights=has_weights) for run in runs]
         self.folder = Path(settings.output) if settings.output else _output_folder(runs)
         make_folder(self.folder, label=f"--output {self.folder}")
         refuse_overwriting(*final_paths(self.folder, self.split), overwrite=True)
@@ -106,7 +114,10 @@ class _Job:
             self.decision = calibration.load(path)
 
     def decode(self) -> Decoded:
-        return decode(self.members, self.weights, self.examples, self.split, self.folder)
+        if self.settings.engine == TRANSFORMERS:
+            return decode(self.members, self.weights, self.examples, self.split, self.folder)
+        (member,) = self.members
+        return decode_elsewhere(member, self.examples, self.split, self.folder, self.settings)
 
     def with_tuned_threshold(self, predictions: list[Prediction]) -> list[Prediction]:
         if (decision := self.decision) is None:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import os.path
 import random
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from nlicot.evaluation.metrics import entails
 from nlicot.model.fast.forward import Rows, load_forward
 from nlicot.model.loaded_model import causal_lm
 from nlicot.model.prompt_format import PromptFormat
-from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Script, ThoughtGrammar
+from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Scaffold, Script, ThoughtGrammar
 from nlicot.prediction.transformers_rows import TransformersRows
 from nlicot.records import Prediction
 from nlicot.settings import DecodingSettings
@@ -53,16 +54,100 @@ class PromptBatch:
     prompts: Sequence[Sequence[int]]
 
 
-class Decoder:
+class Engine(ABC):
+    """A way to run a model: thoughts are generated and labels read, all other parts are fed.
+
+    Args:
+        scaffold: the ids of those parts.
+        settings: how predictions are made.
+    """
+
+    def __init__(self, prompt_format: PromptFormat, scaffold: Scaffold, settings: DecodingSettings) -> None:
+        self.prompt_format = prompt_format
+        self.scaffold = scaffold
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """The number of rows decoded together."""
+
+    @abstractmethod
+    def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
+        """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""
+
+    @abstractmethod
+    def run(
+        self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Continue each row of ids by the script, `num_samples` times; yield answers with the row's index."""
+
+    def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
+        """Yield one prediction for each prompt, in the order in which they finish."""
+        if not batch.prompts:  # a rank that is left without any
+            return
+        if form is Form.LABEL_ONLY:
+            rows = [_joined(prompt, self.scaffold.label_opening_ids) for prompt in batch.prompts]
+            for index, p_entailment in self.label_probabilities(rows):
+                yield average([_vote(batch.ids[index], p_entailment, None, "label_only")], form=form)
+            return
+        opening, script = self._student_script(form)
+        num_votes = self.settings.votes if self.settings.temperature > 0 else 1
+        votes: dict[int, list[Prediction]] = {}
+        rows = [_joined(prompt, opening) for prompt in batch.prompts]
+        for index, answer in self.run(rows, script, num_votes):
+            status = "closed" if answer.closed[0] else "truncated"
+            vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
+            votes.setdefault(index, []).append(vote)
+            if len(votes[index]) == num_votes:
+                yield average(votes.pop(index), form=form)
+
+    def _student_script(self, form: Form) -> tuple[list[int], Script]:
+        budget = self.settings.max_thought_tokens
+        labels = [[label] for label in self.scaffold.label_ids]
+        if form is Form.THOUGHT_FIRST:
+            thought = FreeText(closing_ids=self.scaffold.closing_ids, max_tokens=budget)
+            return self.scaffold.opening_ids, (thought, Choice(options=labels))
+        between, closing = (
+            self.prompt_format.encode_segment(text, first=False)
+            for text in (completion.LABEL_TO_THOUGHT, completion.THOUGHT_END)
+        )
+        return self.scaffold.label_opening_ids, (
+            Choice(options=labels, following_ids=between),
+            FreeText(closing_ids=closing, max_tokens=budget),
+        )
+
+    def follow(
+        self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
+    ) -> list[Answer]:
+        """Decode an answer to each prompt that begins with `opening_ids` and follows `script`."""
+        rows = [_joined(prompt, opening_ids) for prompt in prompts]
+        found = dict(self.run(rows, script, 1))
+        return [found[index] for index in range(len(rows))]
+
+    def generators(self, row: Sequence[int], num_samples: int) -> Iterator[random.Random]:
+        """Yield the random numbers of each sample, seeded by the row's ids: it is the same in any batch."""
+        seed = hashlib.sha256(repr(list(row)).encode()).hexdigest()
+        for sample in range(num_samples):
+            yield random.Random(f"{self.settings.seed}/{sample}/{seed}")
+
+    def ids_before_label(self, thought: str | None) -> list[int]:
+        """Return the ids of a completion up to its label: after a thought, or without one."""
+        if thought is None:
+            return list(self.scaffold.label_opening_ids)
+        ids = self.prompt_format.encode_segment(completion.escape(thought), first=False) if thought else []
+        return [*self.scaffold.opening_ids, *ids, *self.scaffold.closing_ids]
+
+
+class Decoder(Engine):
     """Decodes prompts with a causal language model of transformers, adapted or not, in eval mode."""
 
     def __init__(self, model: Any, prompt_format: PromptFormat, settings: DecodingSettings) -> None:
         self.model = causal_lm(model)
-        self.prompt_format = prompt_format
-        self.settings = settings
         self.forward = load_forward(self.model) if settings.fast else None
         self.device = self.model.lm_head.weight.device
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)
+        super().__init__(prompt_format, self.grammar, settings)
 
     @property
     def batch_size(self) -> int:
@@ -75,56 +160,6 @@ class Decoder:
         other.settings = settings
         return other
 
-    def decode(self, batch: PromptBatch, *, form: Form = Form.THOUGHT_FIRST) -> Iterator[Prediction]:
-        """Yield one prediction for each prompt, in the order in which they finish."""
-        if not batch.prompts:  # a rank that is left without any
-            return
-        if form is Form.LABEL_ONLY:
-            rows = [_joined(prompt, self.grammar.label_opening_ids) for prompt in batch.prompts]
-            for index, p_entailment in self.label_probabilities(rows):
-                yield average([_vote(batch.ids[index], p_entailment, None, "label_only")], form=form)
-            return
-        opening, script = self._student_script(form)
-        num_votes = self.settings.votes if self.settings.temperature > 0 else 1
-        votes: dict[int, list[Prediction]] = {}
-        rows = [_joined(prompt, opening) for prompt in batch.prompts]
-        for index, answer in self._run(rows, script, num_votes):
-            status = "closed" if answer.closed[0] else "truncated"
-            vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
-            votes.setdefault(index, []).append(vote)
-            if len(votes[index]) == num_votes:
-                yield average(votes.pop(index), form=form)
-
-    def _student_script(self, form: Form) -> tuple[list[int], Script]:
-        budget = self.settings.max_thought_tokens
-        labels = [[label] for label in self.grammar.label_ids]
-        if form is Form.THOUGHT_FIRST:
-            thought = FreeText(closing_ids=self.grammar.closing_ids, max_tokens=budget)
-            return self.grammar.opening_ids, (thought, Choice(options=labels))
-        between, closing = (
-            self.prompt_format.encode_segment(text, first=False)
-            for text in (completion.LABEL_TO_THOUGHT, completion.THOUGHT_END)
-        )
-        return self.grammar.label_opening_ids, (
-            Choice(options=labels, following_ids=between),
-            FreeText(closing_ids=closing, max_tokens=budget),
-        )
-
-    def follow(
-        self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
-    ) -> list[Answer]:
-        """Decode an answer to each prompt that begins with `opening_ids` and follows `script`."""
-        rows = [_joined(prompt, opening_ids) for prompt in prompts]
-        found = dict(self._run(rows, script, 1))
-        return [found[index] for index in range(len(rows))]
-
-    def ids_before_label(self, thought: str | None) -> list[int]:
-        """Return the ids of a completion up to its label: after a thought, or without one."""
-        if thought is None:
-            return list(self.grammar.label_opening_ids)
-        ids = self.prompt_format.encode_segment(completion.escape(thought), first=False) if thought else []
-        return [*self.grammar.opening_ids, *ids, *self.grammar.closing_ids]
-
     @torch.inference_mode()
     def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
         """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""
@@ -136,15 +171,15 @@ class Decoder:
             yield from zip(part, two[:, 1].tolist(), strict=True)
 
     @torch.inference_mode()
-    def _run(
-        self, prompts: Sequence[Sequence[int]], script: Script, num_samples: int
+    def run(
+        self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
     ) -> Iterator[tuple[int, Answer]]:
-        """Decode all prompts by the script, each row at its own pace; yield an answer when its row finishes.
+        """Decode all rows, each at its own pace; yield an answer when one finishes.
 
-        Each prompt is encoded once, whatever the number of samples.
+        Each is encoded once, whatever the number of samples.
         """
-        states, suffixes = self._start(prompts)
-        pending = deque(range(len(prompts)))
+        states, suffixes = self._start(rows)
+        pending = deque(range(len(rows)))
         running = _Running(states, escaping=torch.zeros(0, dtype=torch.bool, device=self.device))
         while pending or running.num_left:
             if pending and running.num_left <= REFILL_BELOW * self.batch_size:
@@ -156,7 +191,7 @@ class Decoder:
                         [
                             row
                             for index in part
-                            for row in self._rows(index, prompts[index], script, num_samples)
+                            for row in self._rows(index, rows[index], script, num_samples)
                         ],
                     )
             elif running.num_left < REFILL_BELOW * len(running.rows):
@@ -173,10 +208,7 @@ class Decoder:
         return states(self.forward or self.model, rows[0][:prefix_len]), suffixes
 
     def _rows(self, index: int, prompt: Sequence[int], script: Script, num_samples: int) -> Iterator[Row]:
-        # Sampling is seeded by the prompt, not by its slot: a row is the same in any batch.
-        seed = hashlib.sha256(repr(list(prompt)).encode()).hexdigest()
-        for sample in range(num_samples):
-            generator = random.Random(f"{self.settings.seed}/{sample}/{seed}")
+        for generator in self.generators(prompt, num_samples):
             yield Row(script=script, owner=index, generator=generator)
 
     def _step(self, running: _Running) -> Iterator[tuple[int, Answer]]:

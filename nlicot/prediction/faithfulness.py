@@ -13,7 +13,7 @@ from pathlib import Path
 from nlicot.completion import Form
 from nlicot.data.atomic_write import write_json
 from nlicot.evaluation.metrics import entails, read_metrics
-from nlicot.prediction.decoding import Decoder, by_length
+from nlicot.prediction.decoding import Engine, by_length
 from nlicot.prediction.predictor import Predictor
 from nlicot.records import Example, Prediction
 
@@ -38,7 +38,7 @@ def probe_thoughts(
 
     Thoughts are changed only if the label follows them.
     """
-    decoder = predictor.decoder
+    engine = predictor.engine
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
     found = {"as it is": before}
     with predictor.autocast():
@@ -50,10 +50,10 @@ def probe_thoughts(
                 ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
                 ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
             ):
-                found[name] = _labels_after(decoder, prompts, changed)
+                found[name] = _labels_after(engine, prompts, changed)
         blanked = [predictor.encode(BLANK, example.hypothesis) for example in examples]
         batch = by_length([str(index) for index in range(len(blanked))], blanked)
-        answers = {int(one.id): one.predicted_label for one in decoder.decode(batch, form=predictor.form)}
+        answers = {int(one.id): one.predicted_label for one in engine.decode(batch, form=predictor.form)}
     found["premise blanked"] = [int(answers[index] or 0) for index in range(len(blanked))]
     true = [example.label for example in examples]
     return [
@@ -72,12 +72,12 @@ def _first_half(thought: str) -> str:
     return " ".join(words[: len(words) // 2])
 
 
-def _labels_after(decoder: Decoder, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
+def _labels_after(engine: Engine, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
     rows = [
-        [*prompt, *decoder.ids_before_label(thought)]
+        [*prompt, *engine.ids_before_label(thought)]
         for prompt, thought in zip(prompts, thoughts, strict=True)
     ]
-    probabilities = dict(decoder.label_probabilities(rows))
+    probabilities = dict(engine.label_probabilities(rows))
     return [int(entails(probabilities[index])) for index in range(len(rows))]
 
 

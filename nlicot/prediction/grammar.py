@@ -38,6 +38,15 @@ class Choice:
     options: Sequence[Sequence[int]]
     following_ids: Sequence[int] = ()
 
+    @property
+    def first_ids(self) -> list[int]:
+        """The first token of each option."""
+        return [option[0] for option in self.options]
+
+    def choose(self, probabilities: Sequence[float]) -> int:
+        """Return the index of the option that is chosen."""
+        return max(reversed(range(len(probabilities))), key=probabilities.__getitem__)
+
 
 Script = Sequence[FreeText | Choice]
 
@@ -88,8 +97,8 @@ class Row:
             return self.pending.pop(0)
         step = self.script[self.step]
         if isinstance(step, Choice):
-            found: list[float] = probabilities([option[0] for option in step.options]).tolist()
-            best = max(reversed(range(len(found))), key=found.__getitem__)
+            found: list[float] = probabilities(step.first_ids).tolist()
+            best = step.choose(found)
             self.probabilities.append(found)
             self.choices.append(best)
             literal = [*step.options[best], *step.following_ids]
@@ -108,26 +117,32 @@ class Row:
 
     def answer(self, prompt_format: PromptFormat) -> Answer:
         """Return the finished answer."""
-        texts = [prompt_format.decode_inner(ids) for ids in self.tokens]
         # A token budget may end inside an escape.
-        whole = [text[:-1] if _num_trailing_backslashes(text) % 2 else text for text in texts]
+        whole = [string_start(prompt_format.decode_inner(ids)) for ids in self.tokens]
         texts = list(map(completion.unescape, whole))
         return Answer(texts=texts, closed=self.closed, choices=self.choices, probabilities=self.probabilities)
 
 
-class ThoughtGrammar:
-    """The tokens that may come next inside a thought, so that it stays one valid JSON string.
+class Scaffold:
+    """The ids that are fed before a thought, after it, and before a label without one; and the labels'."""
 
-    Only the first token of the scaffold after a thought ends it, as in training.
-    """
-
-    def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
+    def __init__(self, prompt_format: PromptFormat) -> None:
         self.opening_ids = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
         self.label_opening_ids = prompt_format.encode_segment(completion.LABEL_OPENING, first=True)
         self.closing_ids = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
         zero, one = (prompt_format.encode_segment(digit, first=False) for digit in "01")
         assert len(zero) == len(one) == 1, "a label must be one token"
         self.label_ids = (zero[0], one[0])
+
+
+class ThoughtGrammar(Scaffold):
+    """The tokens that may come next inside a thought, so that it stays one valid JSON string.
+
+    Only the first token of the scaffold after a thought ends it, as in training.
+    """
+
+    def __init__(self, prompt_format: PromptFormat, num_logits: int) -> None:
+        super().__init__(prompt_format)
         # Lists first: setting one entry of a tensor takes microseconds, and each has 49,152.
         ends, toggles, keeps, plain, escaped = ([False] * num_logits for _ in range(5))
         for token, text in enumerate(prompt_format.token_texts[:num_logits]):
@@ -177,6 +192,17 @@ class ThoughtGrammar:
         """Return `[B]`: whether a backslash is open after these tokens."""
         ends, keeps, toggles = self.ends_escaping, self.keeps_escaping, self.toggles_escaping
         return ends[tokens] | torch.where(escaping, keeps[tokens], toggles[tokens])
+
+
+def string_start(text: str) -> str:
+    r"""Return the longest start of a text that is the inside of a JSON string, without an open backslash.
+
+    >>> string_start('He said \\"no\\".", "predicted_label": 1}')
+    'He said \\"no\\".'
+    """
+    found = INSIDE_STRING.match(text)
+    start = found[0] if found else ""
+    return start[:-1] if _num_trailing_backslashes(start) % 2 else start
 
 
 def _num_trailing_backslashes(text: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pkgutil
 import signal
 import zipfile
 from array import array
@@ -34,14 +35,21 @@ from nlicot.model.loaded_model import (
     merge_dense,
     resolve_model,
 )
-from nlicot.prediction.decoding import Decoder, PromptBatch, average, by_length
+from nlicot.prediction.decoding import Decoder, Engine, PromptBatch, average, by_length
 from nlicot.prediction.prediction_files import PartialPredictions, in_order_of
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
+from nlicot.run.engines import ENGINES, TRANSFORMERS
 from nlicot.run.folder import CheckpointMetadata
-from nlicot.settings import PRECISIONS, DecodingSettings, ModelSettings, TrainerSettings
+from nlicot.settings import (
+    PRECISIONS,
+    DecodingSettings,
+    ModelSettings,
+    PredictionSettings,
+    TrainerSettings,
+)
 
 NOT_A_CHECKPOINT = (
     *(OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError),
@@ -54,22 +62,20 @@ class Predictor:
     """Asks one model about pairs, with the prompts and in a form of completion that it was trained on.
 
     Args:
-        loaded: the model; the caller sets eval mode.
         autocast: context for forward passes, in the number format of `Fabric` or a `Trainer`.
     """
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        engine: Engine,
         prompts: StudentPrompts,
         forms: Collection[Form],
-        settings: DecodingSettings,
         *,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._prompts = prompts
-        self._prompt_form, self.form = answer_forms(forms, settings.think)
-        self.decoder = Decoder(loaded.model, loaded.prompt_format, settings)
+        self._prompt_form, self.form = answer_forms(forms, engine.settings.think)
+        self.engine = engine
         self.autocast = autocast
 
     def render(self, premise: str, hypothesis: str) -> str:
@@ -78,14 +84,14 @@ class Predictor:
 
     def encode(self, premise: str, hypothesis: str) -> list[int]:
         """Return the ids of a pair's prompt."""
-        return self.decoder.prompt_format.encode_prompt(self.render(premise, hypothesis))
+        return self.engine.prompt_format.encode_prompt(self.render(premise, hypothesis))
 
     def batch(self, examples: Sequence[Example], *, rank: int = 0, world_size: int = 1) -> PromptBatch:
         """Encode the prompts that this rank decodes, the longest first."""
         return by_length(
             [example.id for example in examples],
             [array("i", self.encode(example.premise, example.hypothesis)) for example in examples],
-            batch_size=self.decoder.batch_size,
+            batch_size=self.engine.batch_size,
             rank=rank,
             world_size=world_size,
         )
@@ -93,7 +99,7 @@ class Predictor:
     def decode(self, batch: PromptBatch) -> Iterator[Prediction]:
         """Yield one prediction per prompt, as soon as it is done."""
         with self.autocast():
-            yield from self.decoder.decode(batch, form=self.form)
+            yield from self.engine.decode(batch, form=self.form)
 
 
 def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
@@ -146,12 +152,14 @@ class Member:
         settings = self.settings
         return self.resolved.base, settings.quantization, compute_dtype(settings.dtype), settings.lora
 
-    def fingerprint(self, examples: Sequence[Example]) -> str:
+    def fingerprint(self, examples: Sequence[Example], engine: str = TRANSFORMERS) -> str:
         """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
         digest = hashlib.sha256(self.checkpoint.read_bytes())
         forms = sorted(form.value for form in self.metadata.forms)
         digest.update(repr((self.settings.decoding, forms)).encode())
         digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
+        if engine != TRANSFORMERS:
+            digest.update(engine.encode())
         for example in examples:
             digest.update(f"{example.id}\x1f{example.premise}\x1f{example.hypothesis}\x1e".encode())
         return digest.hexdigest()
@@ -175,8 +183,11 @@ def read_checkpoint(path: Path, *, label: str) -> dict[str, Any]:
     return content
 
 
-def read_member(run: TrainedRun) -> Member:
-    """Read a checkpoint, find its base, and check that both can do what the settings ask."""
+def read_member(run: TrainedRun, *, weights: bool = True) -> Member:
+    """Read a checkpoint, find its base, and check that both can do what the settings ask.
+
+    `weights` is that of `resolve_model`.
+    """
     content = read_checkpoint(run.checkpoint, label=run.label)
     metadata = CheckpointMetadata.from_checkpoint(content, label=run.label)
     data = RunData(run.settings)
@@ -187,7 +198,7 @@ def read_member(run: TrainedRun) -> Member:
         prompts = data.prompts
     else:  # those of its training, even if this version words them differently
         prompts = StudentPrompts.from_dict(dict(metadata.prompts))
-    resolved = resolve_model(settings, on_sample=data.on_sample)
+    resolved = resolve_model(settings, on_sample=data.on_sample, weights=weights)
     metadata.check(CheckpointMetadata.of(resolved, prompts, metadata.forms))
     check_votes(metadata.forms, settings.decoding)
     return Member(
@@ -242,6 +253,18 @@ def decode(
     )
 
 
+def decode_elsewhere(
+    member: Member, examples: Sequence[Example], split: str, folder: Path, settings: PredictionSettings
+) -> Decoded:
+    """Predict all examples with an engine other than transformers; `folder` is that of `decode`."""
+    engine_class: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[settings.engine].class_path)
+    predictor = Predictor(engine_class(member, settings), member.prompts, member.metadata.forms)
+    partial = PartialPredictions(folder, split, member.fingerprint(examples, settings.engine), rank=0)
+    fabric = Fabric(accelerator="cpu", devices=1)  # one process
+    predictions = _decode(predictor, examples, partial, fabric)
+    return Decoded(predictions=predictions, partials=[partial], predictor=predictor, is_main=True)
+
+
 def load_member(member: Member, *, dense: bool | None = None) -> LoadedModel:
     """Load a checkpoint's base and its adapter, not merged; `dense` as for `load_base`."""
     loaded = load_model(member.resolved, member.settings, for_training=False, dense=dense)
@@ -264,8 +287,9 @@ def _predictor(
     decoding = member.settings.decoding
     with fabric.autocast():  # the merged update is rounded like the adapter's own products
         undo_merge = merge_dense(loaded.model) if decoding.merge else None
-    forms = member.metadata.forms
-    return Predictor(loaded, member.prompts, forms, decoding, autocast=fabric.autocast), undo_merge
+    engine = Decoder(loaded.model, loaded.prompt_format, decoding)
+    predictor = Predictor(engine, member.prompts, member.metadata.forms, autocast=fabric.autocast)
+    return predictor, undo_merge
 
 
 def _start_processes(member: Member) -> Fabric:
@@ -299,7 +323,7 @@ def _decode(
     batch = predictor.batch(left, rank=fabric.global_rank, world_size=fabric.world_size)
     fresh: list[Prediction] = []
     bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
-    num_rows = predictor.decoder.batch_size
+    num_rows = predictor.engine.batch_size
     way = f"use --model.decoding.batch_size {max(1, num_rows // 2)}; predictions made are kept"
     try:
         with memory_for(f"{num_rows} rows at once", remedy=lambda: way), partial.writer() as store, bar:

@@ -7,11 +7,12 @@ checkpoint; `--config` files and flags go on top. Nothing heavy is imported, so 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from jsonargparse import Namespace
 
@@ -20,8 +21,10 @@ from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.model.base_model import PEFT_CONFIG
+from nlicot.run.engines import ENGINES, TRANSFORMERS
 from nlicot.run.folder import BEST, CONFIG, LAST, SLURM_JOB, check_new_run, read_summary, run_file
 from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_folder
+from nlicot.servers.address import checked_address
 from nlicot.settings import (
     MONITORED,
     SINGLE_FILES,
@@ -268,10 +271,37 @@ def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
         if not checkpoint.is_file():
             there = ", ".join(map(str, sorted(Path("checkpoints").glob(f"*/{BEST}")))) or "none"
             raise CheckpointError(f"--ckpt_path {checkpoint}: no such file; checkpoints here: {there}")
-    return [
+    runs = [
         _trained_run(parser, kind, args, checkpoint, label=f"--ckpt_path {checkpoint}")
         for checkpoint in checkpoints
     ]
+    _check_engine(runs)
+    return runs
+
+
+def _check_engine(runs: Sequence[TrainedRun]) -> None:
+    """Refuse an engine that is unknown, not installed, or cannot do what the command line asks."""
+    settings, typed = cast("PredictionSettings", runs[0].settings), runs[0].typed
+    name = settings.engine
+    if name not in ENGINES:
+        raise ConfigError(f"--engine: found {name!r}, expected one of {', '.join(ENGINES)}")
+    entry = ENGINES[name]
+    for setting in sorted(typed):
+        if any(setting == unused or setting.startswith(f"{unused}.") for unused in entry.unused):
+            raise ConfigError(f"--{setting}: --engine {name} cannot use it; leave it out")
+    if entry.asks_server:
+        if settings.server_url is None:
+            expected = "expected the server's address, for example http://localhost:8080"
+            raise ConfigError(f"--engine {name}: found no --server_url, {expected}")
+        checked_address(settings.server_url)
+    if name == TRANSFORMERS:
+        return
+    if len(runs) > 1:
+        raise ConfigError(f"--engine {name} takes one --ckpt_path, found {len(runs)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"--engine {name} takes one process: start it without torchrun or srun")
+    if entry.module and not importlib.util.find_spec(entry.module):
+        raise ConfigError(f"--engine {name} is not installed: run {entry.pip}")
 
 
 def parse_export(args: Sequence[str]) -> TrainedRun:

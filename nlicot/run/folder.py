@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
+AGREEMENT = "agreement.json"
+"""In an export's folder: how it predicts, next to the run."""
+QUESTIONS = "questions"
+"""Key in `agreement.json`: ids before a label, in one text, and the run's p(entailment)."""
 BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
 METADATA_KEY = "nlicot"
 NUM_STEPS = "optimizer_steps"

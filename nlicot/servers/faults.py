@@ -217,6 +217,11 @@ def text_of(response: httpx2.Response) -> str:
     return response.content.decode("utf-8", "replace")
 
 
+def writable(text: str) -> str:
+    """Replace halves of surrogate pairs: servers send them, and no file can hold them."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def fault_in(response: httpx2.Response) -> Fault:
     """Classify a response that is not a 200."""
     return fault_of(response.status_code, response.headers, text_of(response))

@@ -14,7 +14,8 @@ from typing import Any
 
 from nlicot.data.rows import binary_label, shown
 from nlicot.records import LABELS, Failure, Provenance
-from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request, writable
+from nlicot.servers.faults import writable
+from nlicot.teacher.backends.base import AnswerSchema, Message, Reply, Request
 from nlicot.teacher.engine.scheduler import NotAgain
 from nlicot.teacher.engine.stopping_rule import REFUSED, WRONG_LABEL
 from nlicot.teacher.prompt import RELATIONS, PromptType

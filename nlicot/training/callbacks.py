@@ -36,6 +36,7 @@ from torchmetrics.classification import (
 from nlicot import signals
 from nlicot.data.atomic_write import disk_errors, scratch_folder
 from nlicot.errors import ConfigError
+from nlicot.prediction.decoding import Decoder
 from nlicot.prediction.predictor import Predictor, gather
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
 from nlicot.run.data import RunData
@@ -291,10 +292,9 @@ class GeneratedMetrics(Callback):
 
     def _decode(self, trainer: Trainer, pl_module: Any, examples: list[Example]) -> dict[str, Prediction]:
         predictor = Predictor(
-            pl_module.loaded,
+            Decoder(pl_module.loaded.model, pl_module.loaded.prompt_format, self.decoding),
             self.data.prompts,
             self.data.forms,
-            self.decoding,
             autocast=trainer.precision_plugin.forward_context,
         )
         was_training = pl_module.model.training

@@ -245,7 +245,7 @@ def test_votes_are_the_mean_of_rows_that_were_sampled_alone(small: Any, prompt_f
     for prompt, found in zip(prompts, _in_order(voted), strict=True):
         decoder = Decoder(small, prompt_format, settings)
         opening, script = decoder._student_script(Form.THOUGHT_FIRST)
-        answers = [answer for _, answer in decoder._run([[*prompt, *opening]], script, 3)]
+        answers = [answer for _, answer in decoder.run([[*prompt, *opening]], script, 3)]
         probabilities = [answer.probabilities[0][1] for answer in answers]
         assert len({answer.texts[0] for answer in answers}) > 1
         assert found.p_entailment == pytest.approx(sum(probabilities) / 3, abs=1e-4)

@@ -18,6 +18,7 @@ from nlicot.servers.faults import (
     message_of,
     named_field,
     retry_after_s,
+    writable,
 )
 
 
@@ -123,3 +124,7 @@ def test_the_field_that_an_error_names(text: str, field: str | None) -> None:
 )
 def test_a_model_that_lacks_a_field_is_not_unknown(message: str, kind: str) -> None:
     assert fault_of(400, {}, json.dumps({"message": message})).kind == kind
+
+
+def test_half_a_surrogate_pair_becomes_writable() -> None:
+    assert writable("a\ud800b") == "a?b"

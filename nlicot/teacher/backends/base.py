@@ -135,11 +135,6 @@ class Backend(Protocol):
         """Close connections."""
 
 
-def writable(text: str) -> str:
-    """Replace halves of surrogate pairs: servers send them, and no file can hold them."""
-    return text.encode("utf-8", "replace").decode()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEntry:
     """One backend."""

@@ -22,8 +22,8 @@ from typing import Any, Self, TextIO, TypeVar
 
 from nlicot.data.atomic_write import disk_errors
 from nlicot.errors import DataError, DiskFull, JournalInUse
-from nlicot.servers.faults import Fault
-from nlicot.teacher.backends.base import Reply, Request, writable
+from nlicot.servers.faults import Fault, writable
+from nlicot.teacher.backends.base import Reply, Request
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from nlicot import signals
 from nlicot.data.rows import Row
 from nlicot.errors import BudgetReached, Interrupted, NoAnswers, ServerRefused, StoppedEarly
 from nlicot.records import Failure, to_json_dict
-from nlicot.servers.faults import BrokenEnvelope, Fault, RateLimited, Refused, Rejected, Transient
-from nlicot.teacher.backends.base import BACKENDS, Backend, Reply, Request, writable
+from nlicot.servers.faults import BrokenEnvelope, Fault, RateLimited, Refused, Rejected, Transient, writable
+from nlicot.teacher.backends.base import BACKENDS, Backend, Reply, Request
 from nlicot.teacher.engine.journal import Journal, Outcome, in_chunks
 from nlicot.teacher.engine.pricing import Budget, Price
 from nlicot.teacher.engine.rate_limiter import DEFAULT_POLICY, RateLimiter, RetryPolicy

@@ -13,7 +13,6 @@ from nlicot.servers.faults import (
     Rejected,
     Transient,
 )
-from nlicot.teacher.backends.base import writable
 from nlicot.teacher.backends.openai import reply_of, salvage
 
 
@@ -65,10 +64,6 @@ def test_a_body_without_text_is_broken_and_possibly_paid(text: str) -> None:
         reply_of(text, {}, 0)
     assert raised.value.possibly_paid
     assert raised.value.raw == text
-
-
-def test_half_a_surrogate_pair_becomes_writable() -> None:
-    assert writable("a\ud800b") == "a?b"
 
 
 # ------------------------------------------------------------------ an error inside a 200

@@ -1,0 +1,1 @@
+"""Engines other than transformers; `run.engines.ENGINES` lists them."""
