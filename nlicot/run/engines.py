@@ -1,6 +1,6 @@
 """The registry `ENGINES`: the programs that can run a model to predict with it.
 
-A new engine is a subclass of `prediction.decoding.Engine` or `prediction.engines.text.TextEngine`, and one
+A new engine is a subclass of `prediction.decoding.Engine` or `prediction.engines.text.BatchEngine`, and one
 entry here, which is read before anything heavy is imported.
 """
 

@@ -6,9 +6,10 @@ Prompts are sent as token ids, so no server applies a template or reads a contro
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,8 @@ import httpx2
 
 from nlicot import completion
 from nlicot.errors import CheckpointError, ModelError, NlicotError, NoAnswers, ServerRefused
-from nlicot.prediction.engines.text import GeneratedText, TextEngine, TextRequest
+from nlicot.prediction.engines.text import Draft, GeneratedText, TextEngine, TextRequest
+from nlicot.prediction.grammar import Answer, FreeText, Script
 from nlicot.run.folder import AGREEMENT, QUESTIONS
 from nlicot.servers.address import bare_address, checked_address, key_for
 from nlicot.servers.faults import (
@@ -93,52 +95,95 @@ class OpenAIEngine(TextEngine):
 
     @property
     def batch_size(self) -> int:
-        """The number of rows that are asked for together."""
+        """The maximum number of rows in flight."""
         return self.settings.batch_size or BATCH_SIZE
 
-    def generate(self, requests: Sequence[TextRequest]) -> list[GeneratedText]:
-        """Ask for the texts."""
-        choices = self._complete(
-            [
-                {
-                    "prompt": each.ids,
-                    "max_tokens": each.max_tokens,
-                    "stop": [each.stop],
-                    "seed": each.seed,
-                    "temperature": self.settings.temperature,
-                    "top_p": self.settings.top_p,
-                }
-                for each in requests
-            ]
-        )
-        return [
-            GeneratedText(text=writable(choice["text"]), is_closed=choice.get("finish_reason") == "stop")
-            for choice in choices
-        ]
+    def run(
+        self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Continue the rows next to each other, each at its own pace."""
+        left = self.drafts(rows, num_samples)
+        running: set[asyncio.Task[Draft]] = set()
+        with asyncio.Runner() as runner:
+            server = self._connect()
 
-    def log_probabilities(
-        self, rows: Sequence[Sequence[int]], ids: Sequence[int]
-    ) -> list[Mapping[int, float]]:
-        """Ask for one token, and the likeliest ones; vLLM returns exactly `ids`."""
-        by_text = {self.prompt_format.decode_inner([token]): token for token in ids}
-        choices = self._complete(
-            [
-                {
-                    "prompt": list(row),
-                    "max_tokens": 1,
-                    "temperature": 0,
-                    "logprobs": NUM_LIKELIEST,
-                    "logprob_token_ids": list(ids),
-                    "return_tokens_as_token_ids": True,
-                }
-                for row in rows
-            ]
-        )
+            async def next_finished() -> set[asyncio.Task[Draft]]:
+                for draft in itertools.islice(left, self.batch_size - len(running)):
+                    running.add(asyncio.create_task(self._follow(server, draft, script)))
+                if not running:
+                    return set()
+                finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                running.difference_update(finished)
+                return finished
+
+            async def stop() -> None:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                await server.close()
+
+            try:
+                while finished := runner.run(next_finished()):
+                    failed = {task for task in finished if task.exception() is not None}
+                    for draft in [task.result() for task in finished - failed]:
+                        yield draft.index, draft.answer
+                    for task in failed:
+                        task.result()  # raises
+            finally:
+                runner.run(stop())
+
+    async def _follow(self, server: OpenAIServer, draft: Draft, script: Script) -> Draft:
         try:
-            return [likeliest_tokens(choice["logprobs"], by_text) for choice in choices]
+            for step in script:
+                if isinstance(step, FreeText):
+                    draft.add_text(step, await self._generate(server, draft.text_request(step)))
+                else:
+                    draft.add_choice(step, await self._log_probabilities(server, draft.ids, step.first_ids))
+        except Fault as fault:
+            raise self._error(fault) from fault
+        return draft
+
+    async def _generate(self, server: OpenAIServer, request: TextRequest) -> GeneratedText:
+        choice = await self._complete(
+            server,
+            {
+                "prompt": request.ids,
+                "max_tokens": request.max_tokens,
+                "stop": [request.stop],
+                "seed": request.seed,
+                "temperature": self.settings.temperature,
+                "top_p": self.settings.top_p,
+            },
+        )
+        return GeneratedText(text=writable(choice["text"]), is_closed=choice.get("finish_reason") == "stop")
+
+    async def _log_probabilities(
+        self, server: OpenAIServer, row: Sequence[int], ids: Sequence[int]
+    ) -> Mapping[int, float]:
+        """Ask for one token, and the likeliest ones; newer versions of vLLM return exactly `ids`."""
+        choice = await self._complete(
+            server,
+            {
+                "prompt": row,
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": NUM_LIKELIEST,
+                "logprob_token_ids": ids,
+                "return_tokens_as_token_ids": True,
+            },
+        )
+        by_text = {self.prompt_format.decode_inner([token]): token for token in ids}
+        try:
+            return likeliest_tokens(choice["logprobs"], by_text)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             message = f"{self._where}: found no log-probabilities, from which labels are read"
             raise ModelError(f"{message}; {FITTING_SERVERS} return them") from None
+
+    async def _complete(self, server: OpenAIServer, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a completion; return the choice."""
+        model = {} if self._model is None else {"model": self._model}
+        url, whole = server.url("/v1/completions"), {**model, **PLAIN_SAMPLING, **body}
+        return choice_in(await self._answered(server, lambda: server.post(url, whole)))
 
     @property
     def _where(self) -> str:
@@ -207,21 +252,6 @@ class OpenAIEngine(TextEngine):
                 f"{path} differs by {mean:.2f} on average; serve what `export` wrote"
             )
 
-    def _complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Ask for completions, all at once; return the choices."""
-        model = {} if self._model is None else {"model": self._model}
-
-        async def ask_all(server: OpenAIServer) -> list[dict[str, Any]]:
-            url = server.url("/v1/completions")
-
-            async def ask(body: Mapping[str, Any]) -> dict[str, Any]:
-                whole = {**model, **PLAIN_SAMPLING, **body}
-                return choice_in(await self._answered(server, lambda: server.post(url, whole)))
-
-            return await asyncio.gather(*map(ask, bodies))
-
-        return self._exchange(ask_all)
-
     async def _answered(
         self, server: OpenAIServer, send: Callable[[], Awaitable[httpx2.Response]]
     ) -> httpx2.Response:
@@ -239,11 +269,14 @@ class OpenAIEngine(TextEngine):
                 await asyncio.sleep(max(pause_s, min(fault.retry_after_s or 0.0, PAUSES_S[-1])))
         raise AssertionError("the last attempt returns or raises")
 
+    def _connect(self) -> OpenAIServer:
+        return OpenAIServer(self._address, api_key=self._api_key, timeout_s=TIMEOUT_S)
+
     def _exchange(self, ask: Callable[[OpenAIServer], Awaitable[T]]) -> T:
         """Run one exchange over connections of its own, and word its fault."""
 
         async def exchange() -> T:
-            server = OpenAIServer(self._address, api_key=self._api_key, timeout_s=TIMEOUT_S)
+            server = self._connect()
             try:
                 return await ask(server)
             finally:

@@ -6,6 +6,7 @@ construction here too; but nothing keeps the model from ending a text with anoth
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from nlicot import completion
 from nlicot.errors import ModelError
+from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.decoding import Engine
 from nlicot.prediction.grammar import Answer, Choice, FreeText, Scaffold, Script, string_start
 from nlicot.settings import PredictionSettings
@@ -43,21 +45,66 @@ class GeneratedText:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Draft:
+class Draft:
     """A row's ids so far, and what its answer has."""
 
     index: int
     ids: list[int]
     generator: random.Random
+    prompt_format: PromptFormat
     answer: Answer = field(default_factory=lambda: Answer(texts=[], closed=[], choices=[], probabilities=[]))
+
+    def text_request(self, step: FreeText) -> TextRequest:
+        """Ask for the text of a step."""
+        return TextRequest(
+            ids=list(self.ids),
+            max_tokens=step.max_tokens,
+            stop=self.prompt_format.decode_inner(step.closing_ids).rstrip(),
+            seed=self.generator.getrandbits(31),
+        )
+
+    def add_text(self, step: FreeText, found: GeneratedText) -> None:
+        """Add a text, up to where it would end a JSON string, and what is fed after it."""
+        inside = string_start(found.text)
+        has_quote = found.text[len(inside) :].startswith('"')  # closed by another token than in training
+        text = completion.unescape(inside)
+        self.answer.texts.append(text)
+        self.answer.closed.append(has_quote or (found.is_closed and inside == found.text))
+        if text:
+            self.ids += self.prompt_format.encode_segment(completion.escape(text), first=False)
+        self.ids += step.closing_ids
+
+    def add_choice(self, step: Choice, listed: Mapping[int, float]) -> None:
+        """Add a choice, and what is fed after it."""
+        probabilities = probabilities_among(listed, step.first_ids)
+        best = step.choose(probabilities)
+        self.answer.probabilities.append(probabilities)
+        self.answer.choices.append(best)
+        self.ids += [*step.options[best], *step.following_ids]
 
 
 class TextEngine(Engine):
-    """An engine that is asked for the texts, then for the choices, of a batch of rows."""
+    """An engine that writes texts and rates tokens, but shows no logits."""
 
     def __init__(self, member: Member, settings: PredictionSettings) -> None:
         prompt_format = member.resolved.prompt_format
         super().__init__(prompt_format, Scaffold(prompt_format), member.settings.decoding)
+
+    def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
+        """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""
+        options = [[label] for label in self.scaffold.label_ids]
+        for index, answer in self.run(rows, (Choice(options=options),), 1):
+            yield index, answer.probabilities[0][1]
+
+    def drafts(self, rows: Sequence[Sequence[int]], num_samples: int) -> Iterator[Draft]:
+        """Yield an empty draft for each sample of each row."""
+        for index, row in enumerate(rows):
+            for generator in self.generators(row, num_samples):
+                yield Draft(index=index, ids=list(row), generator=generator, prompt_format=self.prompt_format)
+
+
+class BatchEngine(TextEngine):
+    """A text engine that answers a batch of requests together."""
 
     @abstractmethod
     def generate(self, requests: Sequence[TextRequest]) -> list[GeneratedText]:
@@ -69,61 +116,22 @@ class TextEngine(Engine):
     ) -> list[Mapping[int, float]]:
         """Return log-probabilities of the token after each row: of `ids`, or of likelier tokens only."""
 
-    def label_probabilities(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, float]]:
-        """Yield p(entailment) for each row of ids that is about to be followed by a label, with its index."""
-        options = [[label] for label in self.scaffold.label_ids]
-        for index, answer in self.run(rows, (Choice(options=options),), 1):
-            yield index, answer.probabilities[0][1]
-
     def run(
         self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
     ) -> Iterator[tuple[int, Answer]]:
         """Continue the rows batch by batch, all rows of a batch step by step."""
-        drafts = [
-            _Draft(index=index, ids=list(row), generator=generator)
-            for index, row in enumerate(rows)
-            for generator in self.generators(row, num_samples)
-        ]
-        for start in range(0, len(drafts), self.batch_size):
-            batch = drafts[start : start + self.batch_size]
+        left = self.drafts(rows, num_samples)
+        while batch := list(itertools.islice(left, self.batch_size)):
             for step in script:
                 if isinstance(step, FreeText):
-                    self._write(batch, step)
+                    texts = self.generate([draft.text_request(step) for draft in batch])
+                    for draft, text in zip(batch, texts, strict=True):
+                        draft.add_text(step, text)
                 else:
-                    self._choose(batch, step)
+                    found = self.log_probabilities([draft.ids for draft in batch], step.first_ids)
+                    for draft, listed in zip(batch, found, strict=True):
+                        draft.add_choice(step, listed)
             yield from ((draft.index, draft.answer) for draft in batch)
-
-    def _write(self, batch: Sequence[_Draft], step: FreeText) -> None:
-        stop = self.prompt_format.decode_inner(step.closing_ids).rstrip()
-        texts = self.generate(
-            [
-                TextRequest(
-                    ids=draft.ids,
-                    max_tokens=step.max_tokens,
-                    stop=stop,
-                    seed=draft.generator.getrandbits(31),
-                )
-                for draft in batch
-            ]
-        )
-        for draft, found in zip(batch, texts, strict=True):
-            inside = string_start(found.text)
-            has_quote = found.text[len(inside) :].startswith('"')  # closed by another token than in training
-            text = completion.unescape(inside)
-            draft.answer.texts.append(text)
-            draft.answer.closed.append(has_quote or (found.is_closed and inside == found.text))
-            if text:
-                draft.ids += self.prompt_format.encode_segment(completion.escape(text), first=False)
-            draft.ids += step.closing_ids
-
-    def _choose(self, batch: Sequence[_Draft], step: Choice) -> None:
-        found = self.log_probabilities([draft.ids for draft in batch], step.first_ids)
-        for draft, each in zip(batch, found, strict=True):
-            probabilities = probabilities_among(each, step.first_ids)
-            best = step.choose(probabilities)
-            draft.answer.probabilities.append(probabilities)
-            draft.answer.choices.append(best)
-            draft.ids += [*step.options[best], *step.following_ids]
 
 
 def probabilities_among(listed: Mapping[int, float], ids: Sequence[int]) -> list[float]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nlicot.errors import CheckpointError, ModelError
 from nlicot.model.loaded_model import compute_dtype
-from nlicot.prediction.engines.text import GeneratedText, TextEngine, TextRequest
+from nlicot.prediction.engines.text import BatchEngine, GeneratedText, TextRequest
 from nlicot.run.folder import BEST, PEFT_FOLDER
 from nlicot.run.starting_adapter import PEFT_WEIGHTS
 from nlicot.settings import PredictionSettings
@@ -26,7 +26,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's `max_lora_rank`."""
 
 
-class VllmEngine(TextEngine):
+class VllmEngine(BatchEngine):
     """Hands token ids to vLLM.
 
     Raises:
