@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 KEY_VARIABLE = "OPENAI_API_KEY"
 FITTING_SERVERS = "llama.cpp's llama-server, vLLM and SGLang"
+WANTS_TEXT = re.compile(r"valid string|type string", re.I)
 BATCH_SIZE = 32
 """Requests in flight by default; servers queue those for which they have no slot."""
 TIMEOUT_S = 600.0
@@ -260,7 +262,9 @@ class OpenAIEngine(TextEngine):
             try:
                 response = await server.response(send())
                 self._is_up = True
-                if response.status_code >= 500 or response.status_code == 429:
+                if response.status_code == 429 or (
+                    response.status_code >= 500 and not _takes_no_ids(text_of(response))
+                ):
                     raise fault_in(response)
                 return response
             except Transient as fault:
@@ -291,13 +295,19 @@ class OpenAIEngine(TextEngine):
         message = f"{self._where}: {fault.message}"
         if fault.kind in REMEDIES:
             message += f"; {REMEDIES[fault.kind]}"
+        if _takes_no_ids(fault.raw):
+            found = "the server takes texts only, and prompts are lists of token ids"
+            return ModelError(f"{self._where}: {found}; {FITTING_SERVERS} take them")
         if isinstance(fault, Refused):
             return ServerRefused(message)
         if isinstance(fault, Rejected):
-            if named_field(fault.raw, ["prompt"]) == "prompt":
-                message += f" (prompts are lists of token ids; {FITTING_SERVERS} take them)"
             return ModelError(message)
         return NoAnswers(f"{message}; predictions so far are kept, run the same command to continue")
+
+
+def _takes_no_ids(body: str) -> bool:
+    """Recognize a server that wants a text as its prompt; the one of llama-cpp-python reports it as a 500."""
+    return named_field(body, ["prompt"]) == "prompt" and WANTS_TEXT.search(body) is not None
 
 
 def choice_in(response: httpx2.Response) -> dict[str, Any]:
