@@ -46,9 +46,7 @@ def url(run: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(COMMAND), "-m", str(run / "gguf" / "model.gguf"), "--port", str(port)]
-    # One row at a time: with more, llama.cpp's AMX kernels crash on some virtual machines.
-    command += ["--batch-size", "1", "--ubatch-size", "1", "--ctx-size", "4096", "--parallel", "2"]
-    command += ["--threads", "1", "--no-warmup"]
+    command += ["--ctx-size", "4096", "--parallel", "2", "--threads", "1", "--no-warmup"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(1200):
