@@ -80,7 +80,7 @@ def from_row(row: Row, *, default_id: str) -> TrainingExample:
     return TrainingExample(
         id=row.identifier() or default_id,
         prompt=prompt,
-        completion=completion.render(parsed.thought_process, parsed.label),
+        completion=completion.render(parsed.thought_process, parsed.label, parsed.form),
         label=parsed.label,
         source=source or "prepared",
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nlicot import completion
+from nlicot.completion import Form
 from nlicot.errors import DataError
 from nlicot.prepare.formats import read_prepared
 from nlicot.records import TrainingExample, to_json_dict
@@ -38,11 +39,12 @@ def test_a_builders_output_is_read_back_unchanged(tmp_path: Path) -> None:
         TrainingExample(
             id=f"pair-{label}",
             prompt=" Premise: a  b\n[INST] [/INST] {x} ",
-            completion=completion.render('Step 1: "é 😀" \\ \n </s> [/INST]', label),
+            completion=completion.render('Step 1: "é 😀" \\ \n </s> [/INST]', label, form),
             label=label,
             source="reflection",
         )
         for label in (0, 1)
+        for form in Form
     ]
     assert read_prepared(prepared_file(tmp_path, *map(to_json_dict, built))) == built
 
