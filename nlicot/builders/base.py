@@ -203,7 +203,7 @@ class Builder(ABC):
         for example, targets in zip(examples, targets_of, strict=True):
             # One example per row, with a variant for each sample that has another target.
             for rows in zip_longest(*map(self.rows, targets)):
-                distinct = enumerate(dict.fromkeys(filter(None, rows)))
+                distinct = enumerate(rows if len(rows) == 1 else dict.fromkeys(filter(None, rows)))
                 built.append([_rendered(example, target, form, n, prompts) for n, (target, form) in distinct])
         return [*chain.from_iterable(self._balanced(built) if self.balance else built)]
 
@@ -268,11 +268,13 @@ class Builder(ABC):
         thought = target.thought_process
         if self.thought_part == "last_step":
             thought = completion.last_step(thought)
-        fits = partial(self._fits, count_tokens=count_tokens)
-        learnt = thought if fits(thought) else None
-        if learnt is None and self.over_limit == "cut":
-            learnt = completion.shortened(thought, fits)
-        return None if learnt is None else replace(target, thought_process=learnt)
+        if not self._fits(thought, count_tokens):
+            fits = partial(self._fits, count_tokens=count_tokens)
+            shorter = completion.shortened(thought, fits) if self.over_limit == "cut" else None
+            if shorter is None:
+                return None
+            thought = shorter
+        return target if thought == target.thought_process else replace(target, thought_process=thought)
 
     def _fits(self, thought: str, count_tokens: CountTokens | None) -> bool:
         if self.max_thought_words is not None and len(thought.split()) > self.max_thought_words:

@@ -276,7 +276,7 @@ class RunData:
         if kind:
             raise DataError(
                 f"{kind} that the builder {type(self.builder).__name__} makes no example of",
-                "label_only or multitask" + " or label_first" * (kind == "soft labels"),
+                "label_only or multitask" if self.unlabelled else "label_only, multitask or label_first",
                 path=self.path("train", "pairs"),
                 remedy="or leave them out; --columns p_entailment= reads no column of soft labels",
             )
