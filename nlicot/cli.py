@@ -109,6 +109,7 @@ _split, _datasets = _main_of("nlicot.data.split"), _main_of("nlicot.data.public_
 _prepare = _main_of("nlicot.prepare.command")
 _inspect, _audit = _main_of("nlicot.inspection.command"), _main_of("nlicot.audit.command")
 _report, _sweep = _main_of("nlicot.report.command"), _main_of("nlicot.sweep.command")
+_merge_shards = _main_of("nlicot.data.merge_shards")
 GROUPS = {
     "data (costs nothing)": [
         Command("split", "make a data root of a CSV of pairs, or of a public set", _split),
@@ -116,6 +117,7 @@ GROUPS = {
         Command("prepare", "the examples that fit would train on, as instruction data", _prepare),
         Command("inspect", "training examples token by token, as fit encodes them", _inspect),
         Command("audit", "problems in a data root, before training", _audit),
+        Command("merge-shards", "the results of --shard 1/N to N/N as one file", _merge_shards),
     ],
     "teacher (costs money, or the time of a local model)": [
         Command("generate", "a teacher's thought and label for each pair", _teacher),
@@ -155,7 +157,7 @@ def usage() -> str:
     """Return the text of `--help`."""
     lines = ["usage: python -m nlicot COMMAND [options]", ""]
     for title, commands in GROUPS.items():
-        lines += [f"{title}:", *(f"  {command.name:<10}{command.summary}" for command in commands), ""]
+        lines += [f"{title}:", *(f"  {command.name:<14}{command.summary}" for command in commands), ""]
     lines += [
         "Start with a few minutes on the sample data, on a CPU:",
         "  python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml",

@@ -26,6 +26,7 @@ from jsonargparse.typing import register_type
 
 from nlicot.config_files import hint, merge, nested, present_name, read_settings, renamed
 from nlicot.data.pairs import ColumnNames, LabelMap
+from nlicot.data.shards import Shard
 from nlicot.errors import ConfigError
 from nlicot.prompts import read_definitions
 
@@ -97,6 +98,7 @@ KINDS = {
     "ColumnNames": "COLUMN=NAME",
     "dict": "NAME=VALUE",
     "Names": "NAME,NAME",
+    "Shard": "I/N",
 }
 """Types as messages and `--help` name them."""
 UNRECOGNIZED = "unrecognized arguments: "
@@ -124,6 +126,7 @@ class Names(tuple[str, ...]):
 register_type(Names, list, Names.parse)
 register_type(LabelMap, str, LabelMap.parse)
 register_type(ColumnNames, str, ColumnNames.parse)
+register_type(Shard, str, Shard.parse)
 
 
 class _HelpFormatter(DefaultHelpFormatter):

@@ -27,6 +27,7 @@ from nlicot.command_line import (
 )
 from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import PairFormat
+from nlicot.data.shards import Shard
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 
@@ -390,7 +391,7 @@ class FitSettings(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings(RunSettings):
-    """Settings of `test` and `predict`.
+    """Settings of `test`, and of the other commands that predict.
 
     Args:
         weights: weights of an ensemble's members, such as 2,1.
@@ -409,6 +410,17 @@ class PredictionSettings(RunSettings):
     server_url: str | None = None
     server_model: str | None = None
     send_key: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(PredictionSettings):
+    """Settings of `predict`.
+
+    Args:
+        shard: work on part I of N; merge-shards puts the parts together.
+    """
+
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ def test_help_takes_under_half_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "validate", "test", "predict", "split", "datasets", "report", "inspect", "audit"]
+    "command",
+    ["fit", "validate", "test", "predict", "split", "datasets", "report", "inspect", "audit", "merge-shards"],
 )
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -41,7 +41,7 @@ def known_flags(command: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_use_flags_that_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"^python -m nlicot (\w+ .*?)(?:  #.*)?$", text, flags=re.MULTILINE):
+    for line in re.findall(r"^python -m nlicot ([\w-]+ .*?)(?:  #.*)?$", text, flags=re.MULTILINE):
         command, *args = shlex.split(line)
         flags = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
         assert flags <= known_flags(command), line

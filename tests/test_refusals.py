@@ -83,6 +83,15 @@ def report(flags: str, line: str, predictions: str = PREDICTION) -> Case:
     return Case(f"report {flags}", line, {"two.jsonl": predictions})
 
 
+SHARD = '{"shard": "1/2", "command": "generate", "work": "w", "num_records": 1, "num_failures": 0}\n'
+SECOND = SHARD.replace("1/2", "2/2") + THOUGHT
+
+
+def merge(line: str, second: str = SECOND, *, flags: str = "", **files: str) -> Case:
+    shards = {"t.shard-1-of-2.jsonl": SHARD + THOUGHT, "t.shard-2-of-2.jsonl": second}
+    return Case(f"merge-shards t.jsonl {flags}", line, {**shards, **files})
+
+
 def others(content: str, line: str, flags: str = "") -> Case:
     return Case(f"report one --predictions p.csv {flags}", line, {"p.csv": content})
 
@@ -213,7 +222,7 @@ CASES = [
     *(
         Case(f"{command} stray", "found 'stray', expected flags such as --config FILE; see python -m nlicot")
         for command in COMMANDS
-        if command not in ("split", "report", "export", "sweep")
+        if command not in ("split", "report", "export", "sweep", "merge-shards")
     ),
     *(
         Case(f"{command} --{switch} maybe", f"--{switch}: found 'maybe', expected true, false or no value")
@@ -235,6 +244,13 @@ CASES = [
     ),
     generate("--ids=", "--ids: found none, expected at least one name"),
     generate("--split=", "--split: found none, expected at least one name"),
+    *(
+        Case(f"{command} --shard {shard}", f"--shard: found '{shard}', expected I/N for part I of N, such as")
+        for command in ("generate", "reflect", "score", f"predict {RUN}")
+        for shard in ("0/2", "3/2", "2", "1/0")
+    ),
+    generate("--split train --dry_run --shard 1/9", "--shard 1/9: found 2 inputs, expected 9 or more; use"),
+    Case(f"test {RUN} --shard 1/2", "--shard: unknown setting"),
     Case("fit --data x", "--data: found 'x', expected one of its settings: --data.NAME"),
     Case("fit --root", "--root: found no value, expected one"),
     Case("report --compare", "--compare: found no value, expected one"),
@@ -406,6 +422,29 @@ CASES = [
     prepare("--split train --out o", "o is a folder, expected")._replace(files={"o/x": ""}),
     prepare("--split train --out o/p.jsonl", ": o is a file, expected a folder")._replace(files={"o": ""}),
     prepare(f"--split train --out {LONG}.jsonl", "nnn...: File name too long; choose a shorter name"),
+    # merge-shards
+    Case("merge-shards", "output"),
+    Case(
+        "merge-shards t.jsonl", "t.jsonl: found no shards next to it, expected files such as t.shard-1-of-2"
+    ),
+    Case("merge-shards t.jsonl gone.jsonl", "gone.jsonl: no such file"),
+    merge("t.jsonl: found 1 of 2 shards, expected 2/2 too (run", flags="t.shard-1-of-2.jsonl"),
+    merge("t.shard-2-of-2.jsonl: found shard 1/2 again, expected it once: t.shard-1-of-2.jsonl has", SHARD),
+    merge("found shard 2/3, expected one of 2 shards, as t.shard-1-of-2", SECOND.replace("2/2", "2/3")),
+    merge("found a shard of `generate` with other pairs or settings", SECOND.replace('"w"', '"v"')),
+    merge("expected those of t.shard-1-of-2.jsonl, by `generate`", SECOND.replace("generate", "score")),
+    merge("t.shard-2-of-2.jsonl:1: found the fields 'id', 'premise', ", THOUGHT),
+    merge("t.shard-2-of-2.jsonl:1: found the fields 'shard', 'command',", SECOND.replace("2/2", "3/2")),
+    merge("t.shard-2-of-2.jsonl:1: found the fields (none), expected the first line of a file", ""),
+    merge("t.shard-2-of-2.jsonl: found 2 records, expected 1, as its first line says", SECOND + THOUGHT),
+    merge("t.shard-2-of-2.jsonl:2: found invalid JSON", SECOND[:-3]),
+    merge("t.shard-2-of-2.failures.jsonl: no such file", SECOND.replace('failures": 0', 'failures": 1')),
+    merge("t.jsonl exists already; add --overwrite", **{"t.jsonl": ""}),
+    Case(
+        "merge-shards s.jsonl s.jsonl",
+        "s.jsonl: found it among its shards, expected the name of the whole file",
+        {"s.jsonl": SHARD.replace("1/2", "1/1") + THOUGHT},
+    ),
     # audit
     Case("audit --root data --json x --markdown ./x", "--json and --markdown: found one file for both"),
     Case("audit --root data --prompt none.txt", "--prompt none.txt: cannot be read"),

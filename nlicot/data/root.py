@@ -64,6 +64,11 @@ class DataRoot:
         return self.path.resolve() == SAMPLE.resolve()
 
 
+def failures_path(output: Path) -> Path:
+    """Return the path of the failures next to a teacher's output."""
+    return output.with_suffix(".failures.jsonl")
+
+
 def working_root(root: Path | None) -> DataRoot:
     """Return a data root that a command may write to: `root`, or else `data/try`, a copy of the sample."""
     if root is not None:

@@ -6,16 +6,19 @@ checkpoints make an ensemble.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from nlicot.data.atomic_write import make_folder, refuse_overwriting
+from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
-from nlicot.prediction.prediction_files import final_paths, write_predictions
+from nlicot.prediction.prediction_files import final_paths, write_predictions, write_shard
 from nlicot.prediction.predictor import (
+    BLOCK,
     Decoded,
     decode,
     decode_elsewhere,
@@ -27,7 +30,7 @@ from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
 from nlicot.run.folder import DECISION, METRICS
-from nlicot.settings import PredictionSettings, ValidateSettings
+from nlicot.settings import PredictionSettings, PredictSettings, ValidateSettings
 
 if TYPE_CHECKING:
     from nlicot.prediction.calibration import Decision
@@ -72,7 +75,8 @@ def test(runs: Sequence[TrainedRun]) -> int:
 
 def predict(runs: Sequence[TrainedRun]) -> int:
     """Predict a split without labels, by default test, with the threshold that `validate` tuned."""
-    return _predict(_Job(runs, labelled=False, tuned=True))
+    shard = cast("PredictSettings", runs[0].settings).shard
+    return _predict(_Job(runs, labelled=False, tuned=True, shard=shard))
 
 
 def _predict(job: _Job) -> int:
@@ -88,13 +92,16 @@ class _Job:
     Everything that can be refused is refused here, before a model loads.
     """
 
-    def __init__(self, runs: Sequence[TrainedRun], *, labelled: bool, tuned: bool = False) -> None:
+    def __init__(
+        self, runs: Sequence[TrainedRun], *, labelled: bool, tuned: bool = False, shard: Shard | None = None
+    ) -> None:
         silence_libraries()
         self.settings = settings = cast("PredictionSettings", runs[0].settings)
         self.split, self.labelled = settings.split, labelled
         self.data = RunData(settings)
         self.data.announce_sample()
-        self.examples = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
+        every = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
+        self.examples = list(shard.of(every, multiple=BLOCK)) if shard else every
         self.data.check_apart_from_train(self.split)
         for run in runs:
             RunData(run.settings).announce_transductive(self.examples, learner=run.checkpoint)
@@ -103,7 +110,9 @@ class _Job:
         self.members = [read_member(run, weights=has_weights) for run in runs]
         self.folder = Path(settings.output) if settings.output else _output_folder(runs)
         make_folder(self.folder, label=f"--output {self.folder}")
-        refuse_overwriting(*final_paths(self.folder, self.split), overwrite=True)
+        self.whole_path = final_paths(self.folder, self.split)[1]
+        written = [shard.path(self.whole_path)] if shard else final_paths(self.folder, self.split)
+        refuse_overwriting(*written, overwrite=True)
         self.run_folder = self.folder.parent
         self.metrics_path = self.run_folder / METRICS
         read_metrics(self.metrics_path)
@@ -112,12 +121,18 @@ class _Job:
             from nlicot.prediction import calibration
 
             self.decision = calibration.load(path)
+        self.part: ShardOfWork | None = None
+        if shard:
+            hashes = [member.fingerprint((), settings.engine) for member in self.members]
+            same = hashes, self.weights, self.decision
+            self.part = ShardOfWork.of(shard, "predict", every, *same)
 
     def decode(self) -> Decoded:
+        name = f"{self.split}.{self.part.shard.name}" if self.part else self.split
         if self.settings.engine == TRANSFORMERS:
-            return decode(self.members, self.weights, self.examples, self.split, self.folder)
+            return decode(self.members, self.weights, self.examples, name, self.folder)
         (member,) = self.members
-        return decode_elsewhere(member, self.examples, self.split, self.folder, self.settings)
+        return decode_elsewhere(member, self.examples, name, self.folder, self.settings)
 
     def with_tuned_threshold(self, predictions: list[Prediction]) -> list[Prediction]:
         if (decision := self.decision) is None:
@@ -130,7 +145,11 @@ class _Job:
 
     def report(self, decoded: Decoded, predictions: Sequence[Prediction]) -> None:
         """Write the predictions and, of labelled pairs, the metrics; print both and where they are."""
-        csv_path, jsonl_path = write_predictions(self.folder, self.split, self.examples, predictions)
+        if self.part:
+            paths = [self.part.shard.path(self.whole_path)]
+            write_shard(paths[0], self.part, self.examples, predictions)
+        else:
+            paths = list(write_predictions(self.folder, self.split, self.examples, predictions))
         for partial in decoded.partials:
             partial.remove()
         if self.labelled:
@@ -142,7 +161,10 @@ class _Job:
             print(f"\nmetrics      {self.metrics_path}")
         else:
             print(f"{len(predictions)} predictions; {label_summary(predictions, self.metrics_path)}")
-        print(f"predictions  {csv_path}\nthoughts     {jsonl_path}")
+        for title, path in zip(("predictions", "thoughts"), paths, strict=False):
+            print(f"{title:<12} {path}")
+        if self.part:
+            print(f"next         python -m nlicot merge-shards {shlex.quote(str(self.whole_path))}")
 
 
 def _output_folder(runs: Sequence[TrainedRun]) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nlicot.data.atomic_write import disk_errors, write_csv, write_jsonl
+from nlicot.data.shards import ShardOfWork
 from nlicot.records import Example, Prediction, to_json_dict
 
 
@@ -27,14 +30,25 @@ def write_predictions(
     """
     ordered = in_order_of(examples, predictions)
     csv_path, jsonl_path = final_paths(folder, split)
-    pairs = [to_json_dict(replace(example, p_entailment=None)) for example in examples]
-    for pair in pairs:
-        if "label" in pair:
-            pair["true_label"] = pair.pop("label")
-    rows = ({**pair, **to_json_dict(found)} for pair, found in zip(pairs, ordered, strict=True))
-    write_jsonl(jsonl_path, rows, overwrite=True)
+    write_jsonl(jsonl_path, _rows(examples, ordered), overwrite=True)
     write_csv(csv_path, ["prediction"], [[found.predicted_label] for found in ordered], overwrite=True)
     return csv_path, jsonl_path
+
+
+def write_shard(
+    path: Path, part: ShardOfWork, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> None:
+    """Write or replace a shard's JSON lines, for `merge-shards`."""
+    rows = _rows(examples, in_order_of(examples, predictions))
+    write_jsonl(path, itertools.chain([part.first_line(len(examples))], rows), overwrite=True)
+
+
+def _rows(examples: Sequence[Example], ordered: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
+    for example, found in zip(examples, ordered, strict=True):
+        pair = to_json_dict(replace(example, p_entailment=None))
+        if "label" in pair:
+            pair["true_label"] = pair.pop("label")
+        yield {**pair, **to_json_dict(found)}
 
 
 def in_order_of(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -48,14 +62,14 @@ class PartialPredictions:
 
     Args:
         folder: the folder of the final files.
-        split: the split that is predicted.
+        name: the split that is predicted, with the shard if it is a part.
         fingerprint: hash of everything that decides a prediction; others are ignored.
         rank: index of this process.
     """
 
-    def __init__(self, folder: Path, split: str, fingerprint: str, rank: int) -> None:
-        self._folder, self._split = folder, split
-        self._stem = f".{split}-{fingerprint[:16]}"
+    def __init__(self, folder: Path, name: str, fingerprint: str, rank: int) -> None:
+        self._folder, self._name = folder, name
+        self._stem = f".{name}-{fingerprint[:16]}"
         self._path = folder / f"{self._stem}.{rank}.partial"
 
     def read(self) -> list[Prediction]:
@@ -84,6 +98,6 @@ class PartialPredictions:
             yield append
 
     def remove(self) -> None:
-        """Remove the split's partial files, also those of other settings, once the final file is written."""
-        for path in self._folder.glob(f".{self._split}-*.partial"):
+        """Remove the partial files, also those of other settings, once the final file is written."""
+        for path in self._folder.glob(f".{self._name}-*.partial"):
             path.unlink(missing_ok=True)

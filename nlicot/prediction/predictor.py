@@ -51,6 +51,8 @@ from nlicot.settings import (
     TrainerSettings,
 )
 
+BLOCK = 2048
+"""Consecutive pairs that are decoded together, in a whole file and in a shard: others change rounding."""
 NOT_A_CHECKPOINT = (
     *(OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError),
     *(UnpicklingError, zipfile.BadZipFile, NotImplementedError),
@@ -224,11 +226,12 @@ class Decoded:
 
 
 def decode(
-    members: Sequence[Member], weights: Sequence[float], examples: Sequence[Example], split: str, folder: Path
+    members: Sequence[Member], weights: Sequence[float], examples: Sequence[Example], name: str, folder: Path
 ) -> Decoded:
     """Predict all examples with each member, and average the predictions of several by `weights`.
 
-    `folder` keeps predictions as they are made; those that an interrupted process left are not repeated.
+    Files of this `name` in `folder` keep predictions as they are made; those that an interrupted process left
+    are not repeated.
     """
     decoded: list[list[Prediction]] = []
     partials: list[PartialPredictions] = []
@@ -240,7 +243,7 @@ def decode(
         else:
             loaded.load_adapter(member.weights, label=member.label)
         predictor, undo_merge = _predictor(member, loaded, fabric)
-        partials.append(PartialPredictions(folder, split, member.fingerprint(examples), fabric.global_rank))
+        partials.append(PartialPredictions(folder, name, member.fingerprint(examples), fabric.global_rank))
         decoded.append(_decode(predictor, examples, partials[-1], fabric))
         if undo_merge is not None and index + 1 < len(members):
             undo_merge()
@@ -254,12 +257,12 @@ def decode(
 
 
 def decode_elsewhere(
-    member: Member, examples: Sequence[Example], split: str, folder: Path, settings: PredictionSettings
+    member: Member, examples: Sequence[Example], name: str, folder: Path, settings: PredictionSettings
 ) -> Decoded:
-    """Predict all examples with an engine other than transformers; `folder` is that of `decode`."""
+    """Predict all examples with an engine other than transformers; the files are those of `decode`."""
     engine_class: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[settings.engine].class_path)
     predictor = Predictor(engine_class(member, settings), member.prompts, member.metadata.forms)
-    partial = PartialPredictions(folder, split, member.fingerprint(examples, settings.engine), rank=0)
+    partial = PartialPredictions(folder, name, member.fingerprint(examples, settings.engine), rank=0)
     fabric = Fabric(accelerator="cpu", devices=1)  # one process
     predictions = _decode(predictor, examples, partial, fabric)
     return Decoded(predictions=predictions, partials=[partial], predictor=predictor, is_main=True)
@@ -319,18 +322,23 @@ def _decode(
     if done and fabric.is_global_zero:
         print(f"{len(done)} of {len(examples)} predictions were made before; continuing with the others")
     known = {prediction.id for prediction in done}
-    left = [example for example in examples if example.id not in known]
-    batch = predictor.batch(left, rank=fabric.global_rank, world_size=fabric.world_size)
+    blocks = [
+        [example for example in examples[start : start + BLOCK] if example.id not in known]
+        for start in range(0, len(examples), BLOCK)
+    ]
     fresh: list[Prediction] = []
-    bar = tqdm(total=len(batch.ids), unit="pair", disable=not fabric.is_global_zero)
+    num_mine = -(-sum(map(len, blocks)) // fabric.world_size)
+    bar = tqdm(total=num_mine, unit="pair", disable=not fabric.is_global_zero)
     num_rows = predictor.engine.batch_size
     way = f"use --model.decoding.batch_size {max(1, num_rows // 2)}; predictions made are kept"
     try:
         with memory_for(f"{num_rows} rows at once", remedy=lambda: way), partial.writer() as store, bar:
-            for prediction in predictor.decode(batch):
-                store(prediction)
-                fresh.append(prediction)
-                bar.update()
+            for block in blocks:
+                batch = predictor.batch(block, rank=fabric.global_rank, world_size=fabric.world_size)
+                for prediction in predictor.decode(batch):
+                    store(prediction)
+                    fresh.append(prediction)
+                    bar.update()
     except KeyboardInterrupt as stop:
         num_kept = f"{len(done) + len(fresh)} of {len(examples)} predictions are kept"
         message = f"{num_kept}, run the same command to continue"

@@ -34,6 +34,7 @@ from nlicot.settings import (
     FitSettings,
     InspectSettings,
     PredictionSettings,
+    PredictSettings,
     RunSettings,
     ValidateSettings,
 )
@@ -256,7 +257,8 @@ def parse_inspect(args: Sequence[str]) -> InspectSettings:
 
 def parse_prediction(command: str, args: Sequence[str]) -> list[TrainedRun]:
     """Parse `validate`, `test` or `predict`, once for each `--ckpt_path`."""
-    kind = ValidateSettings if command == "validate" else PredictionSettings
+    kinds = {"validate": ValidateSettings, "test": PredictionSettings, "predict": PredictSettings}
+    kind = kinds[command]
     parser = _parser(command, kind, ckpt_path=f"checkpoints/RUN/{BEST}; repeat for an ensemble")
     checkpoints = [Path(name).expanduser() for name in typed_settings(args).get("ckpt_path", [])]
     if not checkpoints:

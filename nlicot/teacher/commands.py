@@ -10,14 +10,15 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 from nlicot.data.atomic_write import refuse_overwriting, write_json, write_jsonl, write_text
 from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, read_examples
-from nlicot.data.root import DataRoot, working_root
+from nlicot.data.root import DataRoot, failures_path, working_root
+from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, NoAnswers, TeacherLopsided
 from nlicot.evaluation import metrics
@@ -39,6 +40,8 @@ from nlicot.teacher.options import (
 )
 from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 OUTPUT_PATH = {"generate": DataRoot.thoughts, "reflect": DataRoot.reflections, "score": DataRoot.scores}
 LOG_FOLDER = {"generate": "thoughts", "reflect": "reflections", "score": "score"}
@@ -56,7 +59,8 @@ MAX_PAIRS_LISTED = 10
 def run(command: str, settings: Namespace) -> int:
     """Run one of the three commands; returns its exit code."""
     root = working_root(settings.root)
-    journal_path = root.path / "journal" / f"{command}.sqlite"
+    shard: Shard | None = settings.shard
+    journal_path = root.path / "journal" / (shard.name if shard else "") / f"{command}.sqlite"
     if settings.export_journal:
         _export_journal(journal_path, settings)
         return 0
@@ -71,13 +75,14 @@ def run(command: str, settings: Namespace) -> int:
     first = next(iter(stages.values()))
     Budget(prices=_prices(settings, first.models), cap_usd=settings.budget)
     only_probe = settings.get("probe")
-    outputs = {split: OUTPUT_PATH[command](root, split) for split in splits}
+    whole = {split: OUTPUT_PATH[command](root, split) for split in splits}
+    outputs = {split: shard.path(path) if shard else path for split, path in whole.items()}
     # Failures that are asked again, or a split that is missing, only add to outputs of the same run.
     is_unfinished = settings.retry_failures or not all(map(_has_content, outputs.values()))
     may_add = not settings.reparse and is_unfinished and journal_path.exists()
     if not only_probe:
         refuse_overwriting(*outputs.values(), overwrite=settings.overwrite or may_add)
-        refuse_overwriting(*map(_failures_path, outputs.values()), overwrite=True)
+        refuse_overwriting(*map(failures_path, outputs.values()), overwrite=True)
     finished = [str(path) for path in outputs.values() if _has_content(path)]
     if finished and not _has_content(journal_path, at_least=SMALLEST_DATABASE) and not only_probe:
         logger.warning(
@@ -86,7 +91,8 @@ def run(command: str, settings: Namespace) -> int:
             "empty" if journal_path.exists() else "missing",
             ", ".join(finished),
         )
-    log_path = root.path / "logs" / LOG_FOLDER[command] / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
+    log_name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}{f'-{shard.name}' if shard else ''}.log"
+    log_path = root.path / "logs" / LOG_FOLDER[command] / log_name
     job = _job(stages, settings, root)
     with _open_journal(journal_path, settings, job) as journal, scheduler.log_to(log_path):
         _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
@@ -104,7 +110,7 @@ def run(command: str, settings: Namespace) -> int:
             for split, stage in stages.items():
                 found = list(scheduler.outcomes(journal, stage.tasks(), report.tally))
                 consumption = sum(probes if stage is first else (), used[split])
-                _write_output(split, stage.name, outputs[split], found, report, consumption, log_path)
+                _write_output(split, stage, outputs[split], found, report, consumption, log_path)
                 if found and not any(outcome.ok for outcome in found):
                     empty.append(split)
                 any_wrong |= any(outcome.correct is False for outcome in found)
@@ -114,6 +120,10 @@ def run(command: str, settings: Namespace) -> int:
                 is_unanswered = failed <= report.tally.unanswered.keys()
                 again = SAME_COMMAND if is_unanswered else "--retry_failures asks again"
                 raise NoAnswers(f"{', '.join(empty)}: every pair failed, so no output was written ({again})")
+            if shard:
+                for path in whole.values():
+                    print(f"next         python -m nlicot merge-shards {shlex.quote(str(path))}")
+                return 0
             print(f"next         {_next_command(command, settings, any_wrong=any_wrong)}")
             if command == "reflect":
                 print("(scores are optional: prepare and fit also continue from here)")
@@ -129,6 +139,11 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     if unknown := ", ".join(sorted(wanted - known)):
         raise ConfigError(f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)}")
     chosen = [example for example in examples if example.id in wanted][: settings.limit]
+    shard: Shard | None = settings.shard
+
+    def inputs(items: Sequence[T]) -> tuple[Sequence[T], ShardOfWork | None]:
+        return (shard.of(items), ShardOfWork.of(shard, command, items)) if shard else (items, None)
+
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
         "settings": _stage_settings(settings),
@@ -136,7 +151,10 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     }
     if command == "generate":
         relations = relation_map(settings)
-        return GenerateStage(examples=chosen, num_samples=settings.samples, relation_map=relations, **shared)
+        pairs, part = inputs(chosen)
+        return GenerateStage(
+            examples=pairs, num_samples=settings.samples, relation_map=relations, part=part, **shared
+        )
     path, reflections_path = root.thoughts(split), root.reflections(split)
     if not path.exists():
         raise DataError("no such file", path=path, remedy="write it first: python -m nlicot generate")
@@ -149,10 +167,13 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     ids = {example.id for example in chosen}
     thoughts = [thought for thought in joined.thoughts if thought.id in ids]
     if command == "reflect":
-        return ReflectStage(thoughts=thoughts, **shared)
+        mine, part = inputs(thoughts)
+        return ReflectStage(thoughts=mine, part=part, **shared)
     reflections = {(reflection.id, reflection.sample): reflection for reflection in joined.reflections}
+    texts, part = inputs([reflections.get((each.id, each.sample)) or each for each in thoughts])
     return ScoreStage(
-        texts=[reflections.get((thought.id, thought.sample)) or thought for thought in thoughts],
+        texts=texts,
+        part=part,
         threshold=settings.threshold,
         num_rounds=settings.rounds,
         regenerate_with=settings.regenerate_with or (settings.model,),
@@ -284,10 +305,6 @@ def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
     return shlex.join(words + PairFormat.of(settings).flags())
 
 
-def _failures_path(output: Path) -> Path:
-    return output.with_suffix(".failures.jsonl")
-
-
 def _has_content(path: Path, *, at_least: int = 1) -> bool:
     return path.exists() and path.stat().st_size >= at_least
 
@@ -297,12 +314,13 @@ def _is_ours(path: Path, stage: Stage[Any], journal: Journal) -> bool:
     found = scheduler.outcomes(journal, stage.tasks(), Tally())
     lines = {json.dumps(row, ensure_ascii=False) for outcome in found if outcome.ok for row in outcome.rows}
     text = path.read_text(encoding="utf-8", errors="replace") if _has_content(path) else ""
-    return set(text.split("\n")) <= lines | {""}  # not `splitlines`: a text may contain U+2028
+    written = text.split("\n")  # not `splitlines`: a text may contain U+2028
+    return set(written[1:] if stage.part else written) <= lines | {""}
 
 
 def _write_output(
     split: str,
-    name: str,
+    stage: Stage[Any],
     path: Path,
     found: list[Outcome],
     report: RunReport,
@@ -312,13 +330,16 @@ def _write_output(
     """Write the records in the order of the inputs, the failures next to them, and the summary."""
     is_empty = bool(found) and not any(outcome.ok for outcome in found)
     if not is_empty:  # else it would replace an earlier output, or pass for a finished one
-        rows = (row for outcome in found if outcome.ok for row in outcome.rows)
+        rows = [row for outcome in found if outcome.ok for row in outcome.rows]
+        if stage.part:
+            num_failures = sum(not outcome.ok for outcome in found)
+            rows.insert(0, stage.part.first_line(len(rows), num_failures))
         write_jsonl(path, rows, overwrite=True)  # refused at the start if it may not be replaced
-    failures_path = _failures_path(path)
-    failures_path.unlink(missing_ok=True)
+    failed_path = failures_path(path)
+    failed_path.unlink(missing_ok=True)
     if failures := [to_json_dict(scheduler.failure_of(outcome)) for outcome in found if not outcome.ok]:
-        write_jsonl(failures_path, failures, overwrite=True)
-    content, text = summarise(name, found, report, used)
+        write_jsonl(failed_path, failures, overwrite=True)
+    content, text = summarise(stage.name, found, report, used)
     stem = f"{log.stem}-{split}.summary"
     write_json(log.with_name(f"{stem}.json"), content)
     write_text(log.with_name(f"{stem}.txt"), text + "\n", overwrite=True)
@@ -326,7 +347,7 @@ def _write_output(
     print(f"{split}: {text}\n\n{split:<13}{'no output: every pair failed' if is_empty else path}")
     if failures:
         others = "" if is_empty else " (all other pairs are complete; --retry_failures asks again)"
-        print(f"failures     {failures_path}{others}")
+        print(f"failures     {failed_path}{others}")
 
 
 def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Journal:

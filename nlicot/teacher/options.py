@@ -24,6 +24,7 @@ from nlicot.command_line import (
 from nlicot.config_files import TEACHER_RECIPE, read_yaml
 from nlicot.data.pairs import LabelMap, PairFormat
 from nlicot.data.rows import shown
+from nlicot.data.shards import Shard
 from nlicot.errors import ConfigError
 from nlicot.prompts import LabelDefinitions, fold_definitions, read_definitions
 from nlicot.records import LABELS
@@ -85,6 +86,7 @@ def _add_settings(parser: CommandParser, stage: str) -> None:
     add("--split", type=Names | None, help="separated by commas; by default train and dev, if they exist")
     add("--limit", type=PositiveInt | None, help="use only the first N pairs of each split")
     add("--ids", type=Names | None, help="use only these pairs, separated by commas")
+    add("--shard", type=Shard | None, help="work on part I of N; merge-shards puts the parts together")
     add("--overwrite", type=bool, default=False, help="replace a finished output")
     add("--yes", type=bool, default=False, help="go on even if labels or definitions do not fit the answers")
     add("--prompt", type=Path | None, help="use your own prompt file (see nlicot/teacher/prompts)")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from nlicot.data.rows import Row
+from nlicot.data.shards import ShardOfWork
 from nlicot.data.thoughts import Scored, reflection_from, scored_from, thought_from
 from nlicot.records import Example, Failure, Reflection, Score, Thought, to_json_dict
 from nlicot.teacher.answers import SCHEMAS, NoValidAnswer, ask_until_valid
@@ -65,12 +66,16 @@ class StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC, Generic[Item]):
-    """A stage over its inputs, in the output's order; the first of its prompts asks the first question."""
+    """A stage over its inputs, in the output's order; the first of its prompts asks the first question.
+
+    `part` describes the inputs if they are those of one shard.
+    """
 
     name: ClassVar[str]
     endpoint: Endpoint
     settings: StageSettings
     prompts: Mapping[PromptType, TeacherPrompt]
+    part: ShardOfWork | None = None
 
     @property
     def first_prompt(self) -> TeacherPrompt:

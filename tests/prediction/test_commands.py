@@ -14,6 +14,7 @@ from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import read_examples
 from nlicot.prediction import calibration as threshold
 from nlicot.prediction.prediction_files import PartialPredictions
+from nlicot.prediction.predictor import BLOCK
 from nlicot.prompts import StudentPrompts
 from tests.small_model import write_small_model
 
@@ -231,6 +232,75 @@ def test_killed_predict_continues_where_it_was(
     assert [row["id"] for row in resumed] == [row["id"] for row in whole]
     assert [row["predicted_label"] for row in resumed] == [row["predicted_label"] for row in whole]
     assert not list((root / "out").glob(".dev-*.partial"))
+
+
+@pytest.mark.parametrize("run", ["both", "thinks"])
+def test_merged_shards_of_predictions_are_the_whole_files_up_to_rounding(
+    run: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(root, "predict", [run], "--model.dtype=float32")
+    flags = ["predict", f"--ckpt_path={root / run / 'best.ckpt'}", "--split=dev", *DECODING]
+    flags += ["--model.dtype=float32"]
+    output = tmp_path / "predictions" / "dev.jsonl"
+    output.parent.mkdir()
+    others = [output.parent / f".dev{name}-0123456789abcdef.0.partial" for name in ("", ".shard-2-of-3")]
+    for path in others:
+        path.touch()
+    for shard in ("3/3", "1/3"):
+        assert main([*flags, f"--output={output.parent}", f"--shard={shard}"]) == 0
+        assert f"next         python -m nlicot merge-shards {output}\n" in capsys.readouterr().out
+    assert all(path.exists() for path in others)  # those of processes that may run at the same time
+    assert main(["merge-shards", str(output)]) == 2
+    assert f"{output}: found 2 of 3 shards, expected 2/3 too" in capsys.readouterr().err
+    assert main([*flags, f"--output={output.parent}", "--shard=2/3"]) == 0
+    assert [path.exists() for path in others] == [True, False]
+
+    assert main(["merge-shards", str(output)]) == 0
+
+    assert (output.parent / "dev.csv").read_bytes() == (root / "out" / "dev.csv").read_bytes()
+    merged = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    for row, expected in zip(merged, _rows(root), strict=True):
+        assert row.pop("p_entailment") == pytest.approx(expected.pop("p_entailment"), abs=1e-5)
+        assert row == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["both", "thinks"])
+def test_merged_shards_of_whole_blocks_are_the_whole_files_byte_for_byte(
+    run: str, root: Path, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "test.csv"
+    rows = [
+        f"p{n},{'So ' * (n % 7)}{n} boats left port.,Some of {n} boats moved." for n in range(2 * BLOCK + 9)
+    ]
+    pairs.write_text("\n".join(["id,premise,hypothesis", *rows]) + "\n", encoding="utf-8")
+    flags = ["predict", f"--ckpt_path={root / run / 'best.ckpt'}", f"--data.test_pairs={pairs}"]
+    flags += ["--model.decoding.max_thought_tokens=4"]
+    assert main([*flags, f"--output={tmp_path / 'whole'}"]) == 0
+    for shard in ("1/2", "2/2"):
+        assert main([*flags, f"--output={tmp_path / 'parts'}", f"--shard={shard}"]) == 0
+
+    assert main(["merge-shards", str(tmp_path / "parts" / "test.jsonl")]) == 0
+
+    for name in ("test.jsonl", "test.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_shards_of_another_checkpoint_or_of_other_pairs_are_not_merged(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def predict(run: str, shard: str, *flags: str) -> None:
+        named = [f"--ckpt_path={root / run / 'best.ckpt'}", "--split=dev", f"--output={tmp_path}"]
+        assert main(["predict", *named, *DECODING, f"--shard={shard}", *flags]) == 0
+
+    predict("both", "1/2")
+    for run, flags in (("first", []), ("both", ["--data.limit_dev=10"])):
+        predict(run, "2/2", *flags)
+        assert main(["merge-shards", str(tmp_path / "dev.jsonl")]) == 2
+        assert "dev.shard-2-of-2.jsonl: found a shard of `predict` with other pairs or settings" in (
+            capsys.readouterr().err
+        )
+    assert not (tmp_path / "dev.jsonl").exists()
 
 
 def test_tuned_threshold_is_stored_and_used_and_never_from_test(
