@@ -112,3 +112,9 @@ class NoAnswers(StoppedEarly):
     """No answers, or none that can be used, at the start or for long: the others would be as useless."""
 
     exit_code = 7
+
+
+class LostProcess(StoppedEarly):
+    """Another of the processes that train or predict together ended, so this one cannot go on."""
+
+    exit_code = 9

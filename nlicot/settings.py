@@ -113,6 +113,7 @@ class ModelSettings:
         quantization: nf4 loads the base in 4 bits, none in 16 or 32.
         dtype: number format for computing; auto takes bfloat16 if the machine multiplies it in hardware.
         gradient_checkpointing: recompute activations in the backward pass: a third slower, much less memory.
+        shard_base: share the frozen base among the devices of a machine: less memory, more traffic.
         compile_kernels: fuse operations with torch.compile, which takes half a minute once on a machine.
         lora: the adapter.
         learning_rate: peak learning rate; decays linearly to 0.
@@ -129,6 +130,7 @@ class ModelSettings:
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     gradient_checkpointing: bool = False
+    shard_base: bool = False
     compile_kernels: bool = True
     lora: LoraSettings = LoraSettings()
     learning_rate: PositiveFloat = 2e-4

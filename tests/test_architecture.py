@@ -15,7 +15,7 @@ PACKAGE = Path(nlicot.__file__).parent
 MODULE_PATHS = sorted(PACKAGE.rglob("*.py"))
 # Each row may import from itself and from the rows above it.
 LAYERS = [
-    {"nlicot", "errors", "records", "signals"},
+    {"nlicot", "errors", "ranks", "records", "signals"},
     {
         "config_files",
         "command_line",

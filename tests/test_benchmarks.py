@@ -199,3 +199,14 @@ def test_long_runs_do_not_grow(tmp_path: Path) -> None:
         assert found["most_connections"] <= 34  # 32 in flight, and asyncio's own pair
         assert found["num_threads"]["growth"] <= 0
         assert found["memory_mb"]["growth"] < 0.1  # 2 % in the long form: this one is hardly warm
+
+
+def test_the_tables_of_the_scaling_page_are_those_of_its_inputs() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/scaling.py"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    page = (PROJECT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tables = done.stdout.strip().split("\n\n")
+    assert len(tables) == 3
+    for table in tables:
+        assert table in page, "write them again: python benchmarks/scaling.py --write"

@@ -80,7 +80,9 @@ def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "data/README.md", "docs/training_runs.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "data/README.md", "docs/training_runs.md", "docs/scaling.md"]
+)
 def test_the_commands_of_a_document_run_as_written(
     document: str, clone: Path, environment: dict[str, str]
 ) -> None:

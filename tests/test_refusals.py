@@ -252,6 +252,10 @@ CASES = [
     generate("--split train --dry_run --shard 1/9", "--shard 1/9: found 2 inputs, expected 9 or more; use"),
     Case(f"test {RUN} --shard 1/2", "--shard: unknown setting"),
     Case("fit --data x", "--data: found 'x', expected one of its settings: --data.NAME"),
+    Case("fit --trainer.strategy fsdp", "--trainer.strategy: found 'fsdp', expected ddp; to share the base"),
+    Case("fit --model.shard_base", "--model.shard_base: found --trainer.strategy auto, expected ddp and sev"),
+    Case("fit --model.shard_base --trainer.strategy ddp", "found --generated_metrics.every_n_epochs 1, expe"),
+    Case("fit --trainer.num_nodes 2", "--run: found none, expected a name: processes on several machines"),
     Case("fit --root", "--root: found no value, expected one"),
     Case("report --compare", "--compare: found no value, expected one"),
     Case(

@@ -98,7 +98,7 @@ def main(args: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("output", type=Path, metavar="FILE", help="the whole file, which is written")
-    add("shards", type=Path, nargs="*", metavar="SHARD", help="its shards; by default all next to it")
+    add("shards", type=Path, nargs="*", default=[], metavar="SHARD", help="by default all next to it")
     add("--overwrite", type=bool, default=False, help="replace an earlier merge")
     settings = parser.parse(args)
     *others, output = merge_shards(settings.output, settings.shards, overwrite=settings.overwrite)

@@ -232,7 +232,7 @@ def load_base(
     folder = base.folder
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": _gpu()}
     in_4_bits = quantization != "none"
     if in_4_bits:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -269,6 +269,12 @@ def load_base(
     model.requires_grad_(False)
     model.config.use_cache = not for_training
     return model
+
+
+def _gpu() -> torch.device:
+    """Return the GPU that Lightning has chosen for this process."""
+    chosen = torch.get_default_device()  # while `fit` loads, before its processes are connected
+    return chosen if chosen.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
 def compute_dtype(name: str = "auto") -> str:

@@ -24,6 +24,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
+from nlicot import ranks
 from nlicot.completion import Form
 from nlicot.errors import CheckpointError, ConfigError, Interrupted
 from nlicot.model.fast.heap import memory_for
@@ -53,6 +54,7 @@ from nlicot.settings import (
 
 BLOCK = 2048
 """Consecutive pairs that are decoded together, in a whole file and in a shard: others change rounding."""
+KEPT = "predictions made are kept, run the same command to continue"
 NOT_A_CHECKPOINT = (
     *(OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError),
     *(UnpicklingError, zipfile.BadZipFile, NotImplementedError),
@@ -244,7 +246,9 @@ def decode(
             loaded.load_adapter(member.weights, label=member.label)
         predictor, undo_merge = _predictor(member, loaded, fabric)
         partials.append(PartialPredictions(folder, name, member.fingerprint(examples), fabric.global_rank))
-        decoded.append(_decode(predictor, examples, partials[-1], fabric))
+        is_one = fabric.world_size == 1
+        with nullcontext() if is_one else ranks.ending_together(fabric.strategy, lambda: KEPT):
+            decoded.append(_decode(predictor, examples, partials[-1], fabric))
         if undo_merge is not None and index + 1 < len(members):
             undo_merge()
     predictions = decoded[0]
@@ -333,7 +337,7 @@ def _decode(
     way = f"use --model.decoding.batch_size {max(1, num_rows // 2)}; predictions made are kept"
     try:
         with memory_for(f"{num_rows} rows at once", remedy=lambda: way), partial.writer() as store, bar:
-            for block in blocks:
+            for block in filter(None, blocks):
                 batch = predictor.batch(block, rank=fabric.global_rank, world_size=fabric.world_size)
                 for prediction in predictor.decode(batch):
                     store(prediction)

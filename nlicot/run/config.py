@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,23 @@ from typing import Any, cast, get_args
 
 from jsonargparse import Namespace
 
+from nlicot import ranks
 from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
 from nlicot.config_files import RECIPE, read_settings
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.model.base_model import PEFT_CONFIG
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import BEST, CONFIG, LAST, SLURM_JOB, check_new_run, read_summary, run_file
+from nlicot.run.folder import (
+    BEST,
+    CONFIG,
+    LAST,
+    RUN_FOLDER,
+    SLURM_JOB,
+    check_new_run,
+    read_summary,
+    run_file,
+)
 from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_folder
 from nlicot.servers.address import checked_address
 from nlicot.settings import (
@@ -73,7 +84,7 @@ CHANGED_BY_A_RESUME = (
     *("trainer.enable_progress_bar", "final_evaluation"),
     # The machine: memory and speed.
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes"),
-    *("data.micro_batch_tokens", "model.gradient_checkpointing", "model.compile_kernels"),
+    *("data.micro_batch_tokens", "model.gradient_checkpointing", "model.compile_kernels", "model.shard_base"),
     "model.decoding.batch_size",
 )
 """Settings that `fit --resume` may change (docs/training_runs.md); the others decided the steps so far."""
@@ -150,6 +161,7 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
             "--trainer.limit_train_batches: found 0, expected 1 or more: nothing would be trained"
         )
     _check_monitors(settings)
+    _check_strategy(settings)
     _check_builder(settings)
     changes = ResumeChanges.between(parser.parse([], **base), found) if resumed else ResumeChanges()
     if changes.refused:
@@ -161,6 +173,12 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         root = Path(settings.checkpoints_root).expanduser()
         if settings.run and _is_requeued(root / settings.run):
             return parse_fit([*args, "--resume", str(root / settings.run)])
+        is_on_several = ranks.started_by_launcher() or settings.trainer.num_nodes > 1
+        if settings.run is None and is_on_several and not os.environ.get(RUN_FOLDER):
+            raise ConfigError(
+                "--run: found none, expected a name: processes on several machines, or that srun or torchrun "
+                "starts, must agree on the run's folder"
+            )
         check_new_run(settings.run, root)
     start = None
     if settings.start_from is not None and not _has_weights(settings.resume):
@@ -229,6 +247,29 @@ def _check_monitors(settings: FitSettings) -> None:
             raise ConfigError(f"{found}, expected one of {', '.join(MONITORED)}")
         if group.monitor.startswith("dev_generated/") and not settings.generated_metrics.every_n_epochs:
             raise ConfigError(f"{found}, which --generated_metrics.every_n_epochs 0 turns off")
+
+
+def _check_strategy(settings: FitSettings) -> None:
+    """Refuse strategies that split the adapter's layers, and what cannot work with a base that is shared."""
+    strategy = settings.trainer.strategy
+    name = strategy if isinstance(strategy, str) else str(strategy.get("class_path"))
+    if re.search("fsdp|deepspeed|ModelParallel", name, re.IGNORECASE):
+        raise ConfigError(
+            f"--trainer.strategy: found {name!r}, expected ddp; to share the base among devices add "
+            "--model.shard_base true (docs/scaling.md)"
+        )
+    if not settings.model.shard_base:
+        return
+    if "ddp" not in name.lower():
+        raise ConfigError(
+            f"--model.shard_base: found --trainer.strategy {name}, expected ddp and several --trainer.devices"
+        )
+    if settings.generated_metrics.every_n_epochs:
+        raise ConfigError(
+            "--model.shard_base: found --generated_metrics.every_n_epochs "
+            f"{settings.generated_metrics.every_n_epochs}, expected 0: devices that share the base cannot "
+            "decode different numbers of tokens"
+        )
 
 
 def changes_to(folder: Path, values: Namespace) -> ResumeChanges:

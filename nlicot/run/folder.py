@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlicot import ranks
 from nlicot.completion import Form
 from nlicot.data.atomic_write import check_folder
 from nlicot.errors import CheckpointError, ConfigError
@@ -35,6 +36,8 @@ NUM_STEPS = "optimizer_steps"
 """Key in `fit.json`: the number of steps, once training has ended."""
 SLURM_JOB = "slurm_job"
 """Key in `fit.json`: the job that started the run."""
+RUN_FOLDER = "NLICOT_RUN_FOLDER"
+"""Environment variable with the folder that the first process made, for those that Lightning starts."""
 EVENTS = "events."
 """TensorBoard's files start with this."""
 LONGEST_NAME = 255
@@ -44,7 +47,7 @@ LONGEST_NAME = 255
 def check_new_run(name: str | None, root: Path) -> None:
     """Refuse a run whose folder cannot be made in `root`, before any work is done."""
     check_folder(root, label=f"--checkpoints_root {root}")
-    if name is None or os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has made the folder
+    if name is None or not ranks.is_first():  # the first process makes the folder
         return
     if not name or Path(name).name != name or name == ".." or len(os.fsencode(name)) > LONGEST_NAME:
         shown = name if len(name) <= LONGEST_NAME else f"{name[:40]}..."

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from nlicot import signals
+from nlicot import ranks, signals
 from nlicot.builders import builder_name
 from nlicot.command_line import worded
 from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, write_json, write_text
@@ -55,6 +55,7 @@ from nlicot.run.folder import (
     METRICS,
     NUM_STEPS,
     PEFT_FOLDER,
+    RUN_FOLDER,
     SLURM_JOB,
     CheckpointMetadata,
     check_new_run,
@@ -70,11 +71,12 @@ from nlicot.training.warm_start import WarmStart
 from nlicot.training.windows import PairsData
 
 NOT_HYPER_PARAMETERS = ("run", "resume", "preflight", "checkpoints_root")
-SET_BY_THE_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SET_BY_THE_LAUNCHER = (
+    *("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("SLURM_NTASKS", "TORCHELASTIC_RUN_ID"),  # by which Lightning finds out that it need not start processes
+)
 HYPER_PARAMETERS = ".hparams"
 """Suffix of the event file with the settings and the final figures."""
-RUN_FOLDER = "NLICOT_RUN_FOLDER"
-"""Environment variable with the folder that the first process made, for the other ranks."""
 
 
 def fit(command: FitCommand) -> int:
@@ -104,7 +106,7 @@ def fit(command: FitCommand) -> int:
     origin = _origin(start, settings)
     if start:
         start.check_tokenizer(resolved())
-    if _is_first_process():
+    if ranks.is_first():
         for line in labelled_pairs_shown(data.pairs["train"]):
             print(line)
         if start:
@@ -125,7 +127,7 @@ def fit(command: FitCommand) -> int:
     train = functools.partial(
         _train, command, folder, data, windows, resolved(), arguments, num_steps_before, start, origin
     )
-    if not _is_first_process():
+    if not ranks.is_first():
         return train()
     with hold_run(folder, is_new=not settings.resume):
         try:
@@ -151,7 +153,7 @@ def _train(
     """Train in a run's folder, write its files and evaluate its best adapter; returns the exit code."""
     settings, stop = command.settings, signals.Deferred()
     summary = _summary(resolved, data, origin)
-    if _is_first_process():
+    if ranks.is_first():
         clear_scratch(folder)
         comment = f"# started from {origin}\n" if origin else ""
         write_text(folder / CONFIG, comment + command.yaml, overwrite=True)
@@ -178,17 +180,19 @@ def _train(
     last = str(folder / LAST) if (folder / LAST).is_file() else None
     try:
         # Disk errors also of TensorBoard's files.
-        with signals.handling(stop), disk_errors(folder), _memory_for_micro_batches(settings, folder):
+        with (
+            signals.handling(stop),
+            disk_errors(folder),
+            _memory_for_micro_batches(settings, folder),
+            ranks.ending_together(trainer.strategy, functools.partial(_way_on, folder)),
+        ):
             trainer.fit(module, windows, ckpt_path=last, weights_only=True)
     except SystemExit:  # Lightning's reaction to `Stopped`
         if not trainer.interrupted:
             raise
         if not trainer.is_global_zero:
             return 0  # the first process reports it
-        way = f"continue with: python -m nlicot fit --resume {folder}"
-        if not (folder / LAST).is_file():
-            way = "no step was finished, run the same command to start again"
-        raise Interrupted(way, stop.signum or Signals.SIGINT) from None
+        raise Interrupted(_way_on(folder), stop.signum or Signals.SIGINT) from None
     if not trainer.is_global_zero:
         return 0
     if not trainer.global_step:
@@ -229,6 +233,13 @@ def _train(
     return 0
 
 
+def _way_on(folder: Path) -> str:
+    """Return what to do after a fit that ended early."""
+    if (folder / LAST).is_file():
+        return f"continue with: python -m nlicot fit --resume {folder}"
+    return "no step was finished, run the same command to start again"
+
+
 def _memory_for_micro_batches(
     settings: FitSettings, folder: Path | None = None
 ) -> AbstractContextManager[None]:
@@ -264,7 +275,7 @@ def _check_resume(folder: Path, resolved: ResolvedModel, data: RunData, settings
     if not (folder / LAST).is_file():
         if (folder / BEST).is_file():
             raise CheckpointError(f"{label}: found {BEST} without {LAST}, expected both; start a new run")
-        if _is_first_process():
+        if ranks.is_first():
             print(f"{folder} had saved no step yet; it starts again with its own settings")
         return 0
     checkpoint = read_checkpoint(folder / LAST, label=label)
@@ -364,20 +375,18 @@ def _load_module(
     return NliModule(loaded, settings.model, metadata, seed=settings.seed_everything)
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def _new_run_folder(command: FitCommand, data: RunData) -> Path:
     """Make the run's folder; an existing folder is never used."""
-    if not _is_first_process():
-        if not os.environ.get(RUN_FOLDER):
-            raise ConfigError(
-                f"LOCAL_RANK={os.environ['LOCAL_RANK']}: found a process that another program started, "
-                "expected one start of fit, which starts a process for each of --trainer.devices"
-            )
-        return Path(os.environ[RUN_FOLDER])
     run, root = command.settings.run, Path(command.settings.checkpoints_root).expanduser()
+    if not ranks.is_first():
+        if made := os.environ.get(RUN_FOLDER):
+            return Path(made)
+        if run and ranks.started_by_launcher():
+            return root / run
+        raise ConfigError(
+            f"LOCAL_RANK={os.environ['LOCAL_RANK']}: found a process that another program started, "
+            "expected one start of fit, which starts a process for each of --trainer.devices"
+        )
     stem = run or f"{builder_name(data.builder)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     make_folder(root, label=f"--checkpoints_root {root}")
     for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
@@ -400,6 +409,8 @@ def _new_run_folder(command: FitCommand, data: RunData) -> Path:
 def _validate_in_a_new_process(checkpoint: Path) -> int:
     """Evaluate an adapter in a process that only predicts, so that it can use faster kernels."""
     command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(checkpoint)]
+    if ranks.started_by_launcher():  # which has ended the other processes, and may show one device to each
+        command += ["--trainer.num_nodes", "1", "--trainer.devices", "1"]
     sys.stdout.flush()  # or the lines so far would follow those of the new process in a file or pipe
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}
     with subprocess.Popen(command, env=environment) as process:

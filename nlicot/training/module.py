@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
@@ -26,6 +27,7 @@ from nlicot.model.encoding import TokenKind
 from nlicot.model.fast.heap import trim_heap
 from nlicot.model.fast.kernels import seed_dropout
 from nlicot.model.loaded_model import LoadedModel, adapter_parameters
+from nlicot.model.sharded_base import hide_from_ddp, shard_base
 from nlicot.run.folder import METADATA_KEY, CheckpointMetadata
 from nlicot.settings import ModelSettings
 from nlicot.training.loss import (
@@ -35,7 +37,7 @@ from nlicot.training.loss import (
     training_losses,
     weights_by_kind,
 )
-from nlicot.training.windows import Window
+from nlicot.training.windows import MicroBatch, Window, placeholder
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class NliModule(LightningModule):
         self.settings = settings
         self.metadata = metadata
         self.seed = seed
+        self._is_sharded = False
         zero, one = (loaded.prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
         self._label_ids = zero, one
         self._dev_sums = torch.zeros(len(TokenKind), dtype=torch.float64)
@@ -70,6 +73,26 @@ class NliModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs besides the weights."""
         checkpoint[METADATA_KEY] = self.metadata.to_dict()
+
+    def configure_model(self) -> None:
+        """Share the base among the devices of a machine, once the processes are connected."""
+        trainer = self.trainer
+        if not self.settings.shard_base or self._is_sharded:
+            return
+        shape = trainer.num_nodes, trainer.world_size // trainer.num_nodes
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("machines", "devices"))
+        shard_base(self.model, mesh["devices"])
+        hide_from_ddp(self)
+        self._is_sharded = True
+
+    def _micro_batches(self, window: Window) -> list[MicroBatch]:
+        """Return this rank's micro-batches; as many as on the other ranks if they share the base."""
+        own = window.micro_batches
+        if not self._is_sharded:
+            return own
+        most = torch.tensor(len(own), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return [*own, *(placeholder().to(self.device) for _ in range(int(most) - len(own)))]
 
     # --------------------------------------------------------------- training
 
@@ -113,7 +136,7 @@ class NliModule(LightningModule):
         # Gradients are summed over ranks once, below: a synchronising backward pass would wait for ranks that
         # have fewer micro-batches.
         with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
-            for index, batch in enumerate(window.micro_batches):
+            for index, batch in enumerate(self._micro_batches(window)):
                 seed_dropout(self.seed, self.global_step, index, self.global_rank)
                 trim_heap()  # freed blocks fragment the heap
                 losses = training_losses(self.model, batch, self._label_ids)
@@ -156,12 +179,12 @@ class NliModule(LightningModule):
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
         """Add a window's dev loss."""
-        for batch in window.micro_batches:
+        for batch in self._micro_batches(window):
             losses, hidden = token_losses(self.model, batch)
             self._dev_sums += sum_by_kind(losses, batch.kinds).cpu()
             self._dev_counts += torch.bincount(batch.kinds, minlength=len(TokenKind)).cpu()
             self._dev_labels[0] += num_right_labels(self.model, batch, hidden, self._label_ids)
-            self._dev_labels[1] += len(batch)
+            self._dev_labels[1] += int((batch.kinds == TokenKind.LABEL).sum())
 
     def on_validation_epoch_end(self) -> None:
         """Log the dev loss, in all and by segment; each rank saw its own part of every window."""

@@ -96,6 +96,12 @@ def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
     )
 
 
+def placeholder() -> MicroBatch:
+    """Return one token of which nothing is learned, for a rank that must run the model as often as others."""
+    nothing = {"input_ids": [0], "kinds": [int(TokenKind.PROMPT)], "p_entailment": None}
+    return collate([nothing], prefix_len=0)
+
+
 def cut_by_tokens(
     lengths: Sequence[int], indices: Sequence[int], token_budget: int, *, prefix_len: int = 0
 ) -> list[list[int]]:

@@ -26,6 +26,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NO_ABLATION = {"recipe.yaml", "teacher.yaml", "teacher_predecessor.yaml"}
 ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in NO_ABLATION)
 OVERLAYS = sorted(f"overlays/{path.name}" for path in CONFIGS.glob("overlays/*.yaml"))
+SHARED_BASE = "overlays/fsdp.yaml"
+"""Needs several processes: tests/training/test_ddp.py."""
 LARGER_STEPS = {"overlays/sample.yaml", "overlays/small_model.yaml"}
 # What belongs to this machine: a small base, little data, one device.
 SMALL = [
@@ -33,6 +35,7 @@ SMALL = [
     "--data.limit_dev=2",
     "--trainer.max_steps=1",
     "--trainer.devices=1",
+    "--trainer.num_nodes=1",
     "--trainer.strategy=auto",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
@@ -148,15 +151,17 @@ def test_every_shipped_config_is_known() -> None:
             "all_linear",
             "ddp",
             "falling_thought",
+            "fsdp",
             "label_weight",
             "light_thought",
+            "multi_node",
             "sample",
             "small_model",
         )
     ] == OVERLAYS
 
 
-@pytest.mark.parametrize("config", [None, *ABLATIONS, *OVERLAYS])
+@pytest.mark.parametrize("config", [None, *ABLATIONS, *(each for each in OVERLAYS if each != SHARED_BASE)])
 def test_config_takes_a_step_and_leaves_an_adapter_that_peft_loads(
     config: str | None, small_model: Path, tmp_path: Path
 ) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nlicot.errors import LostProcess
 from tests.small_model import write_small_model
 
 PROJECT = Path(__file__).parents[2]
@@ -110,24 +118,160 @@ def test_each_process_starts_from_the_adapter_of_another_run(small_model: Path, 
 
     def losses(run: str, devices: int, *more: str) -> list[float]:
         many = ["--trainer.strategy=ddp", f"--trainer.devices={devices}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "nlicot", "fit", *flags, *many, f"--run={run}", *more],
-            env=_environment(tmp_path),
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        done = _fit(tmp_path, *flags, *many, f"--run={run}", *more)
         assert done.returncode == 0, done.stderr[-3000:]
-        events = EventAccumulator(str(tmp_path / run), size_guidance={"scalars": 0})
-        events.Reload()
-        return [event.value for event in events.Scalars("train/loss")]
+        return _curve(tmp_path / run, "train/loss")
 
     fresh = losses("labels", 1)
     start = f"--from={tmp_path / 'labels' / 'last.ckpt'}"
     one, two = losses("one", 1, start), losses("two", 2, start)
     assert one[0] < fresh[-1] < fresh[0]
     assert two == pytest.approx(one, rel=1e-3)
+
+
+# 7 examples in windows of 4: micro-batches of one example, so that the ranks have different numbers of them.
+CURVE = [
+    "--data.builder=label_only",
+    "--data.limit_train=7",
+    "--data.limit_dev=5",
+    "--data.effective_batch=4",
+    "--data.micro_batch_tokens=1",
+    "--trainer.max_epochs=3",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--model.dtype=float32",
+    "--model.lora.dropout=0",
+    "--model.learning_rate=1e-2",
+    "--generated_metrics.every_n_epochs=0",
+    "--model.decoding.max_thought_tokens=3",
+]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_curves_of_one_also_if_they_share_the_base(
+    small_model: Path, tmp_path: Path
+) -> None:
+    flags = [*CURVE, f"--model.base={small_model}", f"--checkpoints_root={tmp_path}"]
+    done = _fit(tmp_path, *flags, "--run=one", "--trainer.devices=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("ddp", "fsdp"):
+        overlay = f"--config={PROJECT / 'configs' / 'overlays' / name}.yaml"
+        done = _fit(tmp_path, *flags, f"--run={name}", overlay, "--trainer.devices=2")
+        assert done.returncode == 0, done.stderr[-3000:]
+        for tag in ("train/loss", "train/grad_norm", "dev/loss", "dev/teacher_forced_label_accuracy"):
+            expected = _curve(tmp_path / "one", tag)
+            assert len(expected) >= 6, tag
+            assert _curve(tmp_path / name, tag) == pytest.approx(expected, rel=1e-4), (name, tag)
+        rows, others = (_rows(tmp_path / run / "predictions" / "dev.jsonl") for run in (name, "one"))
+        assert [row["id"] for row in rows] == [f"sample-dev-{index:03}" for index in range(5)]
+        assert [row["predicted_label"] for row in rows] == [row["predicted_label"] for row in others]
+        assert _figures(tmp_path / name) == pytest.approx(_figures(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_all_with_one_message_and_any_number_continues(
+    killed: int, small_model: Path, tmp_path: Path
+) -> None:
+    flags = [
+        *CURVE,
+        f"--model.base={small_model}",
+        f"--checkpoints_root={tmp_path}",
+        "--trainer.strategy=ddp",
+    ]
+    assert _fit(tmp_path, *flags, "--run=whole", "--trainer.devices=1").returncode == 0
+    printed, code = _killed_fit(tmp_path, killed, *flags, "--run=run", "--trainer.devices=2")
+    assert "Traceback" not in printed, printed[-3000:]
+    way = f"continue with: python -m nlicot fit --resume {tmp_path / 'run'}"
+    assert re.findall("nlicot: .*", printed) == [
+        f"nlicot: one of several processes ended (killed, or out of memory?), so all end; {way}"
+    ]
+    assert code == (LostProcess.exit_code if killed else -signal.SIGKILL)
+
+    expected, table = _figures(tmp_path / "whole"), []
+    for devices in (1, 2, 3) if killed else (2,):
+        run = tmp_path / f"on-{devices}"
+        shutil.copytree(tmp_path / "run", run)
+        done = _fit(tmp_path, f"--resume={run}", f"--trainer.devices={devices}", "--trainer.max_epochs=3")
+        assert done.returncode == 0, done.stderr[-3000:]
+        table.append(_figures(run))
+        assert table[-1] == pytest.approx(expected, rel=1e-4)
+    print("last train loss, dev loss, accuracy, Brier score, pairs", expected, *table, sep="\n")
+
+
+def _figures(run: Path) -> list[float]:
+    dev = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["dev"]
+    losses = [_curve(run, tag)[-1] for tag in ("train/loss", "dev/loss")]
+    return [*losses, dev["accuracy"]["value"], dev["brier"]["value"], dev["support"]]
+
+
+def _killed_fit(folder: Path, killed: int, *flags: str) -> tuple[str, int]:
+    """Kill a rank once a step is saved; return what all printed, and the first process's exit code."""
+    command = [sys.executable, "-m", "nlicot", "fit", *flags, "--checkpoint.every_n_steps=1"]
+    with subprocess.Popen(
+        command,
+        env=_environment(folder),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        guard = threading.Timer(240, process.kill)
+        guard.start()
+        while process.poll() is None and not (folder / "run" / "last.ckpt").exists():
+            time.sleep(0.02)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child) if killed else process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()  # the other rank has the pipe open until it ends
+        guard.cancel()
+    return printed, process.returncode
+
+
+@pytest.mark.slow
+def test_two_processes_of_srun_train_one_run(small_model: Path, tmp_path: Path) -> None:
+    """Each takes the other for another machine, as on a cluster."""
+    overlay = PROJECT / "configs" / "overlays" / "multi_node.yaml"
+    flags = [*CURVE, f"--model.base={small_model}", f"--checkpoints_root={tmp_path}", "--trainer.devices=1"]
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "fit", "SLURM_LOCALID": "0", "SLURM_NNODES": "2"}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        slurm["MASTER_PORT"] = str(free.getsockname()[1])
+
+    def both(*more: str) -> list[subprocess.CompletedProcess[str]]:
+        ranks = [{"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)} for rank in range(2)]
+        with ThreadPoolExecutor() as pool:
+            return list(
+                pool.map(
+                    lambda rank: _fit(tmp_path, *flags, f"--config={overlay}", *more, **slurm, **rank), ranks
+                )
+            )
+
+    for done in both():
+        assert done.returncode == 2
+        assert "nlicot: --run: found none, expected a name: " in done.stderr
+    for done in both("--run=both"):
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["both"]
+    assert _fit(tmp_path, *flags, "--run=one").returncode == 0
+    assert _figures(tmp_path / "both") == pytest.approx(_figures(tmp_path / "one"), rel=1e-4)
+
+
+def _fit(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nlicot", "fit", *flags],
+        env={**_environment(folder), **variables},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def _curve(run: Path, tag: str) -> list[float]:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
 
 
 def _check_votes_and_resume(folder: Path) -> None:

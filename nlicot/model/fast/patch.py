@@ -169,7 +169,8 @@ class _Linears:
 def dense_weight(linear: Any) -> Tensor:
     """Return the weight matrix of a linear layer, dequantised if it is in 4 bits."""
     weight: Tensor = linear.weight
-    state = getattr(weight, "quant_state", None)
+    # A weight that was gathered from parts is a plain tensor again.
+    state = getattr(weight, "quant_state", None) or getattr(linear, "quant_state", None)
     if state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit

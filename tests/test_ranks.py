@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nlicot import ranks
+
+SRUN = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fit"}
+VARIABLES = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_first", "by_launcher"),
+    [
+        ({}, True, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True, False),  # Lightning sets both
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False, False),
+        ({"NODE_RANK": "1"}, False, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False, True),
+        ({**SRUN, "SLURM_PROCID": "0"}, True, True),
+        ({**SRUN, "SLURM_PROCID": "1"}, False, True),
+        ({**SRUN, "SLURM_PROCID": "1", "SLURM_JOB_NAME": "interactive"}, True, False),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "LOCAL_RANK": "3"}, False, False),
+    ],
+)
+def test_the_first_process_is_known_however_processes_are_started(
+    variables: dict[str, str], is_first: bool, by_launcher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (ranks.is_first(), ranks.started_by_launcher()) == (is_first, by_launcher)
+
+
+def test_other_errors_pass_and_end_the_processes_that_were_started() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[other]))
+        with pytest.raises(RuntimeError, match="out of range"), ranks.ending_together(strategy, lambda: ""):
+            raise RuntimeError("index out of range")
+        assert other.wait(timeout=30) < 0
+
+
+WAITING = """
+import time
+from types import SimpleNamespace
+from nlicot import ranks
+with ranks.ending_together(SimpleNamespace(launcher=None), lambda: "run it again"):
+    print("waiting", flush=True)
+    time.sleep(120)
+"""
+STARTING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_ends_after_the_one_that_started_it_is_killed() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "LOCAL_RANK": "1"}
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTING, WAITING],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "waiting\n"
+        first.kill()
+        assert first.stdout.read() == (  # until the other one ends
+            "nlicot: one of several processes ended (killed, or out of memory?), so all end; run it again\n"
+        )
+    assert time.monotonic() - started < 60
