@@ -73,7 +73,7 @@ def predict(run: Path, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 
 def agree(found: list[float], own: list[float]) -> None:
     differences = [abs(one - other) for one, other in zip(found, own, strict=True)]
-    assert sum(differences) / len(differences) < 0.01
+    assert sum(differences) / len(differences) < 0.02  # of bfloat16, near 0.5
     assert max(differences) < ROUNDING
 
 
