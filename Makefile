@@ -11,7 +11,7 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
-.PHONY: help fit test test-slow chaos chaos-short test-gpu browser lint format clean
+.PHONY: help fit test test-slow interop chaos chaos-short test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -25,6 +25,9 @@ test: $(VENV)/installed-dev lint ## lint, then the fast tests (a few minutes)
 
 test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
 	$(BIN)/python -m pytest -m slow
+
+interop: $(VENV)/installed-dev ## what is written for other programs, in the real ones; those not installed are skipped
+	$(BIN)/python -m pytest -v -m interop
 
 chaos: $(VENV)/installed-dev ## kills, full disks, damage and signals, 20 kills of each command; an hour or more
 	NLICOT_CHAOS_KILLS=20 $(BIN)/python -m pytest -m chaos

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,24 @@ import pytest
 # Tests train for seconds, less than compiling takes; tests/model/fast/test_kernels.py compiles.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+LIBRARIES = ("transformers", "peft", "datasets", "mistral-common", "trl", "llama-cpp-python", "lm-eval")
+"""Distributions of the libraries that `make interop` runs."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name the libraries that `make interop` runs, with their versions."""
+    return [", ".join(map(_with_version, LIBRARIES))] if config.option.markexpr == "interop" else []
+
+
+def _with_version(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"
 
 
 @pytest.fixture(scope="session")

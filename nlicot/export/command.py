@@ -28,6 +28,7 @@ from nlicot.export.agreement import (
 from nlicot.export.format import PROMPT_TEMPLATE, Format
 from nlicot.export.gguf_adapter import GgufAdapter
 from nlicot.export.gguf_model import GgufModel
+from nlicot.export.lm_eval_task import TASK_FILE, lm_eval_task
 from nlicot.export.merged import Merged
 from nlicot.export.peft_folder import PeftFolder
 from nlicot.model.loaded_model import silence_libraries
@@ -120,6 +121,10 @@ def _write_papers(written: Format, folder: Path, run_folder: Path) -> None:
     (folder / CARD).write_text(card, encoding="utf-8")
     prompts = json.dumps(prompt_template(member, form), indent=2, ensure_ascii=False)
     (folder / PROMPT_TEMPLATE).write_text(prompts + "\n", encoding="utf-8")
+    max_tokens = member.settings.decoding.max_thought_tokens
+    task = lm_eval_task(member.prompts, form, member.resolved.prompt_format, max_tokens)
+    if task and written.has_lm_eval_task:
+        (folder / TASK_FILE).write_text(task, encoding="utf-8")
     write_checksums(folder, written.weights)
 
 

@@ -42,6 +42,8 @@ class Format(ABC):
     """Pattern of the files that get a checksum; the others may be edited."""
     dtypes: ClassVar[tuple[str, ...]]
     """Number formats of its weights."""
+    has_lm_eval_task: ClassVar[bool] = False
+    """True if lm-evaluation-harness loads the folder."""
     needs: ClassVar[Mapping[str, str]] = {}
     """Modules that the check needs besides those of nlicot, with the command that installs them."""
 

@@ -39,6 +39,7 @@ class Merged(WholeModel):
     """The dequantised base with the adapter added, rounded once."""
 
     name = "merged"
+    has_lm_eval_task = True
 
     def write(self, folder: Path) -> None:
         """Write the model and the tokenizer."""

@@ -37,6 +37,7 @@ class PeftFolder(Format):
     """The adapter in float32, as it was trained."""
 
     name = "peft"
+    has_lm_eval_task = True
     dtypes = ("float32",)
 
     @classmethod

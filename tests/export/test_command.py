@@ -51,7 +51,7 @@ def test_an_export_has_all_its_files_and_predicts_what_the_run_predicts(
         kind, {"config.json", "generation_config.json", "model.safetensors"}
     )
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    papers = {"README.md", "prompt_template.json", "agreement.json", "SHA256SUMS"}
+    papers = {"README.md", "prompt_template.json", "lm_eval.yaml", "agreement.json", "SHA256SUMS"}
     assert files(out) == weights | tokenizer | papers
     assert damage(out) is None
     found = figures(out)["export"]

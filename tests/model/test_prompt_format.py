@@ -107,6 +107,7 @@ def test_mistral_prompt_ids_match_mistral_common_for_nasty_texts(
         assert format_of["mistral"].encode_prompt(prompt) == by_mistral_common(mistral_v3, prompt)
 
 
+@pytest.mark.interop
 def test_mistral_prompt_ids_match_mistral_common_for_the_sample(
     format_of: dict[str, PromptFormat], mistral_v3: MistralTokenizer
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from nlicot.cli import main
 from nlicot.config_files import SAMPLE
 from nlicot.training import preflight
+from tests.interop import needs
 from tests.small_model import write_small_model
 from tests.training.short_fit import SHORT_FIT
 
@@ -145,8 +145,9 @@ def test_another_tools_adapter_is_read_by_the_names_of_its_matrices(base: Path, 
     assert summary()["started_from"]["builder"] is None
 
 
+@pytest.mark.interop
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+@needs("trl")
 def test_a_run_goes_on_from_dpo_that_went_on_from_a_run(base: Path, source: Path, tmp_path: Path) -> None:
     import datasets
     from transformers import AutoTokenizer

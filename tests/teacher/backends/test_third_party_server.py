@@ -28,6 +28,7 @@ from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 NUM_PAIRS = 20
 SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 pytestmark = [
+    pytest.mark.interop,
     pytest.mark.slow,
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in SERVER_NEEDS),
