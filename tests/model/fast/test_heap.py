@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import memory_for
+from nlicot.model.fast.heap import NUM_PRIMITIVES, memory_for
 
 
 def test_failed_allocation_names_the_work_and_the_remedy() -> None:
@@ -48,7 +48,8 @@ for num_rows in range(100, 800):
 trim_heap()
 print(resident_bytes() - before)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != NUM_PRIMITIVES}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     kept = [
         int(subprocess.check_output([sys.executable, "-c", code, how], env=environment))
         for how in ("few", "default")
