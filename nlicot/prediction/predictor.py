@@ -43,7 +43,7 @@ from nlicot.records import Example, Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import CheckpointMetadata
+from nlicot.run.folder import CONFIG, CheckpointMetadata
 from nlicot.settings import (
     PRECISIONS,
     DecodingSettings,
@@ -313,7 +313,8 @@ def _start_processes(member: Member) -> Fabric:
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         names = "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision"
-        raise ConfigError(f"{names}: Lightning refuses this: {error}") from error
+        origin = f"{names} (or in {member.checkpoint.parent / CONFIG})"
+        raise ConfigError(f"{origin}: Lightning refuses this: {error}") from error
     fabric.launch()
     return fabric
 

@@ -137,6 +137,8 @@ def fit(command: FitCommand) -> int:
                 raise
             way = f"continue with: python -m nlicot fit --resume {folder}"
             raise DiskFull(error.path, error.reason, way=way) from None
+        finally:
+            os.environ.pop(RUN_FOLDER, None)  # of this fit's processes, not of the program's next fit
 
 
 def _train(
@@ -338,7 +340,8 @@ def check_trainer(settings: FitSettings, arguments: dict[str, Any]) -> None:
     changed = [name for name, value in asdict(settings.trainer).items() if value != defaults[name]]
     culprit = next((name for name in changed if not refusal({**arguments, name: defaults[name]})), "")
     flag = f"--trainer.{culprit}" if culprit else "the --trainer settings"
-    raise ConfigError(f"{flag}: Lightning refuses this: {reason}")
+    origin = f" (or in {Path(settings.resume).expanduser() / CONFIG})" if settings.resume else ""
+    raise ConfigError(f"{flag}{origin}: Lightning refuses this: {reason}")
 
 
 def make_trainer(
