@@ -175,11 +175,10 @@ def test_a_checkpoint_is_used_only_with_the_base_and_prompts_of_its_training(
 
 
 def test_a_device_that_lightning_refuses_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", f"--ckpt_path={root / 'both' / 'best.ckpt'}", "--trainer.accelerator=tpu9"]) == 2
-    assert (
-        "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision: Lightning refuses this: "
-        in (capsys.readouterr().err)
-    )
+    run = root / "both"
+    assert main(["validate", f"--ckpt_path={run / 'best.ckpt'}", "--trainer.accelerator=tpu9"]) == 2
+    where = "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision (or in "
+    assert f"{where}{run / 'config.yaml'}): Lightning refuses this: " in capsys.readouterr().err
 
 
 def test_a_file_of_another_kind_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
