@@ -345,8 +345,8 @@ def _decode(
                     fresh.append(prediction)
                     bar.update()
     except KeyboardInterrupt as stop:
-        num_kept = f"{len(done) + len(fresh)} of {len(examples)} predictions are kept"
-        message = f"{num_kept}, run the same command to continue"
+        num_kept = len(partial.read())  # the file's: a signal may come between writing and counting
+        message = f"{num_kept} of {len(examples)} predictions are kept, run the same command to continue"
         raise Interrupted(message, getattr(stop, "signum", signal.SIGINT)) from None
     every = [*done, *gather(fresh, fabric.world_size)]
     return in_order_of(examples, every) if fabric.is_global_zero else []
