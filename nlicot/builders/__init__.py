@@ -47,8 +47,8 @@ def find_builder(
         return kind(**args)
     except TypeError as error:
         raise ConfigError(
-            f"{flag} {name}: cannot be made without arguments ({error}); pass them with {flag}_args, or in a "
-            "config with class_path and init_args"
+            f"{flag} {name}: cannot be made without arguments ({error}); pass them with --builder_args in "
+            "prepare, with --data.builder.NAME in fit"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{flag}: {error}") from error

@@ -253,7 +253,7 @@ class _ObjectReader:
     def _literal(self, name: str) -> Any:
         """Read a number, true, null, a list or an object."""
         if not self._rest().strip():
-            raise Unparsable("no_json", f"found the object cut off behind {name}, expected a value")
+            raise Unparsable("no_json", f"found the object cut off after {name}, expected a value")
         value, end = None, -1
         with contextlib.suppress(ValueError, RecursionError):
             value, end = json.JSONDecoder().raw_decode(self.text, self.position)
@@ -274,7 +274,7 @@ class _ObjectReader:
         end = re.compile(rf'"\s*(?:,\s*)?"(?:{names})"\s*:' if later_names else r'"\s*(?:,\s*)?\}')
         ends = [position for position in _quotes(self.text, start) if end.match(self.text, position)]
         if not ends:
-            raise Unparsable("no_json", f"found no closing quote behind {name}, expected a whole JSON string")
+            raise Unparsable("no_json", f"found no closing quote after {name}, expected a whole JSON string")
         inside = self.text[start : ends[0]]
         # Quotes come in pairs; an entry inside means that the text ended before it.
         if (len(ends) > 1 and not later_names) or len(_quotes(inside, 0)) % 2 or _ENTRY.search(inside):

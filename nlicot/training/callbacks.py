@@ -36,6 +36,7 @@ from torchmetrics.classification import (
 from nlicot import signals
 from nlicot.data.atomic_write import disk_errors, scratch_folder
 from nlicot.errors import ConfigError
+from nlicot.model.fast.heap import large_blocks_apart
 from nlicot.prediction.decoding import Decoder
 from nlicot.prediction.predictor import Predictor, gather
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
@@ -300,7 +301,8 @@ class GeneratedMetrics(Callback):
         was_training = pl_module.model.training
         pl_module.model.eval()
         batch = predictor.batch(examples, rank=trainer.global_rank, world_size=trainer.world_size)
-        predictions = list(predictor.decode(batch))
+        with large_blocks_apart():
+            predictions = list(predictor.decode(batch))
         pl_module.model.train(was_training)
         return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}
 

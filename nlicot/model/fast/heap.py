@@ -19,6 +19,9 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 NUM_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+M_MMAP_THRESHOLD = -3
+"""Of `mallopt`, as in glibc's malloc.h."""
+
 CPU_IS_FULL = "can't allocate memory"
 """Part of the message of torch's RuntimeError, which has no class of its own on a CPU."""
 
@@ -90,12 +93,31 @@ def keep_few_primitives() -> None:
 
 def trim_heap() -> None:
     """Return freed memory to the system; glibc would keep it in fragments too small to reuse."""
-    _malloc_trim()(0)
+    _c_function("malloc_trim")(0)
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Keep large blocks out of the heap, for work between steps of a long training, of other shapes than theirs.
+
+    glibc takes them from the system one by one instead. In the heap, small blocks that outlive the work would
+    come to lie between the large ones, and part the room that training reuses into fragments. Only for work
+    that may be slower: each block's pages are new.
+    """
+    set_option = _c_function("mallopt")
+    set_option(M_MMAP_THRESHOLD, 1 << 17)
+    try:
+        yield
+    finally:
+        set_option(M_MMAP_THRESHOLD, 1 << 25)  # what glibc itself rises to as large blocks are freed
+        trim_heap()
 
 
 @cache
-def _malloc_trim() -> Callable[[int], object]:
+def _c_function(name: str) -> Callable[..., object]:
+    """Return a function of glibc, or one that does nothing where there is another C library."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # musl, macOS; Windows
-        return lambda _: None
+        return lambda *_: None
+    return function
