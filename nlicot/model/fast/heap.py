@@ -98,7 +98,7 @@ def trim_heap() -> None:
 
 @contextmanager
 def large_blocks_apart() -> Iterator[None]:
-    """Keep large blocks out of the heap, for work between steps of a long training, of other shapes than theirs.
+    """Keep large blocks out of the heap, for work between steps of a long training.
 
     glibc takes them from the system one by one instead. In the heap, small blocks that outlive the work would
     come to lie between the large ones, and part the room that training reuses into fragments. Only for work
