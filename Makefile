@@ -20,8 +20,9 @@ help: ## show this help
 fit: $(VENV)/installed ## tune the bundled model on the sample data
 	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
 
-test: $(VENV)/installed-dev lint ## lint, then the fast tests (a few minutes)
-	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu and not browser"
+test: $(VENV)/installed-dev lint ## lint, then the fast tests, one process for each core (less than 10 minutes on two)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
+	  -m "not slow and not chaos and not gpu and not browser"
 
 test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
 	$(BIN)/python -m pytest -m slow

@@ -413,6 +413,11 @@ class PredictionSettings(RunSettings):
     server_model: str | None = None
     send_key: bool | None = None
 
+    @property
+    def predicted_by(self) -> str:
+        """The engine, and the server's model: predictions of others are not continued."""
+        return f"{self.engine} {self.server_model}" if self.server_model else self.engine
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(PredictionSettings):

@@ -8,6 +8,8 @@ import pytest
 
 # Tests train for seconds, less than compiling takes; tests/model/fast/test_kernels.py compiles.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a process already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LIBRARIES = ("transformers", "peft", "datasets", "mistral-common", "trl", "llama-cpp-python", "lm-eval")
 """Distributions of the libraries that `make interop` runs."""

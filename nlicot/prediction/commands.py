@@ -123,7 +123,7 @@ class _Job:
             self.decision = calibration.load(path)
         self.part: ShardOfWork | None = None
         if shard:
-            hashes = [member.fingerprint((), settings.engine) for member in self.members]
+            hashes = [member.fingerprint((), settings.predicted_by) for member in self.members]
             same = hashes, self.weights, self.decision
             self.part = ShardOfWork.of(shard, "predict", every, *same)
 

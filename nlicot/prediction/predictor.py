@@ -156,14 +156,14 @@ class Member:
         settings = self.settings
         return self.resolved.base, settings.quantization, compute_dtype(settings.dtype), settings.lora
 
-    def fingerprint(self, examples: Sequence[Example], engine: str = TRANSFORMERS) -> str:
+    def fingerprint(self, examples: Sequence[Example], predicted_by: str = TRANSFORMERS) -> str:
         """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
         digest = hashlib.sha256(self.checkpoint.read_bytes())
         forms = sorted(form.value for form in self.metadata.forms)
         digest.update(repr((self.settings.decoding, forms)).encode())
         digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
-        if engine != TRANSFORMERS:
-            digest.update(engine.encode())
+        if predicted_by != TRANSFORMERS:
+            digest.update(predicted_by.encode())
         for example in examples:
             digest.update(f"{example.id}\x1f{example.premise}\x1f{example.hypothesis}\x1e".encode())
         return digest.hexdigest()
@@ -266,7 +266,7 @@ def decode_elsewhere(
     """Predict all examples with an engine other than transformers; the files are those of `decode`."""
     engine_class: Callable[..., Engine] = pkgutil.resolve_name(ENGINES[settings.engine].class_path)
     predictor = Predictor(engine_class(member, settings), member.prompts, member.metadata.forms)
-    partial = PartialPredictions(folder, name, member.fingerprint(examples, settings.engine), rank=0)
+    partial = PartialPredictions(folder, name, member.fingerprint(examples, settings.predicted_by), rank=0)
     fabric = Fabric(accelerator="cpu", devices=1)  # one process
     predictions = _decode(predictor, examples, partial, fabric)
     return Decoded(predictions=predictions, partials=[partial], predictor=predictor, is_main=True)

@@ -27,6 +27,7 @@ ROUNDING = 0.03
 """Labels may differ if p(entailment) is this near to 0.5."""
 COMMAND = shutil.which("llama-server") or shutil.which("llama-cpp-server")
 pytestmark = [
+    pytest.mark.interop,
     pytest.mark.slow,
     pytest.mark.skipif(COMMAND is None, reason="llama-server is not on the PATH"),
 ]

@@ -161,6 +161,17 @@ def test_a_server_that_dies_keeps_what_it_answered(
     rows(tmp_path)
 
 
+def test_what_another_model_of_the_server_predicted_is_not_continued(
+    server: CompletionServer, predict: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.models, server.dies_after = ("one", "other"), 3
+    one_by_one = asking(server, "--model.decoding.batch_size=1")
+    assert predict(*one_by_one, "--server_model=one") == 7
+    server.dies_after = None
+    assert predict(*one_by_one, "--server_model=other") == 0
+    assert "predictions were made before" not in capsys.readouterr().out
+
+
 def test_a_busy_server_is_asked_again(
     server: CompletionServer, predict: Callable[..., int], tmp_path: Path
 ) -> None:
