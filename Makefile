@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ON_ALL_CORES := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # Real pairs for tests and benchmarks; tests that need them are skipped without.
@@ -11,7 +12,7 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
-.PHONY: help fit test test-slow interop chaos chaos-short test-gpu browser lint format clean
+.PHONY: help fit test test-slow test-slow-short interop chaos chaos-short test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -21,11 +22,13 @@ fit: $(VENV)/installed ## tune the bundled model on the sample data
 	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
 
 test: $(VENV)/installed-dev lint ## lint, then the fast tests, one process for each core (less than 10 minutes on two)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
-	  -m "not slow and not chaos and not gpu and not browser"
+	$(ON_ALL_CORES) -m "not slow and not chaos and not gpu and not browser"
 
 test-slow: $(VENV)/installed-dev ## slow tests: the commands of the docs, real kills; minutes each
-	$(BIN)/python -m pytest -m slow
+	$(ON_ALL_CORES) -m slow
+
+test-slow-short: $(VENV)/installed-dev ## the same without those that take longest
+	$(ON_ALL_CORES) -m "slow and not long"
 
 interop: $(VENV)/installed-dev ## what is written for other programs, in the real ones; those not installed are skipped
 	$(BIN)/python -m pytest -v -m interop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import NUM_PRIMITIVES, memory_for
+from nlicot.model.fast.heap import NUM_PRIMITIVES, large_blocks_apart, memory_for
 
 
 def test_failed_allocation_names_the_work_and_the_remedy() -> None:
@@ -55,3 +56,29 @@ print(resident_bytes() - before)
         for how in ("few", "default")
     ]
     assert kept[0] < kept[1] / 2
+
+
+class _Counts(ctypes.Structure):
+    """The result of glibc's `mallinfo2`."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
+        ("others", ctypes.c_size_t * 6),
+    )
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not a recent glibc")
+def test_large_blocks_stay_out_of_the_heap_for_a_time() -> None:
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = _Counts
+
+    def num_apart() -> int:
+        """Return how many more blocks are apart with a tensor of 1 MB."""
+        before = count().hblks
+        block = torch.empty(1 << 20, dtype=torch.uint8)
+        assert len(block) == 1 << 20
+        return int(count().hblks - before)
+
+    with large_blocks_apart():
+        assert num_apart() == 1
+    assert num_apart() == 0
