@@ -290,6 +290,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
     model, prompt_format = load(options)
     device = model.get_output_embeddings().weight.device
     grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0]).to(device)
+    opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
     closing = grammar.closing_ids[0]
 
     class Held(LogitsProcessor):  # type: ignore[misc]
@@ -310,7 +311,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
         found: dict[int, Answer] = {}
         for start in range(0, len(order), 16):
             part = order[start : start + 16]
-            rows = [[*prompts[index], *grammar.opening_ids] for index in part]
+            rows = [[*prompts[index], *opening] for index in part]
             ids, mask = (each.to(device) for each in padded(rows, prompt_format.pad_id))
             written = model.generate(
                 input_ids=ids,
@@ -358,6 +359,7 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
     """Prepare plain forward passes up to the label, at the batch size that is fastest for some prompts."""
     import torch
 
+    from nlicot.completion import LABEL_OPENING
     from nlicot.model.loaded_model import causal_lm, merge_dense
     from nlicot.prediction.grammar import ThoughtGrammar
 
@@ -366,7 +368,8 @@ def with_forward(options: argparse.Namespace, prompts: list[list[int]]) -> Calla
     model = causal_lm(adapted)
     device = model.lm_head.weight.device
     grammar = ThoughtGrammar(prompt_format, model.get_output_embeddings().weight.shape[0])
-    rows = [[*prompt, *grammar.label_opening_ids] for prompt in prompts]
+    opening = prompt_format.encode_segment(LABEL_OPENING, first=True)
+    rows = [[*prompt, *opening] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
     @torch.inference_mode()
@@ -450,6 +453,7 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
     )
     prompt_format = load_prompt_format(base.resolve("bundled").folder)
     grammar = ThoughtGrammar(prompt_format, server.n_vocab())
+    opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
     closing = grammar.closing_ids[0]
     masks = [grammar.mask(torch.tensor([escaping]))[0].numpy() for escaping in (False, True)]
 
@@ -464,7 +468,7 @@ def with_llamacpp(options: argparse.Namespace, prompts: list[list[int]]) -> Call
 
     def answer(prompt: list[int]) -> Answer:
         server.reset()
-        server.eval([*prompt, *grammar.opening_ids])
+        server.eval([*prompt, *opening])
         said: list[int] = []
         escaping = torch.tensor([False])
         while True:

@@ -28,6 +28,21 @@ class Form(Enum):
     LABEL_ONLY = "label_only"
     LABEL_FIRST = "label_first"
 
+    @property
+    def parts(self) -> tuple[str | SegmentKind, ...]:
+        """The texts of the scaffold, and between them the kinds of the segments that a model writes."""
+        return _PARTS[self]
+
+    @property
+    def thinks(self) -> bool:
+        """True if the completion has a thought."""
+        return SegmentKind.THOUGHT in self.parts
+
+    @property
+    def thinks_before_label(self) -> bool:
+        """True if the label follows from the thought."""
+        return self.thinks and self.parts.index(SegmentKind.THOUGHT) < self.parts.index(SegmentKind.LABEL)
+
 
 class SegmentKind(Enum):
     """The kind of a segment; losses are logged and weighted by it."""
@@ -60,6 +75,11 @@ LABEL_OPENING = '{"predicted_label": '
 LABEL_TO_THOUGHT = ', "thought_process": "'
 THOUGHT_END = '"}'
 CLOSING = "}"
+_PARTS: dict[Form, tuple[str | SegmentKind, ...]] = {
+    Form.THOUGHT_FIRST: (THOUGHT_OPENING, SegmentKind.THOUGHT, THOUGHT_CLOSING, SegmentKind.LABEL, CLOSING),
+    Form.LABEL_ONLY: (LABEL_OPENING, SegmentKind.LABEL, CLOSING),
+    Form.LABEL_FIRST: (LABEL_OPENING, SegmentKind.LABEL, LABEL_TO_THOUGHT, SegmentKind.THOUGHT, THOUGHT_END),
+}
 
 # SentencePiece's symbol for a space, which decodes to one, and single surrogates.
 _UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
@@ -69,17 +89,17 @@ _STEP = re.compile(r"(?:^|(?<=\s))step\s+\d+:|^\s*\d+[.)]\s", re.IGNORECASE | re
 
 def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
     """Return the segments of a completion in order; without a thought, it has only the label in any form."""
-
-    def scaffold(text: str) -> Segment:
-        return Segment(kind=SegmentKind.SCAFFOLD, text=text)
-
-    answer = Segment(kind=SegmentKind.LABEL, text=str(label))
-    if thought_process is None or form is Form.LABEL_ONLY:
-        return scaffold(LABEL_OPENING), answer, scaffold(CLOSING)
-    thought = Segment(kind=SegmentKind.THOUGHT, text=escape(thought_process))
-    if form is Form.LABEL_FIRST:
-        return scaffold(LABEL_OPENING), answer, scaffold(LABEL_TO_THOUGHT), thought, scaffold(THOUGHT_END)
-    return scaffold(THOUGHT_OPENING), thought, scaffold(THOUGHT_CLOSING), answer, scaffold(CLOSING)
+    texts = {SegmentKind.LABEL: str(label)}
+    if thought_process is None:
+        form = Form.LABEL_ONLY
+    else:
+        texts[SegmentKind.THOUGHT] = escape(thought_process)
+    return tuple(
+        Segment(kind=part, text=texts[part])
+        if isinstance(part, SegmentKind)
+        else Segment(kind=SegmentKind.SCAFFOLD, text=part)
+        for part in form.parts
+    )
 
 
 def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> str:

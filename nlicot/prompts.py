@@ -71,12 +71,17 @@ class StudentPrompts:
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
 
     def __post_init__(self) -> None:
-        for name in ("thinking", "label_only", "label_first"):
-            found = _PLACEHOLDER.findall(getattr(self, name))
+        for name, template in self.templates.items():
+            found = _PLACEHOLDER.findall(template)
             for placeholder in ("premise", "hypothesis"):
                 if (num := found.count(placeholder)) != 1:
                     count = f"{{{placeholder}}} {num} times"
                     raise ConfigError(f"data.prompts.{name}: found {count}, expected once")
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The templates by their names."""
+        return {name: text for name, text in vars(self).items() if name != "definitions"}
 
     def render(self, premise: str, hypothesis: str, *, form: Form = Form.THOUGHT_FIRST) -> str:
         """Render the prompt of one pair; braces in the texts are kept.

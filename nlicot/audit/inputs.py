@@ -102,8 +102,7 @@ def read_splits(
 
 def read_prompts(paths: Sequence[Path]) -> dict[str, str]:
     """Read the shipped prompts, the student's and the teacher's, and the user's own files."""
-    student = StudentPrompts()
-    found = {f"prompt {name}": getattr(student, name) for name in ("thinking", "label_only", "label_first")}
+    found = {f"prompt {name}": template for name, template in StudentPrompts().templates.items()}
     for path in (*sorted(PROMPTS_FOLDER.glob("*.yaml")), *paths):
         try:
             name = path.name if path.parent == PROMPTS_FOLDER else str(path)

@@ -300,7 +300,7 @@ def _rendered(
         source=target.source,
         variant=variant,
         # After a thought, the label follows from the thought.
-        p_entailment=None if form is Form.THOUGHT_FIRST else example.p_entailment,
+        p_entailment=None if form.thinks_before_label else example.p_entailment,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from nlicot.completion import Form
 from nlicot.evaluation.metrics import entails
 from nlicot.model.loaded_model import compute_dtype
 from nlicot.prediction.predictor import Member, Predictor, load_predictor
@@ -147,7 +146,7 @@ def predict_own(member: Member, examples: Sequence[Example]) -> OwnPredictions:
 
 def _questions(predictor: Predictor, examples: Sequence[Example]) -> list[Question]:
     thoughts: dict[str, str | None] = {}
-    if predictor.form is Form.THOUGHT_FIRST:
+    if predictor.form.thinks_before_label:
         thoughts = {found.id: found.thought_process for found in predictor.decode(predictor.batch(examples))}
     return [
         Question(

@@ -36,7 +36,7 @@ def lm_eval_task(
     None if the tokenizer joins the blank before a label to it: the harness encodes prompt and choice as one
     text, and would read another token than the run.
     """
-    if form is not Form.THOUGHT_FIRST and not _keeps_labels_apart(prompt_format):
+    if not form.thinks_before_label and not _keeps_labels_apart(prompt_format):
         return None
     template = prompts.render("\0premise\0", "\0hypothesis\0", form=form)
     task: dict[str, Any] = {
@@ -47,7 +47,7 @@ def lm_eval_task(
         "test_split": "test",
         "doc_to_text": _as_jinja(template),
     }
-    if form is Form.THOUGHT_FIRST:
+    if form.thinks_before_label:
         label = r'"predicted_label": ([01])'
         task |= {
             "output_type": "generate_until",

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nlicot import completion
-from nlicot.completion import Form
+from nlicot.completion import Form, SegmentKind
 from nlicot.evaluation.metrics import entails
 from nlicot.model.fast.forward import Rows, load_forward
 from nlicot.model.loaded_model import causal_lm
@@ -58,7 +58,7 @@ class Engine(ABC):
     """A way to run a model: thoughts are generated and labels read, all other parts are fed.
 
     Args:
-        scaffold: the ids of those parts.
+        scaffold: the ids of the labels, and those that end a thought.
         settings: how predictions are made.
     """
 
@@ -86,15 +86,14 @@ class Engine(ABC):
         """Yield one prediction for each prompt, in the order in which they finish."""
         if not batch.prompts:  # a rank that is left without any
             return
-        if form is Form.LABEL_ONLY:
-            rows = [_joined(prompt, self.scaffold.label_opening_ids) for prompt in batch.prompts]
+        opening, script = self._student_script(form)
+        rows = [_joined(prompt, opening) for prompt in batch.prompts]
+        if not form.thinks:
             for index, p_entailment in self.label_probabilities(rows):
                 yield average([_vote(batch.ids[index], p_entailment, None, "label_only")], form=form)
             return
-        opening, script = self._student_script(form)
         num_votes = self.settings.votes if self.settings.temperature > 0 else 1
         votes: dict[int, list[Prediction]] = {}
-        rows = [_joined(prompt, opening) for prompt in batch.prompts]
         for index, answer in self.run(rows, script, num_votes):
             status = "closed" if answer.closed[0] else "truncated"
             vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
@@ -103,19 +102,17 @@ class Engine(ABC):
                 yield average(votes.pop(index), form=form)
 
     def _student_script(self, form: Form) -> tuple[list[int], Script]:
-        budget = self.settings.max_thought_tokens
-        labels = [[label] for label in self.scaffold.label_ids]
-        if form is Form.THOUGHT_FIRST:
-            thought = FreeText(closing_ids=self.scaffold.closing_ids, max_tokens=budget)
-            return self.scaffold.opening_ids, (thought, Choice(options=labels))
-        between, closing = (
-            self.prompt_format.encode_segment(text, first=False)
-            for text in (completion.LABEL_TO_THOUGHT, completion.THOUGHT_END)
-        )
-        return self.scaffold.label_opening_ids, (
-            Choice(options=labels, following_ids=between),
-            FreeText(closing_ids=closing, max_tokens=budget),
-        )
+        """Return what is fed before the first step of a completion, and its steps."""
+        encode, labels = self.prompt_format.encode_segment, [[label] for label in self.scaffold.label_ids]
+        opening, *rest = form.parts
+        script: list[FreeText | Choice] = []
+        for kind, text in zip(rest[::2], rest[1::2], strict=True):
+            ids = encode(str(text), first=False)
+            if kind is SegmentKind.THOUGHT:
+                script.append(FreeText(closing_ids=ids, max_tokens=self.settings.max_thought_tokens))
+            else:
+                script.append(Choice(options=labels, following_ids=ids))
+        return encode(str(opening), first=True), script
 
     def follow(
         self, prompts: Sequence[Sequence[int]], opening_ids: Sequence[int], script: Script
@@ -133,10 +130,13 @@ class Engine(ABC):
 
     def ids_before_label(self, thought: str | None) -> list[int]:
         """Return the ids of a completion up to its label: after a thought, or without one."""
-        if thought is None:
-            return list(self.scaffold.label_opening_ids)
-        ids = self.prompt_format.encode_segment(completion.escape(thought), first=False) if thought else []
-        return [*self.scaffold.opening_ids, *ids, *self.scaffold.closing_ids]
+        ids: list[int] = []
+        for index, segment in enumerate(completion.segments(thought, 0)):
+            if segment.kind is SegmentKind.LABEL:
+                break
+            if segment.text:
+                ids += self.prompt_format.encode_segment(segment.text, first=not index)
+        return ids
 
 
 class Decoder(Engine):

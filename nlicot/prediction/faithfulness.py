@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nlicot.completion import Form
 from nlicot.data.atomic_write import write_json
 from nlicot.evaluation.metrics import entails, read_metrics
 from nlicot.prediction.decoding import Engine, by_length
@@ -42,7 +41,7 @@ def probe_thoughts(
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
     found = {"as it is": before}
     with predictor.autocast():
-        if predictor.form is Form.THOUGHT_FIRST:
+        if predictor.form.thinks_before_label:
             thoughts = [prediction.thought_process or "" for prediction in predictions]
             prompts = [predictor.encode(example.premise, example.hypothesis) for example in examples]
             for name, changed in (

@@ -124,11 +124,9 @@ class Row:
 
 
 class Scaffold:
-    """The ids that are fed before a thought, after it, and before a label without one; and the labels'."""
+    """The ids of the labels, and those that end a thought."""
 
     def __init__(self, prompt_format: PromptFormat) -> None:
-        self.opening_ids = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
-        self.label_opening_ids = prompt_format.encode_segment(completion.LABEL_OPENING, first=True)
         self.closing_ids = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
         zero, one = (prompt_format.encode_segment(digit, first=False) for digit in "01")
         assert len(zero) == len(one) == 1, "a label must be one token"

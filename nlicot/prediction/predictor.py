@@ -109,14 +109,10 @@ class Predictor:
 def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, Form]:
     """Return the forms of the prompt and of the answer for a model trained on the forms `trained`."""
     if think is None:
-        think = set(trained) == {Form.THOUGHT_FIRST}
-    if think:
-        order = ((Form.THOUGHT_FIRST, Form.THOUGHT_FIRST), (Form.LABEL_FIRST, Form.LABEL_FIRST))
-    else:
-        order = ((Form.LABEL_ONLY, Form.LABEL_ONLY), (Form.LABEL_FIRST, Form.LABEL_ONLY))
-    for prompt, answer in order:
-        if prompt in trained:
-            return prompt, answer
+        think = all(form.thinks_before_label for form in trained)
+    for form in Form:
+        if form in trained and (form.thinks if think else not form.thinks_before_label):
+            return form, form if think else Form.LABEL_ONLY
     known = ", ".join(sorted(form.value for form in trained))
     raise ConfigError(
         f"--model.decoding.think: found {str(think).lower()}, but the run was trained on {known} only"
@@ -126,7 +122,7 @@ def answer_forms(trained: Collection[Form], think: bool | None) -> tuple[Form, F
 def check_votes(forms: Collection[Form], settings: DecodingSettings) -> None:
     """Refuse votes that would all be the same, and an answer in a form that was not trained."""
     _, form = answer_forms(forms, settings.think)
-    if settings.votes > 1 and form is Form.LABEL_ONLY:
+    if settings.votes > 1 and not form.thinks:
         raise ConfigError(
             f"--votes {settings.votes}: voting needs sampled thoughts, but this run predicts the label "
             "directly (add --think true)"

@@ -76,7 +76,7 @@ def as_card(
     base = base_of(run)
     metrics = run.metrics if run.answers else None
     form = form or _form_of(run)
-    thinks = form is Form.THOUGHT_FIRST or any(answer.thought_process for answer in run.answers)
+    thinks = form.thinks_before_label or any(answer.thought_process for answer in run.answers)
     with interpreting(run.folder / "config.yaml"):
         prompts = _prompts(run)
         prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
@@ -106,8 +106,11 @@ def as_card(
 
 
 def _form_of(run: Run) -> Form:
-    if run.builder.replace("_", "").lower() == "labelfirst":
-        return Form.LABEL_FIRST
+    """Return the form that the builder is named after, else the one that the predictions have."""
+    name = run.builder.replace("_", "").lower()
+    for form in Form:
+        if name == form.value.replace("_", ""):
+            return form
     thinks = any(answer.thought_process for answer in run.answers)
     return Form.THOUGHT_FIRST if thinks else Form.LABEL_ONLY
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
+from nlicot.completion import THOUGHT_OPENING
 from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import read_examples
 from nlicot.prediction.engines import openai
@@ -73,7 +74,7 @@ def test_labels_are_those_of_the_run_whatever_the_form_of_probabilities(
         assert {**found, "p_entailment": 0} == {**mine, "p_entailment": 0}
     assert len(server.seen) == NUM_PAIRS
     prompts = sorted(predictor.encode(pair.premise, pair.hypothesis) for pair in pairs())
-    opening = predictor.engine.scaffold.label_opening_ids
+    opening = predictor.engine.ids_before_label(None)
     assert sorted(body["prompt"] for body in server.seen) == [[*ids, *opening] for ids in prompts]
     assert {body["model"] for body in server.seen} == {"model.gguf"}
 
@@ -110,9 +111,10 @@ def test_a_thought_is_generated_and_the_label_read_after_it(
     generated = [body for body in server.seen if "logprobs" not in body]
     read = [body for body in server.seen if "logprobs" in body]
     assert len(generated) == len(read) == NUM_PAIRS
+    opening = engine.prompt_format.encode_segment(THOUGHT_OPENING, first=True)
     for body in generated:
         assert (body["max_tokens"], body["temperature"], body["stop"]) == (40, 0.0, ['", "predicted_label":'])
-        after = [*body["prompt"], *engine.ids_before_label(thought)[len(engine.scaffold.opening_ids) :]]
+        after = [*body["prompt"], *engine.ids_before_label(thought)[len(opening) :]]
         assert after in [each["prompt"] for each in read]
     zero, one = engine.scaffold.label_ids
     for row in found.values():
@@ -234,7 +236,7 @@ def test_a_server_that_predicts_otherwise_than_the_export_is_refused(
 ) -> None:
     path = run / "gguf" / "agreement.json"
     path.parent.mkdir()
-    opening = predictor.engine.scaffold.label_opening_ids
+    opening = predictor.engine.ids_before_label(None)
     asked = [[*predictor.encode(pair.premise, pair.hypothesis), *opening] for pair in pairs()]
     right = dict(predictor.engine.label_probabilities(asked))
 

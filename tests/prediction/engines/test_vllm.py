@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nlicot.cli import main
+from nlicot.completion import THOUGHT_OPENING
 from nlicot.prediction.predictor import Predictor
 from tests.prediction.engines.conftest import NUM_PAIRS
 
@@ -207,8 +208,8 @@ def test_a_thought_is_generated_up_to_its_closing_quote(
     assert {(each.max_tokens, tuple(each.stop or ()), each.temperature) for each in sampling} == {
         (40, ('", "predicted_label":',), 0.0)
     }
-    scaffold = predictor.engine.scaffold
-    after = predictor.engine.ids_before_label("Step 1: it follows.")[len(scaffold.opening_ids) :]
+    opening = predictor.engine.prompt_format.encode_segment(THOUGHT_OPENING, first=True)
+    after = predictor.engine.ids_before_label("Step 1: it follows.")[len(opening) :]
     assert [[*each["prompt_token_ids"], *after] for each in first] == [
         each["prompt_token_ids"] for each in second
     ]
