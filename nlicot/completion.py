@@ -5,6 +5,8 @@ A completion is JSON with a fixed scaffold around a thought and a label:
     {"thought_process": "<thought>", "predicted_label": <label>}
     {"predicted_label": <label>}                                      without a thought
     {"predicted_label": <label>, "thought_process": "<thought>"}      with the label first
+    {"draft_label": <label>, "thought_process": "<thought>", "predicted_label": <label>}
+                                                                      with a draft of the label first
 
 Training encodes the segments one by one, and decoding feeds the scaffold. A rendered completion parses back
 to exactly its thought and label, whatever characters the thought contains.
@@ -27,6 +29,7 @@ class Form(Enum):
     THOUGHT_FIRST = "thought_first"
     LABEL_ONLY = "label_only"
     LABEL_FIRST = "label_first"
+    DRAFT_FIRST = "draft_first"
 
     @property
     def parts(self) -> tuple[str | SegmentKind, ...]:
@@ -50,6 +53,7 @@ class SegmentKind(Enum):
     SCAFFOLD = "scaffold"
     THOUGHT = "thought"
     LABEL = "label"
+    DRAFT = "draft"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +66,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A parsed completion; `thought_process` is None if it contains only a label."""
+    """A parsed completion.
+
+    `thought_process` is None if it contains only a label, `draft` is None if it has no draft of the label.
+    """
 
     thought_process: str | None
     label: int
     form: Form = Form.THOUGHT_FIRST
+    draft: int | None = None
 
 
 THOUGHT_OPENING = '{"thought_process": "'
 THOUGHT_CLOSING = '", "predicted_label": '
 LABEL_OPENING = '{"predicted_label": '
+DRAFT_OPENING = '{"draft_label": '
 LABEL_TO_THOUGHT = ', "thought_process": "'
 THOUGHT_END = '"}'
 CLOSING = "}"
@@ -79,6 +88,10 @@ _PARTS: dict[Form, tuple[str | SegmentKind, ...]] = {
     Form.THOUGHT_FIRST: (THOUGHT_OPENING, SegmentKind.THOUGHT, THOUGHT_CLOSING, SegmentKind.LABEL, CLOSING),
     Form.LABEL_ONLY: (LABEL_OPENING, SegmentKind.LABEL, CLOSING),
     Form.LABEL_FIRST: (LABEL_OPENING, SegmentKind.LABEL, LABEL_TO_THOUGHT, SegmentKind.THOUGHT, THOUGHT_END),
+    Form.DRAFT_FIRST: (
+        *(DRAFT_OPENING, SegmentKind.DRAFT, LABEL_TO_THOUGHT, SegmentKind.THOUGHT),
+        *(THOUGHT_CLOSING, SegmentKind.LABEL, CLOSING),
+    ),
 }
 
 # SentencePiece's symbol for a space, which decodes to one, and single surrogates.
@@ -87,9 +100,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _STEP = re.compile(r"(?:^|(?<=\s))step\s+\d+:|^\s*\d+[.)]\s", re.IGNORECASE | re.MULTILINE)
 
 
-def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> tuple[Segment, ...]:
-    """Return the segments of a completion in order; without a thought, it has only the label in any form."""
-    texts = {SegmentKind.LABEL: str(label)}
+def segments(
+    thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST, draft: int | None = None
+) -> tuple[Segment, ...]:
+    """Return the segments of a completion in order; without a thought, it has only the label in any form.
+
+    `draft` is that of a form that has one, by default the label itself.
+    """
+    texts = {SegmentKind.LABEL: str(label), SegmentKind.DRAFT: str(label if draft is None else draft)}
     if thought_process is None:
         form = Form.LABEL_ONLY
     else:
@@ -102,13 +120,15 @@ def segments(thought_process: str | None, label: int, form: Form = Form.THOUGHT_
     )
 
 
-def render(thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST) -> str:
-    r"""Return the completion's text.
+def render(
+    thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST, draft: int | None = None
+) -> str:
+    r"""Return the completion's text; arguments are those of `segments`.
 
     >>> render('He said "no".', 0)
     '{"thought_process": "He said \\"no\\".", "predicted_label": 0}'
     """
-    return "".join(segment.text for segment in segments(thought_process, label, form))
+    return "".join(segment.text for segment in segments(thought_process, label, form, draft))
 
 
 def parse(text: str) -> Completion | None:
@@ -124,6 +144,12 @@ def parse(text: str) -> Completion | None:
             return Completion(thought_process=thought, label=label)
         case (("predicted_label", int(label)), ("thought_process", str(thought))) if _is_label(label):
             return Completion(thought_process=thought, label=label, form=Form.LABEL_FIRST)
+        case (
+            ("draft_label", int(draft)),
+            ("thought_process", str(thought)),
+            ("predicted_label", int(label)),
+        ) if _is_label(draft) and _is_label(label):
+            return Completion(thought_process=thought, label=label, form=Form.DRAFT_FIRST, draft=draft)
         case (("predicted_label", int(label)),) if _is_label(label):
             return Completion(thought_process=None, label=label, form=Form.LABEL_ONLY)
     return None

@@ -34,6 +34,11 @@ LABEL_FIRST_TEMPLATE = _TEMPLATE.replace(
     "Answer first, then explain in short steps, in JSON: "
     '{"predicted_label": 0 or 1, "thought_process": "..."}',
 )
+DRAFT_FIRST_TEMPLATE = _TEMPLATE.replace(
+    "[task]",
+    "Draft an answer, think in short steps whether it is right, then answer, in JSON: "
+    '{"draft_label": 0 or 1, "thought_process": "...", "predicted_label": 0 or 1}',
+)
 _PLACEHOLDER = re.compile(r"\{(premise|hypothesis|entailment|no_entailment)\}")
 _EXPECTED = {
     "entailment": "text that completes 'Answer 1 if ...'",
@@ -62,12 +67,14 @@ class StudentPrompts:
         thinking: asks for a thought, then the label.
         label_only: asks for the label only.
         label_first: asks for the label, then a thought.
+        draft_first: asks for a draft of the label, a thought, then the label.
         definitions: the meaning of the labels on this data.
     """
 
     thinking: str = THINKING_TEMPLATE
     label_only: str = LABEL_ONLY_TEMPLATE
     label_first: str = LABEL_FIRST_TEMPLATE
+    draft_first: str = DRAFT_FIRST_TEMPLATE
     definitions: LabelDefinitions = field(default_factory=LabelDefinitions)
 
     def __post_init__(self) -> None:
@@ -94,6 +101,7 @@ class StudentPrompts:
             Form.THOUGHT_FIRST: self.thinking,
             Form.LABEL_ONLY: self.label_only,
             Form.LABEL_FIRST: self.label_first,
+            Form.DRAFT_FIRST: self.draft_first,
         }[form]
         values = {"premise": premise, "hypothesis": hypothesis, **vars(self.definitions)}
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)

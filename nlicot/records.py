@@ -107,7 +107,7 @@ class TrainingExample:
     `label` is the label inside the completion, which can be wrong under `unmodified`; `source` is `thought`,
     `reflection`, `label` or `soft label`. Variants are the same example with other samples of its pair,
     numbered one after the other: an epoch takes one of them. If `p_entailment` is given, the label's token is
-    trained on both labels with these weights.
+    trained on both labels with these weights. If not `learns_draft`, the draft label is read, but not learnt.
     """
 
     id: str
@@ -117,6 +117,7 @@ class TrainingExample:
     source: str
     variant: int = 0
     p_entailment: float | None = None
+    learns_draft: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,8 @@ class Prediction:
     `status` is `closed` (the thought ended by itself), `truncated` (it reached its token budget) or
     `label_only` (no thought was requested). `p_entailment` is in [0, 1]; with several votes it is their mean,
     and `agreement` is the proportion of votes whose own label is the predicted one. A label is 1 if its p is
-    0.5 or more (`evaluation.metrics.entails`), unless a threshold was tuned.
+    0.5 or more (`evaluation.metrics.entails`), unless a threshold was tuned. The draft is a label that was
+    read before the thought, None for runs without one.
     """
 
     id: str
@@ -136,6 +138,8 @@ class Prediction:
     status: str
     completion: str
     agreement: float | None = None
+    draft_label: int | None = None
+    draft_p_entailment: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ class SegmentWeights:
         final_thought_weight: the same in the last step and in the dev loss; it changes linearly from step to
             step. null: no change.
         scaffold_weight: weight of a token of the JSON around thought and label.
-        label_weight: weight of the label's token.
+        label_weight: weight of the label's token, and of a draft's.
     """
 
     thought_weight: NonNegativeFloat = 1.0
@@ -161,7 +161,8 @@ class DataSettings:
         unlabelled_pairs: more training pairs, with soft labels only; predictions may be given as they are.
         blind_test: refuse soft labels of pairs of the test split, as the rules of a shared task may demand.
         prepared: a file of training examples written by `prepare`, instead of a builder and thoughts.
-        builder: correct_only, reflected, unmodified, label_only, label_first, multitask, or a class path.
+        builder: correct_only, reflected, unmodified, label_only, label_first, draft_first, multitask,
+            or a class path.
         prompts: your own prompt templates.
         allow_overlap: allow dev or test pairs that are in train too.
         effective_batch: examples per optimizer step, over all devices and micro-batches.
@@ -208,7 +209,7 @@ SOFT_FILES = ("soft_labels", "unlabelled_pairs")
 
 
 MONITORED = (
-    *("dev/loss", "dev/loss_thought", "dev/loss_scaffold", "dev/loss_label"),
+    *("dev/loss", "dev/loss_thought", "dev/loss_scaffold", "dev/loss_label", "dev/loss_draft"),
     "dev/teacher_forced_label_accuracy",
     *(f"dev_generated/{name}" for name in ("accuracy", "precision", "recall", "f1", "closed_share")),
 )

@@ -154,6 +154,7 @@ def test_every_lever_of_accuracy_can_be_fitted(
     examples = dict(re.findall(r"^([\w-]+): (\d+) examples", capsys.readouterr().out, re.MULTILINE))
     assert (examples["labels"], examples["labels-soft-unlabelled"]) == ("5237", "5238")
     assert (examples["label-first-15-words"], examples["multitask"]) == ("1200", "6437")
+    assert (examples["thinking-draft"], examples["thinking-draft-false"]) == ("1200", "1200")
     assert examples.keys() >= {reading.experiment for reading in accuracy.READINGS}
     assert examples.keys() >= accuracy.PREPARED.keys()
 

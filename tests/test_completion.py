@@ -45,6 +45,17 @@ def test_a_label_before_its_thought_parses_back(thought: str) -> None:
     assert found == Completion(thought_process=thought, label=1, form=Form.LABEL_FIRST)
 
 
+@pytest.mark.parametrize("draft", [0, 1])
+@pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS)
+def test_a_draft_before_a_thought_parses_back(thought: str, draft: int) -> None:
+    rendered = completion.render(thought, 1, Form.DRAFT_FIRST, draft)
+    assert json.loads(rendered) == {"draft_label": draft, "thought_process": thought, "predicted_label": 1}
+    assert list(json.loads(rendered)) == ["draft_label", "thought_process", "predicted_label"]
+    assert completion.parse(rendered) == Completion(
+        thought_process=thought, label=1, form=Form.DRAFT_FIRST, draft=draft
+    )
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_completion_of_only_a_label_parses_back_without_a_thought(label: int) -> None:
     assert completion.render(None, label) == f'{{"predicted_label": {label}}}'
@@ -68,6 +79,23 @@ def test_the_segments_are_scaffold_thought_and_label_in_order() -> None:
         ("label", "0"),
         ("scaffold", "}"),
     ]
+
+
+def test_each_form_has_a_scaffold_around_each_of_its_parts() -> None:
+    for form in Form:
+        kinds = [segment.kind.value for segment in completion.segments("t", 1, form)]
+        assert set(kinds[::2]) == {"scaffold"}
+        assert (
+            kinds[1::2]
+            == {
+                Form.THOUGHT_FIRST: ["thought", "label"],
+                Form.LABEL_ONLY: ["label"],
+                Form.LABEL_FIRST: ["label", "thought"],
+                Form.DRAFT_FIRST: ["draft", "thought", "label"],
+            }[form]
+        )
+        assert form.thinks == ("thought" in kinds)
+        assert form.thinks_before_label == (kinds[-2] == "label" and "thought" in kinds)
 
 
 def test_characters_that_a_tokenizer_cannot_give_back_are_written_as_escapes() -> None:
@@ -104,6 +132,10 @@ def test_characters_that_a_tokenizer_cannot_give_back_are_written_as_escapes() -
         pytest.param('[{"predicted_label": 1}]', id="object in an array"),
         pytest.param('[["predicted_label", 1]]', id="array of pairs"),
         pytest.param('[["thought_process", "x"], ["predicted_label", 1]]', id="array of two pairs"),
+        pytest.param('{"draft_label": 2, "thought_process": "x", "predicted_label": 1}', id="draft 2"),
+        pytest.param('{"draft_label": true, "thought_process": "x", "predicted_label": 1}', id="bool draft"),
+        pytest.param('{"draft_label": 1, "predicted_label": 1}', id="draft without a thought"),
+        pytest.param('{"draft_label": 1, "thought_process": "x"}', id="draft without a label"),
         pytest.param('"predicted_label"', id="string"),
         pytest.param("1", id="number"),
         pytest.param("[" * 100_000, id="nested too deeply"),

@@ -60,7 +60,7 @@ def test_definitions_fill_their_placeholders_in_both_templates() -> None:
     assert prompts.render("p", "h", form=Form.LABEL_ONLY) == "it {premise} clashes? h p"
 
 
-@pytest.mark.parametrize("template", ["thinking", "label_only", "label_first"])
+@pytest.mark.parametrize("template", ["thinking", "label_only", "label_first", "draft_first"])
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -44,13 +44,14 @@ LABELS = st.sampled_from([0, 1])
 
 
 @quick
-@given(thought=st.none() | ANY_TEXT, label=LABELS, form=st.sampled_from(Form))
-def test_a_completion_parses_back(thought: str | None, label: int, form: Form) -> None:
-    parsed = completion.parse(completion.render(thought, label, form))
+@given(thought=st.none() | ANY_TEXT, label=LABELS, draft=LABELS, form=st.sampled_from(Form))
+def test_a_completion_parses_back(thought: str | None, label: int, draft: int, form: Form) -> None:
+    parsed = completion.parse(completion.render(thought, label, form, draft))
     if thought is None or form is Form.LABEL_ONLY:
         assert parsed == Completion(thought_process=None, label=label, form=Form.LABEL_ONLY)
     else:
-        assert parsed == Completion(thought_process=thought, label=label, form=form)
+        kept = draft if form is Form.DRAFT_FIRST else None
+        assert parsed == Completion(thought_process=thought, label=label, form=form, draft=kept)
 
 
 @quick
@@ -79,7 +80,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> list[PromptFormat]:
 
 @pytest.mark.parametrize("index", [0, 1])
 @quick
-@given(thought=WRITABLE, label=LABELS, form=st.sampled_from([Form.THOUGHT_FIRST, Form.LABEL_FIRST]))
+@given(thought=WRITABLE, label=LABELS, form=st.sampled_from([form for form in Form if form.thinks]))
 def test_tokens_decode_to_the_completion(
     index: int, formats: list[PromptFormat], thought: str, label: int, form: Form
 ) -> None:
@@ -189,7 +190,7 @@ def test_builders(
         if text is not None:
             assert any(text in whole for whole in known)
             assert len(text.split()) <= int(str(options.get("max_thought_words", 99)))
-        if parsed.form is Form.THOUGHT_FIRST:
+        if parsed.form.thinks_before_label:
             assert each.p_entailment is None
         else:
             assert each.p_entailment == pair.p_entailment

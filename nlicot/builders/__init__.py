@@ -13,6 +13,7 @@ import jsonargparse
 
 from nlicot.builders.base import Builder
 from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.draft_first import DraftFirst
 from nlicot.builders.label_first import LabelFirst
 from nlicot.builders.label_only import LabelOnly
 from nlicot.builders.multitask import Multitask
@@ -27,6 +28,7 @@ BUILDERS: dict[str, type[Builder]] = {
     "unmodified": Unmodified,
     "label_only": LabelOnly,
     "label_first": LabelFirst,
+    "draft_first": DraftFirst,
     "multitask": Multitask,
 }
 

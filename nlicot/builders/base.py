@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from nlicot import completion
 from nlicot.command_line import JudgeScore, PositiveInt, constraints_of
@@ -48,11 +48,16 @@ class _Texts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The content of a completion; `thought_process` is None for a label only."""
+    """The content of a completion; `thought_process` is None for a label only.
+
+    `draft` is the label before the thought in a form that has one. It is learnt, or else only read.
+    """
 
     thought_process: str | None
     label: int
     source: str
+    draft: int | None = None
+    learns_draft: bool = True
 
     @classmethod
     def of_thought(cls, thought: Thought) -> Target:
@@ -99,7 +104,7 @@ class Builder(ABC):
         max_thought_words: maximum number of words of a thought.
         min_score: drop texts that a judge scored lower (a text without a score is kept).
         prefer: which of several suitable samples of a pair to use: `first` or `shortest`.
-        seed: seed for `balance` and `shuffle_thoughts`.
+        seed: seed for `balance`, `shuffle_thoughts` and other random choices.
         max_thought_tokens: maximum number of the student's tokens; only `fit` can count them.
         over_limit: `drop` longer thoughts, or `cut` them to their first sentences, or words, that fit.
         thought_part: learn `all` of a thought, or its `last_step` only.
@@ -133,9 +138,7 @@ class Builder(ABC):
             "min_score": min_score,
             "max_thought_tokens": max_thought_tokens,
         }
-        for name, constraint in constraints_of(Builder.__init__):
-            if limits[name] is not None and not constraint.allows(limits[name]):
-                raise ValueError(f"{name}: found {limits[name]}, expected {constraint.words}")
+        check_arguments(Builder.__init__, limits)
         self.balance = balance
         self.max_thought_words = max_thought_words
         self.min_score = min_score
@@ -289,18 +292,26 @@ class Builder(ABC):
         return count_tokens(thought) <= self.max_thought_tokens
 
 
+def check_arguments(function: Callable[..., None], arguments: Mapping[str, Any]) -> None:
+    """Check arguments, if they are given, by the constraints in a function's annotations."""
+    for name, constraint in constraints_of(function):
+        if arguments[name] is not None and not constraint.allows(arguments[name]):
+            raise ValueError(f"{name}: found {arguments[name]}, expected {constraint.words}")
+
+
 def _rendered(
     example: Example, target: Target, form: Form, variant: int, prompts: StudentPrompts
 ) -> TrainingExample:
     return TrainingExample(
         id=example.id,
         prompt=prompts.render(example.premise, example.hypothesis, form=form),
-        completion=completion.render(target.thought_process, target.label, form),
+        completion=completion.render(target.thought_process, target.label, form, target.draft),
         label=target.label,
         source=target.source,
         variant=variant,
         # After a thought, the label follows from the thought.
         p_entailment=None if form.thinks_before_label else example.p_entailment,
+        learns_draft=target.learns_draft,
     )
 
 
@@ -321,8 +332,9 @@ def build_report(num_pairs: int, built: Sequence[TrainingExample]) -> BuildRepor
     """Count and hash what a builder made of `num_pairs` pairs."""
     digest = hashlib.sha256()
     for example in built:
-        soft = "" if example.p_entailment is None else f"\x1f{example.p_entailment}"
-        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}{soft}\x1e".encode())
+        more = "" if example.p_entailment is None else f"\x1f{example.p_entailment}"
+        more += "" if example.learns_draft else "\x1fdraft only read"
+        digest.update(f"{example.id}\x1f{example.prompt}\x1f{example.completion}{more}\x1e".encode())
     return BuildReport(
         num_pairs=num_pairs,
         num_examples=len(built),

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from nlicot.data.atomic_write import write_json
 from nlicot.data.pairs import LabelMap
 from nlicot.errors import DataError
+from nlicot.evaluation.drafts import summarize_drafts
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction, Thought
 
 Floats = npt.NDArray[np.float64]
@@ -456,9 +457,14 @@ def record_metrics(
     entry["by_phenomenon"] = groups_to_dicts(accuracy_by([example.phenomenon for example in examples], right))
     if any(lengths):
         entry["by_thought_length"] = groups_to_dicts(accuracy_by(length_bins(lengths), right))
+    true_labels = [example.label for example in examples]
+    drafts = summarize_drafts(true_labels, [prediction.draft_label for prediction in predictions], labels)
+    if drafts:
+        entry["drafts"] = asdict(drafts)
     write_json(path, {**read_metrics(path), split: entry})
     title = f"{split}: {len(examples)} pairs of {pairs_path}"
-    return f"{format_table(metrics, title)}\n{_format_groups(entry)}"
+    text = f"{format_table(metrics, title)}\n{_format_groups(entry)}"
+    return f"{text}\n\n{drafts}" if drafts else text
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -145,14 +145,15 @@ def predict_own(member: Member, examples: Sequence[Example]) -> OwnPredictions:
 
 
 def _questions(predictor: Predictor, examples: Sequence[Example]) -> list[Question]:
-    thoughts: dict[str, str | None] = {}
+    written: dict[str, tuple[str | None, int | None]] = {}
     if predictor.form.thinks_before_label:
-        thoughts = {found.id: found.thought_process for found in predictor.decode(predictor.batch(examples))}
+        found = predictor.decode(predictor.batch(examples))
+        written = {each.id: (each.thought_process, each.draft_label) for each in found}
     return [
         Question(
             prompt=predictor.render(example.premise, example.hypothesis),
             prompt_ids=predictor.encode(example.premise, example.hypothesis),
-            completion_ids=predictor.engine.ids_before_label(thoughts.get(example.id)),
+            completion_ids=predictor.engine.ids_before_label(*written.get(example.id, (None, None))),
         )
         for example in examples
     ]

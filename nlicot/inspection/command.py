@@ -98,7 +98,7 @@ def _heading(example: TrainingExample, encoded: EncodedExample | None, max_lengt
     if encoded is None:
         return f"{heading}  LEFT OUT: longer than --data.max_length {max_length}"
     num, num_prompt = len(encoded.kinds), encoded.kinds.count(TokenKind.PROMPT)
-    heading += f"  {num} of at most {max_length} tokens: {num_prompt} prompt, {num - num_prompt} learnt"
+    heading += f"  {num} of at most {max_length} tokens: {num_prompt} prompt, {encoded.num_supervised} learnt"
     return f"{heading}  CUT at a sentence end" if encoded.was_cut else heading
 
 

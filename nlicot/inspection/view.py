@@ -12,7 +12,14 @@ from typing import TextIO
 
 import numpy as np
 
-from nlicot.model.encoding import EncodedExample, EncodingReport, OverBudget, TokenKind, encode_examples
+from nlicot.model.encoding import (
+    UNSUPERVISED,
+    EncodedExample,
+    EncodingReport,
+    OverBudget,
+    TokenKind,
+    encode_examples,
+)
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
 
@@ -24,6 +31,7 @@ KINDS = {
     "thought": ("\x1b[32m", "\x1b[92m", "the chain of thought"),
     "scaffold": ("\x1b[34m", "\x1b[94m", "the JSON around it"),
     "label": ("\x1b[1;31m", "\x1b[1;91m", "the answer"),
+    "draft": ("\x1b[35m", "\x1b[95m", "a draft of the answer"),
 }
 """Kinds of tokens with their colours and meanings; `control` includes BOS and EOS."""
 MAX_TOKENS_PER_CHARACTER = 8
@@ -48,13 +56,13 @@ def pieces_of(prompt_format: PromptFormat, encoded: EncodedExample) -> list[Piec
     found = []
     for (kind, is_control), run in itertools.groupby(tokens, lambda token: (token[1], token[0] in control)):
         ids = tuple(token for token, _ in run)
-        name = "control" if is_control else kind.name.lower()
+        name = "control" if is_control else kind.name.removeprefix("MASKED_").lower()
         texts = (
             (((token,), prompt_format.control_text(token)) for token in ids)
             if is_control
             else _characters(prompt_format, ids)
         )
-        supervised = kind is not TokenKind.PROMPT
+        supervised = kind not in UNSUPERVISED
         found += [Piece(ids=part, text=text, kind=name, supervised=supervised) for part, text in texts]
     return found
 
@@ -99,13 +107,18 @@ def render(pieces: Sequence[Piece], *, color: bool) -> str:
 def _labelled(pieces: Sequence[Piece]) -> str:
     lines = []
     # Keep the prompt's markers inside it, or a chat template would fall into a dozen fragments.
-    runs = itertools.groupby(pieces, key=lambda piece: piece.kind if piece.supervised else "prompt")
+    in_prompt = ("prompt", "control")
+    runs = itertools.groupby(
+        pieces, key=lambda piece: "prompt" if piece.kind in in_prompt and not piece.supervised else piece.kind
+    )
     for kind, run in runs:
         found = list(run)
         num = sum(len(piece.ids) for piece in found)
         heading = f"{kind}, {num} token{'s' if num > 1 else ''}"
+        if kind == "prompt":
+            heading += f", {sum(piece.kind == 'control' for piece in found)} of them control"
         if not found[0].supervised:
-            heading += f", {sum(piece.kind == 'control' for piece in found)} of them control, not trained on"
+            heading += ", not trained on"
         lines.append(f"[{heading}]")
         for line in visible("".join(piece.text for piece in found)).split("\n"):
             parts = textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False, replace_whitespace=False)

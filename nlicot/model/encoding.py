@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,17 @@ EXAMPLES, REPORT = "examples.arrow", "report.json"
 
 
 class TokenKind(IntEnum):
-    """The part of an example that a token belongs to; all but the prompt are supervised."""
+    """The part of an example that a token belongs to; all but those in `UNSUPERVISED` are learnt."""
 
     PROMPT = 0
     SCAFFOLD = 1
     THOUGHT = 2
     LABEL = 3
+    DRAFT = 4
+    MASKED_DRAFT = 5
+
+
+UNSUPERVISED = (TokenKind.PROMPT, TokenKind.MASKED_DRAFT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,11 @@ class EncodedExample:
     label: int
     p_entailment: float | None = None
     was_cut: bool = False
+
+    @property
+    def num_supervised(self) -> int:
+        """The number of tokens that are learnt."""
+        return len(self.kinds) - sum(map(self.kinds.count, UNSUPERVISED))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +80,7 @@ class EncodingReport:
         self.num_examples += 1
         self.num_cut += encoded.was_cut
         self.num_tokens += length
-        self.num_supervised += length - encoded.kinds.count(TokenKind.PROMPT)
+        self.num_supervised += encoded.num_supervised
         self.longest = max(self.longest, length)
 
 
@@ -134,9 +144,9 @@ def encode_dataset(
                 stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
         (folder / REPORT).write_text(json.dumps(asdict(report)), encoding="utf-8")
 
-    digest = hashlib.sha256(f"v3\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
+    digest = hashlib.sha256(f"v4\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
     for each in examples:
-        fields = (each.id, each.variant, each.p_entailment, each.prompt, each.completion)
+        fields = (each.id, each.variant, each.p_entailment, each.learns_draft, each.prompt, each.completion)
         digest.update(("\x1f".join(map(str, fields)) + "\x1e").encode())
     folder = cache / "encoded" / digest.hexdigest()[:20]
     build_cache(folder, encode)
@@ -181,6 +191,9 @@ def encode_examples(
             if len(ids) > max_ids:
                 yield None
                 continue
+            if not example.learns_draft:
+                masked = {int(TokenKind.DRAFT): int(TokenKind.MASKED_DRAFT)}
+                kinds = [masked.get(kind, kind) for kind in kinds]
             yield EncodedExample(
                 id=example.id,
                 input_ids=prompt_ids + ids,
@@ -203,7 +216,8 @@ def _cut(prompt_format: PromptFormat, whole: Completion, max_ids: int) -> tuple[
     sentences = completion.sentences(whole.thought_process or "")
     while len(sentences) > 1:
         sentences.pop()
-        ids, kinds = encode_completion(prompt_format, "".join(sentences).rstrip(), whole.label, whole.form)
+        shorter = replace(whole, thought_process="".join(sentences).rstrip())
+        ids, kinds = _join_segments(prompt_format, shorter, prompt_format.encode_segment)
         if len(ids) <= max_ids:
             return ids, kinds
     return None
@@ -225,7 +239,8 @@ def _join_segments(
 ) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     kinds: list[int] = []
-    for index, segment in enumerate(completion.segments(whole.thought_process, whole.label, whole.form)):
+    segments = completion.segments(whole.thought_process, whole.label, whole.form, whole.draft)
+    for index, segment in enumerate(segments):
         if segment.kind is SegmentKind.THOUGHT and thought_ids is not None:
             segment_ids = thought_ids
         else:

@@ -94,9 +94,17 @@ class Engine(ABC):
             return
         num_votes = self.settings.votes if self.settings.temperature > 0 else 1
         votes: dict[int, list[Prediction]] = {}
+        choices = [part for part in form.parts if part in (SegmentKind.DRAFT, SegmentKind.LABEL)]
         for index, answer in self.run(rows, script, num_votes):
             status = "closed" if answer.closed[0] else "truncated"
-            vote = _vote(batch.ids[index], answer.probabilities[0][1], answer.texts[0], status)
+            p_of = dict(zip(choices, (p for _, p in answer.probabilities), strict=True))
+            vote = _vote(
+                batch.ids[index],
+                p_of[SegmentKind.LABEL],
+                answer.texts[0],
+                status,
+                p_of.get(SegmentKind.DRAFT),
+            )
             votes.setdefault(index, []).append(vote)
             if len(votes[index]) == num_votes:
                 yield average(votes.pop(index), form=form)
@@ -128,10 +136,11 @@ class Engine(ABC):
         for sample in range(num_samples):
             yield random.Random(f"{self.settings.seed}/{sample}/{seed}")
 
-    def ids_before_label(self, thought: str | None) -> list[int]:
-        """Return the ids of a completion up to its label: after a thought, or without one."""
+    def ids_before_label(self, thought: str | None, draft: int | None = None) -> list[int]:
+        """Return the ids of a completion up to its label: after a draft and a thought, or without them."""
         ids: list[int] = []
-        for index, segment in enumerate(completion.segments(thought, 0)):
+        form = Form.THOUGHT_FIRST if draft is None else Form.DRAFT_FIRST
+        for index, segment in enumerate(completion.segments(thought, 0, form, draft)):
             if segment.kind is SegmentKind.LABEL:
                 break
             if segment.text:
@@ -333,7 +342,9 @@ def choice_probabilities(head: Any, hidden: Tensor, ids: Sequence[int]) -> Tenso
     return probabilities
 
 
-def _vote(id_: str, p_entailment: float, thought_process: str | None, status: str) -> Prediction:
+def _vote(
+    id_: str, p_entailment: float, thought_process: str | None, status: str, p_draft: float | None = None
+) -> Prediction:
     return Prediction(
         id=id_,
         predicted_label=int(entails(p_entailment)),
@@ -341,6 +352,8 @@ def _vote(id_: str, p_entailment: float, thought_process: str | None, status: st
         thought_process=thought_process,
         status=status,
         completion="",
+        draft_label=None if p_draft is None else int(entails(p_draft)),
+        draft_p_entailment=p_draft,
     )
 
 
@@ -353,9 +366,11 @@ def average(
     else of the largest with a thought. Weights are equal by default; none is negative, not all are 0.
     """
     weights = weights or [1.0] * len(answers)
-    probabilities = [float(answer.p_entailment or 0.0) for answer in answers]
-    mean = sum(weight * p for weight, p in zip(weights, probabilities, strict=True)) / sum(weights)
+    mean = _weighted_mean([float(answer.p_entailment or 0.0) for answer in answers], weights)
     label = int(entails(mean))
+    p_drafts = [answer.draft_p_entailment for answer in answers]
+    p_draft = None if None in p_drafts else _weighted_mean([float(p or 0.0) for p in p_drafts], weights)
+    draft_label = None if p_draft is None else int(entails(p_draft))
     by_weight = [answers[index] for index in sorted(range(len(answers)), key=lambda i: -weights[i])]
     thinking = [answer for answer in by_weight if answer.thought_process is not None]
     chosen = next((one for one in thinking if one.predicted_label == label), (thinking or by_weight)[0])
@@ -364,9 +379,15 @@ def average(
         chosen,
         predicted_label=label,
         p_entailment=mean,
-        completion=completion.render(chosen.thought_process, label, form),
+        completion=completion.render(chosen.thought_process, label, form, draft_label),
         agreement=num_agreeing / len(answers) if len(answers) > 1 else None,
+        draft_label=draft_label,
+        draft_p_entailment=p_draft,
     )
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def by_length(

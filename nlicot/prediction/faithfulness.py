@@ -35,7 +35,7 @@ def probe_thoughts(
 ) -> list[Probe]:
     """Compare the labels of `predictions`, in the order of `examples`, with those under each intervention.
 
-    Thoughts are changed only if the label follows them.
+    Thoughts, and drafts if there are any, are changed only if the label follows them.
     """
     engine = predictor.engine
     before = [int(prediction.predicted_label or 0) for prediction in predictions]
@@ -43,13 +43,17 @@ def probe_thoughts(
     with predictor.autocast():
         if predictor.form.thinks_before_label:
             thoughts = [prediction.thought_process or "" for prediction in predictions]
+            drafts = [prediction.draft_label for prediction in predictions]
             prompts = [predictor.encode(example.premise, example.hypothesis) for example in examples]
             for name, changed in (
                 ("thought left out", [""] * len(thoughts)),
                 ("thought of the next pair", [*thoughts[1:], *thoughts[:1]]),
                 ("thought cut half-way", [_first_half(thought) for thought in thoughts]),
             ):
-                found[name] = _labels_after(engine, prompts, changed)
+                found[name] = _labels_after(engine, prompts, changed, drafts)
+            others = [None if draft is None else 1 - draft for draft in drafts]
+            if others != drafts:
+                found["draft of the other label"] = _labels_after(engine, prompts, thoughts, others)
         blanked = [predictor.encode(BLANK, example.hypothesis) for example in examples]
         batch = by_length([str(index) for index in range(len(blanked))], blanked)
         answers = {int(one.id): one.predicted_label for one in engine.decode(batch, form=predictor.form)}
@@ -71,10 +75,12 @@ def _first_half(thought: str) -> str:
     return " ".join(words[: len(words) // 2])
 
 
-def _labels_after(engine: Engine, prompts: Sequence[list[int]], thoughts: Sequence[str]) -> list[int]:
+def _labels_after(
+    engine: Engine, prompts: Sequence[list[int]], thoughts: Sequence[str], drafts: Sequence[int | None]
+) -> list[int]:
     rows = [
-        [*prompt, *engine.ids_before_label(thought)]
-        for prompt, thought in zip(prompts, thoughts, strict=True)
+        [*prompt, *engine.ids_before_label(thought, draft)]
+        for prompt, thought, draft in zip(prompts, thoughts, drafts, strict=True)
     ]
     probabilities = dict(engine.label_probabilities(rows))
     return [int(entails(probabilities[index])) for index in range(len(rows))]

@@ -57,7 +57,8 @@ def to_row(example: TrainingExample, row_format: str, markers: Markers) -> dict[
         "prompt-completion": {"prompt": prompt, "completion": answer},
         "messages": {"messages": [{"role": role, "content": text} for role, text in turns]},
     }
-    return {**content[row_format], "id": example.id, "label": example.label, "source": example.source}
+    row = {**content[row_format], "id": example.id, "label": example.label, "source": example.source}
+    return row if example.learns_draft else {**row, "learns_draft": False}
 
 
 def read_prepared(path: Path) -> list[TrainingExample]:
@@ -80,9 +81,10 @@ def from_row(row: Row, *, default_id: str) -> TrainingExample:
     return TrainingExample(
         id=row.identifier() or default_id,
         prompt=prompt,
-        completion=completion.render(parsed.thought_process, parsed.label, parsed.form),
+        completion=completion.render(parsed.thought_process, parsed.label, parsed.form, parsed.draft),
         label=parsed.label,
         source=source or "prepared",
+        learns_draft=row.optional_label("learns_draft") != 0,
     )
 
 

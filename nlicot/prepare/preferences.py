@@ -112,7 +112,7 @@ def build_preferences(
                     id=example.id,
                     prompt=example.prompt,
                     chosen=example.completion,
-                    rejected=completion.render(wrong.thought_process, wrong.label, parsed.form),
+                    rejected=completion.render(wrong.thought_process, wrong.label, parsed.form, parsed.draft),
                     label=parsed.label,
                     source=example.source,
                     rejected_source=wrong.source,

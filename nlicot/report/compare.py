@@ -87,6 +87,7 @@ class Comparison:
                     "seed": run.seed,
                     **({"started_from": asdict(run.origin)} if run.origin else {}),
                     **({"soft_labels": asdict(run.soft_labels)} if run.soft_labels else {}),
+                    **({"drafts": asdict(run.drafts)} if run.drafts else {}),
                     **metrics_to_dict(run.metrics),
                 }
                 for run in self.runs

@@ -16,6 +16,7 @@ from nlicot.config_files import read_yaml, renamed
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
+from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics, entails
 from nlicot.run.starting_adapter import Origin
 
@@ -52,6 +53,7 @@ class Answer:
     phenomenon: str | None = None
     thought_process: str | None = None
     status: str | None = None
+    draft_label: int | None = None
 
     @property
     def correct(self) -> bool:
@@ -79,6 +81,12 @@ class Run:
         """The metrics of the answers."""
         columns = ("true_label", "predicted_label", "p_entailment")
         return classification_metrics(*([getattr(each, name) for each in self.answers] for name in columns))
+
+    @cached_property
+    def drafts(self) -> DraftSummary | None:
+        """Counts of drafts and of the labels after them; None for a run without drafts."""
+        columns = ("true_label", "draft_label", "predicted_label")
+        return summarize_drafts(*([getattr(each, name) for each in self.answers] for name in columns))
 
     @cached_property
     def builder(self) -> str:
@@ -135,7 +143,14 @@ class Run:
 def answering(name: str, run: Run, p_entailment: Sequence[float]) -> Run:
     """Return other answers to a run's pairs: the labels of these probabilities, without thoughts."""
     answers = [
-        replace(answer, predicted_label=int(entails(p)), p_entailment=p, thought_process=None, status=None)
+        replace(
+            answer,
+            predicted_label=int(entails(p)),
+            p_entailment=p,
+            thought_process=None,
+            status=None,
+            draft_label=None,
+        )
         for answer, p in zip(run.answers, p_entailment, strict=True)
     ]
     return Run(name=name, split=run.split, predictions_path=None, folder=None, config={}, answers=answers)
@@ -298,6 +313,7 @@ def _answer(row: Row) -> Answer:
         true_label=true_label,
         predicted_label=row.optional_label("predicted_label"),
         p_entailment=row.probability("p_entailment"),
+        draft_label=row.optional_label("draft_label"),
         **{name: row.optional_text(name) for name in TEXTS},
     )
 

@@ -123,9 +123,11 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
 
 
 def provenance(comparison: Comparison) -> list[str]:
-    """Return a line for each run that started from another adapter, and for each that learnt soft labels."""
+    """Return a line for each run that has drafts, started from another adapter, or learnt soft labels."""
     lines = []
     for number, run in enumerate(comparison.runs, start=1):
+        if run.drafts:
+            lines.append(f"{number} has drafts: {run.drafts}")
         if run.origin:
             lines.append(f"{number} started from {run.origin}")
         if run.soft_labels:

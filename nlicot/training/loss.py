@@ -25,7 +25,7 @@ CHUNK_LOGITS = 8 * 2**20
 
 
 def weights_by_kind(weights: SegmentWeights, progress: float = 1.0) -> Tensor:
-    """Return the weights as a `[4]` tensor, by `TokenKind`.
+    """Return the weights as a `[K]` tensor, by `TokenKind`; those that are not supervised have weight 0.
 
     Args:
         weights: the settings.
@@ -35,7 +35,13 @@ def weights_by_kind(weights: SegmentWeights, progress: float = 1.0) -> Tensor:
     thought_weight = weights.thought_weight
     if weights.final_thought_weight is not None:
         thought_weight = (1 - progress) * thought_weight + progress * weights.final_thought_weight
-    return torch.tensor([0.0, weights.scaffold_weight, thought_weight, weights.label_weight])
+    weight_of = {
+        TokenKind.SCAFFOLD: weights.scaffold_weight,
+        TokenKind.THOUGHT: thought_weight,
+        TokenKind.LABEL: weights.label_weight,
+        TokenKind.DRAFT: weights.label_weight,
+    }
+    return torch.tensor([weight_of.get(kind, 0.0) for kind in TokenKind])
 
 
 def token_losses(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -109,6 +115,6 @@ def num_right_labels(model: Any, batch: MicroBatch, hidden: Tensor, label_ids: t
 
 
 def sum_by_kind(losses: Tensor, kinds: Tensor) -> Tensor:
-    """Sum the losses by `TokenKind`: `[4]`."""
+    """Sum the losses by `TokenKind`: `[K]`."""
     sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=losses.device)
     return sums.index_add(0, kinds, losses.detach().double())

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from nlicot.errors import NlicotError
-from nlicot.model.encoding import TokenKind
+from nlicot.model.encoding import UNSUPERVISED, TokenKind
 from nlicot.model.fast.heap import trim_heap
 from nlicot.model.fast.kernels import seed_dropout
 from nlicot.model.loaded_model import LoadedModel, adapter_parameters
@@ -155,18 +155,19 @@ class NliModule(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
         duration_s = time.perf_counter() - started
+        num_supervised = float(window.num_by_kind.sum() - window.num_by_kind[list(UNSUPERVISED)].sum())
         self._log_losses("train", sums.cpu(), window.num_by_kind, segment_weights)
         if self.settings.segment_weights.final_thought_weight is not None:
             self.log("train/thought_weight", float(segment_weights[TokenKind.THOUGHT]))
         self.log("train/grad_norm", float(norm))
         self.log("train/tokens_per_s", float(window.num_by_kind.sum()) / duration_s, prog_bar=True)
-        self.log("train/supervised_tokens_per_s", float(window.num_by_kind[1:].sum()) / duration_s)
+        self.log("train/supervised_tokens_per_s", num_supervised / duration_s)
 
     def _log_losses(self, split: str, sums: Tensor, counts: Tensor, segment_weights: Tensor) -> None:
         """Log the mean loss over tokens, weighted as in training, and the plain mean of each segment."""
         weights = segment_weights.double()
         self.log(f"{split}/loss", float((sums * weights).sum() / (counts * weights).sum()), prog_bar=True)
-        for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL):
+        for kind in (TokenKind.THOUGHT, TokenKind.SCAFFOLD, TokenKind.LABEL, TokenKind.DRAFT):
             if counts[kind]:
                 self.log(f"{split}/loss_{kind.name.lower()}", float(sums[kind] / counts[kind]))
 

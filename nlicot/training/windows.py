@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nlicot.errors import ConfigError
 from nlicot.model.base_model import cache_folder
-from nlicot.model.encoding import TokenKind, encode_dataset
+from nlicot.model.encoding import UNSUPERVISED, TokenKind, encode_dataset
 from nlicot.model.fast.attention import Spans
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.run.data import RunData
@@ -75,7 +75,7 @@ def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
         return torch.tensor([*rows[0][column][:prefix_len], *suffixes, *[0] * padding])
 
     input_ids, kinds = packed("input_ids"), packed("kinds")
-    supervised = torch.nonzero(kinds != TokenKind.PROMPT).squeeze(1)
+    supervised = torch.nonzero(torch.isin(kinds, torch.tensor(UNSUPERVISED), invert=True)).squeeze(1)
     starts = prefix_len + lengths.cumsum(0) - lengths
     owners = torch.searchsorted(starts, supervised, right=True) - 1
     soft = [row["p_entailment"] for row in rows]
@@ -139,7 +139,7 @@ class Window:
     """The examples of one optimizer step, or one batch of an evaluation."""
 
     micro_batches: list[MicroBatch]  # this rank's part
-    num_by_kind: Tensor  # [4]: tokens by `TokenKind` in the whole window, over all ranks
+    num_by_kind: Tensor  # [K]: tokens by `TokenKind` in the whole window, over all ranks
     ids: list[str]  # of this rank's examples, in the order of the micro-batches' rows
     labels: list[int]
 

@@ -11,6 +11,7 @@ from nlicot import completion
 from nlicot.builders import BUILDERS, builder_name, find_builder
 from nlicot.builders.base import Builder, BuildReport, Target, build_report
 from nlicot.builders.correct_only import CorrectOnly
+from nlicot.builders.draft_first import DraftFirst
 from nlicot.builders.label_first import LabelFirst
 from nlicot.builders.label_only import LabelOnly
 from nlicot.builders.multitask import Multitask
@@ -256,7 +257,7 @@ def test_shuffled_thoughts_are_each_those_of_another_pair_and_labels_stay() -> N
         )
         for pair in pairs[:8]
     ]
-    for name in ("correct_only", "label_first", "multitask"):
+    for name in ("correct_only", "label_first", "draft_first", "multitask"):
         options = {"shuffle_thoughts": True, "seed": 3}
         built = targets(find_builder(name, options).build(pairs, thoughts))
         givers = {id_: text for id_, text, _, _ in built if text is not None}
@@ -316,6 +317,7 @@ def test_a_label_is_soft_before_a_thought_and_not_after_it() -> None:
     ]
     assert soft_labels(LabelFirst().build(SOFT, thoughts)) == [("right-1", "thought", 1, 0.25)]
     assert soft_labels(CorrectOnly().build(SOFT, thoughts)) == [("right-1", "thought", 1, None)]
+    assert soft_labels(DraftFirst().build(SOFT, thoughts)) == [("right-1", "thought", 1, None)]
 
 
 def test_the_reports_hash_depends_on_soft_labels() -> None:
@@ -547,8 +549,8 @@ def test_an_unknown_builder_is_refused_and_the_known_ones_listed(name: str) -> N
         find_builder(name)
     assert str(raised.value).startswith(f"--data.builder: found {name!r}")
     assert (
-        "expected one of correct_only, reflected, unmodified, label_only, label_first, multitask, "
-        "or the class path of your own (module.Class)" in str(raised.value)
+        "expected one of correct_only, reflected, unmodified, label_only, label_first, draft_first, "
+        "multitask, or the class path of your own (module.Class)" in str(raised.value)
     )
 
 
@@ -559,6 +561,7 @@ def test_all_builders_think_except_the_baseline() -> None:
         "unmodified": True,
         "label_only": False,
         "label_first": True,
+        "draft_first": True,
         "multitask": True,
     }
 
@@ -588,6 +591,69 @@ def test_label_first_has_the_content_of_reflected_in_the_other_order() -> None:
         assert (first.thought_process, first.label) == (second.thought_process, second.label)
         assert first.form is Form.LABEL_FIRST
         assert found.prompt != other.prompt
+
+
+def drafts(built: list[TrainingExample]) -> dict[str, tuple[int | None, int, bool]]:
+    """Each pair's draft, label, and whether the draft is learnt."""
+    found = {}
+    for example in built:
+        parsed = completion.parse(example.completion)
+        assert parsed is not None and parsed.form is Form.DRAFT_FIRST
+        found[example.id] = parsed.draft, parsed.label, example.learns_draft
+    return found
+
+
+def test_draft_first_has_the_content_of_reflected_after_a_true_draft() -> None:
+    built = DraftFirst().build(PAIRS, THOUGHTS, REFLECTIONS)
+    assert targets(built) == targets(Reflected().build(PAIRS, THOUGHTS, REFLECTIONS))
+    assert drafts(built) == {"right-1": (1, 1, True), "wrong-1": (1, 1, True)}
+    prompts = [StudentPrompts().render(f"P{n}", f"H{n}", form=Form.DRAFT_FIRST) for n in (1, 2)]
+    assert [example.prompt for example in built] == prompts
+
+
+def test_drafts_that_are_only_read_are_not_learnt() -> None:
+    built = DraftFirst(train_draft=False).build(PAIRS, THOUGHTS, REFLECTIONS)
+    assert drafts(built) == {"right-1": (1, 1, False), "wrong-1": (1, 1, False)}
+
+
+def test_a_proportion_of_drafts_is_false_by_the_pairs_ids_and_not_learnt() -> None:
+    pairs = [Example(id=f"{n}", premise=f"P{n}", hypothesis="H", label=n % 2) for n in range(400)]
+    thoughts = [
+        Thought(
+            id=pair.id,
+            sample=sample,
+            premise=pair.premise,
+            hypothesis="H",
+            thought_process=f"T{sample}",
+            predicted_label=n % 2,
+            true_label=pair.label,
+        )
+        for n, pair in enumerate(pairs)
+        for sample in range(2)
+    ]
+    found = drafts(DraftFirst(false_drafts=0.3).build(pairs, thoughts))
+    assert all((draft == label) == learnt for draft, label, learnt in found.values())
+    false = {id_ for id_, (draft, label, _) in found.items() if draft != label}
+    assert 90 < len(false) < 150  # 120 expected, with a standard deviation of 9
+    assert drafts(DraftFirst(false_drafts=0.3).build(pairs[200:], thoughts[400:])) == {
+        id_: draft for id_, draft in found.items() if int(id_) >= 200
+    }
+    assert drafts(DraftFirst(false_drafts=0.3, seed=1).build(pairs, thoughts)) != found
+    both = DraftFirst(false_drafts=0.3, samples="all").build(pairs, thoughts)
+    assert len(both) == 800 and drafts(both) == found
+    every = drafts(DraftFirst(false_drafts=1.0).build(pairs, thoughts))
+    assert all(draft != label for draft, label, _ in every.values())
+
+
+def test_the_reports_hash_depends_on_what_is_learnt_of_drafts() -> None:
+    learnt, read = (DraftFirst(train_draft=learn).build(PAIRS, THOUGHTS) for learn in (True, False))
+    assert [each.completion for each in learnt] == [each.completion for each in read]
+    assert build_report(5, learnt).sha256 != build_report(5, read).sha256
+
+
+def test_a_proportion_of_false_drafts_outside_0_and_1_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"false_drafts: found 1\.5, expected a number from 0 to 1"):
+        find_builder("draft_first", {"false_drafts": 1.5})
 
 
 def test_the_name_of_a_builder_is_its_short_name_or_its_class_name() -> None:
@@ -629,6 +695,7 @@ def test_each_builder_makes_the_known_number_of_examples_of_the_real_data(real_d
         "unmodified": {"thought": 1200},
         "label_only": {"label": 5237},
         "label_first": {"thought": 1127, "reflection": 73},
+        "draft_first": {"thought": 1127, "reflection": 73},
         "multitask": {"label": 5237, "thought": 1127, "reflection": 73},
     }
     label_of = {pair.id: pair.label for pair in pairs}

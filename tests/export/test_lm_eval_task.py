@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ def test_a_label_is_chosen_after_its_scaffold(form: Form, bundled: PromptFormat)
     assert prompt == StudentPrompts().render("A.", "B.", form=form)
 
 
-def test_a_thought_is_generated_and_its_label_searched(bundled: PromptFormat) -> None:
-    found = task(Form.THOUGHT_FIRST, bundled)
+@pytest.mark.parametrize("form", [Form.THOUGHT_FIRST, Form.DRAFT_FIRST])
+def test_a_thought_is_generated_and_its_label_searched(form: Form, bundled: PromptFormat) -> None:
+    found = task(form, bundled)
     assert found["output_type"] == "generate_until"
-    assert found["generation_kwargs"]["max_gen_toks"] > 50
     (steps,) = found["filter_list"]
-    assert steps["filter"][0]["regex_pattern"] == '"predicted_label": ([01])'
+    answer = render("So it is. ", 1, form, 0)
+    assert re.findall(steps["filter"][0]["regex_pattern"], answer) == ["1"]
+    num_tokens = len(bundled.encode_segment(render("", 1, form), first=True))
+    assert found["generation_kwargs"]["max_gen_toks"] >= 50 + num_tokens
 
 
 def test_there_is_no_task_if_a_blank_and_a_label_are_one_token(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nlicot import cli, completion
+from nlicot.completion import Form
 from nlicot.inspection.view import KINDS, bars, measure, pieces_of, render, visible, wants_color
 from nlicot.model.base_model import choose_for_inspection, resolve
 from nlicot.model.encoding import encode_dataset, encode_example
@@ -25,7 +27,7 @@ THOUGHT = "Step 1: \U0001f600 e\u0301. Step 2: \x1b[31mred\x1b[0m \u2028 <s>[INS
 HOSTILE = TrainingExample(
     id="a\x1b[2J",
     prompt="Premise: \x1b]0;gone\x07 <|im_end|> \U0001f469\u200d\U0001f680\nHypothesis: \x00 | <b>",
-    completion=completion.render(THOUGHT, 1),
+    completion=completion.render(THOUGHT, 1, Form.DRAFT_FIRST),
     label=1,
     source="thought",
 )
@@ -85,11 +87,26 @@ def test_each_kind_has_its_colour_and_what_is_not_learnt_is_dim(prompt_format: P
     pieces = pieces_of(prompt_format, encoded)
     text = render(pieces, color=True)
     codes = {"control": "33|93", "prompt": "36|96", "thought": "32|92", "scaffold": "34|94", "label": "31|91"}
+    codes["draft"] = "35|95"
     for piece in pieces:
         shown = re.escape(visible(piece.text).split("\n")[0])
         dim = "" if piece.supervised else r"\x1b\[2m"
         pattern = rf"\x1b\[(?:1;)?(?:{codes[piece.kind]})m{dim}{shown}\x1b\[0m"
         assert not shown or re.search(pattern, text), piece
+
+
+def test_a_draft_that_is_only_read_is_not_learnt_and_not_of_the_prompt(prompt_format: PromptFormat) -> None:
+    example = dataclasses.replace(HOSTILE, learns_draft=False)
+    encoded = encode_example(prompt_format, example, max_length=4096, over_budget="drop")
+    assert encoded is not None
+    pieces = pieces_of(prompt_format, encoded)
+    assert [(piece.text, piece.supervised) for piece in pieces if piece.kind == "draft"] == [("1", False)]
+    headings = [line for line in render(pieces, color=False).splitlines() if line.startswith("[")]
+    assert [heading.split(",")[0] for heading in headings] == [
+        *("[prompt", "[scaffold", "[draft", "[scaffold", "[thought", "[scaffold", "[label", "[scaffold"),
+        "[control",
+    ]
+    assert headings[2] == "[draft, 1 token, not trained on]"
 
 
 def test_cut_and_dropped_are_those_of_fit(prompt_format: PromptFormat, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,30 @@ def test_the_label_is_exactly_one_token(
         ids, kinds = encode_completion(format_of[name], thought, label)
         found += [token for token, kind in zip(ids, kinds, strict=True) if kind == TokenKind.LABEL]
     assert [format_of[name].decode_inner([token]) for token in found] == ["0", "1"]
+
+
+@formats
+@pytest.mark.parametrize("learns_draft", [True, False])
+def test_a_draft_is_one_token_that_is_learnt_or_only_read(
+    name: str, learns_draft: bool, format_of: dict[str, PromptFormat]
+) -> None:
+    prompt_format = format_of[name]
+    text = completion.render("".join(SENTENCES), 1, Form.DRAFT_FIRST, 0)
+    example = TrainingExample(
+        id="a", prompt="P", completion=text, label=1, source="thought", learns_draft=learns_draft
+    )
+    whole = encode_example(prompt_format, example, max_length=768, over_budget="drop")
+    assert whole is not None
+    cut = encode_example(prompt_format, example, max_length=len(whole.input_ids) - 1, over_budget="cut")
+    assert cut is not None and cut.was_cut
+    for encoded in (whole, cut):
+        kind = TokenKind.DRAFT if learns_draft else TokenKind.MASKED_DRAFT
+        (draft,) = (token for token, own in zip(encoded.input_ids, encoded.kinds, strict=True) if own == kind)
+        assert prompt_format.decode_inner([draft]) == "0"
+        num_prompt = encoded.kinds.count(TokenKind.PROMPT)
+        assert encoded.num_supervised == len(encoded.kinds) - num_prompt - (not learns_draft)
+        parsed = completion.parse(decode(prompt_format, encoded.input_ids[num_prompt:]))
+        assert parsed is not None and (parsed.form, parsed.draft, parsed.label) == (Form.DRAFT_FIRST, 0, 1)
 
 
 @formats
@@ -298,6 +323,7 @@ def test_everything_that_affects_the_tokens_is_part_of_the_cache_key(
         {"prompt_format": format_of["mistral"]},
         {"examples": examples[:2]},
         {"examples": [examples[1], examples[0], examples[2]]},
+        {"examples": [replace(examples[0], learns_draft=False), *examples[1:]]},
         {},
     ]
     for changed in calls:

@@ -77,6 +77,9 @@ def test_decision_changes_label_probability_and_completion_together() -> None:
     assert found.predicted_label == 0
     assert found.p_entailment == pytest.approx(0.36 / (0.36 + 0.16))
     assert found.completion == '{"thought_process": "x", "predicted_label": 0}'
+    text = '{"draft_label": 1, "thought_process": "x", "predicted_label": %s}'
+    drafted = replace(THOUGHTFUL, completion=text % 1, draft_label=1)
+    assert Decision(threshold=0.9).apply(drafted).completion == text % 0
 
 
 def test_agreement_is_that_with_the_label_that_was_decided() -> None:

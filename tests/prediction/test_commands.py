@@ -23,10 +23,11 @@ DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--m
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of one base: a multitask one, and one that only thinks."""
+    """Runs of one base: a multitask one, one that only thinks, and others."""
     folder = tmp_path_factory.mktemp("measuring")
     base = write_small_model(folder / "base")
-    for run, builder in (("both", "multitask"), ("thinks", "reflected"), ("first", "label_first")):
+    builders = {"both": "multitask", "thinks": "reflected", "first": "label_first", "drafts": "draft_first"}
+    for run, builder in builders.items():
         code = main(
             [
                 "fit",
@@ -126,10 +127,37 @@ def test_label_first_explains_only_when_asked(root: Path) -> None:
         assert after["p_entailment"] == pytest.approx(before["p_entailment"], abs=0.01)
 
 
+def test_a_run_with_drafts_says_how_often_its_thoughts_changed_them(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _run(root, "validate", ["drafts"], "--probe_thoughts=true")
+    for row in rows:
+        assert row["draft_label"] == int(row["draft_p_entailment"] >= 0.5)
+        assert json.loads(row["completion"]) == {
+            "draft_label": row["draft_label"],
+            "thought_process": row["thought_process"],
+            "predicted_label": row["predicted_label"],
+        }
+    printed = capsys.readouterr().out
+    right, kept = (
+        [row["draft_label"] == row[name] for row in rows] for name in ("true_label", "predicted_label")
+    )
+    num_corrected = sum(not was and not same for was, same in zip(right, kept, strict=True))
+    num_spoiled = sum(was and not same for was, same in zip(right, kept, strict=True))
+    assert (
+        f"the label differs from the draft on {kept.count(False)} of 12 pairs ({num_corrected} corrected, "
+        f"{num_spoiled} spoiled); {sum(right) / 12:.1%} of the drafts are right\n"
+    ) in printed
+    metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))["dev"]
+    assert metrics["drafts"]["num_right"] == sum(right)
+    assert metrics["faithfulness"][-2]["name"] == "draft of the other label"
+
+
 def test_thinking_run_cannot_leave_the_thought_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [f"--ckpt_path={root / 'thinks' / 'best.ckpt'}", "--split=dev", "--think=false"]
-    assert main(["predict", *flags]) == 2
-    assert "trained on thought_first only" in capsys.readouterr().err
+    for run, form in (("thinks", "thought_first"), ("drafts", "draft_first")):
+        flags = [f"--ckpt_path={root / run / 'best.ckpt'}", "--split=dev", "--think=false"]
+        assert main(["predict", *flags]) == 2
+        assert f"trained on {form} only" in capsys.readouterr().err
 
 
 def test_votes_are_averaged_and_say_how_far_they_agree(

@@ -97,7 +97,8 @@ def _in_order(found: Iterable[Prediction]) -> list[Prediction]:
 
 
 def _said(prediction: Prediction) -> tuple[Any, ...]:
-    return prediction.predicted_label, prediction.thought_process, prediction.status, prediction.completion
+    said = prediction.predicted_label, prediction.thought_process, prediction.status, prediction.completion
+    return (*said, prediction.draft_label)
 
 
 # ------------------------------------------------------- against slow references
@@ -133,12 +134,26 @@ def test_own_forward_pass_says_what_that_of_transformers_says(
 
 
 @torch.inference_mode()
-def _reference(model: Any, prompt_format: PromptFormat, prompt: list[int]) -> tuple[str, str, float]:
-    """Thought, status and p(entailment): the whole row through the model for every token, no cache."""
-    opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
-    closing = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
+def _p_entailment(model: Any, prompt_format: PromptFormat, row: list[int]) -> float:
     zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
-    row, thought, status = [*prompt, *opening], [], "truncated"
+    logits = model(input_ids=torch.tensor([row])).logits[0, -1]
+    return float(logits[[zero, one]].float().softmax(-1)[1])
+
+
+@torch.inference_mode()
+def _reference(
+    model: Any, prompt_format: PromptFormat, prompt: list[int], form: Form
+) -> tuple[str, str, float, float | None]:
+    """Thought, status, p(entailment) and a draft's: the whole row through the model for every token."""
+    closing = prompt_format.encode_segment(completion.THOUGHT_CLOSING, first=False)
+    thought, status, draft = [], "truncated", None
+    if form is Form.DRAFT_FIRST:
+        row = [*prompt, *prompt_format.encode_segment('{"draft_label": ', first=True)]
+        draft = _p_entailment(model, prompt_format, row)
+        row += prompt_format.encode_segment(str(int(draft >= 0.5)), first=False)
+        row += prompt_format.encode_segment(', "thought_process": "', first=False)
+    else:
+        row = [*prompt, *prompt_format.encode_segment('{"thought_process": "', first=True)]
     while len(thought) < BUDGET:
         logits = model(input_ids=torch.tensor([row + thought])).logits[0, -1]
         written = "".join(prompt_format.token_texts[token] for token in thought)
@@ -153,10 +168,9 @@ def _reference(model: Any, prompt_format: PromptFormat, prompt: list[int]) -> tu
                 break
         if status == "closed":
             break
-    logits = model(input_ids=torch.tensor([row + thought + closing])).logits[0, -1]
-    share = float(logits[[zero, one]].float().softmax(-1)[1])
+    share = _p_entailment(model, prompt_format, row + thought + closing)
     text = prompt_format.decode_inner(thought)
-    return completion.unescape(text[:-1] if _is_escaping(text) else text), status, share
+    return completion.unescape(text[:-1] if _is_escaping(text) else text), status, share, draft
 
 
 def _is_escaping(written: str) -> bool:
@@ -173,30 +187,30 @@ def _may_follow(written: str, text: str) -> bool:
     return bool(text) and "\\u" not in longer.replace("\\\\", "")
 
 
+@pytest.mark.parametrize("form", [Form.THOUGHT_FIRST, Form.DRAFT_FIRST])
 def test_thought_and_label_are_those_of_a_loop_without_a_cache(
-    model: Any, prompt_format: PromptFormat
+    model: Any, prompt_format: PromptFormat, form: Form
 ) -> None:
-    prompts = _prompts(prompt_format)[:3]
-    for prompt, found in zip(prompts, _decode(model, prompt_format, prompts), strict=True):
-        thought, status, share = _reference(model, prompt_format, prompt)
+    prompts = _prompts(prompt_format, form=form)[:3]
+    for prompt, found in zip(prompts, _decode(model, prompt_format, prompts, form=form), strict=True):
+        thought, status, share, draft = _reference(model, prompt_format, prompt, form)
         assert (found.thought_process, found.status) == (thought, status)
         assert found.p_entailment == pytest.approx(share, abs=1e-4)
         assert found.predicted_label == int(share >= 0.5)
+        assert found.draft_p_entailment == (draft and pytest.approx(draft, abs=1e-4))
+        assert found.draft_label == (None if draft is None else int(draft >= 0.5))
 
 
 def test_label_alone_is_read_behind_its_scaffold(model: Any, prompt_format: PromptFormat) -> None:
     prompts = _prompts(prompt_format, form=Form.LABEL_ONLY)
-    zero, one = (prompt_format.encode_segment(digit, first=False)[0] for digit in "01")
     opening = prompt_format.encode_segment(completion.LABEL_OPENING, first=True)
     for prompt, found in zip(
         prompts, _decode(model, prompt_format, prompts, form=Form.LABEL_ONLY), strict=True
     ):
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*prompt, *opening]])).logits[0, -1]
-        share = float(logits[[zero, one]].softmax(-1)[1])
+        share = _p_entailment(model, prompt_format, [*prompt, *opening])
         assert found.p_entailment == pytest.approx(share, abs=1e-4)
         label = int(share >= 0.5)
-        assert _said(found) == (label, None, "label_only", f'{{"predicted_label": {label}}}')
+        assert _said(found) == (label, None, "label_only", f'{{"predicted_label": {label}}}', None)
 
 
 # ------------------------------------------------------------------- invariants
@@ -217,7 +231,7 @@ def test_every_completion_parses_within_its_budget(
         assert any("\\" in str(prediction.thought_process) for prediction in found)
 
 
-@pytest.mark.parametrize("form", [Form.THOUGHT_FIRST, Form.LABEL_FIRST])
+@pytest.mark.parametrize("form", [form for form in Form if form.thinks])
 def test_refilled_places_change_no_row(model: Any, prompt_format: PromptFormat, form: Form) -> None:
     prompts = _prompts(prompt_format, form=form, num=9)
     wide = _decode(model, prompt_format, prompts, form=form, batch_size=16)
@@ -236,6 +250,17 @@ def test_label_before_the_thought_is_the_label_alone(model: Any, prompt_format: 
         assert completion.parse(found.completion) == completion.Completion(
             thought_process=found.thought_process, label=found.predicted_label, form=Form.LABEL_FIRST
         )
+
+
+def test_votes_share_the_draft_and_the_answer_keeps_it(small: Any, prompt_format: PromptFormat) -> None:
+    prompts = _prompts(prompt_format, form=Form.DRAFT_FIRST, num=5)
+    options: dict[str, Any] = {"form": Form.DRAFT_FIRST, "temperature": 1.0}
+    voted = _decode(small, prompt_format, prompts, votes=3, **options)
+    for found, alone in zip(voted, _decode(small, prompt_format, prompts, **options), strict=True):
+        assert found.draft_p_entailment == pytest.approx(alone.draft_p_entailment, abs=1e-4)
+        parsed = completion.parse(found.completion)
+        assert parsed is not None
+        assert (parsed.draft, parsed.label) == (found.draft_label, found.predicted_label)
 
 
 def test_votes_are_the_mean_of_rows_that_were_sampled_alone(small: Any, prompt_format: PromptFormat) -> None:
@@ -438,7 +463,7 @@ def test_every_thought_that_training_teaches_can_be_said(
     prompt = spoken.encode_prompt("Premise")
     model = Scripted(ids[len(opening) :], len(prompt) + len(opening), spoken.vocab_size)
     (found,) = _decode(model, spoken, [prompt], max_thought_tokens=80)
-    assert _said(found) == (1, thought, "closed", completion.render(thought, 1))
+    assert _said(found) == (1, thought, "closed", completion.render(thought, 1), None)
 
 
 def test_budget_that_ends_behind_a_backslash_leaves_a_valid_thought(prompt_format: PromptFormat) -> None:
@@ -456,7 +481,7 @@ def test_budget_that_ends_behind_a_backslash_leaves_a_valid_thought(prompt_forma
 
 def _undecided(prompt_format: PromptFormat, form: Form) -> tuple[Scripted, list[int]]:
     """A model that closes its thought at once and has no preference for a label, and a prompt for it."""
-    closing = completion.THOUGHT_CLOSING if form is Form.THOUGHT_FIRST else completion.THOUGHT_END
+    closing = completion.THOUGHT_CLOSING if form.thinks_before_label else completion.THOUGHT_END
     token = prompt_format.encode_segment(closing, first=False)[0]
     prompt = _prompts(prompt_format, form=form, num=1)[0]
     return Scripted([token] * (len(prompt) + 50), 0, prompt_format.vocab_size), prompt
@@ -493,6 +518,25 @@ def test_label_and_agreement_of_votes_follow_one_rule() -> None:
     found = average([vote(0.5), vote(0.25), vote(0.75)])
     assert (found.p_entailment, found.predicted_label, found.agreement) == (0.5, 1, pytest.approx(2 / 3))
     assert found.thought_process == "p is 0.5"
+
+
+def test_an_ensemble_has_a_draft_only_if_each_member_has_one() -> None:
+    def answer(p: float, draft: float | None) -> Prediction:
+        return Prediction(
+            id="a",
+            predicted_label=int(p >= 0.5),
+            p_entailment=p,
+            thought_process=f"p is {p}",
+            status="closed",
+            completion="",
+            draft_label=None if draft is None else int(draft >= 0.5),
+            draft_p_entailment=draft,
+        )
+
+    found = average([answer(0.75, 0.25), answer(0.5, 1.0)], [1, 3])
+    assert (found.p_entailment, found.draft_p_entailment, found.draft_label) == (0.5625, 0.8125, 1)
+    found = average([answer(0.75, 0.25), answer(0.5, None)], [3, 1])
+    assert (found.draft_p_entailment, found.draft_label) == (None, None)
 
 
 def test_labels_are_read_in_float32_from_a_bfloat16_model() -> None:

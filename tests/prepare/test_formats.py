@@ -9,8 +9,8 @@ import pytest
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.errors import DataError
-from nlicot.prepare.formats import read_prepared
-from nlicot.records import TrainingExample, to_json_dict
+from nlicot.prepare.formats import FORMATS, MARKERS, read_prepared, to_row
+from nlicot.records import TrainingExample
 
 COMPLETION = '{"thought_process": "Step 1: \\"rain\\".\\nSo 1.", "predicted_label": 1}'
 PARSED = TrainingExample(id="row-1", prompt="Premise: P", completion=COMPLETION, label=1, source="prepared")
@@ -39,14 +39,18 @@ def test_a_builders_output_is_read_back_unchanged(tmp_path: Path) -> None:
         TrainingExample(
             id=f"pair-{label}",
             prompt=" Premise: a  b\n[INST] [/INST] {x} ",
-            completion=completion.render('Step 1: "é 😀" \\ \n </s> [/INST]', label, form),
+            completion=completion.render('Step 1: "é 😀" \\ \n </s> [/INST]', label, form, 0),
             label=label,
             source="reflection",
+            learns_draft=label == 1,
         )
         for label in (0, 1)
         for form in Form
     ]
-    assert read_prepared(prepared_file(tmp_path, *map(to_json_dict, built))) == built
+    for row_format in FORMATS:
+        rows = [to_row(example, row_format, MARKERS["mistral"]) for example in built]
+        assert read_prepared(prepared_file(tmp_path, *rows)) == built
+        assert [row.get("learns_draft") for row in rows] == [False] * 4 + [None] * 4
 
 
 @pytest.mark.parametrize(

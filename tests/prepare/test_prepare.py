@@ -352,6 +352,11 @@ def test_preferences_have_the_form_of_their_builder(root: Path) -> None:
         assert [list(json.loads(row[name])) for name in ("chosen", "rejected")] == [
             ["predicted_label", "thought_process"]
         ] * 2
+    false = ["--builder_args", "false_drafts=1"]
+    for row in rows(preferences(root, "--limit=3", *false, builder="draft_first")):
+        chosen, rejected = (json.loads(row[name]) for name in ("chosen", "rejected"))
+        assert list(chosen) == list(rejected) == ["draft_label", "thought_process", "predicted_label"]
+        assert chosen["draft_label"] == rejected["draft_label"] == 1 - chosen["predicted_label"]
     found = rows(preferences(root, builder="multitask"))
     assert len(found) == 46
     assert all("thought_process" in json.loads(row["chosen"]) for row in found)

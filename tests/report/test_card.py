@@ -86,6 +86,12 @@ def test_the_hub_reads_the_metadata_back(tmp_path: Path) -> None:
     assert results["accuracy"].metric_name.startswith("accuracy (95 % interval 0.7000 to 1.0000")
 
 
+def test_the_prompt_is_that_of_the_form_that_the_builder_is_named_after(tmp_path: Path) -> None:
+    builder = {"class_path": "nlicot.builders.draft_first.DraftFirst", "init_args": {"false_drafts": 0.3}}
+    text = _card(_write_run(tmp_path, builder=builder)).text
+    assert '{"draft_label": 0 or 1, "thought_process": "...", "predicted_label": 0 or 1}' in text
+
+
 def test_the_text_has_data_recipe_figures_and_limits(tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     finding = {

@@ -73,6 +73,23 @@ def _refusal(root: Path, capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return lines[0]
 
 
+def test_report_says_how_often_a_thought_changed_the_draft(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _rows([1, 1, 1, 0, 0, 0, 0, 1])
+    for row, draft in zip(rows, [1, 0, 0, 1, 0, 0, 1, 1], strict=True):
+        row["draft_label"] = draft
+    _write_run(root, "drafts", rows, builder="draft_first")
+    a0, drafts = _compared(root, "a0", "drafts")["runs"]
+    assert drafts["drafts"] == {"num": 8, "num_right": 4, "num_corrected": 3, "num_spoiled": 1}
+    assert "drafts" not in a0
+    line = (
+        "2 has drafts: the label differs from the draft on 4 of 8 pairs (3 corrected, 1 spoiled); "
+        "50.0% of the drafts are right"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_figures_of_a_run_are_those_computed_by_hand(root: Path) -> None:
     found = _compared(root, "a0", "a1", "b")
     assert (found["split"], found["num_pairs"]) == ("dev", 8)

@@ -139,6 +139,7 @@ def test_a_process_that_fit_did_not_start_is_refused(
 def test_every_shipped_config_is_known() -> None:
     assert ABLATIONS == [
         "correct_only.yaml",
+        "draft_first.yaml",
         "label_first.yaml",
         "label_only.yaml",
         "multitask.yaml",

@@ -41,14 +41,19 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Sixteen examples of different lengths."""
+    """Sixteen examples of different lengths; six have drafts, three of which are only read."""
     examples = [
         TrainingExample(
             id=f"e{index}",
             prompt=f"Premise: {index} birds sing." + " They sing on." * (index % 5),
-            completion=render("The birds sing. " * (1 + index * 7 % 11) + 'So "yes".', index % 2),
+            completion=render(
+                "The birds sing. " * (1 + index * 7 % 11) + 'So "yes".',
+                index % 2,
+                Form.THOUGHT_FIRST if index % 3 else Form.DRAFT_FIRST,
+            ),
             label=index % 2,
             source="thought",
+            learns_draft=index % 2 == 0,
         )
         for index in range(NUM_EXAMPLES)
     ]
@@ -114,7 +119,7 @@ def _reference(model: Any, encoded: Any) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.tensor([row["input_ids"]])
         kind = torch.tensor(row["kinds"])
         logits = model(input_ids=ids).logits[0, :-1]
-        supervised = kind[1:] != TokenKind.PROMPT
+        supervised = (kind[1:] != TokenKind.PROMPT) & (kind[1:] != TokenKind.MASKED_DRAFT)
         losses.append(functional.cross_entropy(logits, ids[0, 1:], reduction="none")[supervised])
         kinds.append(kind[1:][supervised])
     return torch.cat(losses), torch.cat(kinds)
@@ -128,12 +133,13 @@ def test_loss_by_segment_is_that_of_full_logits(adapted: Any, encoded: Any, toke
         for batch in window.micro_batches:
             sums += sum_by_kind(token_losses(adapted, batch)[0], batch.kinds)
         losses, kinds = _reference(adapted, encoded)
-    for kind in (TokenKind.SCAFFOLD, TokenKind.THOUGHT, TokenKind.LABEL):
+    for kind in (TokenKind.SCAFFOLD, TokenKind.THOUGHT, TokenKind.LABEL, TokenKind.DRAFT):
         where = kinds == kind
         assert int(window.num_by_kind[kind]) == int(where.sum())
         assert float(sums[kind] / where.sum()) == pytest.approx(float(losses[where].mean()), abs=1e-5)
-    assert float(sums[TokenKind.PROMPT]) == 0.0
-    assert int(window.num_by_kind[TokenKind.LABEL]) == NUM_EXAMPLES
+    assert float(sums[TokenKind.PROMPT]) == float(sums[TokenKind.MASKED_DRAFT]) == 0.0
+    drafts = [int(window.num_by_kind[kind]) for kind in (TokenKind.DRAFT, TokenKind.MASKED_DRAFT)]
+    assert (int(window.num_by_kind[TokenKind.LABEL]), drafts) == (NUM_EXAMPLES, [3, 3])
 
 
 def test_chunks_of_the_head_change_nothing(
@@ -151,7 +157,7 @@ def test_segment_weights_weigh_numerator_and_denominator(adapted: Any, encoded: 
 
     adapted.zero_grad(set_to_none=True)
     losses, kinds = _reference(adapted, encoded)
-    thought, label = kinds == TokenKind.THOUGHT, kinds == TokenKind.LABEL
+    thought, label = kinds == TokenKind.THOUGHT, (kinds == TokenKind.LABEL) | (kinds == TokenKind.DRAFT)
     mean = (0.5 * losses[thought].sum() + 20 * losses[label].sum()) / (0.5 * thought.sum() + 20 * label.sum())
     mean.backward()
     for name, weight in adapter_parameters(adapted).items():
@@ -187,7 +193,7 @@ def test_a_tie_of_the_two_labels_counts_as_label_1(adapted: Any, encoded: Any) -
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
 def test_the_thoughts_weight_changes_linearly(progress: float) -> None:
     weights = SegmentWeights(thought_weight=2.0, final_thought_weight=0.4, label_weight=3.0)
-    expected = [0.0, 1.0, 2.0 - 1.6 * progress, 3.0]
+    expected = [0.0, 1.0, 2.0 - 1.6 * progress, 3.0, 3.0, 0.0]
     assert weights_by_kind(weights, progress).tolist() == pytest.approx(expected)
     assert weights_by_kind(SegmentWeights(thought_weight=2.0), progress)[TokenKind.THOUGHT] == 2.0
 

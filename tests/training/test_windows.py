@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 
-from nlicot.completion import render
+from nlicot.completion import Form, render
 from nlicot.model.base_model import resolve
 from nlicot.model.encoding import TokenKind, encode_dataset
 from nlicot.model.prompt_format import load_prompt_format
@@ -132,14 +132,19 @@ def test_runs_stay_within_the_token_budget_unless_one_example_alone_exceeds_it(b
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Nine examples of different lengths."""
+    """Nine examples of different lengths; of those with a draft every other one learns it."""
     examples = [
         TrainingExample(
             id=f"e{index}",
             prompt="Does it hold?" + " Really?" * index,
-            completion=render("So it is. " * (9 - index), index % 2),
+            completion=render(
+                "So it is. " * (9 - index),
+                index % 2,
+                Form.THOUGHT_FIRST if index % 3 else Form.DRAFT_FIRST,
+            ),
             label=index % 2,
             source="thought",
+            learns_draft=index % 2 == 0,
         )
         for index in range(9)
     ]
@@ -201,7 +206,7 @@ def test_prefix_is_that_of_all_prompts(rows: list[list[int]], num_prompt: int, p
                 "label": 0,
                 "p_entailment": None,
                 "length": len(ids),
-                "num_by_kind": [num_prompt, len(ids) - num_prompt, 0, 0],
+                "num_by_kind": [num_prompt, len(ids) - num_prompt, 0, 0, 0, 0],
             }
             for index, ids in enumerate(rows)
         ]
@@ -226,10 +231,11 @@ def test_micro_batches_hold_each_example_as_it_was_encoded(encoded: Any, share_p
         assert torch.cat([batch.input_ids[:shared], batch.input_ids[start:end]]).equal(ids)
         assert batch.position_ids[start:end].tolist() == list(range(shared, len(ids)))
         mine = batch.rows == row
-        assert batch.targets[mine].equal(ids[kinds != 0])
-        assert batch.kinds[mine].equal(kinds[kinds != 0])
+        learnt = (kinds != TokenKind.PROMPT) & (kinds != TokenKind.MASKED_DRAFT)
+        assert batch.targets[mine].equal(ids[learnt])
+        assert batch.kinds[mine].equal(kinds[learnt])
         # a token is predicted from the one before it
-        before = torch.nonzero(kinds != 0).squeeze(1) - 1
+        before = torch.nonzero(learnt).squeeze(1) - 1
         assert batch.input_ids[batch.positions[mine]].equal(ids[before])
 
 

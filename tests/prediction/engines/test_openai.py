@@ -6,17 +6,19 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from nlicot.cli import main
-from nlicot.completion import THOUGHT_OPENING
+from nlicot.completion import THOUGHT_OPENING, Form
 from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import read_examples
 from nlicot.prediction.engines import openai
-from nlicot.prediction.predictor import Predictor
+from nlicot.prediction.predictor import Predictor, read_member
 from nlicot.records import Example
+from nlicot.run.config import parse_prediction
+from nlicot.settings import PredictionSettings
 from tests.prediction.engines.completion_server import CompletionServer
 from tests.prediction.engines.conftest import NUM_PAIRS
 
@@ -128,6 +130,31 @@ def test_a_thought_is_generated_and_the_label_read_after_it(
         rated = rate(body["prompt"])
         expected.append(1 / (1 + 2.718281828459045 ** (rated[zero] - rated[one])))
     assert sorted(row["p_entailment"] for row in found.values()) == pytest.approx(sorted(expected), abs=1e-6)
+
+
+def test_a_draft_is_read_and_sent_before_the_thought(
+    server: CompletionServer, run: Path, predictor: Predictor, rate: Rate
+) -> None:
+    server.texts.extend([(THOUGHT, "stop")] * NUM_PAIRS)
+    (found,) = parse_prediction("predict", [f"--ckpt_path={run / 'best.ckpt'}", *asking(server)])
+    engine = openai.OpenAIEngine(read_member(found), cast("PredictionSettings", found.settings))
+    batch = predictor.batch(pairs())
+    prompts = dict(zip(batch.ids, batch.prompts, strict=True))
+    opening = engine.prompt_format.encode_segment('{"draft_label": ', first=True)
+    zero, one = engine.scaffold.label_ids
+
+    def p_entailment(ids: Sequence[int]) -> float:
+        rated = rate(ids)
+        return 1 / (1 + 2.718281828459045 ** (rated[zero] - rated[one]))
+
+    predictions = list(engine.decode(batch, form=Form.DRAFT_FIRST))
+    assert len(predictions) == NUM_PAIRS
+    for each in predictions:
+        assert each.thought_process == 'He said "no".'
+        draft = p_entailment([*prompts[each.id], *opening])
+        assert each.draft_p_entailment == pytest.approx(draft, abs=1e-6)
+        before = engine.ids_before_label(each.thought_process, int(draft >= 0.5))
+        assert each.p_entailment == pytest.approx(p_entailment([*prompts[each.id], *before]), abs=1e-6)
 
 
 def test_votes_are_sampled_with_seeds_of_their_own_and_the_same_ones_again(
