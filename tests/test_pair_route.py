@@ -19,7 +19,6 @@ MOST_FILES = 29
 
 
 def test_predict_goes_through_the_files_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLICOT_RUN_FOLDER", "")  # `fit` sets it; it must not outlive the test
     flags = [
         "--data.limit_train=4",
         "--data.limit_dev=4",

@@ -130,6 +130,7 @@ def fit(command: FitCommand) -> int:
     if not ranks.is_first():
         return train()
     with hold_run(folder, is_new=not settings.resume):
+        os.environ[RUN_FOLDER] = str(folder)  # for this fit's other processes
         try:
             return train()
         except DiskFull as error:
@@ -138,7 +139,7 @@ def fit(command: FitCommand) -> int:
             way = f"continue with: python -m nlicot fit --resume {folder}"
             raise DiskFull(error.path, error.reason, way=way) from None
         finally:
-            os.environ.pop(RUN_FOLDER, None)  # of this fit's processes, not of the program's next fit
+            del os.environ[RUN_FOLDER]
 
 
 def _train(
@@ -405,7 +406,6 @@ def _new_run_folder(command: FitCommand, data: RunData) -> Path:
             continue
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
-    os.environ[RUN_FOLDER] = str(folder)
     return folder
 
 

@@ -83,7 +83,6 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NLICOT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NLICOT_RUN_FOLDER", "")  # `fit` sets it; it must not outlive the test
     monkeypatch.chdir(tmp_path)
 
 

@@ -30,7 +30,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLICOT_RUN_FOLDER", "")  # `fit` sets it; it must not outlive the test
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the process that evaluates
     monkeypatch.chdir(tmp_path)
 

@@ -39,7 +39,6 @@ def project(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     write_rows(pairs / "pool.csv", unlabelled[:NUM_POOL])
     write_rows(pairs / "test.csv", unlabelled[NUM_POOL - 3 :])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NLICOT_RUN_FOLDER", "")  # `fit` sets it; it must not outlive the test
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the process that evaluates
         patch.chdir(folder)
         members = []
@@ -53,7 +52,6 @@ def project(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 @pytest.fixture(autouse=True)
 def in_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLICOT_RUN_FOLDER", "")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(project)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def source(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on labels whose steps are large enough to be seen in the loss."""
     root = tmp_path_factory.mktemp("source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NLICOT_RUN_FOLDER", "")  # `fit` sets it; it must not outlive the test
-        flags = [f"--model.base={base}", f"--checkpoints_root={root}", "--model.learning_rate=1e-2"]
-        assert main(["fit", *FLAGS, *flags, "--run=labels"]) == 0
-        yield root / "labels"
+    flags = [f"--model.base={base}", f"--checkpoints_root={root}", "--model.learning_rate=1e-2"]
+    assert main(["fit", *FLAGS, *flags, "--run=labels"]) == 0
+    return root / "labels"
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLICOT_RUN_FOLDER", "")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the process that evaluates
     monkeypatch.chdir(tmp_path)
 
