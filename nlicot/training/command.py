@@ -30,7 +30,7 @@ from nlicot.command_line import worded
 from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, write_json, write_text
 from nlicot.data.pairs import labelled_pairs_shown
 from nlicot.data.soft_labels import SOFT_LABELS
-from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted
+from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted, NlicotError
 from nlicot.evaluation.metrics import read_metrics
 from nlicot.model.base_model import base_name, choose
 from nlicot.model.fast.heap import memory_for
@@ -196,6 +196,11 @@ def _train(
         if not trainer.is_global_zero:
             return 0  # the first process reports it
         raise Interrupted(_way_on(folder), stop.signum or Signals.SIGINT) from None
+    except Exception as error:
+        # The signal reached a program that this one waits for, too, such as the kernels' compiler.
+        if stop.signum is None or isinstance(error, NlicotError):
+            raise
+        raise Interrupted(_way_on(folder), stop.signum) from None
     if not trainer.is_global_zero:
         return 0
     if not trainer.global_step:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -71,6 +75,23 @@ def hyper_parameters(run: Path = Path("checkpoints/run")) -> dict[str, object]:
 
 
 # ------------------------------------------------------------------- an early end
+
+
+class StoppedCompiler(Callback):
+    """In the second step, a signal also stops a program that the fit waits for, which fails."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("C++ compile error")
+
+
+def test_a_program_that_the_same_signal_stopped_is_no_fault(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(base, f"--trainer.callbacks={__name__}.StoppedCompiler") == 143
+    message = "nlicot: stopped; continue with: python -m nlicot fit --resume checkpoints/run"
+    assert capsys.readouterr().err.splitlines()[-1] == message
 
 
 @pytest.mark.slow
