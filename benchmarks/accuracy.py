@@ -66,7 +66,10 @@ class Reading:
 READINGS = [
     Reading(name="multitask-thinking", experiment="multitask", flags=["--think=true"]),
     Reading(name="thinking-kept-thinking", experiment="thinking-kept", flags=["--think=true"]),
-    Reading(name="thinking-probed", experiment="thinking", flags=["--probe_thoughts"]),
+    *(
+        Reading(name=f"{name}-probed", experiment=name, flags=["--probe_thoughts"])
+        for name in ("thinking", "thinking-draft", "thinking-draft-false")
+    ),
     Reading(
         name="thinking-5-votes",
         experiment="thinking",
