@@ -143,6 +143,8 @@ def test_each_segment_starts_with_its_first_character(
         TokenKind.SCAFFOLD: '{"thought_process": "", "predicted_label": }',
         TokenKind.THOUGHT: "Step 1.",
         TokenKind.LABEL: "1",
+        TokenKind.DRAFT: "",
+        TokenKind.MASKED_DRAFT: "",
     }
 
 

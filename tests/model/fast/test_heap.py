@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import NUM_PRIMITIVES, large_blocks_apart, memory_for
+from nlicot.model.fast.heap import NUM_PRIMITIVES, memory_for
 
 
 def test_failed_allocation_names_the_work_and_the_remedy() -> None:
@@ -58,27 +58,28 @@ print(resident_bytes() - before)
     assert kept[0] < kept[1] / 2
 
 
-class _Counts(ctypes.Structure):
-    """The result of glibc's `mallinfo2`."""
-
-    _fields_ = (
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
-        ("others", ctypes.c_size_t * 6),
-    )
-
-
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not a recent glibc")
 def test_large_blocks_stay_out_of_the_heap_for_a_time() -> None:
-    count = ctypes.CDLL(None).mallinfo2
-    count.restype = _Counts
+    code = """
+import ctypes
+import torch
+from nlicot.model.fast.heap import large_blocks_apart
 
-    def num_apart() -> int:
-        """Return how many more blocks are apart with a tensor of 1 MB."""
-        before = count().hblks
-        block = torch.empty(1 << 20, dtype=torch.uint8)
-        assert len(block) == 1 << 20
-        return int(count().hblks - before)
+class Counts(ctypes.Structure):  # of glibc's mallinfo2; the fourth is that of blocks apart
+    _fields_ = [("numbers", ctypes.c_size_t * 10)]
 
-    with large_blocks_apart():
-        assert num_apart() == 1
-    assert num_apart() == 0
+count = ctypes.CDLL(None).mallinfo2
+count.restype = Counts
+
+def num_apart():
+    before = count().numbers[3]
+    block = torch.empty(24 << 20, dtype=torch.uint8)
+    return count().numbers[3] - before
+
+with large_blocks_apart():
+    print(num_apart())
+print(num_apart())
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    printed = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert printed.split() == ["1", "0"]
