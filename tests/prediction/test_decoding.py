@@ -25,6 +25,7 @@ from nlicot.settings import DecodingSettings
 from tests.small_model import write_small_model
 
 BUDGET = 16
+VOTING = {"temperature": 0.8, "top_p": 0.9, "votes": 2}
 PAIRS = [
     ("A dog runs through the wet grass.", "An animal moves."),
     ("Nobody came.", "Somebody came."),
@@ -118,8 +119,19 @@ def test_no_prompts_give_no_predictions(form: Form, small: Any, prompt_format: P
     assert _decode(small, prompt_format, [], form=form) == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "votes": 2}], ids=str)
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        (Form.LABEL_ONLY, {}),
+        (Form.THOUGHT_FIRST, VOTING),
+        (Form.LABEL_FIRST, {}),
+        (Form.DRAFT_FIRST, {}),
+        pytest.param(Form.THOUGHT_FIRST, {}, marks=pytest.mark.slow),
+        pytest.param(Form.LABEL_FIRST, VOTING, marks=pytest.mark.slow),
+        pytest.param(Form.DRAFT_FIRST, VOTING, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_own_forward_pass_says_what_that_of_transformers_says(
     form: Form, settings: dict[str, Any], bundled: Any, prompt_format: PromptFormat
 ) -> None:
