@@ -15,6 +15,7 @@ import pytest
 
 from nlicot.cli import main
 from tests.small_model import write_small_model
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> N
     environment = os.environ | {"NLICOT_CACHE": str(tmp_path / "cache")}
     environment.pop("NLICOT_REAL_DATA", None)
     done = subprocess.run(
-        [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+        [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -48,7 +49,9 @@ def test_every_part_for_a_gpu_has_figures_on_a_two_layer_mistral(tmp_path: Path)
     command = ["bash", "benchmarks/gpu.sh", "--wheels", str(wheels), "--dry-run", "--json", str(out)]
     environment = os.environ | {"PYTHON": sys.executable, "NLICOT_CACHE": str(tmp_path / "cache")}
     environment.pop("NLICOT_REAL_DATA", None)
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANGS_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "no .whl in it" in done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -119,7 +122,7 @@ def test_growth_has_figures_of_every_command_and_keeps_those_of_earlier_calls(tm
     command = [sys.executable, "benchmarks/growth.py", "--sizes", "700", f"--json={out}", "--only"]
     for only in (["audit", "report"], ["predict", "fit"]):
         done = subprocess.run(
-            [*command, *only], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+            [*command, *only], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANGS_S
         )
         assert done.returncode == 0, done.stderr[-3000:]
     rows = {row["command"]: row["figures"] for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
@@ -174,7 +177,7 @@ def test_accuracy_has_a_line_for_each_lever_and_continues(real_data: Path, tmp_p
     def run(*flags: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"NLICOT_REAL_DATA": str(real_data)}
         return subprocess.run(
-            [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=900
+            [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANGS_S
         )
 
     stopped = run("--only", "labels-rank-16", "--minutes=0.02", *short)
@@ -193,7 +196,7 @@ def test_accuracy_has_a_line_for_each_lever_and_continues(real_data: Path, tmp_p
 def test_long_runs_do_not_grow(tmp_path: Path) -> None:
     out = tmp_path / "endurance.json"
     command = [sys.executable, "benchmarks/endurance.py", "--pairs=4000", "--steps=150", f"--json={out}"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stderr[-3000:]
     for found in (json.loads(out.read_text(encoding="utf-8"))[name] for name in ("generate", "fit")):
         assert found["num_files"]["growth"] <= 0

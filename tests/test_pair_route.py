@@ -13,6 +13,7 @@ import pytest
 from nlicot.cli import main
 from nlicot.config_files import SAMPLE
 from tests.small_model import write_small_model
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[1]
 MOST_FILES = 29
@@ -38,7 +39,7 @@ def test_predict_goes_through_the_files_in_the_docs(tmp_path: Path, monkeypatch:
     predict = ["predict", f"--ckpt_path={tmp_path / 'run' / 'best.ckpt'}", f"--root={tmp_path / 'data'}"]
     command = [sys.executable, str(PROJECT / "tests" / "pair_route.py"), *predict]
     done = subprocess.run(
-        [*command, "--model.decoding.max_thought_tokens=8"], capture_output=True, text=True, timeout=240
+        [*command, "--model.decoding.max_thought_tokens=8"], capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
     called = {line for line in done.stdout.splitlines() if line.startswith("nlicot/")}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from nlicot.data.atomic_write import SCRATCH
 from nlicot.signals import STOPPING
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[2]
-LIMIT_S = 900  # seconds on an idle machine
 NUM_KILLS = int(os.environ.get("NLICOT_CHAOS_KILLS", "2"))
 """Kills of each command; `make chaos` sets 20."""
 
@@ -59,7 +59,7 @@ def finish(args: Sequence[object], *, code: int = 0, **options: object) -> str:
     """Run a command to its end, and return what it printed."""
     with start(args, **options) as process:  # type: ignore[arg-type]
         try:
-            printed, _ = process.communicate(timeout=LIMIT_S)
+            printed, _ = process.communicate(timeout=HANGS_S)
         finally:
             process.kill()
     assert process.returncode == code, f"exit code {process.returncode}: {printed[-3000:]}"

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from nlicot.run.folder import never_trained
-from tests.chaos.commands import LIMIT_S, finish, start
+from tests.chaos.commands import finish, start
 from tests.chaos.test_kills import FIT, write_pairs
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
+from tests.time_limits import HANGS_S
 
 pytestmark = pytest.mark.chaos
 
@@ -47,7 +48,7 @@ def signalled(args: Sequence[object], shown: str, signum: signal.Signals, **vari
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
     with start(args, text=False, errors=None, env=environment) as process:
         assert process.stdout is not None
-        guard = threading.Timer(LIMIT_S, process.kill)
+        guard = threading.Timer(HANGS_S, process.kill)
         guard.start()
         printed, was_sent = "", False
         while piece := os.read(process.stdout.fileno(), 4096):

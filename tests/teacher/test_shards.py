@@ -13,6 +13,7 @@ from nlicot.cli import main
 from tests.chaos.commands import start
 from tests.teacher.fake_answers import NOT_JSON
 from tests.teacher.fake_server import FakeServer
+from tests.time_limits import HANGS_S
 
 NUM_PAIRS = 40
 SHARDS = ["1/3", "2/3", "3/3"]
@@ -47,7 +48,7 @@ def test_merged_shards_are_the_whole_outputs_byte_for_byte(
         assert main(flags(command, whole, server, *more)) == 0
         running = [start(flags(command, sharded, server, *more, "--shard", shard)) for shard in SHARDS]
         for process in running:
-            printed, _ = process.communicate(timeout=240)
+            printed, _ = process.communicate(timeout=HANGS_S)
             assert process.returncode == 0, printed
         output = sharded / folder / "train.jsonl"
         assert f"next         python -m nlicot merge-shards {output}\n" in printed

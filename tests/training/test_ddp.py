@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nlicot.errors import LostProcess
 from tests.small_model import write_small_model
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[2]
 
@@ -86,7 +87,7 @@ def test_command_line_fits_and_measures_on_two_processes(small_model: Path, tmp_
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["both"]
@@ -264,7 +265,7 @@ def _fit(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedPro
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANGS_S,
     )
 
 
@@ -307,7 +308,7 @@ def _votes(
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGS_S,
         preexec_fn=lambda: resource.setrlimit(
             resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY)
         ),
@@ -325,7 +326,7 @@ def _steps(
     numbers = [str(num_examples), str(token_budget)]
     command = [sys.executable, __file__, str(base), *numbers, builder, str(processes), str(output)]
     done = subprocess.run(
-        command, env=_environment(output.parent), capture_output=True, text=True, timeout=180
+        command, env=_environment(output.parent), capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
     changes: dict[str, Any] = torch.load(output)

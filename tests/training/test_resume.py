@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nlicot.config_files import SAMPLE
 from tests.small_model import write_small_model
+from tests.time_limits import HANGS_S
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
-LIMIT_S = 240
 # 40 examples in windows of 4: ten steps an epoch, an evaluation after steps 2, 4, 6, 8 and so on.
 FLAGS = [
     "--data.builder=reflected",
@@ -172,7 +172,7 @@ def _resume(folder: Path) -> None:
 
 def _run(flags: list[str]) -> None:
     done = subprocess.run(
-        _command(flags), cwd=PROJECT, env=_environment(), capture_output=True, text=True, timeout=LIMIT_S
+        _command(flags), cwd=PROJECT, env=_environment(), capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -187,7 +187,7 @@ def _until(shown: str, flags: list[str]) -> None:
         _command(flags), cwd=PROJECT, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
-    guard = threading.Timer(LIMIT_S, process.kill)
+    guard = threading.Timer(HANGS_S, process.kill)
     guard.start()
     output = ""
     try:

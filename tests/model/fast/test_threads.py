@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlicot.model.fast.threads import CROWDED, FREE, Crowd, cgroup_quotas, choose_num_threads, own_cores
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[3]
 needs_two_cores = pytest.mark.skipif(
@@ -73,7 +74,7 @@ def run(code: str, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environment |= {"PYTHONPATH": str(PROJECT), **variables}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -35,6 +35,7 @@ from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from tests.chaos.damage import damages
 from tests.teacher.fake_answers import default_answer, error_200, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
+from tests.time_limits import HANGS_S
 
 T = TypeVar("T")
 KEY = "the-key"
@@ -628,7 +629,7 @@ def command(server: FakeBatchServer, folder: Path, num_pairs: int = NUM_PAIRS) -
 
 def finished(server: FakeBatchServer, folder: Path, num_pairs: int = NUM_PAIRS) -> list[str]:
     run = subprocess.run(
-        command(server, folder, num_pairs), capture_output=True, text=True, timeout=120, check=False
+        command(server, folder, num_pairs), capture_output=True, text=True, timeout=HANGS_S, check=False
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
