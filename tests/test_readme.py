@@ -58,6 +58,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # and timed: the short form shares the cores with other tests
 def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
     clone: Path, environment: dict[str, str]
 ) -> None:
