@@ -110,7 +110,7 @@ def test_characters_that_a_tokenizer_cannot_give_back_are_written_as_escapes() -
         pytest.param('{"thought_process": "x", "predicted_label": 1', id="unclosed"),
         pytest.param('{"thought_process": "x"}', id="no label"),
         pytest.param('{"thought_process": "x", "predicted_label": 1, "sure": true}', id="extra key"),
-        pytest.param('{"predicted_label": 1, "sure": 1}', id="extra key behind a label alone"),
+        pytest.param('{"predicted_label": 1, "sure": 1}', id="extra key after a label alone"),
         pytest.param('{"predicted_label": 0, "predicted_label": 1}', id="key twice"),
         pytest.param('{"Thought_process": "x", "predicted_label": 1}', id="key in another case"),
         pytest.param('{"thought_process": "x", "predicted_label": true}', id="bool label"),

@@ -516,38 +516,29 @@ def test_thought_after_an_undecided_label_follows_the_label_1(prompt_format: Pro
     assert (answer.choices, answer.probabilities) == ([1], [[0.5, 0.5]])
 
 
-def test_label_and_agreement_of_votes_follow_one_rule() -> None:
-    def vote(p: float) -> Prediction:
-        return Prediction(
-            id="a",
-            predicted_label=int(p >= 0.5),
-            p_entailment=p,
-            thought_process=f"p is {p}",
-            status="closed",
-            completion="",
-        )
+def _answer(p: float, draft: float | None = None) -> Prediction:
+    return Prediction(
+        id="a",
+        predicted_label=int(p >= 0.5),
+        p_entailment=p,
+        thought_process=f"p is {p}",
+        status="closed",
+        completion="",
+        draft_label=None if draft is None else int(draft >= 0.5),
+        draft_p_entailment=draft,
+    )
 
-    found = average([vote(0.5), vote(0.25), vote(0.75)])
+
+def test_label_and_agreement_of_votes_follow_one_rule() -> None:
+    found = average([_answer(0.5), _answer(0.25), _answer(0.75)])
     assert (found.p_entailment, found.predicted_label, found.agreement) == (0.5, 1, pytest.approx(2 / 3))
     assert found.thought_process == "p is 0.5"
 
 
 def test_an_ensemble_has_a_draft_only_if_each_member_has_one() -> None:
-    def answer(p: float, draft: float | None) -> Prediction:
-        return Prediction(
-            id="a",
-            predicted_label=int(p >= 0.5),
-            p_entailment=p,
-            thought_process=f"p is {p}",
-            status="closed",
-            completion="",
-            draft_label=None if draft is None else int(draft >= 0.5),
-            draft_p_entailment=draft,
-        )
-
-    found = average([answer(0.75, 0.25), answer(0.5, 1.0)], [1, 3])
+    found = average([_answer(0.75, 0.25), _answer(0.5, 1.0)], [1, 3])
     assert (found.p_entailment, found.draft_p_entailment, found.draft_label) == (0.5625, 0.8125, 1)
-    found = average([answer(0.75, 0.25), answer(0.5, None)], [3, 1])
+    found = average([_answer(0.75, 0.25), _answer(0.5, None)], [3, 1])
     assert (found.draft_p_entailment, found.draft_label) == (None, None)
 
 
