@@ -49,7 +49,7 @@ def reflections_of(split: str) -> Sequence[Reflection]:
     return join_reflections(PAIRS[split], thoughts_of(split), read)
 
 
-@pytest.mark.parametrize(("split", "least"), [("train", 160), ("dev", 40), ("test", 40)])
+@pytest.mark.parametrize(("split", "least"), [("train", 600), ("dev", 100), ("test", 100)])
 def test_a_split_is_large_enough(split: str, least: int) -> None:
     assert len(PAIRS[split]) >= least
 

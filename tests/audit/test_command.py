@@ -28,15 +28,16 @@ def root(tmp_path: Path) -> Path:
     """A copy of the sample, with a dev pair in train too."""
     shutil.copytree(SAMPLE, tmp_path / "data")
     train = tmp_path / "data/original_data/train.csv"
-    last = (tmp_path / "data/original_data/dev.csv").read_text().splitlines()[-1]
-    train.write_text(train.read_text() + last.replace("sample-dev", "planted-dev") + "\n")
+    rows = (tmp_path / "data/original_data/dev.csv").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith("sample-dev-039,")]  # no other has its premise
+    train.write_text(train.read_text() + row.replace("sample-dev", "planted-dev") + "\n")
     return tmp_path / "data"
 
 
 def test_the_sample_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit"]) == 0
     printed = capsys.readouterr().out
-    assert "train    180       160       90       90" in printed
+    assert "train    600       455      300      300" in printed
     assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing blocks training\n")
 
 
@@ -84,8 +85,8 @@ def test_single_files_replace_the_root_under_either_name(capsys: pytest.CaptureF
     args = ["--train-pairs", str(pairs), "--data.train_thoughts", str(thoughts)]
     assert cli.main(["audit", *args]) in (0, 1)
     printed = capsys.readouterr().out
-    assert "Counts and balance: 40 pairs of train\n" in printed
-    assert "train     40        30       20       20           0        40            0" in printed
+    assert "Counts and balance: 100 pairs of train\n" in printed
+    assert "train    100        70       50       50           0       100            0" in printed
 
 
 def test_mistakes_in_files_and_flags_are_reported_in_one_line(

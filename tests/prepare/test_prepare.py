@@ -139,7 +139,7 @@ def test_a_builders_arguments_choose_what_fit_would(root: Path, args: list[str],
     path = prepared(root, "--builder-args", *args)
     built = built_by_fit(root, builder=builder)
     assert read_prepared(path) == built
-    assert 0 < len(built) < 181
+    assert 0 < len(built) <= 600
 
 
 def test_scores_and_regenerated_texts_are_used(root: Path) -> None:
@@ -591,7 +591,7 @@ def test_without_a_root_the_sample_is_prepared_in_a_copy(
     monkeypatch.setattr(root_module, "TRY_ROOT", copy)
     assert cli.main(["prepare"]) == 0
     printed = capsys.readouterr().out
-    for split, num in (("train", 180), ("dev", 40)):
+    for split, num in (("train", 600), ("dev", 100)):
         path = copy / "finetune" / f"reflected-{split}.jsonl"
         assert len(rows(path)) == num
         assert f"{split}: reflected: {num} examples from {num} pairs (" in printed
@@ -609,7 +609,7 @@ def test_a_split_without_thoughts_is_skipped_unless_it_is_named(
     assert cli.main(["prepare", "--root", str(root), "--split", "dev"]) == 2
     assert f"nlicot: {DataRoot(root).thoughts('dev')}: no such file" in capsys.readouterr().err
     assert cli.main(["prepare", "--root", str(root), "--builder", "label_only"]) == 0
-    assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 40
+    assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 100
 
 
 def test_a_finished_file_is_replaced_only_on_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -631,7 +631,7 @@ def test_another_path_is_for_one_split(
     assert cli.main(["prepare", "--root", str(root), "--out", str(out)]) == 2
     assert "--out: found one path for the splits train, dev, expected" in capsys.readouterr().err
     assert cli.main(["prepare", "--root", str(root), "--out", str(out), "--split", "dev"]) == 0
-    assert len(rows(out)) == 40
+    assert len(rows(out)) == 100
 
 
 def test_nothing_to_write_is_an_error_and_leaves_no_file(
