@@ -96,6 +96,11 @@ class ClassificationMetrics:
     num_unanswered: int
     predicted_positive_share: float
 
+    @property
+    def majority(self) -> float:
+        """The accuracy of always predicting the majority label."""
+        return max(self.num_positive, self.support - self.num_positive) / self.support
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAccuracy:
@@ -463,8 +468,8 @@ def record_metrics(
         entry["drafts"] = asdict(drafts)
     write_json(path, {**read_metrics(path), split: entry})
     title = f"{split}: {len(examples)} pairs of {pairs_path}"
-    text = f"{format_table(metrics, title)}\n{_format_groups(entry)}"
-    return f"{text}\n\n{drafts}" if drafts else text
+    parts = [f"{format_table(metrics, title)}\n{_format_groups(entry)}", in_words(metrics)]
+    return "\n\n".join([*parts, str(drafts)] if drafts else parts)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -519,6 +524,21 @@ def metrics_to_dict(metrics: ClassificationMetrics) -> dict[str, Any]:
         for name, value in asdict(metrics).items()
         if value is not None
     }
+
+
+def in_words(metrics: ClassificationMetrics) -> str:
+    """Say whether the accuracy's interval is above chance: above always predicting the majority label."""
+    accuracy, chance = metrics.accuracy, metrics.majority
+    low, high = accuracy.interval.low, accuracy.interval.high
+    verdict = "not distinguishable from chance"
+    if low > chance:
+        verdict = "above chance"
+    elif high < chance:
+        verdict = "below chance"
+    return (
+        f"accuracy {accuracy.value:.1%} ({low:.1%} to {high:.1%} with 95 % confidence): {verdict}; "
+        f"always predicting the more frequent label gets {chance:.1%}"
+    )
 
 
 def format_table(metrics: ClassificationMetrics, title: str) -> str:

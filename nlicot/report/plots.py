@@ -70,7 +70,7 @@ def draw_runs(runs: Sequence[Run]) -> str:
     axes = Figure(figsize=(4.4, 0.7 + 0.3 * len(runs))).add_subplot()
     for number, run in enumerate(runs, start=1):
         _accuracy(axes, number - 1, number, run.metrics.accuracy.value, run.metrics.accuracy.interval)
-    axes.axvline(100 * runs[0].majority, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.axvline(100 * runs[0].metrics.majority, color=MUTED, linewidth=0.8, linestyle=":")
     _label_rows(axes, [f"{number}  {_short(run.name)}" for number, run in enumerate(runs, start=1)])
     axes.margins(x=0.07)
     return _svg(axes, "accuracy of each run with its interval")

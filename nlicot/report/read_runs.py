@@ -97,12 +97,6 @@ class Run:
         return str(builder or self.read_json("fit.json").get("builder") or "")
 
     @property
-    def majority(self) -> float:
-        """The accuracy of always predicting the majority label."""
-        num_positive, num = self.metrics.num_positive, self.metrics.support
-        return max(num_positive, num - num_positive) / num
-
-    @property
     def is_baseline(self) -> bool:
         """True for answers that were made for the report."""
         return self.predictions_path is None

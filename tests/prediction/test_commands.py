@@ -99,6 +99,7 @@ def test_validate_says_that_labels_look_reversed_and_which_map_fits(
         f"it is right on 100.0 %\n    {first.id}: {first.premise!r} / {first.hypothesis!r}\n"
         "      model: 1 (entailment), file: 0 (no entailment)\n"
     ) in printed
+    assert "accuracy 0.0% (0.0% to 0.0% with 95 % confidence): below chance; " in printed
 
     assert main(["validate", *run, f"--data.dev_pairs={path}", "--label_map", "0=1,1=0"]) == 0
     assert "look reversed" not in capsys.readouterr().out
