@@ -34,7 +34,7 @@ from nlicot.run.folder import (
     read_summary,
     run_file,
 )
-from nlicot.run.starting_adapter import StartingAdapter, lora_shape, read_peft_folder
+from nlicot.run.starting_adapter import Origin, StartingAdapter, lora_shape, read_peft_folder
 from nlicot.servers.address import checked_address
 from nlicot.settings import (
     MONITORED,
@@ -213,12 +213,14 @@ def _starting_adapter(given: str) -> StartingAdapter:
     # Only the model's settings: a builder of the other run may be a class that is not here.
     base["settings"] = {name: each for name, each in base["settings"].items() if name == "model"}
     lora = _parse(_parser("fit", FitSettings), [], base).model.lora
+    summary = read_summary(folder)
     return StartingAdapter(
         given=given,
         weights_path=weights_path,
         shape=lora_shape(lora.r, lora.alpha, lora.target_modules),
         base=None,
-        builder=read_summary(folder).get("builder"),
+        builder=summary.get("builder"),
+        origin=Origin.in_summary(summary),
     )
 
 

@@ -36,24 +36,38 @@ PLAIN_INITIAL_WEIGHTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The start of a run as `fit.json` records it; `sha256` is that of the file of weights."""
+    """The start of a run as `fit.json` records it; `sha256` is that of the file of weights.
+
+    `started_from` is the start of the run that wrote those weights, so the record is a chain.
+    """
 
     path: str
     sha256: str
     base: str
     builder: str | None
+    started_from: Origin | None = None
 
     @classmethod
     def in_summary(cls, summary: Mapping[str, Any]) -> Origin | None:
         """Return the record in a run's `fit.json`; None if the run started from a fresh adapter."""
         try:
-            return cls(**summary[STARTED_FROM])
+            recorded = summary[STARTED_FROM]
+            return cls(**{**recorded, STARTED_FROM: cls.in_summary(recorded)})
         except (KeyError, TypeError):
             return None
 
+    def chain(self) -> list[Origin]:
+        """Return all starts, the latest first."""
+        return [self, *(self.started_from.chain() if self.started_from else [])]
+
     def __str__(self) -> str:
-        builder = f"builder {self.builder}, " if self.builder else ""
-        return printable(f"{self.path} ({builder}base {self.base}, sha256 {self.sha256[:12]})")
+        return ", which started from ".join(
+            printable(
+                f"{each.path} ({f'builder {each.builder}, ' if each.builder else ''}base {each.base}, "
+                f"sha256 {each.sha256[:12]})"
+            )
+            for each in self.chain()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +79,7 @@ class StartingAdapter:
     shape: Mapping[str, str]
     base: str | None
     builder: str | None
+    origin: Origin | None
 
     @property
     def label(self) -> str:
@@ -130,6 +145,7 @@ def read_peft_folder(given: str) -> StartingAdapter:
         shape=lora_shape(config.get("r"), config.get("lora_alpha"), map(str, targets)),
         base=base_name(base_of_adapter(base)),
         builder=of_run.get("builder"),
+        origin=Origin.in_summary(of_run),
     )
 
 

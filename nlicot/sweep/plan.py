@@ -240,7 +240,9 @@ def _check_start(command: FitCommand, source: FitCommand, name: str) -> None:
         )
     lora = source.settings.model.lora
     shape = lora_shape(lora.r, lora.alpha, lora.target_modules)
-    adapter = StartingAdapter(given=name, weights_path=Path(name), shape=shape, base=None, builder=None)
+    adapter = StartingAdapter(
+        given=name, weights_path=Path(name), shape=shape, base=None, builder=None, origin=None
+    )
     adapter.check_shape(command.settings.model.lora)
 
 

@@ -58,7 +58,13 @@ class WarmStart:
             )
         if not all(bool(torch.isfinite(each).all()) for each in weights.values()):
             raise CheckpointError(f"{label}: found weights that are not finite; start from another adapter")
-        origin = Origin(path=adapter.given, sha256=sha256_of(path), base=its_base, builder=adapter.builder)
+        origin = Origin(
+            path=adapter.given,
+            sha256=sha256_of(path),
+            base=its_base,
+            builder=adapter.builder,
+            started_from=adapter.origin,
+        )
         return cls(label=label, origin=origin, weights=weights, metadata=metadata)
 
     def check_tokenizer(self, resolved: ResolvedModel) -> None:

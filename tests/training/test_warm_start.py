@@ -207,16 +207,25 @@ def test_preflight_measures_the_adapter_and_makes_no_run(
 # ----------------------------------------------------------------- the record
 
 
-def test_the_origin_is_in_the_configuration_in_fit_json_in_the_card_and_in_the_report(
+def test_the_chain_of_starts_is_in_the_configuration_in_fit_json_in_the_card_and_in_the_report(
     base: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit(base, f"--from={source}", *ONE_STEP, "--final_evaluation=true") == 0
-    sha256 = hashlib.sha256((source / "best.ckpt").read_bytes()).hexdigest()
-    recorded = {"path": str(source), "sha256": sha256, "base": str(base), "builder": "LabelOnly"}
-    line = f"started from {source} (builder LabelOnly, base {base}, sha256 {sha256[:12]})"
+    middle = Path("checkpoints/middle")
+    assert fit(base, f"--from={source}", *ONE_STEP, run="middle") == 0
+    assert fit(base, f"--from={middle}", *ONE_STEP, "--final_evaluation=true") == 0
+    sha256s = [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (middle / "last.ckpt", source / "best.ckpt")
+    ]
+    first = {"path": str(source), "sha256": sha256s[1], "base": str(base), "builder": "LabelOnly"}
+    recorded = first | {"path": str(middle), "sha256": sha256s[0]}
+    recorded["started_from"] = first | {"started_from": None}
+    line = ", which ".join(
+        f"started from {path} (builder LabelOnly, base {base}, sha256 {sha256[:12]})"
+        for path, sha256 in zip((middle, source), sha256s, strict=True)
+    )
     config = (RUN / "config.yaml").read_text(encoding="utf-8").splitlines()
     assert config[0] == f"# {line}"
-    assert f"start_from: {source}" in config
+    assert f"start_from: {middle}" in config
     assert summary()["started_from"] == recorded
     capsys.readouterr()
     out = ["--json=r.json", "--card=card.md", "--html=r.html", "--markdown=r.md"]
@@ -224,10 +233,13 @@ def test_the_origin_is_in_the_configuration_in_fit_json_in_the_card_and_in_the_r
     assert f"\n1 {line}\n" in capsys.readouterr().out
     assert json.loads(Path("r.json").read_text())["runs"][0]["started_from"] == recorded
     assert f"Run 1 {line}." in Path("r.html").read_text()
-    assert f"- 1 started from {source}".replace("_", r"\_") in Path("r.md").read_text()
+    assert f"- 1 started from {middle}" in Path("r.md").read_text()
     card = Path("card.md").read_text()
-    assert f"started from another adapter of the builder LabelOnly, SHA-256 {sha256}." in card
-    assert str(source) not in card
+    assert (
+        f"started from another adapter of the builder LabelOnly, SHA-256 {sha256s[0]}, which started from "
+        f"another one of the builder LabelOnly, SHA-256 {sha256s[1]}." in card
+    )
+    assert str(middle) not in card and str(source) not in card
 
 
 def test_a_fresh_run_records_no_origin(source: Path) -> None:
