@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 def test_the_sample_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit"]) == 0
     printed = capsys.readouterr().out
-    assert "train    600       455      300      300" in printed
+    assert "train   1160       735      580      580" in printed
     assert printed.endswith("0 errors, 0 warnings, 0 notes: nothing blocks training\n")
 
 
@@ -85,8 +85,8 @@ def test_single_files_replace_the_root_under_either_name(capsys: pytest.CaptureF
     args = ["--train-pairs", str(pairs), "--data.train_thoughts", str(thoughts)]
     assert cli.main(["audit", *args]) in (0, 1)
     printed = capsys.readouterr().out
-    assert "Counts and balance: 100 pairs of train\n" in printed
-    assert "train    100        70       50       50           0       100            0" in printed
+    assert "Counts and balance: 220 pairs of train\n" in printed
+    assert "train    220       130      110      110           0       220            0" in printed
 
 
 def test_mistakes_in_files_and_flags_are_reported_in_one_line(

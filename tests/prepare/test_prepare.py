@@ -139,7 +139,7 @@ def test_a_builders_arguments_choose_what_fit_would(root: Path, args: list[str],
     path = prepared(root, "--builder-args", *args)
     built = built_by_fit(root, builder=builder)
     assert read_prepared(path) == built
-    assert 0 < len(built) <= 600
+    assert 0 < len(built) <= 1160
 
 
 def test_scores_and_regenerated_texts_are_used(root: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_wrong_thought_and_its_reflection_are_a_preference(
     wrong = {row["id"]: row for row in sample_thoughts() if row["predicted_label"] != row["true_label"]}
     improved = {row["id"]: row for row in jsonl(DataRoot(SAMPLE).reflections("train"))}
     assert [row["id"] for row in found] == list(wrong) == list(improved)
-    assert len(found) == 46
+    assert len(found) == 292
     for row in found:
         of_pair = wrong[row["id"]]
         prompt = StudentPrompts().render(of_pair["premise"], of_pair["hypothesis"])
@@ -278,8 +278,8 @@ def test_a_wrong_thought_and_its_reflection_are_a_preference(
     labels = Counter(row["label"] for row in found)
     printed = capsys.readouterr().out
     assert (
-        "train: reflected: 46 preferences from 181 pairs (chosen reflection: 46; rejected thought: 46; "
-        f"label 0: {labels[0]}, label 1: {labels[1]}; 135 pairs have no wrong thought, 0 no right one; "
+        "train: reflected: 292 preferences from 1161 pairs (chosen reflection: 292; rejected thought: 292; "
+        f"label 0: {labels[0]}, label 1: {labels[1]}; 869 pairs have no wrong thought, 0 no right one; "
     ) in printed
     assert printed.endswith(f"train: wrote {path}\n")  # `fit` does not read it
 
@@ -323,7 +323,7 @@ def test_the_students_own_wrong_thoughts_come_first(
     for path, content in zip(paths, (predicted, others), strict=True):
         write_jsonl(path, content)
     found = {row["id"]: row for row in rows(preferences(root, *(f"--predictions={path}" for path in paths)))}
-    assert len(found) == 46 + 2
+    assert len(found) == 292 + 2
     assert caplog.messages[-1] == (
         f"{paths[0]}: left out 3 predictions (a label that no vote had: 1, cut off at its budget: 1, "
         "without a thought: 1)"
@@ -358,7 +358,7 @@ def test_preferences_have_the_form_of_their_builder(root: Path) -> None:
         assert list(chosen) == list(rejected) == ["draft_label", "thought_process", "predicted_label"]
         assert chosen["draft_label"] == rejected["draft_label"] == 1 - chosen["predicted_label"]
     found = rows(preferences(root, builder="multitask"))
-    assert len(found) == 46
+    assert len(found) == 292
     assert all("thought_process" in json.loads(row["chosen"]) for row in found)
 
 
@@ -591,7 +591,7 @@ def test_without_a_root_the_sample_is_prepared_in_a_copy(
     monkeypatch.setattr(root_module, "TRY_ROOT", copy)
     assert cli.main(["prepare"]) == 0
     printed = capsys.readouterr().out
-    for split, num in (("train", 600), ("dev", 100)):
+    for split, num in (("train", 1160), ("dev", 220)):
         path = copy / "finetune" / f"reflected-{split}.jsonl"
         assert len(rows(path)) == num
         assert f"{split}: reflected: {num} examples from {num} pairs (" in printed
@@ -609,7 +609,7 @@ def test_a_split_without_thoughts_is_skipped_unless_it_is_named(
     assert cli.main(["prepare", "--root", str(root), "--split", "dev"]) == 2
     assert f"nlicot: {DataRoot(root).thoughts('dev')}: no such file" in capsys.readouterr().err
     assert cli.main(["prepare", "--root", str(root), "--builder", "label_only"]) == 0
-    assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 100
+    assert len(rows(root / "finetune" / "label_only-dev.jsonl")) == 220
 
 
 def test_a_finished_file_is_replaced_only_on_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -631,7 +631,7 @@ def test_another_path_is_for_one_split(
     assert cli.main(["prepare", "--root", str(root), "--out", str(out)]) == 2
     assert "--out: found one path for the splits train, dev, expected" in capsys.readouterr().err
     assert cli.main(["prepare", "--root", str(root), "--out", str(out), "--split", "dev"]) == 0
-    assert len(rows(out)) == 100
+    assert len(rows(out)) == 220
 
 
 def test_nothing_to_write_is_an_error_and_leaves_no_file(
