@@ -12,14 +12,20 @@ ifndef NLICOT_REAL_DATA
   endif
 endif
 
+STARTED := $(shell date +%Y%m%d-%H%M%S)
+
 .PHONY: help fit test test-slow test-slow-short interop chaos chaos-short test-gpu browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-fit: $(VENV)/installed ## tune the bundled model on the sample data
-	$(BIN)/python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml
+fit: $(VENV)/installed ## tune the bundled model on the sample data: labels first, then thoughts
+	$(BIN)/python -m nlicot fit --config configs/label_only.yaml --config configs/overlays/sample.yaml \
+	  --run labels-$(STARTED)
+	$(BIN)/python -m nlicot fit --config configs/label_first.yaml --config configs/overlays/light_thought.yaml \
+	  --config configs/overlays/sample.yaml --trainer.max_epochs 1 --model.learning_rate 3e-4 \
+	  --from checkpoints/labels-$(STARTED) --run thoughts-$(STARTED)
 
 test: $(VENV)/installed-dev lint ## lint, then the fast tests, one process for each core (less than 10 minutes on two)
 	$(ON_ALL_CORES) -m "not slow and not chaos and not gpu and not browser"

@@ -59,25 +59,23 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.long  # and timed: the short form shares the cores with other tests
-def test_make_fit_ends_within_eight_minutes_with_a_lower_dev_loss(
-    clone: Path, environment: dict[str, str]
-) -> None:
+def test_make_fit_ends_above_chance_within_ten_minutes(clone: Path, environment: dict[str, str]) -> None:
     started = time.monotonic()
     finished = run(f"make fit VENV={shlex.quote(sys.prefix)}", clone, environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    # On a processor without bfloat16 products, the products in float32 take five minutes.
-    assert time.monotonic() - started < (8 if multiplies_bfloat16() else 16) * 60
-    (run_folder,) = (path for path in (clone / "checkpoints").iterdir() if path.is_dir())
-    for line in ("adapter ", "metrics ", "TensorBoard ", "next "):
+    # On a processor without bfloat16 products, those in float32 take about twice as long.
+    assert time.monotonic() - started < (10 if multiplies_bfloat16() else 20) * 60
+    labels, thoughts = sorted(path for path in (clone / "checkpoints").iterdir() if path.is_dir())
+    for folder in (labels, thoughts):
+        dev = json.loads((folder / "metrics.json").read_text())["dev"]
+        assert dev["support"] == 220
+        assert dev["accuracy"]["low"] > 0.5
+        assert f"\nadapter      checkpoints/{folder.name}/adapter " in finished.stdout
+    for line in ("metrics ", "TensorBoard ", "next "):
         assert f"\n{line}" in finished.stdout
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run_folder))
-    events.Reload()
-    losses = [event.value for event in events.Scalars("dev/loss")]
-    assert len(losses) == 8
-    assert losses[-1] < losses[0] - 0.2
-    assert json.loads((run_folder / "metrics.json").read_text())["dev"]["support"] == 100
+    assert finished.stdout.count("with 95 % confidence): above chance; ") == 2
+    start = json.loads((thoughts / "fit.json").read_text())["started_from"]
+    assert start["path"] == f"checkpoints/{labels.name}"
 
 
 @pytest.mark.slow
