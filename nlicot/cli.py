@@ -160,7 +160,7 @@ def usage() -> str:
         lines += [f"{title}:", *(f"  {command.name:<14}{command.summary}" for command in commands), ""]
     lines += [
         "Start with a few minutes on the sample data, on a CPU:",
-        "  python -m nlicot fit --config configs/reflected.yaml --config configs/overlays/sample.yaml",
+        "  python -m nlicot fit --config configs/label_only.yaml --config configs/overlays/sample.yaml",
         "Options of a command, with an example:",
         "  python -m nlicot COMMAND --help",
     ]

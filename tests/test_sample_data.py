@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from nlicot import completion
 from nlicot.builders.reflected import Reflected
-from nlicot.config_files import SAMPLE
+from nlicot.config_files import CONFIGS, SAMPLE, read_settings
 from nlicot.data.pairs import read_examples
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import join_reflections, join_thoughts, read_reflections, read_thoughts
@@ -67,8 +67,16 @@ def test_a_split_covers_the_ten_phenomena_with_both_labels(split: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "dev"), ("train", "test"), ("dev", "test")])
-def test_no_pair_and_no_premise_is_in_two_splits(one: str, other: str) -> None:
+def test_no_premise_and_no_hypothesis_is_in_two_splits(one: str, other: str) -> None:
     assert {premise_key(pair) for pair in PAIRS[one]} & {premise_key(pair) for pair in PAIRS[other]} == set()
+    hypotheses, others = ({pair.hypothesis.casefold() for pair in PAIRS[split]} for split in (one, other))
+    assert hypotheses & others == set()
+
+
+def test_the_overlay_trains_on_the_plain_pairs() -> None:
+    limit = int(read_settings(CONFIGS / "overlays" / "sample.yaml")["data"]["limit_train"])
+    plain = {pair.id for pair in PAIRS["train"] if int(pair.id.rpartition("-")[2]) >= 600}
+    assert {pair.id for pair in PAIRS["train"][:limit]} == plain
 
 
 def premise_key(pair: Example) -> str:

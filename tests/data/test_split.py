@@ -245,7 +245,7 @@ def test_a_file_with_one_premise_is_named(tmp_path: Path) -> None:
 
 
 def test_the_samples_pairs_are_split_as_ever() -> None:
-    examples = read_examples(SAMPLE / "original_data" / "train.csv")[560:740]  # all that it once had
+    examples = read_examples(SAMPLE / "original_data" / "train.csv")[560:740]  # its first 180
     numbers = [12, 14, 19, 29, 32, 39, 52, 56, 60, 70, 78, 86, 100, 112, 113, 123, 130, 163, 175]
     ids = [example.id for example in split_examples(examples, 0.1, seed=0).dev]
     assert ids == [f"sample-train-{number:03}" for number in numbers]

@@ -159,8 +159,8 @@ def test_a_run_on_the_sample_says_so_and_shows_as_many_as_asked_for(
     text = printed(capsys, "--num", "3", "--config", str(PROJECT / "configs/label_only.yaml"))
     assert text.startswith("SAMPLE DATA")
     assert re.findall(r"^pair (\S+)  source label", text, re.MULTILINE) == [
-        f"sample-train-60{number}"
-        for number in range(3)  # the plain pairs come first
+        f"sample-train-{number}"
+        for number in (600, 601, 602)  # the plain pairs come first
     ]
     assert "[label, 1 token]" in text and "[thought" not in text
     assert text.rstrip().endswith("all fit into --data.max_length 768: 0 cut, 0 left out")
