@@ -537,7 +537,7 @@ def in_words(metrics: ClassificationMetrics) -> str:
         verdict = "below chance"
     return (
         f"accuracy {accuracy.value:.1%} ({low:.1%} to {high:.1%} with 95 % confidence): {verdict}; "
-        f"always predicting the more frequent label gets {chance:.1%}"
+        f"always predicting the majority label gets {chance:.1%}"
     )
 
 

@@ -567,13 +567,13 @@ def test_table_shows_missing_answers_in_a_separate_column():
     ("low", "verdict"),
     [(0.0, "below"), (0.1, "not distinguishable from"), (0.6, "not distinguishable from"), (0.61, "above")],
 )
-def test_words_compare_the_interval_with_always_predicting_the_more_frequent_label(low: float, verdict: str):
+def test_words_compare_the_interval_with_always_predicting_the_majority_label(low: float, verdict: str):
     metrics = classification_metrics([1, 1, 1, 0, 0], [1, 1, 0, 0, 0])
     interval = Interval(low=low, high=low + 0.55)
     accuracy = dataclasses.replace(metrics.accuracy, interval=interval)
     assert in_words(dataclasses.replace(metrics, accuracy=accuracy)) == (
         f"accuracy 80.0% ({low:.1%} to {interval.high:.1%} with 95 % confidence): {verdict} chance; "
-        "always predicting the more frequent label gets 60.0%"
+        "always predicting the majority label gets 60.0%"
     )
 
 

@@ -158,10 +158,8 @@ def test_a_run_on_the_sample_says_so_and_shows_as_many_as_asked_for(
 ) -> None:
     text = printed(capsys, "--num", "3", "--config", str(PROJECT / "configs/label_only.yaml"))
     assert text.startswith("SAMPLE DATA")
-    assert re.findall(r"^pair (\S+)  source label", text, re.MULTILINE) == [
-        f"sample-train-{number}"
-        for number in (600, 601, 602)  # the plain pairs come first
-    ]
+    first = [f"sample-train-{number}" for number in (600, 601, 602)]  # the plain pairs come first
+    assert re.findall(r"^pair (\S+)  source label", text, re.MULTILINE) == first
     assert "[label, 1 token]" in text and "[thought" not in text
     assert text.rstrip().endswith("all fit into --data.max_length 768: 0 cut, 0 left out")
     assert "\x1b" not in text
