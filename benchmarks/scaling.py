@@ -27,7 +27,7 @@ GPUS_PER_MACHINE = 8
 FORMS = {"thoughts": "predict-bfloat16", "labels": "predict-label-only"}
 """The files with the speed of predictions of each form."""
 TEACHER = "mistral-small-2603"
-TEACHER_TOKENS = (455, 125)
+TEACHER_TOKENS = (441, 125)
 """Prompt and completion of one answer: `generate --dry_run` on the sample; configs/teacher.yaml."""
 
 
