@@ -399,7 +399,7 @@ class PredictionSettings(RunSettings):
     Args:
         weights: weights of an ensemble's members, such as 2,1.
         split: the split to predict.
-        output: folder for the predictions; default: the run's own.
+        output: folder for predictions, metrics and tuned threshold; default: the run's own.
         engine: the program that runs the model: transformers, openai (a server), vllm.
         server_url: with --engine openai: a server of the exported model, such as http://localhost:8080.
         server_model: the model's name on the server; default: the run's name, or the only one.

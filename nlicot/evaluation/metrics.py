@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -504,11 +504,11 @@ def _format_groups(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def label_summary(predictions: Sequence[Prediction], metrics_path: Path) -> str:
-    """Summarise the proportion of label 1, next to dev's if `metrics.json` has it."""
+def label_summary(predictions: Sequence[Prediction], dev: Mapping[str, Any] | None) -> str:
+    """Summarise the proportion of label 1, next to dev's if its metrics are there."""
     proportion = sum(prediction.predicted_label == 1 for prediction in predictions) / len(predictions)
     text = f"label 1: {proportion:.1%}"
-    if dev := read_metrics(metrics_path).get("dev"):
+    if dev:
         text += (
             f" (on dev {dev['predicted_positive_share']:.1%} were predicted 1 and "
             f"{dev['num_positive'] / dev['support']:.1%} are)"

@@ -56,7 +56,7 @@ def validate(runs: Sequence[TrainedRun]) -> int:
             [int(example.label or 0) for example in job.examples],
             [float(prediction.p_entailment or 0.0) for prediction in predictions],
         )
-        path = job.run_folder / DECISION
+        path = job.results_folder / DECISION
         calibration.store(path, tuned, split=settings.split, num_pairs=len(job.examples))
         print(f"\n{calibration.format_tuned(tuned)}\n\nstored in   {path}; `test` and `predict` use it")
     if settings.probe_thoughts:
@@ -108,24 +108,32 @@ class _Job:
         self.weights = member_weights(settings.weights, len(runs))
         has_weights = ENGINES[settings.engine].has_weights_here
         self.members = [read_member(run, weights=has_weights) for run in runs]
-        self.folder = Path(settings.output) if settings.output else _output_folder(runs)
+        self.own_folder = _own_folder(runs)
+        self.results_folder = Path(settings.output) if settings.output else self.own_folder
+        self.folder = self.results_folder if settings.output else self.own_folder / "predictions"
         make_folder(self.folder, label=f"--output {self.folder}")
         self.whole_path = final_paths(self.folder, self.split)[1]
         written = [shard.path(self.whole_path)] if shard else final_paths(self.folder, self.split)
         refuse_overwriting(*written, overwrite=True)
-        self.run_folder = self.folder.parent
-        self.metrics_path = self.run_folder / METRICS
+        self.metrics_path = self.results_folder / METRICS
         read_metrics(self.metrics_path)
+        self.dev_metrics = read_metrics(self._recorded(METRICS)).get("dev")
         self.decision: Decision | None = None
-        if tuned and (path := self.run_folder / DECISION).exists():
+        self.decision_path = self._recorded(DECISION)
+        if tuned and self.decision_path.exists():
             from nlicot.prediction import calibration
 
-            self.decision = calibration.load(path)
+            self.decision = calibration.load(self.decision_path)
         self.part: ShardOfWork | None = None
         if shard:
             hashes = [member.fingerprint((), settings.predicted_by) for member in self.members]
             same = hashes, self.weights, self.decision
             self.part = ShardOfWork.of(shard, "predict", every, *same)
+
+    def _recorded(self, name: str) -> Path:
+        """Where earlier commands recorded a file: among these results, else in the run's own folder."""
+        path = self.results_folder / name
+        return path if path.exists() else self.own_folder / name
 
     def decode(self) -> Decoded:
         name = f"{self.split}.{self.part.shard.name}" if self.part else self.split
@@ -139,7 +147,7 @@ class _Job:
             return predictions
         print(
             f"threshold {decision.threshold:.3f} and temperature {decision.temperature:.2f}, "
-            f"as tuned on dev ({self.run_folder / DECISION})"
+            f"as tuned on dev ({self.decision_path})"
         )
         return [decision.apply(prediction) for prediction in predictions]
 
@@ -160,15 +168,13 @@ class _Job:
                 print(f"\n{text}")
             print(f"\nmetrics      {self.metrics_path}")
         else:
-            print(f"{len(predictions)} predictions; {label_summary(predictions, self.metrics_path)}")
+            print(f"{len(predictions)} predictions; {label_summary(predictions, self.dev_metrics)}")
         for title, path in zip(("predictions", "thoughts"), paths, strict=False):
             print(f"{title:<12} {path}")
         if self.part:
             print(f"next         python -m nlicot merge-shards {shlex.quote(str(self.whole_path))}")
 
 
-def _output_folder(runs: Sequence[TrainedRun]) -> Path:
+def _own_folder(runs: Sequence[TrainedRun]) -> Path:
     folders = [run.checkpoint.parent for run in runs]
-    if len(folders) == 1:
-        return folders[0] / "predictions"
-    return folders[0].parent / "+".join(folder.name for folder in folders) / "predictions"
+    return folders[0].parent / "+".join(folder.name for folder in folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_a_run_with_drafts_says_how_often_its_thoughts_changed_them(
         f"the label differs from the draft on {kept.count(False)} of 12 pairs ({num_corrected} corrected, "
         f"{num_spoiled} spoiled); {sum(right) / 12:.1%} of the drafts are right\n"
     ) in printed
-    metrics = json.loads((root / "metrics.json").read_text(encoding="utf-8"))["dev"]
+    metrics = json.loads((root / "out" / "metrics.json").read_text(encoding="utf-8"))["dev"]
     assert metrics["drafts"]["num_right"] == sum(right)
     assert metrics["faithfulness"][-2]["name"] == "draft of the other label"
 
@@ -335,7 +336,7 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = f"--ckpt_path={root / 'both' / 'best.ckpt'}"
-    flags = ["--data.limit_dev=40", f"--output={root / 'tuned' / 'predictions'}"]
+    flags = ["--data.limit_dev=40", f"--output={root / 'tuned'}"]
     assert main(["validate", checkpoint, *flags, "--tune-threshold", "--probe-thoughts"]) == 0
     printed = capsys.readouterr().out
     assert "cross-fitted" in printed
@@ -344,33 +345,49 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
     assert [probe["name"] for probe in measured["faithfulness"]] == ["as it is", "premise blanked"]
     plain = {row["id"]: row for row in _run(root, "predict", ["both"])}
-    code = main(
-        ["predict", checkpoint, "--split=dev", f"--output={root / 'tuned' / 'predictions'}", *DECODING]
-    )
-    assert code == 0
+    assert main(["predict", checkpoint, "--split=dev", f"--output={root / 'tuned'}", *DECODING]) == 0
     assert "as tuned on dev" in capsys.readouterr().out
-    for line in (root / "tuned" / "predictions" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (root / "tuned" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert row["predicted_label"] == int(row["p_entailment"] >= decision.threshold)
         assert (row["p_entailment"] - 0.5) * (plain[row["id"]]["p_entailment"] - 0.5) >= 0
     assert main(["validate", checkpoint, "--split=test", "--tune-threshold"]) == 2
 
 
+def test_the_threshold_of_the_run_holds_for_predictions_elsewhere(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(root / "both", tmp_path / "run"))
+    (run / "decision.json").write_text('{"threshold": 0.01, "temperature": 1.0}')
+    flags = [f"--ckpt_path={run / 'best.ckpt'}", "--split=dev", f"--output={tmp_path / 'elsewhere'}"]
+    assert main(["test", *flags, *DECODING]) == 0
+    assert f"as tuned on dev ({run / 'decision.json'})" in capsys.readouterr().out
+    lines = (tmp_path / "elsewhere" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        assert row["predicted_label"] == int(row["p_entailment"] >= 0.01)
+    written = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
+    assert written == ["dev.csv", "dev.jsonl", "metrics.json"]
+    assert not (run / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("command", ["predict", "test"])
 def test_a_damaged_decision_is_refused_before_anything_is_decoded(
     command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "decision.json").write_text("{}")
-    folder = tmp_path / "predictions"
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "decision.json").write_text("{}")
     flags = [f"--ckpt_path={root / 'both' / 'best.ckpt'}", "--split=dev", f"--output={folder}"]
     assert main([command, *flags, *DECODING]) == 2
-    assert f"{tmp_path / 'decision.json'}: no valid threshold and temperature" in capsys.readouterr().err
-    assert list(folder.iterdir()) == []  # predictions are kept there as they are made
+    assert f"{folder / 'decision.json'}: no valid threshold and temperature" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [
+        "decision.json"
+    ]  # predictions are kept as they are made
 
 
 def test_probes_of_a_thinking_run_change_its_thoughts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = f"--ckpt_path={root / 'thinks' / 'best.ckpt'}"
-    output = f"--output={root / 'probed' / 'predictions'}"
+    output = f"--output={root / 'probed'}"
     assert main(["validate", checkpoint, output, *DECODING, "--probe-thoughts"]) == 0
     printed = capsys.readouterr().out
     for name in ("thought left out", "thought of the next pair", "thought cut half-way", "premise blanked"):
