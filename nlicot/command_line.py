@@ -330,8 +330,10 @@ class CommandParser(ArgumentParser):
             elif not equals and kind in (bool, bool | None) and remaining[:1] not in (["true"], ["false"]):
                 flags.append(f"--{name}=true")
                 switch = name
-            elif not equals and typing.get_origin(kind) is dict:
-                if not remaining or remaining[0].startswith("--"):
+            elif typing.get_origin(kind) is dict:
+                if equals:
+                    remaining.insert(0, value)
+                elif not remaining or remaining[0].startswith("--"):
                     raise ConfigError(f"--{name} needs NAME=VALUE")
                 mapping = name
             else:

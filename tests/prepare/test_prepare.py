@@ -637,7 +637,7 @@ def test_another_path_is_for_one_split(
 def test_nothing_to_write_is_an_error_and_leaves_no_file(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["prepare", "--root", str(root), "--split", "train", "--builder-args", "max_thought_words=1"]
+    args = ["prepare", "--root", str(root), "--split", "train", "--builder-args=max_thought_words=1"]
     assert cli.main(args) == 2
     assert (
         f"{DataRoot(root).pairs('train')}: found nothing that the builder Reflected can use"
@@ -652,6 +652,9 @@ def test_nothing_to_write_is_an_error_and_leaves_no_file(
         (["--builder", "refleted"], "--builder: found 'refleted', expected one of correct_only, reflected,"),
         (["--builder-args", "balance"], "--builder_args: found 'balance', expected NAME=VALUE"),
         (["--builder_args", "blance=true"], "--builder_args: found 'blance', expected some of balance,"),
+        (["--builder_args=blance=true"], "--builder_args: found 'blance', expected some of balance,"),
+        (["--builder_args=balance"], "--builder_args: found 'balance', expected NAME=VALUE"),
+        (["--builder_args", "--limit=1"], "--builder_args needs NAME=VALUE"),
         (["--builder-args", "balance=so"], "--builder_args balance: found 'so', expected true or false"),
         (
             ["--builder_args", "min_score=true"],
