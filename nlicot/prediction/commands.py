@@ -9,9 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from nlicot.data.atomic_write import make_folder, refuse_overwriting
+from nlicot.data.atomic_write import make_folder, refuse_overwriting, write_json
 from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
@@ -29,7 +29,7 @@ from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import DECISION, METRICS
+from nlicot.run.folder import DECISION, ENSEMBLE, METRICS, read_summary
 from nlicot.settings import PredictionSettings, PredictSettings, ValidateSettings
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class _Job:
             paths = list(write_predictions(self.folder, self.split, self.examples, predictions))
         for partial in decoded.partials:
             partial.remove()
+        if len(self.members) > 1:
+            write_json(self.results_folder / ENSEMBLE, {"members": self._members()})
         if self.labelled:
             pairs_path = self.data.path(self.split, "pairs")
             print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
@@ -173,6 +175,13 @@ class _Job:
             print(f"{title:<12} {path}")
         if self.part:
             print(f"next         python -m nlicot merge-shards {shlex.quote(str(self.whole_path))}")
+
+    def _members(self) -> list[dict[str, Any]]:
+        paths = [member.checkpoint for member in self.members]
+        return [
+            {"checkpoint": str(path), "weight": weight, "fit": read_summary(path.parent)}
+            for path, weight in zip(paths, self.weights, strict=True)
+        ]
 
 
 def _own_folder(runs: Sequence[TrainedRun]) -> Path:

@@ -88,6 +88,7 @@ class Comparison:
                     **({"started_from": asdict(run.origin)} if run.origin else {}),
                     **({"soft_labels": asdict(run.soft_labels)} if run.soft_labels else {}),
                     **({"drafts": asdict(run.drafts)} if run.drafts else {}),
+                    **({"members": [asdict(member) for member in run.members]} if run.members else {}),
                     **metrics_to_dict(run.metrics),
                 }
                 for run in self.runs

@@ -18,7 +18,9 @@ from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics, entails
+from nlicot.run.folder import ENSEMBLE
 from nlicot.run.starting_adapter import Origin
+from nlicot.text_tables import printable
 
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
@@ -59,6 +61,19 @@ class Answer:
     def correct(self) -> bool:
         """True if the run predicted the true label; no answer is not correct."""
         return self.predicted_label == self.true_label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A run in an ensemble, as it was when the ensemble predicted."""
+
+    checkpoint: str
+    weight: float
+    origin: Origin | None
+    soft_labels: SoftLabelSummary | None
+
+    def __str__(self) -> str:
+        return f"{printable(self.checkpoint)} (weight {self.weight:g})"
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached property
@@ -127,6 +142,21 @@ class Run:
     def soft_labels(self) -> SoftLabelSummary | None:
         """The soft labels that the run learnt from."""
         return SoftLabelSummary.in_summary(self.read_json("fit.json"))
+
+    @cached_property
+    def members(self) -> Sequence[Member]:
+        """The runs whose predictions were averaged; none for a run of its own."""
+        members = self.read_json(ENSEMBLE).get("members", [])
+        with interpreting((self.folder or Path()) / ENSEMBLE):
+            return [
+                Member(
+                    checkpoint=str(member["checkpoint"]),
+                    weight=float(member["weight"]),
+                    origin=Origin.in_summary(member["fit"]),
+                    soft_labels=SoftLabelSummary.in_summary(member["fit"]),
+                )
+                for member in members
+            ]
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run's folder; empty if there is none."""

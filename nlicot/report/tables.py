@@ -10,6 +10,7 @@ from typing import Any
 
 from nlicot.evaluation.metrics import Interval
 from nlicot.report.compare import Comparison
+from nlicot.report.read_runs import Member, Run
 from nlicot.text_tables import Table, aligned, escaped, piped, printable
 
 MAX_IDS = 3
@@ -123,15 +124,20 @@ def _right_in_one_only(comparison: Comparison) -> list[str]:
 
 
 def provenance(comparison: Comparison) -> list[str]:
-    """Return a line for each run that has drafts, started from another adapter, or learnt soft labels."""
+    """Return lines on drafts, members of an ensemble, and what a run or a member started from and learnt."""
     lines = []
     for number, run in enumerate(comparison.runs, start=1):
         if run.drafts:
             lines.append(f"{number} has drafts: {run.drafts}")
-        if run.origin:
-            lines.append(f"{number} started from {run.origin}")
-        if run.soft_labels:
-            lines.append(f"{number} learnt {run.soft_labels}")
+        if run.members:
+            lines.append(f"{number} averages {', '.join(map(str, run.members))}")
+        learners: dict[str, Run | Member] = {str(number): run}
+        learners |= {f"{number}'s {printable(member.checkpoint)}": member for member in run.members}
+        for name, each in learners.items():
+            if each.origin:
+                lines.append(f"{name} started from {each.origin}")
+            if each.soft_labels:
+                lines.append(f"{name} learnt {each.soft_labels}")
     return lines
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
+ENSEMBLE = "ensemble.json"
+"""With the predictions of several runs: the checkpoint, weight and `fit.json` of each."""
 AGREEMENT = "agreement.json"
 """In an export's folder: how it predicts, next to the run."""
 QUESTIONS = "questions"

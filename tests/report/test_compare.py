@@ -191,6 +191,31 @@ def test_fit_json_names_the_builder_if_the_configuration_is_missing(root: Path) 
     assert (run["builder"], run["seed"]) == ("LabelOnly", None)
 
 
+def test_an_ensemble_names_its_members_and_what_they_learnt(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft = {"files": {"test.jsonl": "0" * 64}, "temperature": 1.0, "num_pairs": 9, "num_unlabelled": 4}
+    members = [
+        {"checkpoint": "runs/a0/best.ckpt", "weight": 2.0, "fit": {"builder": "Reflected"}},
+        {
+            "checkpoint": "runs/a1/best.ckpt",
+            "weight": 1.0,
+            "fit": {"soft_labels": {**soft, "num_in_test": 4}},
+        },
+    ]
+    _write_rows(root / "a0+a1" / "predictions" / "dev.jsonl", _rows(TRUE))
+    path = root / "a0+a1" / "ensemble.json"
+    path.write_text(json.dumps({"members": members}), encoding="utf-8")
+    found = _compared(root, "a0+a1", "b")["runs"][0]
+    assert [member["weight"] for member in found["members"]] == [2.0, 1.0]
+    printed = capsys.readouterr().out
+    assert "\n1 averages runs/a0/best.ckpt (weight 2), runs/a1/best.ckpt (weight 1)\n" in printed
+    assert "\n1's runs/a1/best.ckpt learnt soft labels of 9 pairs" in printed
+    assert "TRANSDUCTIVE: 4 are pairs of the test split" in printed
+    path.write_text('{"members": [{"weight": "much"}]}', encoding="utf-8")
+    assert f"{path}: not as `fit`, `validate` or `generate` writes it" in _refusal(root, capsys, "a0+a1")
+
+
 def test_a_folder_with_the_name_of_a_run_does_not_hide_the_run(
     root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
