@@ -144,7 +144,8 @@ void attend_block(
           rows, KEYS, dim, tile.data(), packed_keys.data() + chunk * KEYS * dim,
           scores.data() + chunk * rows * KEYS, false);
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t visible = before + row % POSITIONS + 1;
+      // Rows beyond the block's last see what the last sees: further keys may have no scores.
+      const int64_t visible = before + std::min(row % POSITIONS + 1, count);
       __m512 highest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
       for (int64_t start = 0; start < visible; start += LANES) {
         const float* from = scores.data() + (start / KEYS * rows + row) * KEYS + start % KEYS;

@@ -23,6 +23,7 @@ LAYOUTS = [
     Spans(prefix_len=0, suffix_lens=(9, 4, 1)),
     Spans(prefix_len=6, suffix_lens=(3, 11, 1, 8), padding=5),
     Spans(prefix_len=17, suffix_lens=(16, 15, 33)),
+    Spans(prefix_len=173, suffix_lens=(5, 20)),
 ]
 each_layout = pytest.mark.parametrize("spans", LAYOUTS, ids=str)
 
