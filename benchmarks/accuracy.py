@@ -333,6 +333,8 @@ def main() -> int:
             run_all(work, list(flags), options.only)
         except SystemExit as ended:
             code = int(ended.code or 0)
+        except KeyboardInterrupt:
+            code = 130  # as of a shell; the same command continues
     print(table(work, flags, options.json))
     return code
 

@@ -74,7 +74,8 @@ OBSOLETE = ("optimizer", "lr_scheduler")
 """Keys in the config.yaml of older runs, which are always null."""
 CHANGED_BY_A_RESUME = (
     # Paths of the data: `fit` compares its content.
-    *("root", "label_map", "data.allow_overlap", "data.prepared", *(f"data.{name}" for name in SINGLE_FILES)),
+    *("root", "label_map", "columns", "delimiter"),
+    *("data.allow_overlap", "data.prepared", *(f"data.{name}" for name in SINGLE_FILES)),
     *("data.blind_test", *(f"data.{name}" for name in SOFT_FILES)),
     # How long it trains, and how often it measures, saves and logs.
     *(f"trainer.{bound}_{unit}" for unit in ("epochs", "steps") for bound in ("min", "max")),

@@ -342,9 +342,10 @@ def test_the_same_values_and_those_that_may_change_are_accepted_and_recorded(tmp
     run = started(tmp_path, *own)
     unchanged = parse_fit([*run, *own])
     assert unchanged.changes == [] and unchanged.yaml == (tmp_path / "config.yaml").read_text()
-    new = ["--early_stopping.patience=50", "--trainer.max_epochs=9", "--root=moved"]
+    new = ["--early_stopping.patience=50", "--trainer.max_epochs=9", "--root=moved", "--delimiter=;"]
     changed = parse_fit([*run, *new])
     assert changed.changes == [
+        "--delimiter: null -> ;",
         f"--root: {parse_fit([]).settings.root} -> moved",
         "--trainer.max_epochs: 5 -> 9",
         "--early_stopping.patience: 3 -> 50",
