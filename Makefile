@@ -23,9 +23,11 @@ help: ## show this help
 fit: $(VENV)/installed ## tune the bundled model on the sample data: labels first, then thoughts
 	$(BIN)/python -m nlicot fit --config configs/label_only.yaml --config configs/overlays/sample.yaml \
 	  --run labels-$(STARTED)
+	@echo; echo "== the second run: a thought after each label, from the adapter of the first"; echo
 	$(BIN)/python -m nlicot fit --config configs/label_first.yaml --config configs/overlays/light_thought.yaml \
 	  --config configs/overlays/sample.yaml --trainer.max_epochs 1 --model.learning_rate 3e-4 \
 	  --from checkpoints/labels-$(STARTED) --run thoughts-$(STARTED)
+	@echo "             (in the environment: . $(BIN)/activate)"
 
 test: $(VENV)/installed-dev lint ## lint, then the fast tests, one process for each core (less than 10 minutes on two)
 	$(ON_ALL_CORES) -m "not slow and not chaos and not gpu and not browser"

@@ -188,6 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (NlicotError, argparse.ArgumentError) as error:
         print(f"nlicot: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "nlicot":
+            raise
+        print(
+            f"nlicot: {sys.executable} has no module {error.name}; activate the environment "
+            "(after `make fit`: . .venv/bin/activate), or: pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         return 0
     except OSError as error:

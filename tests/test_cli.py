@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -247,3 +248,12 @@ def test_every_shipped_config_contains_only_what_differs_from_the_recipe() -> No
         assert found.keys() - {"data"} == ({"model"} if path.name == "label_only.yaml" else set()), path.name
         assert found["data"]["builder"] == path.stem
     assert json.dumps(recipe["model"]["lora"]["target_modules"]) == '["q_proj", "k_proj", "v_proj", "o_proj"]'
+
+
+def test_a_python_without_the_packages_says_how_to_get_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "nlicot", "predict", "--ckpt_path", "x.ckpt"]  # -S: none is found
+    environment = {"PYTHONPATH": str(PROJECT), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nlicot: {sys.executable} has no module ")
+    assert done.stderr.count("\n") == 1

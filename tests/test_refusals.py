@@ -558,6 +558,7 @@ CASES = [
     Case("fit --data.prompts.thinking {premise}", "data.prompts.thinking: found {hypothesis} 0 times"),
     Case("fit --trainer.accumulate_grad_batches 2", "--trainer.accumulate_grad_batches: found 2, expected 1"),
     Case("fit --resume checkpoints/ne", "checkpoints/ne/config.yaml: no such file; did you mean"),
+    Case("fit --resume one", "one/config.yaml: no such file; did you mean checkpoints/one?"),
     Case("fit --resume none", "none/config.yaml: no such file; runs that have one: none"),
     Case("fit --resume checkpoints/one/best.ckpt", "one/best.ckpt: found a file, expected the run's folder"),
     Case(

@@ -343,7 +343,7 @@ class _PairReader:
         names = {name.lower(): name for name in reversed(short)}  # the first spelling of each
         if "2" in names and {"0", "1", "2", *_NO_LABEL}.issuperset(names) and not {"0", "1"} & labels.keys():
             # With three numbers, `datasets` writes 0 entailment, 1 neutral, 2 contradiction.
-            labels |= {"0": "1", "1": "0", "2": "0"}
+            labels |= {"0": "1", "1": "0", "2": "0"} if "0" in names else dict.fromkeys(("1", "2"), "?")
         elif any(binary_label(name) is not None for name in names):
             is_reversed = labels.get("0") == "1" or labels.get("1") == "0"
             labels = ({"0": "1", "1": "0"} if is_reversed else {"1": "1", "0": "0"}) | labels

@@ -464,7 +464,8 @@ def _open_text(path: Path, *, newline: str) -> TextIO:
 def _similar_names(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"the folder {folder} does not exist either"
+        made = "; `python -m nlicot split PAIRS.csv` makes one" if folder.name == "original_data" else ""
+        return f"the folder {folder} does not exist either{made}"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     if near := difflib.get_close_matches(path.name, names, n=3):
         return f"did you mean {' or '.join(near)}?"

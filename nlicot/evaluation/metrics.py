@@ -478,8 +478,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
         return {}
     try:
         content: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"not as `validate` writes it ({error})", path=path, remedy="delete it") from None
+        for entry in content.values():
+            entry["accuracy"]
+    except (OSError, LookupError, ValueError, TypeError) as error:
+        raise DataError(f"not as `validate` writes it ({error})", path=path, remedy="move it away") from None
     return content
 
 

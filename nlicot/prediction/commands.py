@@ -16,7 +16,12 @@ from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
 from nlicot.model.loaded_model import silence_libraries
-from nlicot.prediction.prediction_files import final_paths, write_predictions, write_shard
+from nlicot.prediction.prediction_files import (
+    final_paths,
+    refuse_other_files,
+    write_predictions,
+    write_shard,
+)
 from nlicot.prediction.predictor import (
     BLOCK,
     Decoded,
@@ -115,6 +120,8 @@ class _Job:
         self.whole_path = final_paths(self.folder, self.split)[1]
         written = [shard.path(self.whole_path)] if shard else final_paths(self.folder, self.split)
         refuse_overwriting(*written, overwrite=True)
+        if settings.output:
+            refuse_other_files(self.folder, self.split)
         self.metrics_path = self.results_folder / METRICS
         read_metrics(self.metrics_path)
         self.dev_metrics = read_metrics(self._recorded(METRICS)).get("dev")
@@ -171,7 +178,10 @@ class _Job:
             print(f"\nmetrics      {self.metrics_path}")
         else:
             print(f"{len(predictions)} predictions; {label_summary(predictions, self.dev_metrics)}")
-        for title, path in zip(("predictions", "thoughts"), paths, strict=False):
+        has_thoughts = any(prediction.thought_process is not None for prediction in predictions)
+        for title, path in zip(
+            ("predictions", "thoughts" if has_thoughts else "details"), paths, strict=False
+        ):
             print(f"{title:<12} {path}")
         if self.part:
             print(f"next         python -m nlicot merge-shards {shlex.quote(str(self.whole_path))}")

@@ -12,7 +12,10 @@ from typing import Any
 
 from nlicot.data.atomic_write import disk_errors, write_csv, write_jsonl
 from nlicot.data.shards import ShardOfWork
+from nlicot.errors import ConfigError
 from nlicot.records import Example, Prediction, to_json_dict
+
+CSV_COLUMN = "prediction"
 
 
 def final_paths(folder: Path, split: str) -> tuple[Path, Path]:
@@ -31,8 +34,36 @@ def write_predictions(
     ordered = in_order_of(examples, predictions)
     csv_path, jsonl_path = final_paths(folder, split)
     write_jsonl(jsonl_path, _rows(examples, ordered), overwrite=True)
-    write_csv(csv_path, ["prediction"], [[found.predicted_label] for found in ordered], overwrite=True)
+    write_csv(csv_path, [CSV_COLUMN], [[found.predicted_label] for found in ordered], overwrite=True)
     return csv_path, jsonl_path
+
+
+def refuse_other_files(folder: Path, split: str) -> None:
+    """Refuse to replace files of a split that are not predictions, such as its pairs or thoughts."""
+    csv_path, jsonl_path = final_paths(folder, split)
+    for path, is_ours in ((csv_path, _starts_csv), (jsonl_path, _starts_jsonl)):
+        if path.is_file() and not is_ours(_first_line(path)):
+            raise ConfigError(
+                f"--output {folder}: {path} exists and has no predictions, so it is not replaced; "
+                "choose another folder"
+            )
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip()
+
+
+def _starts_csv(line: str) -> bool:
+    return line == CSV_COLUMN
+
+
+def _starts_jsonl(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and {"predicted_label", "status", "completion"} <= row.keys()
 
 
 def write_shard(

@@ -101,9 +101,11 @@ def run_file(folder: Path, name: str) -> Path:
     if folder.is_file():
         raise CheckpointError(f"{folder}: found a file, expected the run's folder, such as {folder.parent}")
     runs = sorted(other.parent.name for other in folder.parent.glob(f"*/{name}"))
-    near = difflib.get_close_matches(folder.name, runs, n=1)
+    near = [folder.parent / other for other in difflib.get_close_matches(folder.name, runs, n=1)]
+    if len(folder.parts) == 1:  # a run's name, without the folder of all runs
+        near = [other.parent for other in Path().glob(f"*/{folder}/{name}")] or near
     if near:
-        raise CheckpointError(f"{path}: no such file; did you mean {folder.parent / near[0]}?")
+        raise CheckpointError(f"{path}: no such file; did you mean {near[0]}?")
     raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
 
 

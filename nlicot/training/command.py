@@ -236,7 +236,7 @@ def _train(
         + (f"\nmetrics      {metrics}" if metrics.is_file() else "")
         + f"\nTensorBoard  tensorboard --logdir {folder.parent}"
         f"\nnext         python -m nlicot predict --ckpt_path {checkpoint}"
-        f"{'' if data.on_sample else ' --root YOUR_DATA'}"
+        f"{'' if data.path('test', 'pairs').is_file() else ' --data.test_pairs PAIRS.csv'}"
     )
     return 0
 

@@ -465,6 +465,7 @@ def test_labels_of_0_and_1_need_no_map(tmp_path: Path, labels: list[object]) -> 
 @pytest.mark.parametrize(
     "labels, label_map, advice",
     [
+        ([1, 2], None, "say what each label is, 1 is entailment: --label_map '1=?,2=?'"),
         (["red", "blue"], None, "say what each label is, 1 is entailment: --label_map 'red=?,blue=?'"),
         ([[1], [0]], None, "say what each label is, 1 is entailment: --label_map '[1]=?,[0]=?'"),
         (

@@ -130,6 +130,8 @@ def test_a_missing_file_suggests_similar_names(tmp_path: Path) -> None:
     assert complaint(tmp_path / "pairs.jsonl") == (f"no such file ({tmp_path} contains dev.csv, train.csv)")
     nowhere = tmp_path / "nowhere"
     assert complaint(nowhere / "a.csv") == f"no such file (the folder {nowhere} does not exist either)"
+    root = nowhere / "original_data"
+    assert complaint(root / "train.csv").endswith("either; `python -m nlicot split PAIRS.csv` makes one)")
 
 
 def test_a_folder_and_an_unknown_ending_are_errors(tmp_path: Path) -> None:

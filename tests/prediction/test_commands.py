@@ -375,6 +375,26 @@ def test_the_threshold_of_the_run_holds_for_predictions_elsewhere(
     assert not (run / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dev.csv", "premise,hypothesis,label\nP,H,1\n"),
+        ("dev.jsonl", '{"id": "1", "thought_process": "T", "predicted_label": 1}\n'),
+        ("metrics.json", '{"rows": 3}'),
+    ],
+)
+def test_a_file_that_is_not_of_predictions_is_never_replaced(
+    name: str, content: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    checkpoint = f"--ckpt_path={root / 'both' / 'best.ckpt'}"
+    assert main(["validate", checkpoint, f"--output={tmp_path}", *DECODING]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert path.read_text(encoding="utf-8") == content
+
+
 @pytest.mark.parametrize("command", ["predict", "test"])
 def test_a_damaged_decision_is_refused_before_anything_is_decoded(
     command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
