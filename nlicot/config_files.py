@@ -69,9 +69,11 @@ def read_settings(path: Path, *, flag: str = "--config ") -> dict[str, Any]:
     """
     found = find_config(path)
     if not found.exists():
-        near = ", ".join(sorted(other.name for other in found.parent.glob("*.yaml")))
-        there = f"there: {near}" if near else "there is no YAML file in that folder"
-        raise ConfigError(f"{flag}{path}: no such file ({there})")
+        others = ", ".join(sorted(other.name for other in found.parent.glob("*.yaml")))
+        remedy = f"there: {others}" if others else "there is no YAML file in that folder"
+        if shipped := next((each for each in CONFIGS.rglob("*.yaml") if each.stem == path.stem), None):
+            remedy = f"did you mean configs/{shipped.relative_to(CONFIGS)}?"
+        raise ConfigError(f"{flag}{path}: no such file ({remedy})")
     content = read_yaml(found, label=f"{flag}{path}", loader=yaml.BaseLoader)
     if content in (None, ""):
         return {}
