@@ -62,7 +62,8 @@ class SegmentWeights:
     """Weight of each token in the loss, by segment; all 1 is the plain mean over tokens.
 
     Args:
-        thought_weight: weight of a token of the thought; in the first step, if final_thought_weight is given.
+        thought_weight: weight of a token of the thought, its closing quote included; in the first step, if
+            final_thought_weight is given.
         final_thought_weight: the same in the last step and in the dev loss; it changes linearly from step to
             step. null: no change.
         scaffold_weight: weight of a token of the JSON around thought and label.

@@ -535,9 +535,7 @@ CASES = [
     Case("score --root data --rounds 11", "--rounds: found '11', expected one of 0, 1"),
     Case("score --root data --threshold 9", "--threshold: found '9', expected one of 1, 2"),
     # fit and inspect
-    Case(
-        "fit --config label_only", "--config label_only: no such file (did you mean configs/label_only"
-    ),
+    Case("fit --config label_only", "--config label_only: no such file (did you mean configs/label_only"),
     Case("fit --config none.yaml", "--config none.yaml: no such file (there"),
     Case("fit --config", "--config needs a file name"),
     Case("fit --config c.yaml", "--config c.yaml:1: not valid YAML", {"c.yaml": "a: b: c"}),

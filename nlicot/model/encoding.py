@@ -144,7 +144,7 @@ def encode_dataset(
                 stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
         (folder / REPORT).write_text(json.dumps(asdict(report)), encoding="utf-8")
 
-    digest = hashlib.sha256(f"v4\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
+    digest = hashlib.sha256(f"v5\x1f{prompt_format.fingerprint}\x1f{max_length}\x1f{over_budget}".encode())
     for each in examples:
         fields = (each.id, each.variant, each.p_entailment, each.learns_draft, each.prompt, each.completion)
         digest.update(("\x1f".join(map(str, fields)) + "\x1e").encode())
@@ -246,5 +246,9 @@ def _join_segments(
         else:
             segment_ids = encode_segment(segment.text, first=not index)
         ids += segment_ids
-        kinds += [int(TokenKind[segment.kind.name])] * len(segment_ids)
+        segment_kinds = [int(TokenKind[segment.kind.name])] * len(segment_ids)
+        if index and segments[index - 1].kind is SegmentKind.THOUGHT:
+            # Decoding feeds the scaffold, but a thought's end must be predicted, as surely as its words.
+            segment_kinds[0] = int(TokenKind.THOUGHT)
+        kinds += segment_kinds
     return [*ids, prompt_format.eos_id], [*kinds, int(TokenKind.SCAFFOLD)]

@@ -140,8 +140,8 @@ def test_each_segment_starts_with_its_first_character(
     }
     assert texts == {
         TokenKind.PROMPT: "<s>[INST] Does it follow? [/INST]",
-        TokenKind.SCAFFOLD: '{"thought_process": "", "predicted_label": }',
-        TokenKind.THOUGHT: "Step 1.",
+        TokenKind.SCAFFOLD: '{"thought_process": ", "predicted_label": }',
+        TokenKind.THOUGHT: 'Step 1."',
         TokenKind.LABEL: "1",
         TokenKind.DRAFT: "",
         TokenKind.MASKED_DRAFT: "",
