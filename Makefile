@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ON_ALL_CORES := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+ON_ALL_CORES := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # Real pairs for tests and benchmarks; tests that need them are skipped without.

@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no core waits for one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "chaos"))
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Name the libraries that `make interop` runs, with their versions."""
     return [", ".join(map(_with_version, LIBRARIES))] if config.option.markexpr == "interop" else []
