@@ -17,7 +17,7 @@ from nlicot.cli import main
 from nlicot.report.compare import breakdowns, calibration
 from nlicot.report.read_runs import Answer, read_curves
 
-HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 7 }} ﬁ"
+HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 54321 }} ﬁ"
 
 
 def _answer(number: int, true: int, p: float | None, **texts: str) -> Answer:
@@ -113,9 +113,7 @@ def test_hostile_texts_end_no_element_and_no_line(tmp_path: Path) -> None:
     assert page.count("</script>") == 3
     assert "<b>|" not in page
     assert "\u2028" not in page
-    assert "49" not in re.sub(
-        r"<svg.*?</svg>|<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL
-    )
+    assert str(7 * 54321) not in page  # not evaluated
 
 
 def test_the_page_names_no_address_that_a_browser_would_load(tmp_path: Path) -> None:
