@@ -20,7 +20,7 @@ from nlicot.model.loaded_model import multiplies_bfloat16
 
 PROJECT = Path(__file__).parents[1]
 CAPS = [
-    "--trainer.max_steps=2",
+    "--trainer.max_steps=3",  # of 24 examples: an epoch, which ends with an evaluation
     "--data.limit_train=24",
     "--data.limit_dev=8",
     "--data.effective_batch=8",
