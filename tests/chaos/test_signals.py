@@ -145,7 +145,7 @@ def test_final_evaluation_is_stopped_too(small_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", ["predict", "validate"])
 def test_predictions_are_kept(command: str, signum: signal.Signals, whole_run: Path, tmp_path: Path) -> None:
     args = [command, "--ckpt_path", whole_run / "best.ckpt", "--output", tmp_path / "predictions"]
-    args += ["--model.decoding.batch_size=2", "--data.limit_dev=40"]
+    args += ["--split=dev", "--data.limit_dev=40", "--model.decoding.batch_size=2"]
     ended = signalled(args, r" [1-9]\d*/40 \[", signum)
     assert ended.code == CODES[signum]
     kept = r"nlicot: stopped; (\d+) of 40 predictions are kept, run the same command to continue"
@@ -201,7 +201,7 @@ def test_slurm_continues_predictions(
     command: str, slurm: dict[str, str], whole_run: Path, tmp_path: Path
 ) -> None:
     args = [command, "--ckpt_path", whole_run / "best.ckpt", "--output", tmp_path / "predictions"]
-    args += ["--model.decoding.batch_size=2", "--data.limit_dev=40"]
+    args += ["--split=dev", "--data.limit_dev=40", "--model.decoding.batch_size=2"]
     ended = signalled(args, r" [1-9]\d*/40 \[", signal.SIGUSR1, **slurm)
     assert ended.code == 128 + signal.SIGUSR1
     assert ended.line.endswith("(job 17 is requeued)")
