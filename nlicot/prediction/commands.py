@@ -123,7 +123,6 @@ class _Job:
         if settings.output:
             refuse_other_files(self.folder, self.split)
         self.metrics_path = self.results_folder / METRICS
-        read_metrics(self.metrics_path)
         self.dev_metrics = read_metrics(self._recorded(METRICS)).get("dev")
         self.decision: Decision | None = None
         self.decision_path = self._recorded(DECISION)
