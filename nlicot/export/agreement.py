@@ -9,6 +9,7 @@ another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -20,7 +21,9 @@ from nlicot.records import Example
 from nlicot.text_tables import Table, aligned
 
 ALLOWED_RATIO = 2.0
-"""Rounding explains differences of up to this many times its own: other programs round in other places."""
+"""Rounding explains a mean of up to this many times its own: other programs round in other places."""
+NUM_ENOUGH = 50
+"""With fewer pairs than these, means scatter, and rounding explains more: see `allowed_differences`."""
 NUM_KEPT = 8
 """Questions that are stored with an export."""
 LEAST_MEAN, LEAST_LARGEST = 0.002, 0.01
@@ -71,10 +74,16 @@ class Agreement:
 
 
 def allowed_differences(rounding: Agreement) -> tuple[float, float]:
-    """Return the mean and the largest difference that rounding explains."""
+    """Return the mean and the largest difference that rounding explains.
+
+    The ratio of two means scatters by a factor whose logarithm goes with the standard error, so the logarithm
+    of the allowed ratio does too: 2 for 50 pairs and more, 4.1 for 12. The largest of heavy-tailed differences
+    scatters twice as far, with any number of pairs.
+    """
+    ratio = ALLOWED_RATIO ** max(1.0, math.sqrt(NUM_ENOUGH / rounding.num_pairs))
     return (
-        max(LEAST_MEAN, ALLOWED_RATIO * rounding.mean_difference),
-        max(LEAST_LARGEST, ALLOWED_RATIO * rounding.largest_difference),
+        max(LEAST_MEAN, ratio * rounding.mean_difference),
+        max(LEAST_LARGEST, 2 * ratio * rounding.largest_difference),
     )
 
 

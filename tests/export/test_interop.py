@@ -69,7 +69,7 @@ def export(run: Path, kind: str, out: Path, *flags: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["peft", "merged"])
 def test_the_code_of_the_card_answers(kind: str, bundled_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export(bundled_run, kind, out, "--check_pairs=4", "--force")  # four pairs are too few to compare
+    export(bundled_run, kind, out, "--check_pairs=4")
     (code,) = re.findall(r"^```python\n(.*?)^```", (out / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     if kind == "peft":  # no hub here: the base's name is that of a folder
         config = json.loads((out / "adapter_config.json").read_text())
