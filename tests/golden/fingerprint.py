@@ -42,7 +42,10 @@ from tests.teacher.fake_server import FakeServer  # noqa: E402
 
 # ------------------------------------------------------------------------ commands and their flags
 
-BUILDERS = ("correct_only", "reflected", "unmodified", "label_only", "label_first", "multitask")
+BUILDERS = (
+    *("correct_only", "reflected", "unmodified"),
+    *("label_only", "label_first", "draft_first", "multitask"),
+)
 FORMATS = ("text", "prompt-completion", "messages")
 COMMANDS = {
     "split": "split {file} --dev 0.1 --seed {seed} --out {out}",
