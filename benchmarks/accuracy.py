@@ -112,9 +112,14 @@ class Work:
             raise SystemExit(UNFINISHED)
         path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "nlicot", *args]
-        done = subprocess.run(command, cwd=self.folder, env=os.environ | {"PYTHONPATH": path}, check=False)
-        if done.returncode and (done.returncode != UNFINISHED or self._is_over()):
-            raise SystemExit(done.returncode)  # after a fit that failed, the others go on
+        with subprocess.Popen(command, cwd=self.folder, env=os.environ | {"PYTHONPATH": path}) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the command got it, too, and ends after a step
+                process.wait()
+                raise
+        if code and (code != UNFINISHED or self._is_over()):
+            raise SystemExit(code)  # after a fit that failed, the others go on
 
     def _is_over(self) -> bool:
         return self._ends_at is not None and time.monotonic() > self._ends_at
@@ -149,6 +154,8 @@ def write_soft_labels(work: Work) -> None:
     """Predict the training pairs and the unlabelled ones with five seeds of `labels`, averaged."""
     work.sweep([FIRST], AVERAGED)
     members = [f"--ckpt_path={run / 'best.ckpt'}" for run in work.finished(FIRST)]
+    if not members:  # the sweep has said why
+        return
     for split in ("train", "test"):
         if not (work.folder / "soft" / f"{split}.jsonl").exists():
             work.nlicot(["predict", *members, f"--split={split}", "--output=soft"])
@@ -243,8 +250,8 @@ def run_all(work: Work, names: Sequence[str], chosen: Sequence[str]) -> None:
 def levers(work: Work, names: Sequence[str]) -> dict[str, list[Any]]:
     """Return the runs of each lever that are there, the first experiment's first."""
     from nlicot.report.read_runs import read_runs
-    from nlicot.sweep.plan import predictions_path
-    from nlicot.sweep.results import average
+    from nlicot.run.folder import predictions_path
+    from nlicot.sweep.results import average_runs
 
     files: list[tuple[str, str, Path]] = []  # lever, run, predictions
     for name in sorted(names, key=lambda name: name != FIRST):
@@ -264,7 +271,7 @@ def levers(work: Work, names: Sequence[str]) -> dict[str, list[Any]]:
     for num in (len(SEEDS), len(AVERAGED)):
         if len(of_first) >= num:
             name = f"{FIRST}, {num} averaged"
-            found[name] = [average(name, of_first[:num])]
+            found[name] = [average_runs(name, of_first[:num])]
     return found
 
 

@@ -131,6 +131,12 @@ def render(
     return "".join(segment.text for segment in segments(thought_process, label, form, draft))
 
 
+def form_of(text: str) -> Form:
+    """Return the form of a completion; `THOUGHT_FIRST` of a text that is none."""
+    parsed = parse(text)
+    return Form.THOUGHT_FIRST if parsed is None else parsed.form
+
+
 def parse(text: str) -> Completion | None:
     """Parse a completion; return None if the text is not exactly one."""
     try:

@@ -403,7 +403,7 @@ CASES = [
         definitions="entailmnt: it holds",
     ),
     prepare("--definitions.entailment .", "definitions.entailment: found '.', expected text that completes"),
-    prepare("--split train", "train.csv: found nothing that the builder Reflected can use", thoughts=WRONG),
+    prepare("--split train", "train.csv: found nothing that the builder reflected can use", thoughts=WRONG),
     prepare("--split test", "test.csv: no such file ("),
     prepare("--split train", "train.jsonl: found no rows, expected a row for each thought", thoughts=""),
     prepare("--split train", "train.jsonl:1: thought of pair 'a' matches no pair", thoughts=LOST_THOUGHT),
@@ -699,7 +699,7 @@ CASES = [
     soft("", "s.jsonl: found no rows, expected a row for each pair"),
     soft(
         '{"id": "a", "p_entailment": 1}',
-        "train.csv: found soft labels that the builder CorrectOnly makes no example of, expected label_only",
+        "train.csv: found soft labels that the builder correct_only makes no example of, expected label_onl",
         builder="correct_only",
     ),
     soft(
@@ -709,7 +709,7 @@ CASES = [
     ),
     soft(
         '{"premise": "P", "hypothesis": "H", "p_entailment": 1}',
-        "train.csv: found unlabelled pairs that the builder LabelFirst makes no example of, expected label_o",
+        "train.csv: found unlabelled pairs that the builder label_first makes no example of, expected label_",
         flags="--data.unlabelled_pairs pool.csv",
         builder="label_first",
     ),
@@ -774,8 +774,8 @@ CASES = [
     # report
     report("", "report: found no run, expected report RUN [RUN ...]"),
     report("--compare one", "--compare: found 1 run, expected two or more"),
-    report("one one", "--compare: found one twice, expected different runs"),
-    report("none", "--compare none: found no such run"),
+    report("one one", "one: found it twice, expected different runs"),
+    report("none", "none: found no such run"),
     report("two", "found no checkpoints/two/predictions/dev.jsonl, expected predictions"),
     report("one --split test", "(there are predictions of dev), expected predictions of test"),
     report("one two.jsonl --card c", "--card: found 2 runs, expected the one that the card describes"),
@@ -794,13 +794,13 @@ CASES = [
     report("two.jsonl", "found a prediction without an id", '{"true_label": 1}'),
     report(
         "one two.jsonl",
-        "found pair 'a' labelled 1 in one and labelled 0 in two",
+        "two: found pair 'a' labelled 0 and labelled 1 in one",
         PREDICTION.replace('"true_label": 1', '"true_label": 0'),
     ),
     report("--compare one --card c --baselines", "--card: found 4 runs, expected the one that the card desc"),
     report("one --predictions", "--predictions: found no value, expected"),
     report("one --predictions none.csv", "none.csv: no such file ("),
-    report("one --predictions checkpoints/one/predictions/dev.jsonl", "--predictions: found one twice"),
+    report("one --predictions checkpoints/one/predictions/dev.jsonl", "one: found it twice, expected different"),
     report("one --train_pairs data/x.csv", "--train_pairs: found it without --baselines, expected both"),
     report("one --baselines", "dev.jsonl: found no texts, expected premise and hypothesis of each pair"),
     others("", "p.csv: found no predictions, expected one for each pair"),

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -20,7 +21,8 @@ from nlicot.builders.multitask import Multitask
 from nlicot.builders.reflected import Reflected
 from nlicot.builders.unmodified import Unmodified
 from nlicot.command_line import worded
-from nlicot.errors import ConfigError
+from nlicot.errors import ConfigError, DataError
+from nlicot.records import TrainingExample
 
 BUILDERS: dict[str, type[Builder]] = {
     "correct_only": CorrectOnly,
@@ -37,6 +39,15 @@ def builder_name(builder: Builder) -> str:
     """Return the short name of a registered builder, or the class name of another one."""
     short_names = {kind: name for name, kind in BUILDERS.items()}
     return short_names.get(type(builder), type(builder).__name__)
+
+
+def check_built(built: Sequence[TrainingExample], builder: Builder, path: Path) -> None:
+    """Refuse pairs, those of the file `path`, of which a builder made no example."""
+    if not built:
+        texts = " with thoughts" * bool(builder.needed_texts("train"))
+        raise DataError(
+            f"nothing that the builder {builder_name(builder)} can use", f"labelled pairs{texts}", path=path
+        )
 
 
 def find_builder(

@@ -114,7 +114,7 @@ class Builder(ABC):
     """
 
     thinks = True
-    """Whether completions contain a thought; prediction thinks if training did."""
+    """Whether completions may contain a thought."""
 
     def __init__(
         self,

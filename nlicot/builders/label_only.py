@@ -19,6 +19,10 @@ class LabelOnly(Builder):
         super().__init__(**selection)
         self.only_with_thoughts = only_with_thoughts
 
+    def needed_texts(self, split: str) -> list[str]:
+        """Return the kinds of texts that a split must have: thoughts, to know which pairs have one."""
+        return ["thoughts"] * self.only_with_thoughts
+
     def target(
         self, example: Example, thought: Thought | None, reflection: Reflection | None
     ) -> Target | None:

@@ -77,8 +77,8 @@ def allowed_differences(rounding: Agreement) -> tuple[float, float]:
     """Return the mean and the largest difference that rounding explains.
 
     The ratio of two means scatters by a factor whose logarithm goes with the standard error, so the logarithm
-    of the allowed ratio does too: 2 for 50 pairs and more, 4.1 for 12. The largest of heavy-tailed differences
-    scatters twice as far, with any number of pairs.
+    of the allowed ratio does too: 2 for 50 pairs and more, 4.1 for 12. The largest of differences with heavy
+    tails scatters twice as far, with any number of pairs.
     """
     ratio = ALLOWED_RATIO ** max(1.0, math.sqrt(NUM_ENOUGH / rounding.num_pairs))
     return (

@@ -49,33 +49,37 @@ def export(run: TrainedRun) -> int:
     """Write a run's model in a format, check it, and print where it is; returns the exit code."""
     silence_libraries()
     settings = cast("ExportSettings", run.settings)
-    kind = FORMATS[str(settings.format)]
-    target = (settings.out or run.checkpoint.parent / kind.name).expanduser()
+    format_class = FORMATS[str(settings.format)]
+    target = (settings.out or run.checkpoint.parent / format_class.name).expanduser()
     refuse_existing(target)
     check_folder(target.parent, label=f"--out {target}")
-    if not settings.unchecked and (pip := kind.missing_package()):
+    if not settings.unchecked and (pip := format_class.missing_package()):
         raise ConfigError(
-            f"--format {kind.name} cannot be checked: run {pip}, or write it unchecked with --unchecked"
+            f"--format {format_class.name} cannot be checked: run {pip}, or write it unchecked with "
+            "--unchecked"
         )
     examples = [] if settings.unchecked else _dev_sample(settings)
     member = read_member(run)
-    written = kind(member, settings.dtype)
-    check_disk_space(target, written.num_bytes(checked=not settings.unchecked))
+    exporter = format_class(member, settings.dtype)
+    texts = _texts(exporter, run.checkpoint.parent)
+    check_disk_space(target, exporter.num_bytes(checked=not settings.unchecked))
     own = None if settings.unchecked else predict_own(member, examples)
     make_folder(target.parent, label=f"--out {target}")
     try:
         with disk_errors(target), scratch_folder(target.parent.resolve() / target.name) as scratch:
             fresh = scratch / target.name
-            written.write(fresh)
+            exporter.write(fresh)
             if own is not None:
-                _check(written, fresh, own, force=settings.force)
-            _write_papers(written, fresh, run.checkpoint.parent)
+                _check(exporter, fresh, own, force=settings.force)
+            for name, text in texts.items():
+                (fresh / name).write_text(text, encoding="utf-8")
+            write_checksums(fresh, exporter.weights)
             publish_folder(fresh, target)
     except DiskFull as error:  # of a file in the scratch folder
         raise DiskFull(target, error.reason, kept="nothing was written") from None
     size = sum(path.stat().st_size for path in target.iterdir())
-    print(f"\nexport       {target} ({written.dtype}, {size / 1e6:.0f} MB{'' if own else ', not checked'})")
-    print(f"next         {written.next_step(target)}")
+    print(f"\nexport       {target} ({exporter.dtype}, {size / 1e6:.0f} MB{'' if own else ', not checked'})")
+    print(f"next         {exporter.next_step(target)}")
     return 0
 
 
@@ -93,9 +97,9 @@ def _dev_sample(settings: ExportSettings) -> list[Example]:
     return data.dev_sample(settings.check_pairs)
 
 
-def _check(written: Format, folder: Path, own: OwnPredictions, *, force: bool) -> None:
+def _check(exporter: Format, folder: Path, own: OwnPredictions, *, force: bool) -> None:
     """Compare the export with the run, print and store the figures; refuse it if they differ."""
-    found = own.compare(written.load(folder))
+    found = own.compare(exporter.load(folder))
     print("", *agreement_lines(own, found), sep="\n")
     figures = {"export": asdict(found), "rounding": asdict(own.rounding), QUESTIONS: own.some_questions()}
     (folder / AGREEMENT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -103,7 +107,7 @@ def _check(written: Format, folder: Path, own: OwnPredictions, *, force: bool) -
         return
     mean, largest = allowed_differences(own.rounding)
     message = (
-        f"--format {written.name}: p(entailment) differs from the run's by {found.mean_difference:.4f} on "
+        f"--format {exporter.name}: p(entailment) differs from the run's by {found.mean_difference:.4f} on "
         f"average and {found.largest_difference:.4f} at most; rounding explains {mean:.4f} and {largest:.4f}"
     )
     if found.num_same_prompts < found.num_pairs:
@@ -113,19 +117,20 @@ def _check(written: Format, folder: Path, own: OwnPredictions, *, force: bool) -
     print(f"kept by --force: {message}")
 
 
-def _write_papers(written: Format, folder: Path, run_folder: Path) -> None:
-    """Write what goes with the weights: the card, the prompts, the checksums."""
-    member = written.member
+def _texts(exporter: Format, run_folder: Path) -> dict[str, str]:
+    """Return the files that go with the weights, by name: the card, the prompts, a task of lm-eval."""
+    member = exporter.member
     form, _ = answer_forms(member.metadata.forms, member.settings.decoding.think)
-    card = as_card(read_run(run_folder, "dev"), None, package=written.package(), form=form)
-    (folder / CARD).write_text(card, encoding="utf-8")
     prompts = json.dumps(prompt_template(member, form), indent=2, ensure_ascii=False)
-    (folder / PROMPT_TEMPLATE).write_text(prompts + "\n", encoding="utf-8")
+    texts = {
+        CARD: as_card(read_run(run_folder, "dev"), None, package=exporter.package(), form=form),
+        PROMPT_TEMPLATE: prompts + "\n",
+    }
     max_tokens = member.settings.decoding.max_thought_tokens
     task = lm_eval_task(member.prompts, form, member.resolved.prompt_format, max_tokens)
-    if task and written.has_lm_eval_task:
-        (folder / TASK_FILE).write_text(task, encoding="utf-8")
-    write_checksums(folder, written.weights)
+    if task and exporter.has_lm_eval_task:
+        texts[TASK_FILE] = task
+    return texts
 
 
 def prompt_template(member: Member, form: Form) -> dict[str, Any]:

@@ -30,7 +30,7 @@ print(tokenizer.decode(answer[0, chat["input_ids"].shape[1] :], skip_special_tok
 
 
 class Format(ABC):
-    """One format; a subclass in a file of its own, and a line in `command.FORMATS`.
+    """One format; a subclass in a file of its own, named in `command.FORMATS` and `settings.ExportFormat`.
 
     Raises:
         ConfigError: `--dtype` is not one of the format's.
@@ -90,6 +90,10 @@ class WholeModel(Format):
     """A format of the base with the adapter merged into it."""
 
     dtypes = ("bfloat16", "float16", "float32")
+    library: ClassVar[str]
+    """The program that loads it, by the hub's name."""
+    usage: ClassVar[str]
+    """How it is loaded, for the card."""
 
     @classmethod
     def default_dtype(cls, member: Member) -> str:
@@ -99,6 +103,11 @@ class WholeModel(Format):
     def num_bytes(self, *, checked: bool) -> int:
         """The base's size in this number format."""
         return num_base_weights(self.member.resolved.base.folder) * BYTES[self.dtype] + SMALL_FILES
+
+    def package(self) -> Package:
+        """A model."""
+        what = "A merged LoRA adapter in"
+        return Package(what=what, usage=self.usage, library=self.library, relation="finetune")
 
 
 def dtype_of_training(member: Member) -> str:

@@ -65,7 +65,7 @@ class GgufAdapter(Format):
             folder / ADAPTER_FILE,
             alpha=self.member.settings.lora.alpha,
             dtype=self.dtype,
-            name=self.member.checkpoint.parent.name,
+            name=self.member.run_name,
         )
 
     def load(self, folder: Path) -> Consumer:

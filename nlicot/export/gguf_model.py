@@ -13,7 +13,6 @@ from nlicot.export.gguf_vocabulary import vocabulary_of
 from nlicot.export.llama_cpp_consumer import NEEDS, LlamaCppConsumer
 from nlicot.export.merged import merged_model
 from nlicot.prediction.predictor import Member
-from nlicot.report.card import Package
 
 MODEL_FILE = "model.gguf"
 USAGE = f"""\
@@ -25,6 +24,7 @@ class GgufModel(WholeModel):
     """The same weights as `merged`, for llama.cpp."""
 
     name = "gguf"
+    library, usage = "gguf", USAGE
     weights = "*.gguf"
     needs = NEEDS
 
@@ -39,16 +39,12 @@ class GgufModel(WholeModel):
         """Write the file."""
         folder.mkdir()
         model = merged_model(self.member, self.dtype)
-        name = self.member.checkpoint.parent.name
+        name = self.member.run_name
         write_model(model, self._vocabulary, folder / MODEL_FILE, dtype=self.dtype, name=name)
 
     def load(self, folder: Path) -> Consumer:
         """Load the file in llama.cpp."""
         return LlamaCppConsumer(folder / MODEL_FILE)
-
-    def package(self) -> Package:
-        """A model for llama.cpp."""
-        return Package(what="A merged LoRA adapter in", usage=USAGE, library="gguf", relation="finetune")
 
     def next_step(self, folder: Path) -> str:
         """A server."""

@@ -18,7 +18,6 @@ from nlicot.export.transformers_consumer import TransformersConsumer
 from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
 from nlicot.model.loaded_model import merge_dense, safetensors_errors
 from nlicot.prediction.predictor import Member, load_member
-from nlicot.report.card import Package
 
 SHARD_SIZE = "5GB"
 USAGE = f"""\
@@ -39,6 +38,7 @@ class Merged(WholeModel):
     """The dequantised base with the adapter added, rounded once."""
 
     name = "merged"
+    library, usage = "transformers", USAGE
     has_lm_eval_task = True
 
     def write(self, folder: Path) -> None:
@@ -59,11 +59,6 @@ class Merged(WholeModel):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(folder).to(device)
         return TransformersConsumer(f"transformers {version('transformers')}", model, folder)
-
-    def package(self) -> Package:
-        """A model."""
-        what = "A merged LoRA adapter in"
-        return Package(what=what, usage=USAGE, library="transformers", relation="finetune")
 
     def next_step(self, folder: Path) -> str:
         """The call that loads it."""

@@ -51,8 +51,7 @@ class Decision:
         agreement = prediction.agreement
         if agreement is not None and label != prediction.predicted_label:
             agreement = 1 - agreement  # of the votes: each has its own label, at 0.5
-        parsed = completion.parse(prediction.completion)
-        form = completion.Form.THOUGHT_FIRST if parsed is None else parsed.form
+        form = completion.form_of(prediction.completion)
         rendered = completion.render(prediction.thought_process, label, form, prediction.draft_label)
         return replace(
             prediction, predicted_label=label, p_entailment=p, completion=rendered, agreement=agreement

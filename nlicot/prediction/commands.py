@@ -63,7 +63,8 @@ def validate(runs: Sequence[TrainedRun]) -> int:
         )
         path = job.results_folder / DECISION
         calibration.store(path, tuned, split=settings.split, num_pairs=len(job.examples))
-        print(f"\n{calibration.format_tuned(tuned)}\n\nstored in   {path}; `test` and `predict` use it")
+        same = f" with --output {shlex.quote(settings.output)}" if settings.output else ""
+        print(f"\n{calibration.format_tuned(tuned)}\n\nstored in   {path}; `test` and `predict` use it{same}")
     if settings.probe_thoughts:
         from nlicot.prediction.faithfulness import format_probe, probe_thoughts, record_faithfulness
 
@@ -114,7 +115,7 @@ class _Job:
         has_weights = ENGINES[settings.engine].has_weights_here
         self.members = [read_member(run, weights=has_weights) for run in runs]
         self.own_folder = _own_folder(runs)
-        self.results_folder = Path(settings.output) if settings.output else self.own_folder
+        self.results_folder = Path(settings.output).expanduser() if settings.output else self.own_folder
         self.folder = self.results_folder if settings.output else self.own_folder / "predictions"
         make_folder(self.folder, label=f"--output {self.folder}")
         self.whole_path = final_paths(self.folder, self.split)[1]
@@ -153,7 +154,7 @@ class _Job:
             return predictions
         print(
             f"threshold {decision.threshold:.3f} and temperature {decision.temperature:.2f}, "
-            f"as tuned on dev ({self.decision_path})"
+            f"as `validate` tuned them ({self.decision_path})"
         )
         return [decision.apply(prediction) for prediction in predictions]
 

@@ -358,12 +358,13 @@ def _vote(
 
 
 def average(
-    answers: Sequence[Prediction], weights: Sequence[float] | None = None, form: Form = Form.THOUGHT_FIRST
+    answers: Sequence[Prediction], weights: Sequence[float] | None = None, form: Form | None = None
 ) -> Prediction:
     """Average several answers to one pair: votes of one model, or predictions of an ensemble's members.
 
     The thought is that of the answer with the largest weight among those with a thought and the same label,
-    else of the largest with a thought. Weights are equal by default; none is negative, not all are 0.
+    else of the largest with a thought. Weights are equal by default; none is negative, not all are 0. The
+    completion has the form `form`, by default that of this answer, with a draft only if each answer has one.
     """
     weights = weights or [1.0] * len(answers)
     mean = _weighted_mean([float(answer.p_entailment or 0.0) for answer in answers], weights)
@@ -374,6 +375,9 @@ def average(
     by_weight = [answers[index] for index in sorted(range(len(answers)), key=lambda i: -weights[i])]
     thinking = [answer for answer in by_weight if answer.thought_process is not None]
     chosen = next((one for one in thinking if one.predicted_label == label), (thinking or by_weight)[0])
+    form = form or completion.form_of(chosen.completion)
+    if form is Form.DRAFT_FIRST and draft_label is None:
+        form = Form.THOUGHT_FIRST
     num_agreeing = sum(answer.predicted_label == label for answer in answers)
     return replace(
         chosen,

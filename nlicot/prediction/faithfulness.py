@@ -22,18 +22,18 @@ BLANK = "(left out)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One intervention: how many labels it flipped, and how many are right after it (None if unlabelled)."""
+    """One intervention: how many labels it flipped, and how many are right after it."""
 
     name: str
     num: int
     num_flipped: int
-    num_right: int | None
+    num_right: int
 
 
 def probe_thoughts(
     predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> list[Probe]:
-    """Compare the labels of `predictions`, in the order of `examples`, with those under each intervention.
+    """Compare the labels of `predictions`, in the order of labelled `examples`, with those after each change.
 
     Thoughts, and drafts if there are any, are changed only if the label follows them.
     """
@@ -64,7 +64,7 @@ def probe_thoughts(
             name=name,
             num=len(after),
             num_flipped=sum(a != b for a, b in zip(before, after, strict=True)),
-            num_right=None if None in true else sum(a == b for a, b in zip(after, true, strict=True)),
+            num_right=sum(a == b for a, b in zip(after, true, strict=True)),
         )
         for name, after in found.items()
     ]
@@ -97,7 +97,7 @@ def format_probe(table: Sequence[Probe]) -> str:
     """Format the interventions as plain text, one per line."""
     lines = [f"{'does the thought decide?':<28}{'labels flipped':>15}{'accuracy':>11}"]
     for probe in table:
-        right = "" if probe.num_right is None else f"{probe.num_right / probe.num:.1%}"
+        right = f"{probe.num_right / probe.num:.1%}"
         flipped = "" if probe.name == "as it is" else f"{probe.num_flipped / probe.num:.1%}"
         lines.append(f"{probe.name:<28}{flipped:>15}{right:>11}")
     return "\n".join(lines)

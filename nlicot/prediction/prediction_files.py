@@ -130,5 +130,5 @@ class PartialPredictions:
 
     def remove(self) -> None:
         """Remove the partial files, also those of other settings, once the final file is written."""
-        for path in self._folder.glob(f".{self._name}-*.partial"):
+        for path in self._folder.glob(f".{self._name}-{'[0-9a-f]' * 16}.*.partial"):
             path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """From pairs to predictions, by one model or by several checkpoints one after the other.
 
-Equal bases of checkpoints are loaded once. With several processes, each is a rank that decodes a part.
+Successive checkpoints of one base share it in memory. With several processes, each is a rank that decodes
+a part.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ BLOCK = 2048
 KEPT = "predictions made are kept, run the same command to continue"
 NOT_A_CHECKPOINT = (
     *(OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError),
-    *(UnpicklingError, zipfile.BadZipFile, NotImplementedError),
+    *(UnpicklingError, zipfile.BadZipFile),
 )
 """Errors of reading a damaged file, or one that something else wrote."""
 
@@ -147,6 +148,11 @@ class Member:
     settings: ModelSettings
     trainer: TrainerSettings
 
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder."""
+        return self.checkpoint.resolve().parent.name
+
     def loaded_as(self) -> tuple[Any, ...]:
         """Return what must be equal for two adapters to fit on one base in memory."""
         settings = self.settings
@@ -156,7 +162,8 @@ class Member:
         """Hash everything that decides a prediction: the weights, how they are decoded, and the pairs."""
         digest = hashlib.sha256(self.checkpoint.read_bytes())
         forms = sorted(form.value for form in self.metadata.forms)
-        digest.update(repr((self.settings.decoding, forms)).encode())
+        decoding = replace(self.settings.decoding, batch_size=None)  # which changes rounding only
+        digest.update(repr((decoding, forms)).encode())
         digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
         if predicted_by != TRANSFORMERS:
             digest.update(predicted_by.encode())
@@ -234,9 +241,12 @@ def decode(
     decoded: list[list[Prediction]] = []
     partials: list[PartialPredictions] = []
     loaded: LoadedModel | None = None
+    predictor: Predictor | None = None
+    undo_merge: Callable[[], None] | None = None
     for index, member in enumerate(members):
         fabric = _start_processes(member)
         if loaded is None or member.loaded_as() != members[index - 1].loaded_as():
+            loaded = predictor = undo_merge = None  # one model in memory at a time
             loaded = load_member(member)
         else:
             loaded.load_adapter(member.weights, label=member.label)
@@ -251,6 +261,7 @@ def decode(
     if len(members) > 1:
         by_id = [{prediction.id: prediction for prediction in each} for each in decoded]
         predictions = [average([each[first.id] for each in by_id], weights) for first in predictions]
+    assert predictor is not None  # there is a member
     return Decoded(
         predictions=predictions, partials=partials, predictor=predictor, is_main=fabric.is_global_zero
     )

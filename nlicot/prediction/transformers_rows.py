@@ -164,8 +164,6 @@ class RowCache:
     @classmethod
     def joined(cls, parts: Sequence[RowCache]) -> RowCache:
         """Join the rows of all parts in one cache, in order."""
-        if len(parts) == 1:
-            return parts[0]
         width = max(part.mask.shape[1] for part in parts)
         mask = torch.cat([_left_padded(part.mask, width, dim=1) for part in parts])
         cache = parts[0].cache

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import Namespace
 
-from nlicot.builders import BUILDERS, builder_name, find_builder
+from nlicot.builders import BUILDERS, builder_name, check_built, find_builder
 from nlicot.builders.base import Builder, build_report
 from nlicot.command_line import CommandParser, Names, PositiveInt
 from nlicot.data.atomic_write import refuse_overwriting, write_jsonl
@@ -73,12 +73,7 @@ def main(args: Sequence[str]) -> int:
         predicted = read_predicted_thoughts(predicted_paths, examples, first_sample=first_sample)
         thoughts = [*texts.thoughts, *predicted]
         built = builder.build(examples, thoughts, texts.reflections, texts.scores, prompts=prompts)
-        if not built:
-            raise DataError(
-                f"nothing that the builder {type(builder).__name__} can use",
-                "labelled pairs, with thoughts unless the builder is label_only",
-                path=root.pairs(split),
-            )
+        check_built(built, builder, root.pairs(split))
         markers = MARKERS[settings.prompt_format]
         if is_preference:
             preferences = build_preferences(built, texts, predicted)
@@ -122,7 +117,7 @@ def _complete_splits(root: DataRoot, builder: Builder) -> list[str]:
     complete = [
         split
         for split in ("train", "dev")
-        if root.pairs(split).exists() and (root.thoughts(split).exists() or not builder.thinks)
+        if root.pairs(split).exists() and (root.thoughts(split).exists() or not builder.needed_texts(split))
     ]
     return complete or ["train"]
 

@@ -83,7 +83,7 @@ def _all_runs(settings: Namespace, named: Sequence[str]) -> list[Run]:
     if settings.baselines:
         runs += baselines(runs[0], settings.train_pairs and settings.train_pairs.expanduser())
         given += BASELINES
-    return named_apart(runs, given, flag="--predictions")
+    return named_apart(runs, given)
 
 
 def _runs_first(args: Sequence[str]) -> list[str]:

@@ -80,22 +80,24 @@ class Comparison:
         return {
             "split": self.split,
             "num_pairs": self.num_pairs,
-            "runs": [
-                {
-                    "name": run.name,
-                    "builder": run.builder,
-                    "seed": run.seed,
-                    **({"started_from": asdict(run.origin)} if run.origin else {}),
-                    **({"soft_labels": asdict(run.soft_labels)} if run.soft_labels else {}),
-                    **({"drafts": asdict(run.drafts)} if run.drafts else {}),
-                    **({"members": [asdict(member) for member in run.members]} if run.members else {}),
-                    **metrics_to_dict(run.metrics),
-                }
-                for run in self.runs
-            ],
+            "runs": [run_to_dict(run) for run in self.runs],
             "groups": [asdict(group) for group in self.groups],
             "tests": [asdict(test) for test in self.tests],
         }
+
+
+def run_to_dict(run: Run) -> dict[str, Any]:
+    """Return a run's figures, and what they depend on, as JSON values."""
+    return {
+        "name": run.name,
+        "builder": run.builder,
+        "seed": run.seed,
+        **({"started_from": asdict(run.origin)} if run.origin else {}),
+        **({"soft_labels": asdict(run.soft_labels)} if run.soft_labels else {}),
+        **({"drafts": asdict(run.drafts)} if run.drafts else {}),
+        **({"members": [asdict(member) for member in run.members]} if run.members else {}),
+        **metrics_to_dict(run.metrics),
+    }
 
 
 def compare(runs: Sequence[Run]) -> Comparison:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,9 +48,7 @@ def read_predictions(path: Path, run: Run, pair_format: PairFormat) -> Run:
         label = _label(row, columns, pair_format.label_map)
         if "label" not in columns and p is not None:
             label = int(entails(p))
-        answers[pair.id] = replace(
-            pair, predicted_label=label, p_entailment=p, thought_process=None, status=None
-        )
+        answers[pair.id] = pair.answered(label, p)
     if missing := [answer.id for answer in run.answers if answer.id not in answers]:
         more = f" and {len(missing) - 1} more pairs" if missing[1:] else ""
         remedy = "a pair without an answer has an empty label, and counts as wrong"

@@ -46,7 +46,7 @@ def as_html(comparison: Comparison, audit: Audit | None) -> str:
         version=__version__,
         made=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         comparison=comparison,
-        runs_table=runs_table(comparison),
+        runs_table=runs_table(comparison.runs),
         seeds=seeds_tables(comparison),
         tests=tests_tables(comparison),
         provenance=provenance(comparison),

@@ -18,7 +18,7 @@ from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
 from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics, entails
-from nlicot.run.folder import ENSEMBLE
+from nlicot.run.folder import BEST, CONFIG, ENSEMBLE, FIT_SUMMARY, PREDICTIONS, predictions_path
 from nlicot.run.starting_adapter import Origin
 from nlicot.text_tables import printable
 
@@ -56,6 +56,18 @@ class Answer:
     thought_process: str | None = None
     status: str | None = None
     draft_label: int | None = None
+
+    def answered(self, predicted_label: int | None, p_entailment: float | None) -> Answer:
+        """Return another system's answer to the same pair, without a thought."""
+        return Answer(
+            id=self.id,
+            true_label=self.true_label,
+            predicted_label=predicted_label,
+            p_entailment=p_entailment,
+            premise=self.premise,
+            hypothesis=self.hypothesis,
+            phenomenon=self.phenomenon,
+        )
 
     @property
     def correct(self) -> bool:
@@ -109,7 +121,7 @@ class Run:
         builder = section(self.config, "data").get("builder")
         if isinstance(builder, dict):
             builder = str(builder.get("class_path", "")).rpartition(".")[2]
-        return str(builder or self.read_json("fit.json").get("builder") or "")
+        return str(builder or self.read_json(FIT_SUMMARY).get("builder") or "")
 
     @property
     def is_baseline(self) -> bool:
@@ -136,12 +148,12 @@ class Run:
     @cached_property
     def origin(self) -> Origin | None:
         """The adapter that the run started from; None for a fresh one."""
-        return Origin.in_summary(self.read_json("fit.json"))
+        return Origin.in_summary(self.read_json(FIT_SUMMARY))
 
     @cached_property
     def soft_labels(self) -> SoftLabelSummary | None:
         """The soft labels that the run learnt from."""
-        return SoftLabelSummary.in_summary(self.read_json("fit.json"))
+        return SoftLabelSummary.in_summary(self.read_json(FIT_SUMMARY))
 
     @cached_property
     def members(self) -> Sequence[Member]:
@@ -167,15 +179,7 @@ class Run:
 def answering(name: str, run: Run, p_entailment: Sequence[float]) -> Run:
     """Return other answers to a run's pairs: the labels of these probabilities, without thoughts."""
     answers = [
-        replace(
-            answer,
-            predicted_label=int(entails(p)),
-            p_entailment=p,
-            thought_process=None,
-            status=None,
-            draft_label=None,
-        )
-        for answer, p in zip(run.answers, p_entailment, strict=True)
+        answer.answered(int(entails(p)), p) for answer, p in zip(run.answers, p_entailment, strict=True)
     ]
     return Run(name=name, split=run.split, predictions_path=None, folder=None, config={}, answers=answers)
 
@@ -217,17 +221,17 @@ def read_runs(runs: Sequence[str], split: str, root: Path) -> list[Run]:
     answers are in the first run's order, so that the bootstrap draws the same pairs for every run.
     """
     found = [_read_run(run, split, root) for run in runs]
-    found = named_apart(found, runs, flag="--compare")
+    found = named_apart(found, runs)
     return [replace(run, answers=_in_order_of(found[0], run)) for run in found]
 
 
-def named_apart(runs: Sequence[Run], given: Sequence[str], *, flag: str) -> list[Run]:
+def named_apart(runs: Sequence[Run], given: Sequence[str]) -> list[Run]:
     """Return the runs under different names, those that share one as they were given; refuse repetitions."""
     paths = [run.predictions_path and run.predictions_path.resolve() for run in runs]
     num_named = Counter(run.name for run in runs)
-    for run, path in zip(runs, paths, strict=True):
+    for name, path in zip(given, paths, strict=True):
         if path is not None and paths.count(path) > 1:
-            raise ConfigError(f"{flag}: found {run.name} twice, expected different runs")
+            raise ConfigError(f"{name}: found it twice, expected different runs")
     return [
         replace(run, name=name) if num_named[run.name] > 1 else run
         for run, name in zip(runs, given, strict=True)
@@ -244,7 +248,7 @@ def _in_order_of(first: Run, run: Run) -> list[Answer]:
         here, there = (f"labelled {of[id_]}" if id_ in of else "missing" for of in (expected, labels))
         more = f" and {len(others)} more pairs that differ" if others else ""
         raise ConfigError(
-            f"--compare: found pair {id_!r} {here} in {first.name} and {there} in {run.name}{more}, "
+            f"{run.name}: found pair {id_!r} {there} and {here} in {first.name}{more}, "
             "expected predictions of the same pairs"
         )
     return [by_id[id_] for id_ in expected]
@@ -254,31 +258,24 @@ def _read_run(given: str, split: str, root: Path) -> Run:
     path = Path(given).expanduser()
     folder: Path | None
     if path.suffix == ".jsonl":
-        folder = path.parent.parent if path.parent.name == "predictions" else None
+        folder = path.parent.parent if path.parent.name == PREDICTIONS else None
     else:
         folder = _find_folder(given, root)
-        path = folder / "predictions" / f"{split}.jsonl"
+        path = predictions_path(folder, split)
         if not path.is_file():
             others = ", ".join(sorted(other.stem for other in path.parent.glob("*.jsonl")))
             command = {"dev": "validate", "test": "test"}.get(split, f"test --split {split}")
             raise ConfigError(
-                f"--compare {given}: found no {path}"
+                f"{given}: found no {path}"
                 + (f" (there are predictions of {others})" if others else "")
                 + f", expected predictions of {split}; make them with: "
-                f"python -m nlicot {command} --ckpt_path {folder / 'best.ckpt'}"
+                f"python -m nlicot {command} --ckpt_path {folder / BEST}"
             )
-    return Run(
-        name=path.stem if folder is None else folder.resolve().name,
-        split=path.stem,
-        predictions_path=path,
-        folder=folder,
-        config=_read_config(folder) if folder else {},
-        answers=_read_answers(path),
-    )
+    return _run(folder, path, _read_answers(path))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     config = read_yaml(path, label=str(path)) if path.is_file() else {}
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: found {shown(config)}, expected the configuration that `fit` wrote")
@@ -287,14 +284,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def read_run(folder: Path, split: str) -> Run:
     """Read a run's folder; without predictions of the split, the run has no answers."""
-    path = folder / "predictions" / f"{split}.jsonl"
+    path = predictions_path(folder, split)
+    return _run(folder, path, _read_answers(path) if path.is_file() else ())
+
+
+def _run(folder: Path | None, path: Path, answers: Sequence[Answer]) -> Run:
     return Run(
-        name=folder.resolve().name,
-        split=split,
+        name=path.stem if folder is None else folder.resolve().name,
+        split=path.stem,
         predictions_path=path,
         folder=folder,
-        config=_read_config(folder),
-        answers=_read_answers(path) if path.is_file() else (),
+        config=_read_config(folder) if folder else {},
+        answers=answers,
     )
 
 
@@ -303,11 +304,11 @@ def _find_folder(given: str, root: Path) -> Path:
     if not candidates:
         known = ", ".join(sorted({path.parent.parent.name for path in root.glob("*/predictions/*.jsonl")}))
         raise ConfigError(
-            f"--compare {given}: found no such run, expected a run's folder, its name in {root} or a "
+            f"{given}: found no such run, expected a run's folder, its name in {root} or a "
             f".jsonl file of predictions (in {root}: {known or 'none has predictions'})"
         )
     # A folder in the working directory may have the name of a run: the one with predictions is meant.
-    return next((path for path in candidates if (path / "predictions").is_dir()), candidates[0])
+    return next((path for path in candidates if (path / PREDICTIONS).is_dir()), candidates[0])
 
 
 def _read_answers(path: Path) -> list[Answer]:

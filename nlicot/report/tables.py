@@ -5,7 +5,7 @@ Runs are numbered, so that only one table has their names and the text stays wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nlicot.evaluation.metrics import Interval
@@ -21,7 +21,7 @@ NONE = "-"
 
 def as_text(comparison: Comparison) -> str:
     """Render tables for a terminal."""
-    runs = runs_table(comparison)
+    runs = runs_table(comparison.runs)
     tables = [
         runs.columns("", "run", "builder", "seed", "accuracy %", "macro F1 %"),
         runs.columns("", "F1 %", "AUROC", "ECE", "Brier"),
@@ -37,7 +37,7 @@ def as_text(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Render the same as Markdown, with all figures of a run in one row."""
-    tables = [runs_table(comparison), *seeds_tables(comparison), *tests_tables(comparison)]
+    tables = [runs_table(comparison.runs), *seeds_tables(comparison), *tests_tables(comparison)]
     lines = [*_right_in_one_only(comparison), *provenance(comparison)]
     lists = [f"- {escaped(line)}" for line in lines]
     return _joined([[escaped(_title(comparison))], *map(piped, tables), lists]) + "\n"
@@ -51,11 +51,11 @@ def _title(comparison: Comparison) -> str:
     return f"{printable(comparison.split)}: {comparison.num_pairs} pairs, 95 % intervals in brackets"
 
 
-def runs_table(comparison: Comparison) -> Table:
+def runs_table(runs: Sequence[Run]) -> Table:
     """Return the figures of the runs, numbered, one row each."""
     header = ("", "run", "builder", "seed", "accuracy %", "F1 %", "macro F1 %", "AUROC", "ECE", "Brier")
     rows = []
-    for number, run in enumerate(comparison.runs, start=1):
+    for number, run in enumerate(runs, start=1):
         metrics = run.metrics
         percentages = (
             _percent(metric.value, metric.interval.low, metric.interval.high)

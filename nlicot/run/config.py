@@ -80,6 +80,7 @@ CHANGED_BY_A_RESUME = (
     # How long it trains, and how often it measures, saves and logs.
     *(f"trainer.{bound}_{unit}" for unit in ("epochs", "steps") for bound in ("min", "max")),
     *("trainer.max_time", "early_stopping.patience", "early_stopping.min_delta", "early_stopping.verbose"),
+    "early_stopping.stopping_threshold",
     *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.log_every_n_steps"),
     *("checkpoint.every_n_steps", "generated_metrics.every_n_epochs", "generated_metrics.num_texts"),
     *("trainer.enable_progress_bar", "final_evaluation"),

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nlicot import completion
-from nlicot.builders import find_builder
+from nlicot import completion, ranks
+from nlicot.builders import builder_name, check_built, find_builder
 from nlicot.builders.base import Builder, CountTokens, build_report
 from nlicot.completion import Form
 from nlicot.data.checksums import sha256_of
@@ -74,8 +74,8 @@ class RunData:
         return self.root.is_sample and not others and not self._single_files
 
     def announce_sample(self) -> None:
-        """Print a line if the user named no data of their own."""
-        if self.on_sample:
+        """Print a line, in the first process, if the user named no data of their own."""
+        if self.on_sample and ranks.is_first():
             print(
                 "SAMPLE DATA: this runs on the small sample that comes with nlicot. "
                 "For your own pairs: "
@@ -178,7 +178,7 @@ class RunData:
                 f"--data.blind_test: found {num} of the pairs to predict in {path}, whose soft labels "
                 f"{learner} has learnt, expected none; use a run that has not"
             )
-        if num:
+        if num and ranks.is_first():
             learnt = f"soft labels of {num} of these {len(examples)} pairs"
             print(f"TRANSDUCTIVE: {learner} has learnt {learnt} ({path})")
 
@@ -239,9 +239,9 @@ class RunData:
         return num
 
     def _build(self, split: str, count_tokens: CountTokens | None) -> list[TrainingExample]:
-        num_pairs, name = len(self.pairs[split]), type(self.builder).__name__
+        num_pairs, name = len(self.pairs[split]), builder_name(self.builder)
         if split == "train" and self.settings.prepared is not None:
-            built = read_prepared(Path(self.settings.prepared))
+            built = read_prepared(Path(self.settings.prepared).expanduser())
             num_pairs = len(built)
         else:
             texts = self._read_texts(split)
@@ -259,12 +259,7 @@ class RunData:
                 self._check_use_of_soft_labels(built)
         self.reports[split] = str(build_report(num_pairs, built))
         logger.info("%s: %s: %s", split, name, self.reports[split])
-        if not built:
-            raise DataError(
-                f"nothing that the builder {name} can use",
-                "labelled pairs, with thoughts unless the builder is label_only",
-                path=self.path(split, "pairs"),
-            )
+        check_built(built, self.builder, self.path(split, "pairs"))
         return built
 
     def _check_use_of_soft_labels(self, built: Sequence[TrainingExample]) -> None:
@@ -275,7 +270,7 @@ class RunData:
             kind = "unlabelled pairs"
         if kind:
             raise DataError(
-                f"{kind} that the builder {type(self.builder).__name__} makes no example of",
+                f"{kind} that the builder {builder_name(self.builder)} makes no example of",
                 "label_only or multitask" if self.unlabelled else "label_only, multitask or label_first",
                 path=self.path("train", "pairs"),
                 remedy="or leave them out; --columns p_entailment= reads no column of soft labels",
@@ -292,10 +287,10 @@ class RunData:
             files = TextFiles.found(
                 thoughts, self.path(split, "reflections"), self.path(split, "scores"), needed=needed
             )
-        elif self.builder.thinks:  # the root's texts belong to the root's own pairs
+        elif self.builder.needed_texts(split):  # the root's texts belong to the root's own pairs
             raise DataError(
                 f"--data.{split}_pairs without --data.{split}_thoughts",
-                f"thoughts of these pairs, which the builder {type(self.builder).__name__} learns from",
+                f"thoughts of these pairs, which the builder {builder_name(self.builder)} learns from",
                 path=self.path(split, "pairs"),
             )
         return read_joined(pairs, files)

@@ -32,7 +32,7 @@ AGREEMENT = "agreement.json"
 """In an export's folder: how it predicts, next to the run."""
 QUESTIONS = "questions"
 """Key in `agreement.json`: ids before a label, in one text, and the run's p(entailment)."""
-BEST, LAST, PEFT_FOLDER = "best.ckpt", "last.ckpt", "adapter"
+BEST, LAST, PEFT_FOLDER, PREDICTIONS = "best.ckpt", "last.ckpt", "adapter", "predictions"
 METADATA_KEY = "nlicot"
 NUM_STEPS = "optimizer_steps"
 """Key in `fit.json`: the number of steps, once training has ended."""
@@ -44,6 +44,11 @@ EVENTS = "events."
 """TensorBoard's files start with this."""
 LONGEST_NAME = 255
 """Maximum bytes of a file's name in common file systems."""
+
+
+def predictions_path(folder: Path, split: str = "dev") -> Path:
+    """Return the file with a run's predictions of a split."""
+    return folder / PREDICTIONS / f"{split}.jsonl"
 
 
 def check_new_run(name: str | None, root: Path) -> None:
@@ -149,7 +154,9 @@ class CheckpointMetadata:
             kept = {name: found[name] for name in ("base", "prompt_format", "tokenizer_sha256", "prompts")}
             return cls(**kept, forms=frozenset(map(Form, forms)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{label}: not a checkpoint of nlicot: it has no {error}") from error
+            is_missing = isinstance(error, KeyError)
+            problem = f"it has no {error}" if is_missing else f"its metadata cannot be read ({error})"
+            raise CheckpointError(f"{label}: not a checkpoint of nlicot: {problem}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metadata as it is stored in a checkpoint."""

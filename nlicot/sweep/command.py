@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     experiments = chosen(read_experiments(path, seeds=settings.seeds or (), flags=passed), settings.only)
     out = settings.out or Path("checkpoints") / path.stem
     plan = make_plan(path, experiments, out)
-    for name, report in plan.examples.items():
+    for name, report in plan.reports.items():
         print(f"{name}: {report}")
     if settings.dry_run:
         for run in plan.runs:
@@ -196,8 +196,8 @@ def _report(plan: Plan, out: Path) -> None:
         return
     print(f"\n{as_text(rows)}")
     paths = write_results(out, plan.runs, rows, usage)
-    print(f"\nfigures      {', '.join(map(str, paths))}\nTensorBoard  tensorboard --logdir {out}")
-    names = shlex.join(run.name for row in rows for run in row.runs)
-    print(
-        f"next         python -m nlicot report {names} --checkpoints_root {out} --html {out / 'report.html'}"
-    )
+    print(f"\nfigures      {', '.join(map(str, paths))}")
+    print(f"TensorBoard  tensorboard --logdir {shlex.quote(str(out))}")
+    names = [run.name for row in rows for run in row.runs]
+    report = ["report", *names, "--checkpoints_root", str(out), "--html", str(out / "report.html")]
+    print(f"next         {_shown(report)}")

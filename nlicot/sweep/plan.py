@@ -18,7 +18,16 @@ from nlicot.config_files import hint, merge, read_settings, renamed, with_nulls
 from nlicot.errors import ConfigError, NlicotError
 from nlicot.run.config import FitCommand, changes_to, parse_fit
 from nlicot.run.data import RunData
-from nlicot.run.folder import CONFIG, NUM_STEPS, check_new_run, hold_run, never_trained, read_summary
+from nlicot.run.folder import (
+    CONFIG,
+    FIT_SUMMARY,
+    NUM_STEPS,
+    check_new_run,
+    hold_run,
+    never_trained,
+    predictions_path,
+    read_summary,
+)
 from nlicot.run.starting_adapter import StartingAdapter, lora_shape
 
 OWN_KEYS = ("experiments", "name", "seeds", "config")
@@ -63,7 +72,7 @@ class Plan:
     """The runs in their order, and a report on the training examples of each unfinished experiment."""
 
     runs: Sequence[PlannedRun]
-    examples: Mapping[str, str]
+    reports: Mapping[str, str]
 
 
 def run_name(experiment: str, seed: int) -> str:
@@ -227,7 +236,7 @@ def make_plan(path: Path, experiments: Sequence[Experiment], out: Path) -> Plan:
             raise ConfigError(f"{path}: {experiment.name}: {error}") from None
     left = {run.experiment for run in runs if run.state != "finished"}
     return Plan(
-        runs=runs, examples=_examples(path, {name: commands[name] for name in commands if name in left})
+        runs=runs, reports=_reports(path, {name: commands[name] for name in commands if name in left})
     )
 
 
@@ -286,20 +295,15 @@ def _continued(
 
 def is_finished(folder: Path) -> bool:
     """Return whether a run's training has ended, and its best adapter was evaluated after that."""
-    summary, predictions = folder / "fit.json", predictions_path(folder)
+    summary, predictions = folder / FIT_SUMMARY, predictions_path(folder)
     if NUM_STEPS not in read_summary(folder) or not predictions.is_file():
         return False
     return predictions.stat().st_mtime >= summary.stat().st_mtime
 
 
-def predictions_path(folder: Path) -> Path:
-    """Return the file with a run's predictions of dev."""
-    return folder / "predictions" / "dev.jsonl"
-
-
-def _examples(path: Path, commands: Mapping[str, FitCommand]) -> dict[str, str]:
+def _reports(path: Path, commands: Mapping[str, FitCommand]) -> dict[str, str]:
     """Read each experiment's data as its fits will; return reports on it, if all have the same dev pairs."""
-    examples: dict[str, str] = {}
+    reports: dict[str, str] = {}
     logger = logging.getLogger(RunData.__module__)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -316,9 +320,9 @@ def _examples(path: Path, commands: Mapping[str, FitCommand]) -> dict[str, str]:
                     "same, so that predictions can be compared"
                 )
             first = first or (name, report)
-            examples[name] = data.reports["train"]
+            reports[name] = data.reports["train"]
     except NlicotError as error:
         raise ConfigError(f"{path}: {name}: {error}") from None
     finally:
         logger.setLevel(level)
-    return examples
+    return reports

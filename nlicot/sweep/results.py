@@ -14,10 +14,11 @@ from typing import Any
 from nlicot.data.atomic_write import write_csv, write_json
 from nlicot.errors import DataError
 from nlicot.evaluation.metrics import metrics_to_dict
-from nlicot.report.compare import Comparison, PairOfRuns, Spread, compare, holm, spread
+from nlicot.report.compare import PairOfRuns, Spread, compare, holm, run_to_dict, spread
 from nlicot.report.read_runs import Run, answering, read_json, read_runs
 from nlicot.report.tables import runs_table
-from nlicot.sweep.plan import PlannedRun, is_finished, predictions_path
+from nlicot.run.folder import predictions_path
+from nlicot.sweep.plan import PlannedRun, is_finished
 from nlicot.text_tables import Table, aligned
 
 JSON_NAME, CSV_NAME = "sweep.json", "sweep.csv"
@@ -94,7 +95,7 @@ def make_rows(groups: Mapping[str, Sequence[Run]], usage: Mapping[str, Usage]) -
             Row(
                 name=name,
                 runs=runs,
-                averaged=average(f"{name}, {len(runs)} seeds averaged", runs),
+                averaged=average_runs(f"{name}, {len(runs)} seeds averaged", runs),
                 accuracy=spread([run.metrics.accuracy.value for run in runs]),
                 f1=spread([run.metrics.f1.value for run in runs]),
                 tests=tests,
@@ -105,7 +106,7 @@ def make_rows(groups: Mapping[str, Sequence[Run]], usage: Mapping[str, Usage]) -
     return rows
 
 
-def average(name: str, runs: Sequence[Run]) -> Run | None:
+def average_runs(name: str, runs: Sequence[Run]) -> Run | None:
     """Average probabilities pair by pair, as `predict` does with several checkpoints; None for one run."""
     columns = [[answer.p_entailment for answer in run.answers] for run in runs]
     if len(runs) < 2 or any(p is None for column in columns for p in column):
@@ -126,7 +127,7 @@ def _tests(groups: Sequence[Sequence[Run]]) -> list[list[PairOfRuns]]:
 def as_text(rows: Sequence[Row]) -> str:
     """Render the table of experiments and that of their runs."""
     runs = [run for row in rows for run in (*row.runs, *([row.averaged] if row.averaged else []))]
-    of_runs = runs_table(Comparison(split="dev", runs=runs, groups=[], tests=[]))
+    of_runs = runs_table(runs)
     title = f"dev: {len(runs[0].answers)} pairs, 95 % intervals in brackets"
     note = f"p: McNemar's exact test with the runs of {rows[0].name}, seed by seed, corrected (Holm)"
     blocks = [
@@ -184,13 +185,7 @@ def write_results(
         "num_pairs": len(rows[0].runs[0].answers),
         "experiments": [row_to_dict(row) for row in rows],
         "runs": [
-            {
-                "name": name,
-                "experiment": of_plan[name].experiment,
-                "seed": of_plan[name].seed,
-                **({"started_from": asdict(run.origin)} if run.origin else {}),
-                **metrics_to_dict(run.metrics),
-            }
+            {**run_to_dict(run), "experiment": of_plan[name].experiment, "seed": of_plan[name].seed}
             for name, run in runs.items()
         ],
         USAGE: {name: asdict(used) for name, used in usage.items()},

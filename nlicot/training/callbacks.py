@@ -68,12 +68,19 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
     name because its state in a checkpoint has.
     """
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, and the threshold that a decision to stop was made with."""
+        return {**super().state_dict(), "stopping_threshold": self.stopping_threshold}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count of evaluations without improvement, and not the patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        was_reached = self.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
+        if was_reached and state_dict.get("stopping_threshold") != self.stopping_threshold:
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before the first step if the run was stopped, unless the patience was raised."""
+        """Stop before the first step if the run was stopped, unless patience or threshold were changed."""
         reasons = (EarlyStoppingReason.NOT_STOPPED, EarlyStoppingReason.PATIENCE_EXHAUSTED)
         trainer.should_stop |= self.wait_count >= self.patience or self.stopping_reason not in reasons
 

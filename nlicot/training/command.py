@@ -209,6 +209,8 @@ def _train(
         print(
             f"{folder} was finished at step {num_steps_before}; raise --trainer.max_epochs, "
             "--trainer.max_steps or --early_stopping.patience to continue it"
+            + ", or change --early_stopping.stopping_threshold"
+            * (settings.early_stopping.stopping_threshold is not None)
         )
     summary |= {
         NUM_STEPS: trainer.global_step,

@@ -113,7 +113,9 @@ def test_label_only_takes_the_true_label_of_every_labelled_pair() -> None:
 
 
 def test_label_only_can_be_limited_to_pairs_with_a_thought() -> None:
-    built = LabelOnly(only_with_thoughts=True).build(PAIRS, THOUGHTS, REFLECTIONS)
+    builder = LabelOnly(only_with_thoughts=True)
+    assert (builder.needed_texts("dev"), LabelOnly().needed_texts("dev")) == (["thoughts"], [])
+    built = builder.build(PAIRS, THOUGHTS, REFLECTIONS)
     assert targets(built) == [
         ("right-1", None, 1, "label"),
         ("wrong-1", None, 1, "label"),

@@ -259,7 +259,7 @@ def test_killed_predict_continues_where_it_was(
     with left.open("a", encoding="utf-8") as file:
         file.write('{"id": "cut off in the mid')
     monkeypatch.setattr(PartialPredictions, "writer", lambda self: counted(self, limit=99))
-    resumed = _run(root, "predict", ["thinks"])
+    resumed = _run(root, "predict", ["thinks"], "--model.decoding.batch_size=3")
     assert len(made) == 12
     assert len(set(made)) == 12
     assert "5 of 12 predictions were made before" in capsys.readouterr().out
@@ -277,7 +277,8 @@ def test_merged_shards_of_predictions_are_the_whole_files_up_to_rounding(
     flags += ["--model.dtype=float32"]
     output = tmp_path / "predictions" / "dev.jsonl"
     output.parent.mkdir()
-    others = [output.parent / f".dev{name}-0123456789abcdef.0.partial" for name in ("", ".shard-2-of-3")]
+    names = ("", ".shard-2-of-3", ".shard-2-of-3-hard")  # the last is of another split
+    others = [output.parent / f".dev{name}-0123456789abcdef.0.partial" for name in names]
     for path in others:
         path.touch()
     for shard in ("3/3", "1/3"):
@@ -287,7 +288,7 @@ def test_merged_shards_of_predictions_are_the_whole_files_up_to_rounding(
     assert main(["merge-shards", str(output)]) == 2
     assert f"{output}: found 2 of 3 shards, expected 2/3 too" in capsys.readouterr().err
     assert main([*flags, f"--output={output.parent}", "--shard=2/3"]) == 0
-    assert [path.exists() for path in others] == [True, False]
+    assert [path.exists() for path in others] == [True, False, True]
 
     assert main(["merge-shards", str(output)]) == 0
 
@@ -346,12 +347,13 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     printed = capsys.readouterr().out
     assert "cross-fitted" in printed
     assert "premise blanked" in printed
+    assert f"`test` and `predict` use it with --output {root / 'tuned'}\n" in printed
     decision = threshold.load(root / "tuned" / "decision.json")
     measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
     assert [probe["name"] for probe in measured["faithfulness"]] == ["as it is", "premise blanked"]
     plain = {row["id"]: row for row in _run(root, "predict", ["both"])}
     assert main(["predict", checkpoint, "--split=dev", f"--output={root / 'tuned'}", *DECODING]) == 0
-    assert "as tuned on dev" in capsys.readouterr().out
+    assert "as `validate` tuned them" in capsys.readouterr().out
     for line in (root / "tuned" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert row["predicted_label"] == int(row["p_entailment"] >= decision.threshold)
@@ -366,7 +368,7 @@ def test_the_threshold_of_the_run_holds_for_predictions_elsewhere(
     (run / "decision.json").write_text('{"threshold": 0.01, "temperature": 1.0}')
     flags = [f"--ckpt_path={run / 'best.ckpt'}", "--split=dev", f"--output={tmp_path / 'elsewhere'}"]
     assert main(["test", *flags, *DECODING]) == 0
-    assert f"as tuned on dev ({run / 'decision.json'})" in capsys.readouterr().out
+    assert f"as `validate` tuned them ({run / 'decision.json'})" in capsys.readouterr().out
     lines = (tmp_path / "elsewhere" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
         assert row["predicted_label"] == int(row["p_entailment"] >= 0.01)

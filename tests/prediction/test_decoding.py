@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from nlicot import completion
-from nlicot.completion import Form
+from nlicot.completion import Form, render
 from nlicot.model.base_model import resolve
 from nlicot.model.encoding import encode_completion
 from nlicot.model.loaded_model import load_base
@@ -540,6 +541,17 @@ def test_an_ensemble_has_a_draft_only_if_each_member_has_one() -> None:
     assert (found.p_entailment, found.draft_p_entailment, found.draft_label) == (0.5625, 0.8125, 1)
     found = average([_answer(0.75, 0.25), _answer(0.5, None)], [3, 1])
     assert (found.draft_p_entailment, found.draft_label) == (None, None)
+
+
+def test_an_ensemble_keeps_the_form_of_its_members() -> None:
+    def written(form: Form) -> Prediction:
+        one = _answer(0.75, 0.25 if form is Form.DRAFT_FIRST else None)
+        return replace(one, completion=render("p is 0.75", 1, form, one.draft_label))
+
+    for form in (Form.THOUGHT_FIRST, Form.LABEL_FIRST, Form.DRAFT_FIRST):
+        assert average([written(form)] * 2).completion == written(form).completion
+    mixed = average([written(Form.DRAFT_FIRST), written(Form.LABEL_FIRST)])  # a draft of one of them only
+    assert mixed.completion == render("p is 0.75", 1, Form.THOUGHT_FIRST)
 
 
 def test_labels_are_read_in_float32_from_a_bfloat16_model() -> None:

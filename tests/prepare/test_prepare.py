@@ -640,7 +640,7 @@ def test_nothing_to_write_is_an_error_and_leaves_no_file(
     args = ["prepare", "--root", str(root), "--split", "train", "--builder-args=max_thought_words=1"]
     assert cli.main(args) == 2
     assert (
-        f"{DataRoot(root).pairs('train')}: found nothing that the builder Reflected can use"
+        f"{DataRoot(root).pairs('train')}: found nothing that the builder reflected can use"
         in capsys.readouterr().err
     )
     assert not (root / "finetune").exists()

@@ -275,11 +275,11 @@ def test_a_report_is_replaced_only_with_overwrite(root: Path, capsys: pytest.Cap
     [
         ([], "found no run, expected report RUN [RUN ...], or --compare RUN RUN ..."),
         (["a0"], "found 1 run, expected two or more"),
-        (["a0", "a0"], "found a0 twice"),
-        (["a0", "gone"], "--compare gone: found no such run"),
-        (["a0", "relabelled"], "|' labelled 1 in a0 and labelled 0 in relabelled, expected"),
-        (["a0", "shorter"], "|' labelled 0 in a0 and missing in shorter and 1 more pairs that differ"),
-        (["shorter", "a0"], "|' missing in shorter and labelled 0 in a0"),
+        (["a0", "a0"], "a0: found it twice"),
+        (["a0", "gone"], "gone: found no such run"),
+        (["a0", "relabelled"], "|' labelled 0 and labelled 1 in a0, expected"),
+        (["a0", "shorter"], "shorter: found pair |' missing and labelled 0 in a0 and 1 more pairs"),
+        (["shorter", "a0"], "a0: found pair |' labelled 0 and missing in shorter"),
         (
             ["a0", "empty"],
             "expected predictions of dev; make them with: python -m nlicot validate --ckpt_path",

@@ -88,6 +88,16 @@ def test_labels_by_id_are_compared_with_the_run(root: Path) -> None:
     assert test["p_value"] == mcnemar_exact(2, 1) == 1.0
 
 
+def test_another_system_has_no_drafts(root: Path) -> None:
+    path = root / "checkpoints" / "ours" / "predictions" / "dev.jsonl"
+    rows = [json.loads(line) | {"draft_label": 1} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_csv(root / "api.csv", "id,label", [(f"d{index}", label) for index, label in enumerate(THEIRS)])
+    ours, theirs = reported("ours", "--predictions=api.csv")["runs"]
+    assert ours["drafts"]
+    assert "drafts" not in theirs
+
+
 def test_probabilities_by_texts_give_labels_and_calibration(root: Path) -> None:
     rows = [(*DEV[index], 0.5 if label else 0.49) for index, label in enumerate(THEIRS)]
     write_csv(root / "api.csv", "Sentence1,sentence2,probability", rows)

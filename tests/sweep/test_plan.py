@@ -68,7 +68,7 @@ def test_each_experiment_is_fitted_once_per_seed_with_its_settings_over_the_file
     assert plan.runs[1].args == ["fit", *common, *model, *ends("labels-1", 1)]
     slow = ["fit", *common, *own, *model, "--model.learning_rate=5e-4", *ends("slow-3", 3)]
     assert plan.runs[2].args == slow
-    assert plan.examples["slow"].startswith("1160 examples from 1160 pairs (label: 1160; ")
+    assert plan.reports["slow"].startswith("1160 examples from 1160 pairs (label: 1160; ")
     # What `fit` makes of the arguments: an overlay's value below the experiment's.
     settings = parse_fit(slow[1:]).settings
     assert (settings.model.learning_rate, settings.model.warmup_ratio) == (5e-4, 0.15)

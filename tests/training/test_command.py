@@ -166,6 +166,18 @@ def test_less_patience_ends_a_run_at_its_next_evaluation(base: Path) -> None:
     assert summary()["optimizer_steps"] == 6
 
 
+def test_a_run_that_reached_its_threshold_continues_with_another(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(base, "--early_stopping.stopping_threshold=100") == 0  # any loss reaches it
+    assert summary()["optimizer_steps"] == 2
+    assert resume("--trainer.max_epochs=3") == 0
+    assert summary()["optimizer_steps"] == 2
+    assert "or change --early_stopping.stopping_threshold\n" in capsys.readouterr().out
+    assert resume("--early_stopping.stopping_threshold=null", "--trainer.max_epochs=2") == 0
+    assert summary()["optimizer_steps"] == 8
+
+
 @pytest.mark.slow
 def test_more_epochs_continue_on_the_line_of_the_longer_run(
     base: Path, capsys: pytest.CaptureFixture[str]

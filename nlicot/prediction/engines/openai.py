@@ -18,7 +18,7 @@ import httpx2
 
 from nlicot import completion
 from nlicot.errors import CheckpointError, ModelError, NlicotError, NoAnswers, ServerRefused
-from nlicot.prediction.engines.text import Draft, GeneratedText, TextEngine, TextRequest
+from nlicot.prediction.engines.text import GeneratedText, PartialAnswer, TextEngine, TextRequest
 from nlicot.prediction.grammar import Answer, FreeText, Script
 from nlicot.run.folder import AGREEMENT, QUESTIONS
 from nlicot.servers.address import bare_address, checked_address, key_for
@@ -91,7 +91,7 @@ class OpenAIEngine(TextEngine):
         self._address = bare_address(checked_address(str(settings.server_url)))
         self._is_up = False  # it has answered a request
         self._api_key = key_for(self._address, KEY_VARIABLE, send_key=settings.send_key)
-        self._model = self._find_model(settings.server_model, member.checkpoint.resolve().parent.name)
+        self._model = self._find_model(settings.server_model, member.run_name)
         self._check_tokenizer(member.resolved.base.name)
         self._check_predictions(member.checkpoint.parent)
 
@@ -104,14 +104,14 @@ class OpenAIEngine(TextEngine):
         self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
     ) -> Iterator[tuple[int, Answer]]:
         """Continue the rows next to each other, each at its own pace."""
-        left = self.drafts(rows, num_samples)
-        running: set[asyncio.Task[Draft]] = set()
+        left = self.partial_answers(rows, num_samples)
+        running: set[asyncio.Task[PartialAnswer]] = set()
         with asyncio.Runner() as runner:
             server = self._connect()
 
-            async def next_finished() -> set[asyncio.Task[Draft]]:
-                for draft in itertools.islice(left, self.batch_size - len(running)):
-                    running.add(asyncio.create_task(self._follow(server, draft, script)))
+            async def next_finished() -> set[asyncio.Task[PartialAnswer]]:
+                for partial in itertools.islice(left, self.batch_size - len(running)):
+                    running.add(asyncio.create_task(self._follow(server, partial, script)))
                 if not running:
                     return set()
                 finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -127,23 +127,24 @@ class OpenAIEngine(TextEngine):
             try:
                 while finished := runner.run(next_finished()):
                     failed = {task for task in finished if task.exception() is not None}
-                    for draft in [task.result() for task in finished - failed]:
-                        yield draft.index, draft.answer
+                    for partial in [task.result() for task in finished - failed]:
+                        yield partial.index, partial.answer
                     for task in failed:
                         task.result()  # raises
             finally:
                 runner.run(stop())
 
-    async def _follow(self, server: OpenAIServer, draft: Draft, script: Script) -> Draft:
+    async def _follow(self, server: OpenAIServer, partial: PartialAnswer, script: Script) -> PartialAnswer:
         try:
             for step in script:
                 if isinstance(step, FreeText):
-                    draft.add_text(step, await self._generate(server, draft.text_request(step)))
+                    partial.add_text(step, await self._generate(server, partial.text_request(step)))
                 else:
-                    draft.add_choice(step, await self._log_probabilities(server, draft.ids, step.first_ids))
+                    listed = await self._log_probabilities(server, partial.ids, step.first_ids)
+                    partial.add_choice(step, listed)
         except Fault as fault:
             raise self._error(fault) from fault
-        return draft
+        return partial
 
     async def _generate(self, server: OpenAIServer, request: TextRequest) -> GeneratedText:
         choice = await self._complete(

@@ -45,7 +45,7 @@ class GeneratedText:
 
 
 @dataclass(slots=True, kw_only=True)
-class Draft:
+class PartialAnswer:
     """A row's ids so far, and what its answer has."""
 
     index: int
@@ -96,11 +96,13 @@ class TextEngine(Engine):
         for index, answer in self.run(rows, (Choice(options=options),), 1):
             yield index, answer.probabilities[0][1]
 
-    def drafts(self, rows: Sequence[Sequence[int]], num_samples: int) -> Iterator[Draft]:
-        """Yield an empty draft for each sample of each row."""
+    def partial_answers(self, rows: Sequence[Sequence[int]], num_samples: int) -> Iterator[PartialAnswer]:
+        """Yield an empty answer for each sample of each row."""
         for index, row in enumerate(rows):
             for generator in self.generators(row, num_samples):
-                yield Draft(index=index, ids=list(row), generator=generator, prompt_format=self.prompt_format)
+                yield PartialAnswer(
+                    index=index, ids=list(row), generator=generator, prompt_format=self.prompt_format
+                )
 
 
 class BatchEngine(TextEngine):
@@ -120,18 +122,18 @@ class BatchEngine(TextEngine):
         self, rows: Sequence[Sequence[int]], script: Script, num_samples: int
     ) -> Iterator[tuple[int, Answer]]:
         """Continue the rows batch by batch, all rows of a batch step by step."""
-        left = self.drafts(rows, num_samples)
+        left = self.partial_answers(rows, num_samples)
         while batch := list(itertools.islice(left, self.batch_size)):
             for step in script:
                 if isinstance(step, FreeText):
-                    texts = self.generate([draft.text_request(step) for draft in batch])
-                    for draft, text in zip(batch, texts, strict=True):
-                        draft.add_text(step, text)
+                    texts = self.generate([partial.text_request(step) for partial in batch])
+                    for partial, text in zip(batch, texts, strict=True):
+                        partial.add_text(step, text)
                 else:
-                    found = self.log_probabilities([draft.ids for draft in batch], step.first_ids)
-                    for draft, listed in zip(batch, found, strict=True):
-                        draft.add_choice(step, listed)
-            yield from ((draft.index, draft.answer) for draft in batch)
+                    found = self.log_probabilities([partial.ids for partial in batch], step.first_ids)
+                    for partial, listed in zip(batch, found, strict=True):
+                        partial.add_choice(step, listed)
+            yield from ((partial.index, partial.answer) for partial in batch)
 
 
 def probabilities_among(listed: Mapping[int, float], ids: Sequence[int]) -> list[float]:
