@@ -193,5 +193,5 @@ def main(args: Sequence[str]) -> int:
     everything = itertools.chain.from_iterable(written.values())
     print("\n".join(labelled_pairs_shown(everything)))
     print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {settings.out}")
-    print("      (without a GPU add --model.base bundled)")
+    print("      (without a GPU add --config configs/overlays/small_model.yaml --model.base bundled)")
     return 0

@@ -94,7 +94,7 @@ def main(args: Sequence[str]) -> int:
         print(f"{split}: {name}: {report}\n{split}: wrote {path}")
     if "train" in paths and not is_preference:
         print(f"next: {_fit_command(settings, root, name, paths['train'], definitions)}")
-        print("      (without a GPU add --model.base bundled)")
+        print("      (without a GPU add --config configs/overlays/small_model.yaml --model.base bundled)")
     return 0
 
 
