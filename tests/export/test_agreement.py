@@ -1,4 +1,4 @@
-"""What rounding explains: as rarely refused with few pairs as with many, and a wrong model always."""
+"""Rounding is as rarely refused with few pairs as with many, and another model always."""
 
 from __future__ import annotations
 
