@@ -800,7 +800,7 @@ CASES = [
     report("--compare one --card c --baselines", "--card: found 4 runs, expected the one that the card desc"),
     report("one --predictions", "--predictions: found no value, expected"),
     report("one --predictions none.csv", "none.csv: no such file ("),
-    report("one --predictions checkpoints/one/predictions/dev.jsonl", "one: found it twice, expected different"),
+    report("one --predictions checkpoints/one/predictions/dev.jsonl", "one: found it twice, expected"),
     report("one --train_pairs data/x.csv", "--train_pairs: found it without --baselines, expected both"),
     report("one --baselines", "dev.jsonl: found no texts, expected premise and hypothesis of each pair"),
     others("", "p.csv: found no predictions, expected one for each pair"),
