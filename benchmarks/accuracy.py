@@ -68,7 +68,10 @@ READINGS = [
     Reading(name="thinking-kept-thinking", experiment="thinking-kept", flags=["--think=true"]),
     *(
         Reading(name=f"{name}-probed", experiment=name, flags=["--probe_thoughts"])
-        for name in ("thinking", "thinking-draft", "thinking-draft-false", "thinking-draft-last-step")
+        for name in (
+            *("thinking", "thinking-draft", "thinking-draft-false"),
+            *("thinking-draft-last-step", "thinking-draft-last-step-few"),
+        )
     ),
     Reading(
         name="thinking-5-votes",

@@ -142,5 +142,10 @@ def fold_definitions(content: Any, *, label: str, other_keys: Sequence[str] = ()
     return {name: " ".join(content[name].split()).rstrip(".") for name in names}
 
 
+def folded(definitions: LabelDefinitions) -> LabelDefinitions:
+    """Return definitions as they are if they come from a file: see `fold_definitions`."""
+    return LabelDefinitions(**fold_definitions(asdict(definitions), label="--definitions"))
+
+
 def _is_blank(text: object) -> bool:
     return not isinstance(text, str) or not text.strip(" .\n\t")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -192,6 +193,7 @@ def main(args: Sequence[str]) -> int:
         print(f"{path}: {len(examples)} pairs, {counts if examples[0].label is not None else 'no labels'}")
     everything = itertools.chain.from_iterable(written.values())
     print("\n".join(labelled_pairs_shown(everything)))
-    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {settings.out}")
+    root = shlex.quote(str(settings.out))
+    print(f"next: python -m nlicot fit --config configs/label_only.yaml --root {root}")
     print("      (without a GPU add --config configs/overlays/small_model.yaml --model.base bundled)")
     return 0

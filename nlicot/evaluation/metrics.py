@@ -363,7 +363,7 @@ def format_mistakes(mistakes: Iterable[tuple[Example | Thought, int]], who: str)
     return lines
 
 
-def warn_if_reversed(
+def reversed_labels_warning(
     examples: Sequence[Example], answers: Sequence[int | None], label_map: LabelMap | None
 ) -> str:
     """Return a warning if the labels of pairs, read by `label_map`, look reversed; else an empty text."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from nlicot.data.atomic_write import make_folder, refuse_overwriting, write_json
 from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
-from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, warn_if_reversed
+from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, reversed_labels_warning
 from nlicot.model.loaded_model import silence_libraries
 from nlicot.prediction.prediction_files import (
     final_paths,
@@ -173,7 +173,7 @@ class _Job:
             pairs_path = self.data.path(self.split, "pairs")
             print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
             answers = [prediction.predicted_label for prediction in predictions]
-            if text := warn_if_reversed(self.examples, answers, self.data.pair_format.label_map):
+            if text := reversed_labels_warning(self.examples, answers, self.data.pair_format.label_map):
                 print(f"\n{text}")
             print(f"\nmetrics      {self.metrics_path}")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import random
 import shlex
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from nlicot.data.thoughts import TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prepare.formats import FORMATS, MARKERS, to_row
 from nlicot.prepare.preferences import PREFERENCE, build_preferences, read_predicted_thoughts
-from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.prompts import LabelDefinitions, StudentPrompts, folded
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     settings = _parser().parse(args)
     root = working_root(settings.root)
     builder = find_builder(settings.builder, settings.builder_args, flag="--builder")
-    definitions = LabelDefinitions(**settings.definitions.as_dict())
+    definitions = folded(LabelDefinitions(**settings.definitions.as_dict()))
     prompts = StudentPrompts(definitions=definitions)
     name = builder_name(builder)
     splits = settings.split or _complete_splits(root, builder)
@@ -99,11 +100,16 @@ def main(args: Sequence[str]) -> int:
 
 
 def _selected(records: Sequence[T], settings: Namespace) -> list[T]:
-    """Return the records in the order and number that the settings ask for."""
-    selected = list(records)
+    """Return the records in the order and number that the settings ask for; variants stay together."""
+    groups: list[list[T]] = []
+    for record in records:
+        if getattr(record, "variant", 0):
+            groups[-1].append(record)
+        else:
+            groups.append([record])
     if settings.shuffle_seed is not None:
-        random.Random(settings.shuffle_seed).shuffle(selected)
-    return selected[: settings.limit]
+        random.Random(settings.shuffle_seed).shuffle(groups)
+    return [*itertools.chain.from_iterable(groups)][: settings.limit]
 
 
 def text_files(root: DataRoot, split: str, builder: Builder) -> TextFiles:
@@ -125,10 +131,13 @@ def _complete_splits(root: DataRoot, builder: Builder) -> list[str]:
 def _fit_command(
     settings: Namespace, root: DataRoot, name: str, path: Path, definitions: LabelDefinitions
 ) -> str:
-    """Return the `fit` command that trains on the file, with the same builder and definitions."""
-    builder = (
-        ["--config", f"configs/{name}.yaml"] if name in BUILDERS else ["--data.builder", settings.builder]
-    )
+    """Return the `fit` command that trains on the file, and builds dev in the same way."""
+    builder = ["--config", f"configs/{name}.yaml"] if name in BUILDERS else []
+    if settings.builder_args or not builder:
+        kind = BUILDERS.get(name)
+        builder += ["--data.builder", f"{kind.__module__}.{kind.__qualname__}" if kind else settings.builder]
+    for key, value in settings.builder_args.items():
+        builder += [f"--data.builder.{key}", str(value).lower() if isinstance(value, bool) else str(value)]
     files = ["--root", str(root.path), "--data.prepared", str(path)]
     words = ["python", "-m", "nlicot", "fit", *builder, *files]
     if definitions != LabelDefinitions():

@@ -58,7 +58,9 @@ def to_row(example: TrainingExample, row_format: str, markers: Markers) -> dict[
         "messages": {"messages": [{"role": role, "content": text} for role, text in turns]},
     }
     row = {**content[row_format], "id": example.id, "label": example.label, "source": example.source}
-    return row if example.learns_draft else {**row, "learns_draft": False}
+    defaults = {"p_entailment": None, "variant": 0, "learns_draft": True}
+    own = {name: getattr(example, name) for name in defaults}
+    return row | {name: value for name, value in own.items() if value != defaults[name]}
 
 
 def read_prepared(path: Path) -> list[TrainingExample]:
@@ -84,6 +86,8 @@ def from_row(row: Row, *, default_id: str) -> TrainingExample:
         completion=completion.render(parsed.thought_process, parsed.label, parsed.form, parsed.draft),
         label=parsed.label,
         source=source or "prepared",
+        variant=row.whole_number("variant") if "variant" in row.fields else 0,
+        p_entailment=row.probability("p_entailment"),
         learns_draft=row.optional_label("learns_draft") != 0,
     )
 

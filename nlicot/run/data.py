@@ -33,7 +33,7 @@ from nlicot.data.soft_labels import (
 from nlicot.data.thoughts import JoinedTexts, TextFiles, read_joined
 from nlicot.errors import ConfigError, DataError
 from nlicot.prepare.formats import read_prepared
-from nlicot.prompts import LabelDefinitions, StudentPrompts
+from nlicot.prompts import LabelDefinitions, StudentPrompts, folded
 from nlicot.records import Example, TrainingExample
 from nlicot.settings import SINGLE_FILES, SOFT_FILES, RunSettings
 
@@ -50,7 +50,7 @@ class RunData:
         self.seed = settings.seed_everything
         self.prompts = settings.data.prompts or StudentPrompts()
         if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
-            self.prompts = replace(self.prompts, definitions=settings.definitions)
+            self.prompts = replace(self.prompts, definitions=folded(settings.definitions))
         self.pairs: dict[str, RecordList[Example]] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
@@ -104,6 +104,8 @@ class RunData:
         self.check_apart_from_train("dev")
         for split in ("train", "dev"):
             self.built[split] = self._build(split, count_tokens)
+        if self.settings.prepared is not None:
+            self.soft_labels = self._soft_labels_of_prepared(Path(self.settings.prepared).expanduser())
 
     @property
     def dev_pairs_report(self) -> str:
@@ -218,6 +220,18 @@ class RunData:
                 num_in_test=self._num_in_test(soft),
                 temperature=temperature,
             )
+
+    def _soft_labels_of_prepared(self, path: Path) -> SoftLabelSummary | None:
+        soft = [example for example in self.built["train"] if example.p_entailment is not None]
+        if not soft:
+            return None
+        return SoftLabelSummary(
+            files={str(path): sha256_of(path)},
+            num_pairs=len({example.id for example in soft}),
+            num_unlabelled=len({example.id for example in soft if example.source == "soft label"}),
+            num_in_test=0,  # `prepare` reads training pairs only, and these are checked against test
+            temperature=1.0,
+        )
 
     def _before_limit(self, split: str) -> Sequence[Example]:
         """Return all pairs of a split, because texts of pairs after its limit would match none."""

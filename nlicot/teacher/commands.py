@@ -8,7 +8,7 @@ import json
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from nlicot.data.thoughts import TextFiles, read_joined, thought_from
 from nlicot.errors import ConfigError, DataError, NoAnswers, TeacherLopsided
 from nlicot.evaluation import metrics
 from nlicot.records import to_json_dict
-from nlicot.teacher.backends.base import BACKENDS, connect, endpoint, find_key
+from nlicot.teacher.backends.base import BACKENDS, Request, connect, endpoint, find_key
 from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.pricing import Budget, Price, estimate, format_estimate, load_prices, price_of
@@ -49,7 +49,7 @@ NEXT_COMMAND = {
     "generate": ["reflect"],
     "generate, all right": ["prepare", "--builder", "correct_only"],
     "reflect": ["score"],
-    "score": ["prepare", "--builder", "reflected", "--builder_args", "min_score=4"],
+    "score": ["prepare", "--builder", "reflected"],
 }
 SMALLEST_DATABASE = 512
 """Bytes of the smallest page of SQLite, which takes a shorter file for an empty database."""
@@ -68,7 +68,7 @@ def run(command: str, settings: Namespace) -> int:
     splits = settings.split or existing or ["train"]  # reading train then reports the missing file
     stages = {split: _stage(command, split, settings, root) for split in splits}
     if settings.dry_run:
-        _dry_run(stages, settings, journal_path)
+        _dry_run(stages, settings, root, journal_path)
         return 0
     # Refusals come before anything is written.
     find_key(settings.backend, settings.server_url, settings.send_key)
@@ -137,20 +137,29 @@ def _stage(command: str, split: str, settings: Namespace, root: DataRoot) -> Sta
     known = {example.id for example in examples}
     wanted = known if settings.ids is None else set(settings.ids)
     if unknown := ", ".join(sorted(wanted - known)):
-        raise ConfigError(f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)}")
+        raise ConfigError(
+            f"--ids: found {unknown}, expected ids of pairs in {root.pairs(split)} (--split names another)"
+        )
     chosen = [example for example in examples if example.id in wanted][: settings.limit]
     shard: Shard | None = settings.shard
 
     def inputs(items: Sequence[T]) -> tuple[Sequence[T], ShardOfWork | None]:
-        return (shard.of(items), ShardOfWork.of(shard, command, items)) if shard else (items, None)
+        if shard is None:
+            return items, None
+        # Not the server: each machine may have its own.
+        names = ("backend", "samples", "threshold", "rounds", "regenerate_with")
+        own = {name: settings.get(name) for name in names} | {"relations": dict(relations or {})}
+        same = _stage_settings(settings), own, [prompt.sha256 for prompt in prompts.values()]
+        return shard.of(items), ShardOfWork.of(shard, command, items, *same)
 
+    prompts = load_prompts(command, settings)
+    relations = relation_map(settings) if command == "generate" else None
     shared: dict[str, Any] = {
         "endpoint": endpoint(settings.backend, settings.server_url),
         "settings": _stage_settings(settings),
-        "prompts": load_prompts(command, settings),
+        "prompts": prompts,
     }
     if command == "generate":
-        relations = relation_map(settings)
         pairs, part = inputs(chosen)
         return GenerateStage(
             examples=pairs, num_samples=settings.samples, relation_map=relations, part=part, **shared
@@ -291,6 +300,8 @@ def _next_command(command: str, settings: Namespace, *, any_wrong: bool) -> str:
             names += ["backend", "server_url", "send_key", "model", "request_field", "price", "prices"]
     names += [f"definitions.{name}" for name in ("file", "entailment", "no_entailment")]
     words = ["python", "-m", "nlicot", *following]
+    if command == "score":
+        words += ["--builder_args", f"min_score={settings.threshold}"]
     for name in names:
         if (value := settings.get(name)) is None or value == defaults.get(name):
             continue
@@ -354,28 +365,49 @@ def _open_journal(journal_path: Path, settings: Namespace, job: str = "") -> Jou
     return Journal(journal_path, job=job, interrupted_are_paid=not BACKENDS[settings.backend].runs_jobs)
 
 
-def _dry_run(stages: Mapping[str, Stage[Any]], settings: Namespace, journal_path: Path) -> None:
+def _dry_run(
+    stages: Mapping[str, Stage[Any]], settings: Namespace, root: DataRoot, journal_path: Path
+) -> None:
     """Print what a run would cost; nothing is sent, and no key is needed."""
     as_of = None if settings.price else load_prices(settings.prices).as_of
-    dollars = [0.0, 0.0]
-    exists = journal_path.exists()
-    with _open_journal(journal_path, settings) if exists else contextlib.nullcontext() as journal:
+    dollars, spent = [0.0, 0.0], 0.0
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if journal_path.exists():
+            job = _job(stages, settings, root)
+            journal = stack.enter_context(_open_journal(journal_path, settings, job))
+            _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
+            spent = journal.spent_usd()
         for split, stage in stages.items():
-            requests = (request for _, request, _ in stage.questions())
-            new = (each for each in requests if journal is None or journal.reply(each.key()) is None)
+            new = _unanswered(stage, journal, failed_too=settings.retry_failures)
             cost = estimate(new, _prices(settings, stage.models))
             print(f"{split}: {format_estimate(cost, as_of=as_of)}")
             dollars = [sum(pair) for pair in zip(dollars, cost.usd or (0.0, 0.0), strict=True)]
-    low, high = dollars
+    if stages and next(iter(stages.values())).name == "score" and settings.rounds:
+        print("(without rewrites: each round asks twice more about a text that scores low)")
+    low, high = (spent + usd for usd in dollars)
     if settings.budget is not None and high > settings.budget:
         certainly = "is less than" if low > settings.budget else "may be less than"
-        print(f"--budget {settings.budget:g} {certainly} this run costs: ${low:.2f} to ${high:.2f}")
+        earlier = f", of which ${spent:.2f} are spent" if spent else ""
+        print(f"--budget {settings.budget:g} {certainly} this run costs: ${low:.2f} to ${high:.2f}{earlier}")
+
+
+def _unanswered(stage: Stage[Any], journal: Journal | None, *, failed_too: bool) -> Iterator[Request]:
+    """Yield the first requests that a run would send."""
+    for task, (_, request, _) in zip(stage.tasks(), stage.questions(), strict=True):
+        if journal is None or journal.reply(request.key()) is None:
+            yield request
+        elif failed_too:
+            is_ok, _ = journal.statuses([task.key]).get(task.key, (True, None))
+            if not is_ok:
+                yield request
 
 
 def _export_journal(path: Path, settings: Namespace) -> None:
     if not path.exists():
         raise ConfigError(f"--export_journal: found no journal {path}, expected one of an earlier run")
     with _open_journal(path, settings) as journal:
+        _report_interrupted(journal, runs_jobs=BACKENDS[settings.backend].runs_jobs)
         write_jsonl(settings.export_journal, journal.export(), overwrite=settings.overwrite)
     print(f"journal      {settings.export_journal}")
 
@@ -460,7 +492,8 @@ def summarise(
     ]
     texts = [row for row in rows if "score" not in row]
     thoughts = [row for row in texts if "improved_thought_process" not in row]
-    if judged := [row for row in thoughts if row.get("true_label") is not None]:
+    first = [row for row in thoughts if not row.get("round")]  # rewrites are of those that scored low
+    if judged := [row for row in first if row.get("true_label") is not None]:
         parts.append(_teacher_metrics(judged, content))
     if texts:
         lengths = sorted(map(_num_words, texts))

@@ -33,6 +33,7 @@ from nlicot.teacher.prompt import STAGE_PROMPTS, PromptType, TeacherPrompt, load
 
 RELATION_MAP = {"entailment": 1, "neutral": 0, "contradiction": 0}
 REGENERATION_TOKENS = 768
+"""Tokens of a rewrite, at least."""
 Text: TypeAlias = Thought | Reflection
 Item = TypeVar("Item", bound=Example | Thought | Reflection)
 T = TypeVar("T")
@@ -254,8 +255,10 @@ class ScoreStage(Stage[Text]):
         judged = {"score": str(score.score), "analysis": score.analysis}
         request = self._request(kind, text, draw=text.sample + round_, **judged)
         writer = self.regenerate_with[min(round_, len(self.regenerate_with)) - 1]
-        budget = {"max_tokens": REGENERATION_TOKENS} if "max_tokens" in request.params else {}
-        request = replace(request, model=writer, params={**request.params, **budget})
+        params = request.params
+        if "max_tokens" in params:
+            params = {**params, "max_tokens": max(REGENERATION_TOKENS, params["max_tokens"])}
+        request = replace(request, model=writer, params=params)
         try:
             fields = await self._answer(ask, request, kind, next_models=(), true_label=true_label)
         except NoValidAnswer as error:

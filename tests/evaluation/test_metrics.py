@@ -25,7 +25,7 @@ from nlicot.evaluation.metrics import (
     look_reversed,
     mcnemar_exact,
     metrics_to_dict,
-    warn_if_reversed,
+    reversed_labels_warning,
     wilson_interval,
 )
 from nlicot.records import Example
@@ -364,7 +364,7 @@ def test_a_student_below_chance_is_warned_about_with_a_pair_of_each_label():
         for number, (label, _) in enumerate(answers)
     ]
     said: list[int | None] = [answer for _, answer in answers]
-    assert warn_if_reversed(examples, said, None).splitlines() == [
+    assert reversed_labels_warning(examples, said, None).splitlines() == [
         "labels look reversed: the model finds 0 % of label 1 and 5 % of label 0; with --label_map 0=1,1=0 "
         "it is right on 97.5 %",
         "    p1: 'P1' / 'H'",
@@ -372,8 +372,8 @@ def test_a_student_below_chance_is_warned_about_with_a_pair_of_each_label():
         "    p20: 'P20' / 'H'",
         "      model: 0 (no entailment), file: 1 (entailment)",
     ]
-    assert warn_if_reversed(examples, [None] * 40, None) == ""  # no answer is not the other label
-    assert warn_if_reversed(examples, [0] * 40, None) == ""
+    assert reversed_labels_warning(examples, [None] * 40, None) == ""  # no answer is not the other label
+    assert reversed_labels_warning(examples, [0] * 40, None) == ""
 
 
 # --- McNemar ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from nlicot import cli, completion
+from nlicot.builders import find_builder
 from nlicot.builders.reflected import Reflected
 from nlicot.config_files import SAMPLE
 from nlicot.data import root as root_module
@@ -121,6 +123,54 @@ def test_fit_on_a_prepared_file_trains_on_the_same_content(
     assert f"content {content}" in printed
     assert f"train: reflected: {data.reports['train']}\n" in printed
     assert from_file.built == data.built
+
+
+@pytest.fixture
+def small_root(tmp_path: Path) -> Path:
+    """Three pairs, two of them with soft labels, and two thoughts about each."""
+    data = DataRoot(tmp_path)
+    for split in ("train", "dev"):
+        data.pairs(split).parent.mkdir(exist_ok=True)
+        texts = [f"A {split} {n}.,It is {n}." for n in range(3)]
+        lines = [f"p{n},{text},{n % 2},{'0.25' if n else ''}" for n, text in enumerate(texts)]
+        header = "id,premise,hypothesis,label,p_entailment"
+        data.pairs(split).write_text("\n".join([header, *lines]) + "\n")
+        thoughts = [
+            {"id": f"p{n}", "sample": sample, "thought_process": f"So {n}{sample}.", "predicted_label": n % 2}
+            for n in range(3)
+            for sample in range(2)
+        ]
+        for thought in thoughts:
+            thought["premise"], thought["hypothesis"] = texts[int(str(thought["id"])[1:])].split(",")
+        write_jsonl(data.thoughts(split), thoughts)
+    return tmp_path
+
+
+@pytest.mark.parametrize("args", [(), ("--shuffle_seed", "3")])
+@pytest.mark.parametrize("builder", ["label_only", "label_first", "multitask"])
+def test_soft_labels_and_samples_that_take_turns_are_those_of_fit(
+    builder: str, args: tuple[str, ...], small_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = prepared(small_root, "--builder_args", "samples=all", *args, builder=builder)
+    command = capsys.readouterr().out.split("next: python -m nlicot ")[1].splitlines()[0]
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.main([*shlex.split(command), "--print_config"])
+    assert "samples: all" in capsys.readouterr().out
+    expected = built_by_fit(small_root, builder=find_builder(builder, {"samples": "all"}))
+    found = read_prepared(path)
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+    assert (found == expected) == (not args)
+    starts = [index for index, each in enumerate(found) if not each.variant]
+    assert all(len({one.id for one in found[a:b]}) == 1 for a, b in itertools.pairwise([*starts, len(found)]))
+    data = RunData(RunSettings(root=small_root, data=DataSettings(prepared=str(path))))
+    data.read_for_fit()
+    assert data.soft_labels is not None
+    assert data.soft_labels.num_pairs == 2
+
+
+def test_definitions_given_as_flags_become_part_of_a_sentence(root: Path) -> None:
+    path = prepared(root, "--definitions.entailment", "it \n follows.", "--limit=1")
+    assert "Answer 1 if it follows, 0 if it does not." in path.read_text()
 
 
 def test_dev_is_prepared_as_fit_builds_it(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -527,6 +528,20 @@ def test_a_dry_run_compares_the_estimate_with_the_budget(
     assert "(prices as of" not in cost
     assert lines[2:] == ([f"--budget {budget} {verb} less than this run costs: {cost}"] if verb else [])
     assert server.num_requests == 0
+
+
+def test_a_dry_run_counts_what_an_earlier_start_spent(
+    root: Path, backend: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    price = ("--price", "100,500", "--budget", "0.5", "--concurrency", "1")
+    assert generate(root, backend, server, *price) == 4
+    capsys.readouterr()
+    assert generate(root, backend, server, "--dry_run", *price) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"costs: \$(.*) to \$(.*), of which \$(.*) are spent", printed)
+    assert found, printed
+    low, high, spent = map(float, found.groups())
+    assert 0 < spent < 0.5 < low < high
 
 
 def test_errors_inside_a_200_are_not_booked_as_paid(root: Path, backend: str, server: FakeServer) -> None:

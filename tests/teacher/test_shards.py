@@ -66,6 +66,20 @@ def test_merged_shards_are_the_whole_outputs_byte_for_byte(
     capsys.readouterr()
 
 
+def test_shards_of_other_settings_are_not_merged(
+    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "original_data").mkdir()
+    rows = [f"p{n},This is pair number {n}.,Pair {n} follows.,{n % 2}" for n in range(4)]
+    (tmp_path / "original_data" / "train.csv").write_text(
+        "\n".join(["id,premise,hypothesis,label", *rows]) + "\n"
+    )
+    for shard, more in (("1/2", ["--samples=2"]), ("2/2", [])):
+        assert main(flags("generate", tmp_path, server, "--shard", shard, *more)) == 0
+    assert main(["merge-shards", str(tmp_path / "original_thoughts" / "train.jsonl")]) == 2
+    assert "(run it again as the others)" in capsys.readouterr().err
+
+
 def test_a_shard_asks_only_about_its_own_pairs_and_has_its_own_journal(
     tmp_path: Path, server: FakeServer
 ) -> None:

@@ -235,6 +235,11 @@ def test_retried_failures_are_added_to_the_output(
     before = set(output(root).read_text().splitlines())
     server.answer = default_answer
 
+    num_failed = sum(number % 10 < 3 for number in range(NUM_PAIRS))
+    for more, num in (((), 0), (("--retry_failures",), num_failed)):
+        capsys.readouterr()
+        assert run("generate", root, server, "--dry_run", *more) == 0
+        assert f"{num} requests" in capsys.readouterr().out
     assert run("generate", root, server) == 2
     assert run("generate", root, server, "--retry_failures", "--limit", "9") == 2
     assert run("generate", root, server, "--retry_failures", "--model", "stronger-teacher") == 2
