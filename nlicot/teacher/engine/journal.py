@@ -125,8 +125,9 @@ class Journal:
     def _unreadable(self, table: str) -> list[str]:
         """Return the keys of rows whose content is not JSON in UTF-8, or is not as it was written."""
         columns = "key, CAST(content AS BLOB), json_valid(content), crc"
-        in_use = "instr(key, '/') = 0"  # a key with a suffix was set aside
-        rows = self._database.execute(f"SELECT {columns} FROM {table} WHERE {in_use}")
+        # A reply whose key has a suffix was set aside; the key of an outcome always has one.
+        in_use = "WHERE instr(key, '/') = 0" if table == "replies" else ""
+        rows = self._database.execute(f"SELECT {columns} FROM {table} {in_use}")
         return [
             key
             for key, content, is_json, crc in rows

@@ -411,8 +411,13 @@ def many(path: Path) -> list[str]:
         for key in keys:
             journal.start_attempt(key, request(), "p", 0.01)
             journal.save_reply(key, REPLY, 0.01)
-            journal.save_outcome(key, thought("text " * 40))
+            journal.save_outcome(outcome_key(key), thought("text " * 40))
     return keys
+
+
+def outcome_key(key: str) -> str:
+    """Return the key of a task, as the stages make it from that of its first request."""
+    return f"{key}/p/1"
 
 
 def replies_of(path: Path, keys: list[str]) -> list[Reply | None]:
@@ -471,7 +476,7 @@ def test_a_changed_letter_of_an_outcome_makes_it_missing(path: Path, many: list[
     content = path.read_bytes()
     path.write_bytes(content.replace(b"text text", b"next text", 1))
     with Journal(path, job="j") as journal:
-        assert len(journal.outcomes(many)) == len(many) - 1
+        assert len(journal.outcomes(list(map(outcome_key, many)))) == len(many) - 1
 
 
 def test_a_journal_of_an_earlier_version_has_no_checksums_to_compare(
