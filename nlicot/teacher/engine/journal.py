@@ -90,11 +90,11 @@ class Journal:
                     self._database = _salvaged(path)
                 self._database.executescript(PRAGMAS + SCHEMA)
                 self._add_crc()
-                for key in self._unreadable("finals"):  # computed again from the replies
-                    self._database.execute("DELETE FROM finals WHERE key = ?", (key,))
-                for key in (unreadable := self._unreadable("replies")):
-                    self._set_aside(key)
-                self.interrupted = self._close_interrupted(interrupted_are_paid)
+                with self._transaction():
+                    for key in self._unreadable("finals"):  # computed again from the replies
+                        self._database.execute("DELETE FROM finals WHERE key = ?", (key,))
+                    self._set_aside(unreadable := self._unreadable("replies"), "unreadable")
+                    self.interrupted = self._close_interrupted(interrupted_are_paid)
             if unreadable:
                 logger.warning("%s: %d answers cannot be read; they are asked again", path, len(unreadable))
             self._opened = opened.pop_all()
@@ -134,10 +134,19 @@ class Journal:
             if not (is_json and _is_utf8(content) and crc in (None, _crc(key, content)))
         ]
 
-    def _set_aside(self, key: str) -> None:
-        """Rename the key of a reply that cannot be read, so that it is asked again."""
-        renamed = "UPDATE replies SET key = key || '/unreadable-' || received_at WHERE key = ?"
-        self._database.execute(renamed, (key,))
+    def _set_aside(self, keys: Sequence[str], reason: str) -> None:
+        """Rename the keys of those `keys` that have a reply, so that their requests are sent again."""
+        values = {"keys": json.dumps(keys), "reason": reason}
+        chosen = "WHERE key IN (SELECT value FROM json_each(:keys))"
+        # Attempts move with their replies: without one they would count as sent and never answered.
+        self._database.execute(
+            "UPDATE attempts SET key = key || '/' || :reason || '-' ||"
+            " (SELECT received_at FROM replies WHERE replies.key = attempts.key)"
+            f" {chosen} AND key IN (SELECT key FROM replies)",
+            values,
+        )
+        renamed = "UPDATE replies SET key = key || '/' || :reason || '-' || received_at"
+        self._database.execute(f"{renamed} {chosen}", values)
 
     def _close_interrupted(self, possibly_paid: bool) -> list[tuple[str, str]]:
         """List key and pair of what a killed process left in flight; mark it, to be listed only once."""
@@ -170,6 +179,12 @@ class Journal:
             (fault.kind, writable(fault.message), int(fault.possibly_paid), writable(fault.raw), attempt),
         )
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _disk_errors(self.path), self._database:
+            self._database.execute("BEGIN")
+            yield
+
     def _write(self, statement: str, values: tuple[Any, ...]) -> int:
         with _disk_errors(self.path):
             return self._database.execute(statement, values).lastrowid or 0
@@ -185,7 +200,8 @@ class Journal:
                 return Reply.from_json(row[0].decode())
             except (ValueError, LookupError, TypeError):
                 logger.warning("%s: the answer to %s cannot be read; it is asked again", self.path, key[:12])
-                self._set_aside(key)
+                with self._transaction():
+                    self._set_aside([key], "unreadable")
                 return None
 
     def spent_usd(self) -> float:
@@ -210,8 +226,7 @@ class Journal:
             (key, int(one.ok), one.correct, content, _crc(key, content.encode()))
             for (key, one), content in zip(unwritten, contents, strict=True)
         ]
-        with _disk_errors(self.path), self._database:
-            self._database.execute("BEGIN")
+        with self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO finals VALUES (?,?,?,?,?)", rows)
         self._unwritten.clear()
 
@@ -240,21 +255,11 @@ class Journal:
         With `failed_only`, the replies of failed tasks are set aside as well: those requests are sent again.
         """
         self.flush()
-        if not failed_only:
-            self._database.execute("DELETE FROM finals")
-            return
-        failed = "SELECT value FROM finals, json_each(content, '$[0].reply_keys') WHERE NOT ok"
-        with _disk_errors(self.path), self._database:
-            self._database.execute("BEGIN")
-            # Attempts move with their replies: without one they would count as sent and never answered.
-            self._database.execute(
-                "UPDATE attempts SET key = key || '/failed-' ||"
-                " (SELECT CAST(received_at AS TEXT) FROM replies WHERE replies.key = attempts.key)"
-                f" WHERE key IN ({failed}) AND key IN (SELECT key FROM replies)"
-            )
-            renamed = "UPDATE replies SET key = key || '/failed-' || CAST(received_at AS TEXT)"
-            self._database.execute(f"{renamed} WHERE key IN ({failed})")
-            self._database.execute("DELETE FROM finals WHERE NOT ok")
+        failed = "SELECT DISTINCT value FROM finals, json_each(content, '$[0].reply_keys') WHERE NOT ok"
+        with self._transaction():
+            if failed_only:
+                self._set_aside([key for (key,) in self._database.execute(failed)], "failed")
+            self._database.execute(f"DELETE FROM finals {'WHERE NOT ok' if failed_only else ''}")
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Iterate over all rows as JSON objects, by table: `attempts`, `replies`, `finals`."""

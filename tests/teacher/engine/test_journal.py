@@ -384,6 +384,16 @@ def test_a_full_disk_is_reported_and_saved_replies_stay(path: Path) -> None:
         assert journal.outcomes(["t"])["t"].rows == [{"text": long.text}]
 
 
+def test_a_full_disk_is_reported_when_outcomes_are_discarded(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.save_outcome("t", failure())
+        journal.flush()
+        for failed_only in (False, True):
+            with no_file_grows_beyond(0), pytest.raises(DiskFull, match="all answers so far are saved"):
+                journal.discard_outcomes(failed_only=failed_only)
+        assert journal.outcomes(["t"]) == {"t": failure()}
+
+
 def test_all_chunks_but_the_last_are_full() -> None:
     assert list(in_chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(in_chunks([], 2)) == []
@@ -470,6 +480,20 @@ def test_a_changed_letter_of_an_answer_is_noticed(
     path.write_bytes(content[:place] + b"~" + content[place + 1 :])
     assert [key for key, reply in zip(many, replies_of(path, many), strict=True) if not reply] == [many[7]]
     assert "1 answers cannot be read; they are asked again" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "{}"], ids=["found on opening", "found on reading"])
+def test_an_answer_that_cannot_be_read_is_neither_in_flight_nor_paid_twice(
+    path: Path, many: list[str], content: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        changed = "UPDATE replies SET content = ?, crc = NULL WHERE key = ?"
+        database.execute(changed, (content, many[7]))
+    for _ in range(2):
+        with Journal(path, job="j") as journal:
+            assert journal.interrupted == []
+            assert journal.reply(many[7]) is None
+            assert journal.spent_usd() == pytest.approx(200 * 0.01)
 
 
 def test_a_changed_letter_of_an_outcome_makes_it_missing(path: Path, many: list[str]) -> None:
