@@ -148,9 +148,10 @@ class StoppingRule:
             found += ", in an earlier run; nothing was sent now"
         raw = example.raw if len(example.raw) <= MAX_ANSWER_SHOWN else f"{example.raw[:MAX_ANSWER_SHOWN]}…"
         answer = f"; pair {example.id} got {raw!r}" if raw else f", as for pair {example.id}"
-        remedy = REWRITE_REMEDY if topic else REMEDIES.get(kind, OTHER_REMEDY)
-        remedy += "; --retry_failures asks again"
-        if is_unanswered:
+        remedy = f"{REMEDIES.get(kind, OTHER_REMEDY)}; --retry_failures asks again"
+        if topic:  # the texts before a rewrite were saved, so no pair has failed
+            remedy = REWRITE_REMEDY
+        elif is_unanswered:
             remedy = REMEDIES.get(kind, SAME_COMMAND)
         return NoAnswers(f"{self._server}: {found}: {example.message}{answer}; {remedy}")
 
