@@ -145,10 +145,13 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Tasks to run; `after` is called once they are done, and may raise to end the run."""
+    """Tasks to run; `after` is called once they are done, and may raise to end the run.
+
+    The tasks of a phase with an `after` come again in the next one, and are counted only there.
+    """
 
     tasks: Callable[[], Iterable[Task]]
-    after: Callable[[], None] = lambda: None
+    after: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +207,6 @@ class Scheduler:
 
         Raises `StoppedEarly` if the run was stopped; the journal holds every answer that arrived.
         """
-        self.tally = dataclasses.replace(
-            self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
-        )
         unfinished, num_workers = self._unfinished(tasks), self._limiter.concurrency
         self._workers = [asyncio.create_task(self._work(unfinished)) for _ in range(num_workers)]
         try:
@@ -221,6 +221,12 @@ class Scheduler:
                 worker.result()  # raises exceptions that are bugs
         if self._stop_reason is not None:
             raise self._stop_reason
+
+    def reset_counts(self) -> None:
+        """Forget how many tasks have finished, and how; what the requests used stays."""
+        self.tally = dataclasses.replace(
+            self.tally, num_known=0, num_finished=0, num_correct=0, num_judged=0, num_failed=0
+        )
 
     def _unfinished(self, tasks: Iterable[Task]) -> Iterator[Task]:
         for chunk in in_chunks(tasks, TASKS_PER_LOOKUP):
@@ -461,9 +467,13 @@ def run_phases(
             for phase in phases:
                 with scheduler.measuring(used), _signals_stop(scheduler):
                     await scheduler.run(phase.tasks())
-                if phase is phases[-1]:
+                is_last = phase is phases[-1]
+                if is_last:
                     await scheduler.check_result()
-                phase.after()
+                if phase.after is not None:
+                    phase.after()
+                    if not is_last:
+                        scheduler.reset_counts()
         finally:
             await backend.close()
 

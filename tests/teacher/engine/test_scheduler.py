@@ -1018,6 +1018,37 @@ def test_phases_run_in_turn_inside_a_running_event_loop(journal: Journal) -> Non
     assert backend.closed
 
 
+def test_progress_counts_all_splits_together_and_tasks_of_the_probe_once(journal: Journal) -> None:
+    seen: list[int] = []
+    report = run_phases(
+        [
+            Phase(tasks=lambda: tasks("a"), after=lambda: seen.append(-1)),
+            Phase(tasks=lambda: tasks("abc")),
+            Phase(tasks=lambda: tasks("de")),
+        ],
+        stage="generate",
+        backend=Scripted({text: [yes()] for text in "abcde"}),
+        models=["teacher"],
+        journal=journal,
+        settings=RunSettings(concurrency=1),
+        on_progress=lambda tally, budget: seen.append(tally.num_finished),
+    )
+    assert seen == [0, 1, -1, 1, 2, 3, 4, 5]
+    assert (report.tally.num_known, report.tally.num_finished, report.tally.num_correct) == (1, 5, 5)
+
+
+def test_the_counts_of_a_probe_without_other_phases_stay(journal: Journal) -> None:
+    report = run_phases(
+        [Phase(tasks=lambda: tasks("ab"), after=lambda: None)],
+        stage="generate",
+        backend=Scripted({text: [yes()] for text in "ab"}),
+        models=["teacher"],
+        journal=journal,
+        settings=RunSettings(),
+    )
+    assert report.tally.num_finished == 2
+
+
 def test_a_phase_can_end_the_run(journal: Journal) -> None:
     backend = Scripted({"a": [yes()]})
 
