@@ -31,6 +31,7 @@ from nlicot.teacher.engine.stopping_rule import StoppingRule
 from nlicot.text_tables import printable
 
 MAX_MODELS_SHOWN = 20
+MODEL_FLAGS = "--model, --next_models or --regenerate_with"
 TASKS_PER_LOOKUP = 512
 TOKENS_PER_CHARACTER = 0.3  # an estimate for pacing, until the reply gives the real number
 
@@ -495,7 +496,7 @@ def _remedy(fault: Fault, backend: Backend) -> str:
     remedies = {
         "http_402": "add credit at the provider, then run the same command to continue",
         "http_404": "check --server_url",
-        "unknown_model": "check --model",
+        "unknown_model": f"check {MODEL_FLAGS}",
     }
     return f"; {remedies[fault.kind]}" if fault.kind in remedies else ""
 
@@ -511,7 +512,7 @@ async def _check_models(backend: Backend, models: Sequence[str]) -> None:
     if served is not None and unknown:
         listed = ", ".join(sorted(served)[:MAX_MODELS_SHOWN]) or "none"
         more = f" and {len(served) - MAX_MODELS_SHOWN} more" if len(served) > MAX_MODELS_SHOWN else ""
-        message = f"--model: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
+        message = f"{MODEL_FLAGS}: found {unknown}, expected one that {backend.server} serves: {listed}{more}"
         raise ServerRefused(message)
 
 

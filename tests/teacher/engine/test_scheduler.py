@@ -1049,6 +1049,29 @@ def test_the_counts_of_a_probe_without_other_phases_stay(journal: Journal) -> No
     assert report.tally.num_finished == 2
 
 
+class Catalogue(Scripted):
+    """A backend that lists its models."""
+
+    async def models(self) -> list[str] | None:
+        return ["teacher"]
+
+
+def test_a_model_that_is_not_served_may_come_from_any_flag_that_names_models(journal: Journal) -> None:
+    with pytest.raises(ServerRefused) as refused:
+        run_phases(
+            [Phase(tasks=lambda: tasks("a"))],
+            stage="generate",
+            backend=Catalogue({}),
+            models=["teacher", "stronger-teacher"],
+            journal=journal,
+            settings=RunSettings(),
+        )
+    assert str(refused.value) == (
+        "--model, --next_models or --regenerate_with: found stronger-teacher, "
+        "expected one that memory serves: teacher"
+    )
+
+
 def test_a_phase_can_end_the_run(journal: Journal) -> None:
     backend = Scripted({"a": [yes()]})
 
