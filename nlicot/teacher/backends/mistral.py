@@ -470,7 +470,10 @@ class MistralBatchBackend(MistralBackend):
 
     async def _upload(self, name: str, content: bytes) -> str:
         call = self._sdk.files.upload_async(file={"file_name": name, "content": content}, purpose="batch")
-        return str(_json(await self._call(call))["id"])
+        fields = _json(await self._call(call))
+        if (file_id := fields.get("id")) is None:
+            raise Transient("broken_envelope", "found no id of the uploaded file", raw=str(fields))
+        return str(file_id)
 
     async def _create_job(self, file_id: str, model: str, metadata: dict[str, str]) -> Job:
         """Create a job over an uploaded file. After a `Transient` it may exist all the same."""

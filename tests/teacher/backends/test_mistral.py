@@ -33,7 +33,7 @@ from nlicot.teacher.backends.base import (
 from nlicot.teacher.backends.mistral import BatchAnswer, MistralBatchBackend, answers_of
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 from tests.chaos.damage import damages
-from tests.teacher.fake_answers import default_answer, error_200, status
+from tests.teacher.fake_answers import Behaviour, default_answer, error_200, status
 from tests.teacher.fake_batch_server import JOBS, FakeBatchServer
 from tests.time_limits import HANGS_S
 
@@ -442,6 +442,24 @@ def test_transient_server_faults_are_waited_out(server: FakeBatchServer, tmp_pat
     assert texts(answered(backend_for(server, tmp_path), [request(1)])) == [text_for(request(1))]
     assert len(server.jobs) == 1
     assert not any(server.faults.values())
+
+
+def test_an_upload_whose_response_has_no_id_is_repeated(server: FakeBatchServer, tmp_path: Path) -> None:
+    server.faults[("POST", "/v1/files")] = deque([Behaviour(body="{}"), Behaviour(body='{"id": null}')])
+
+    assert texts(answered(backend_for(server, tmp_path), [request(1)])) == [text_for(request(1))]
+    assert len(server.jobs) == 1
+
+
+def test_a_server_that_never_names_the_uploaded_file_is_a_fault(
+    server: FakeBatchServer, tmp_path: Path
+) -> None:
+    server.faults[("POST", "/v1/files")] = deque([Behaviour(body="{}")] * 2)
+    policy = replace(FAST, batch_max_attempts=2)
+
+    (outcome,) = answered(backend_for(server, tmp_path, policy=policy), [request(1)])
+    assert fault_in(outcome) == (Transient, "broken_envelope", False)
+    assert not server.jobs
 
 
 @pytest.mark.parametrize(("code", "kind"), [(422, Rejected), (401, Refused)])
