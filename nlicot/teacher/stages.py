@@ -25,7 +25,7 @@ from nlicot.data.shards import ShardOfWork
 from nlicot.data.thoughts import Scored, reflection_from, scored_from, thought_from
 from nlicot.records import Example, Failure, Reflection, Score, Thought, to_json_dict
 from nlicot.teacher.answers import SCHEMAS, NoValidAnswer, ask_until_valid
-from nlicot.teacher.backends.base import Backend, Endpoint, Request
+from nlicot.teacher.backends.base import Backend, Endpoint, Request, runs_jobs
 from nlicot.teacher.engine import scheduler
 from nlicot.teacher.engine.journal import Journal, Outcome
 from nlicot.teacher.engine.scheduler import Ask, Task
@@ -315,7 +315,8 @@ def run_stage(
     defaults = {kind: load_prompt(kind) for kind in STAGE_PROMPTS[stage_class.name]}
     endpoint = Endpoint(name=backend.name, server=backend.server)
     stage = stage_class(endpoint=endpoint, settings=settings, prompts=given | defaults | given, **inputs)
-    with Journal(Path(journal), job=stage.name) as opened:
+    interrupted_are_paid = not runs_jobs(backend)
+    with Journal(Path(journal), job=stage.name, interrupted_are_paid=interrupted_are_paid) as opened:
         report = scheduler.run_phases(
             [scheduler.Phase(tasks=stage.tasks)],
             stage=stage.name,

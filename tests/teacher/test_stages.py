@@ -15,7 +15,9 @@ from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 from nlicot.records import Score, Thought
 from nlicot.teacher.backends.base import Connection
 from nlicot.teacher.backends.openai import OpenAIBackend
+from nlicot.teacher.engine.journal import Journal
 from nlicot.teacher.stages import StageSettings, generate_thoughts, reflect_on, score_texts
+from tests.teacher.engine.test_scheduler import Jobs, Scripted, question
 from tests.teacher.fake_answers import status
 from tests.teacher.fake_server import FakeServer
 
@@ -264,6 +266,19 @@ def test_the_journal_is_exported_as_json_lines(root: Path, server: FakeServer, t
         "replies": NUM_PAIRS,
         "finals": NUM_PAIRS,
     }
+
+
+@pytest.mark.parametrize(("backend", "spent"), [(Scripted, 0.25), (Jobs, 0.0)])
+def test_a_killed_notebook_counts_requests_in_flight_as_spent_unless_they_are_in_a_job(
+    tmp_path: Path, backend: type[Scripted], spent: float
+) -> None:
+    path = tmp_path / "g.sqlite"
+    with Journal(path, job="generate") as journal:
+        journal.start_attempt("k", question("a"), "p", 0.25)
+
+    made = generate_thoughts([], backend=backend({}), settings=StageSettings(model="teacher"), journal=path)
+
+    assert made.report.spent_usd == spent
 
 
 def test_the_stages_are_also_plain_functions(server: FakeServer, tmp_path: Path) -> None:

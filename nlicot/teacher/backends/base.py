@@ -180,6 +180,11 @@ BACKENDS: dict[str, BackendEntry] = {
 }
 
 
+def runs_jobs(backend: Backend) -> bool:
+    """Return True if a backend's requests wait in jobs, False also for one that is not in the registry."""
+    return backend.name in BACKENDS and BACKENDS[backend.name].runs_jobs
+
+
 def endpoint(backend: str, server_url: str | None) -> Endpoint:
     """Return the name and server that go into the key of every request."""
     default = BACKENDS[backend].default_server

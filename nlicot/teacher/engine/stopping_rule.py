@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from nlicot.errors import NoAnswers
 from nlicot.records import Failure
-from nlicot.teacher.backends.base import BACKENDS, Backend
+from nlicot.teacher.backends.base import Backend, runs_jobs
 from nlicot.teacher.engine.rate_limiter import RetryPolicy
 
 MAX_ANSWER_SHOWN = 160
@@ -35,7 +35,7 @@ class StoppingRule:
 
     def __init__(self, backend: Backend, policy: RetryPolicy, *, concurrency: int) -> None:
         self._server, self._policy, self._concurrency = backend.server or backend.name, policy, concurrency
-        self._runs_jobs = backend.name in BACKENDS and BACKENDS[backend.name].runs_jobs
+        self._runs_jobs = runs_jobs(backend)
         limits = (policy.max_unreadable_at_start, policy.batch_max_unreadable_at_start)
         self._start_limit = limits[self._runs_jobs]
         self._failures: defaultdict[str, dict[str, Failure]] = defaultdict(dict)  # by topic and task
