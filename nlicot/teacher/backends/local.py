@@ -122,7 +122,8 @@ class _Form:
 
         fields: dict[str, dict[str, Any]] = request.schema.schema["properties"]
         self._encode = decoder.prompt_format.encode_segment
-        self._options = {name: _options(field) for name, field in fields.items()}
+        # Without allowed values a field is free text.
+        self._options: dict[str, list[Any]] = {name: field.get("enum", []) for name, field in fields.items()}
         num_texts = sum(not options for options in self._options.values())
         budget = max(1, int(request.params.get("max_tokens", 512)) // max(1, num_texts))
         quotes = ['"' if isinstance([*options, ""][0], str) else "" for options in self._options.values()]
@@ -153,10 +154,3 @@ class _Form:
             raw="",
             latency_s=latency_s,
         )
-
-
-def _options(field: dict[str, Any]) -> list[Any]:
-    """Return the allowed values of a field; an empty list means free text."""
-    if "minimum" in field and "maximum" in field:
-        return list(range(field["minimum"], field["maximum"] + 1))
-    return list(field.get("enum", ()))
