@@ -201,7 +201,7 @@ def _answer(line: Mapping[str, Any]) -> BatchAnswer:
     )
 
 
-Outcome = BatchAnswer | Fault
+AnswerOrFault = BatchAnswer | Fault
 
 
 @dataclass(slots=True, kw_only=True)
@@ -287,9 +287,9 @@ class MistralBatchBackend(MistralBackend):
         super().__init__(dataclasses.replace(connection, timeout_s=timeout_s))
         self._ledger = _Ledger(connection.journal_folder / "batches")
         self._max_requests, self._policy = connection.concurrency, policy
-        self._waiting: dict[str, tuple[Request, asyncio.Future[Outcome]]] = {}
+        self._waiting: dict[str, tuple[Request, asyncio.Future[AnswerOrFault]]] = {}
         self._gathered: list[str] = []
-        self._came_early: dict[str, Outcome] = {}
+        self._came_early: dict[str, AnswerOrFault] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathering: asyncio.TimerHandle | None = None
         self._closing_keys: asyncio.TimerHandle | None = None
@@ -321,9 +321,9 @@ class MistralBatchBackend(MistralBackend):
         await super().close()
         self._ledger.write_closed()
 
-    async def _outcome_of(self, key: str, request: Request) -> Outcome:
+    async def _outcome_of(self, key: str, request: Request) -> AnswerOrFault:
         assert key not in self._waiting, "the same request twice at once"
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[AnswerOrFault] = asyncio.get_running_loop().create_future()
         self._waiting[key] = request, outcome
         try:
             if (batch := self._ledger.holding.get(key)) is None:
