@@ -157,10 +157,13 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     while True:
         folder = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}{SCRATCH}")
         folder.mkdir()
-        held = _hold(folder)
+        try:
+            held = _hold(folder)
+        except FileNotFoundError:  # another process took it for one that was left
+            continue
         if folder.exists():
             break
-        os.close(held)  # another process took it for one that was left
+        os.close(held)  # it was removed before it was locked
     try:
         yield folder
     finally:

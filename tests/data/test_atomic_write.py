@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nlicot.data import atomic_write
 from nlicot.data.atomic_write import (
     SCRATCH,
     clear_scratch,
@@ -166,6 +167,28 @@ def test_what_a_running_process_writes_is_not_removed(tmp_path: Path) -> None:
     with scratch_folder(tmp_path / "a") as scratch:
         clear_scratch(tmp_path)
         assert scratch.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_folder_that_another_process_removes_at_once_is_made_again(
+    is_locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, removed = atomic_write._hold, []
+
+    def late(folder: Path, **options: Any) -> int:
+        if not removed:
+            removed.append(folder)
+            held = hold(folder) if is_locked else -1
+            folder.rmdir()
+            if is_locked:
+                return held
+        return hold(folder, **options)
+
+    monkeypatch.setattr(atomic_write, "_hold", late)
+    with scratch_folder(tmp_path / "a") as scratch:
+        assert scratch.is_dir()
+        assert scratch != removed[0]
     assert list(tmp_path.iterdir()) == []
 
 
