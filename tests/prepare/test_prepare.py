@@ -153,7 +153,7 @@ def test_soft_labels_and_samples_that_take_turns_are_those_of_fit(
 ) -> None:
     path = prepared(small_root, "--builder_args", "samples=all", *args, builder=builder)
     command = capsys.readouterr().out.split("next: python -m nlicot ")[1].splitlines()[0]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli.main([*shlex.split(command), "--print_config"])
     assert "samples: all" in capsys.readouterr().out
     expected = built_by_fit(small_root, builder=find_builder(builder, {"samples": "all"}))
