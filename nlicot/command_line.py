@@ -80,10 +80,9 @@ NumBatches: TypeAlias = Annotated[
     ),
 ]
 BatchInterval: TypeAlias = Annotated[
-    int | float | str | dict[str, int],
+    int | float,
     Constraint(
-        "a number of batches, a proportion above 0.0 and up to 1.0, or a time such as 00:00:30:00",
-        lambda value: isinstance(value, str | dict) or _are_batches(value),
+        "a number of batches, or a proportion above 0.0 and up to 1.0", lambda value: _are_batches(value)
     ),
 ]
 

@@ -338,10 +338,10 @@ class TrainerSettings:
                 f"--trainer.gradient_clip_val: found {self.gradient_clip_val:g}, expected null; "
                 "set --model.max_grad_norm instead"
             )
-        if self.max_epochs == -1 and self.max_steps == -1:
+        if self.overfit_batches:  # Lightning would take a sampler of its own
             raise ConfigError(
-                "--trainer.max_epochs: found -1 without --trainer.max_steps, expected one of them to end "
-                "training: the learning rate falls to 0 until then"
+                f"--trainer.overfit_batches: found {self.overfit_batches:g}, expected 0; use "
+                "--data.limit_train instead"
             )
 
 

@@ -616,9 +616,21 @@ CASES = [
     ),
     *(
         Case(f"fit --trainer.val_check_interval {value}", "--trainer.val_check_interval: found")
-        for value in ("0", "-1", "1.5", ".nan")
+        for value in ("0", "-1", "1.5", ".nan", "often", "00:00:30:00")
     ),
-    Case("fit --trainer.max_epochs=-1", "--trainer.max_epochs: found -1 without --trainer.max_steps"),
+    *(
+        Case(f"fit --trainer.overfit_batches {value}", f"found {value}, expected 0; use --data.limit_train")
+        for value in ("2", "0.5")
+    ),
+    *(
+        Case(f"fit {flags}", f"--trainer.max_epochs: found {found} without --trainer.max_steps, expected one")
+        for flags, found in {
+            "--trainer.max_epochs=-1": "-1",
+            "--trainer.max_epochs null": "null",
+            "--preflight --trainer.max_epochs null": "null",
+            "--trainer.max_epochs null --trainer.max_time 00:01:00:00": "null",
+        }.items()
+    ),
     Case("fit --trainer.gradient_clip_val 1", "found 1, expected null; set --model.max_grad_norm instead"),
     Case("fit --trainer.precision 8", "--trainer.precision: found '8', expected one of bf16-mixed"),
     *(
@@ -628,7 +640,6 @@ CASES = [
             "strategy": "none",
             "max_time": "soon",
             "profiler": "none_such",
-            "val_check_interval": "often",
             "gradient_clip_algorithm": "z",
         }.items()
     ),

@@ -78,7 +78,7 @@ def test_each_experiment_is_fitted_once_per_seed_with_its_settings_over_the_file
 def test_values_of_every_kind_reach_fit() -> None:
     own = """
 - name: a
-  trainer: {devices: [0, 1], max_time: {minutes: 90}, max_epochs: null}
+  trainer: {devices: [0, 1], max_time: {minutes: 90}, max_epochs: null, max_steps: 9}
   definitions: {entailment: "it follows: always", no_entailment: "else"}
   data.builder: {class_path: nlicot.builders.label_only.LabelOnly, init_args: {balance: true}}
 """
