@@ -270,10 +270,8 @@ class GeneratedMetricsSettings:
     num_texts: NonNegativeInt = 5
 
 
-Precision = Literal[
-    "bf16-mixed", "32-true", "16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine",
-    "transformer-engine-float16", "bf16", "16", "32", "64",
-]  # fmt: skip
+Precision = Literal["bf16-mixed", "32-true", "bf16", "32"]
+"""Not those that convert the adapter, nor 16-mixed, whose scaled gradients `training_step` would clip."""
 PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16-mixed", "float32": "32-true"}
 """Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
 

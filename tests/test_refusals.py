@@ -632,7 +632,10 @@ CASES = [
         }.items()
     ),
     Case("fit --trainer.gradient_clip_val 1", "found 1, expected null; set --model.max_grad_norm instead"),
-    Case("fit --trainer.precision 8", "--trainer.precision: found '8', expected one of bf16-mixed"),
+    *(
+        Case(f"fit --trainer.precision {value}", f"found '{value}', expected one of bf16-mixed, 32-true, bf1")
+        for value in ("8", "16-mixed", "16", "bf16-true", "16-true", "64-true", "transformer-engine")
+    ),
     *(
         Case(f"fit --root data --trainer.{name} {value}", f"--trainer.{name}: Lightning refuses this: ")
         for name, value in {
