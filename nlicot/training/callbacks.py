@@ -13,6 +13,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -36,7 +37,7 @@ from torchmetrics.classification import (
 from nlicot import signals
 from nlicot.data.atomic_write import disk_errors, scratch_folder
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import large_blocks_apart
+from nlicot.model.fast.heap import large_blocks_apart, memory_for
 from nlicot.prediction.decoding import Decoder
 from nlicot.prediction.predictor import Predictor, gather
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
@@ -136,7 +137,8 @@ class RunCheckpoints(Callback):
         is_stopping = self.stop.signum is not None
         if trainer.world_size > 1:  # all processes stop at the same batch
             is_stopping = trainer.strategy.reduce_boolean_decision(is_stopping, all=False)
-        if num_steps and (is_due or is_stopping or _evaluation_follows(trainer, batch_idx)):
+        follows = _evaluation_follows(trainer, batch_idx, trainer.global_step + 1)
+        if num_steps and (is_due or is_stopping or follows):
             self.evaluated = False
             self._save_last(trainer)
         if is_stopping:
@@ -146,11 +148,11 @@ class RunCheckpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let signals stop the fit at once before and in an evaluation, which may take long.
+        """Let signals stop the fit at once before and in an evaluation, which may take long, and at its end.
 
         A resume repeats the step before it, at whose start `last` was written.
         """
-        if _evaluation_follows(trainer, batch_idx):
+        if _evaluation_follows(trainer, batch_idx, trainer.global_step):
             self.stop.waits = False
             if self.stop.signum is not None:
                 raise signals.Stopped(self.stop.signum)
@@ -240,11 +242,14 @@ def _inside_an_epoch(trainer: Trainer) -> bool:
     return 0 < trainer.fit_loop.epoch_loop.batch_progress.current.completed < trainer.num_training_batches
 
 
-def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Return whether a batch is the last before an evaluation, or of an epoch."""
+def _evaluation_follows(trainer: Trainer, batch_idx: int, step: int) -> bool:
+    """Return whether a batch is the last before an evaluation, of an epoch, or of the fit.
+
+    `step` is the number of optimizer steps up to the end of the batch.
+    """
     loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
     counted = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-    is_last = batch_idx + 1 == trainer.num_training_batches
+    is_last = batch_idx + 1 == trainer.num_training_batches or step == trainer.max_steps
     return is_last or (every is not None and (counted + 1) % every == 0)
 
 
@@ -259,6 +264,8 @@ class GeneratedMetrics(Callback):
     settings: GeneratedMetricsSettings
     data: RunData
     decoding: DecodingSettings
+    remedy: Callable[[str], str]
+    """Returns what to do if memory is too small without a flag."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout of TensorBoard's charts; a resumed run's event file has it."""
@@ -270,6 +277,9 @@ class GeneratedMetrics(Callback):
         """Decode and log."""
         every = self.settings.every_n_epochs
         if every < 1 or (trainer.current_epoch + 1) % every:
+            # Lightning keeps the figures of an earlier epoch, which early stopping would count again.
+            for name in [each for each in trainer.callback_metrics if each.startswith(GENERATED)]:
+                del trainer.callback_metrics[name]
             return
         examples = self.data.dev_sample(self.settings.num_pairs)
         predictions = self._decode(trainer, pl_module, examples)
@@ -299,8 +309,9 @@ class GeneratedMetrics(Callback):
                 board.add_text(f"{GENERATED}thought_{index}", text, trainer.global_step)
 
     def _decode(self, trainer: Trainer, pl_module: Any, examples: list[Example]) -> dict[str, Prediction]:
+        decoder = Decoder(pl_module.loaded.model, pl_module.loaded.prompt_format, self.decoding)
         predictor = Predictor(
-            Decoder(pl_module.loaded.model, pl_module.loaded.prompt_format, self.decoding),
+            decoder,
             self.data.prompts,
             self.data.forms,
             autocast=trainer.precision_plugin.forward_context,
@@ -308,7 +319,12 @@ class GeneratedMetrics(Callback):
         was_training = pl_module.model.training
         pl_module.model.eval()
         batch = predictor.batch(examples, rank=trainer.global_rank, world_size=trainer.world_size)
-        with large_blocks_apart():
+        num_rows = decoder.batch_size
+        smaller = f"--model.decoding.batch_size {max(1, num_rows // 2)}"
+        with (
+            memory_for(f"{num_rows} rows at once", remedy=lambda: self.remedy(smaller)),
+            large_blocks_apart(),
+        ):
             predictions = list(predictor.decode(batch))
         pl_module.model.train(was_training)
         return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}

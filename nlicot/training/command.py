@@ -173,7 +173,12 @@ def _train(
         arguments,
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
         callbacks=[
-            GeneratedMetrics(settings.generated_metrics, data, settings.model.decoding),
+            GeneratedMetrics(
+                settings.generated_metrics,
+                data,
+                settings.model.decoding,
+                remedy=functools.partial(_with_less_memory, folder),
+            ),
             EarlyStopping(**asdict(settings.early_stopping)),
             checkpoints,
         ],
@@ -203,6 +208,8 @@ def _train(
         raise Interrupted(_way_on(folder), stop.signum) from None
     if not trainer.is_global_zero:
         return 0
+    if stop.signum is not None:  # noted while the fit was ending: a resume goes on with the final evaluation
+        raise Interrupted(_way_on(folder), stop.signum)
     if not trainer.global_step:
         raise ConfigError(f"{folder}: training ended before its first step; raise --trainer.max_time")
     if trainer.global_step == num_steps_before:
@@ -257,12 +264,17 @@ def _memory_for_micro_batches(
     tokens = settings.data.micro_batch_tokens
     smaller = f"--data.micro_batch_tokens {max(1, tokens // 2)}"
 
-    def remedy() -> str:
-        if folder is not None and (folder / LAST).is_file():
-            return f"continue with: python -m nlicot fit --resume {folder} {smaller}"
-        return f"use {smaller}, then --model.gradient_checkpointing true"
+    return memory_for(
+        f"a micro-batch of {tokens} tokens (--data.micro_batch_tokens)",
+        remedy=lambda: _with_less_memory(folder, smaller, ", then --model.gradient_checkpointing true"),
+    )
 
-    return memory_for(f"a micro-batch of {tokens} tokens (--data.micro_batch_tokens)", remedy=remedy)
+
+def _with_less_memory(folder: Path | None, smaller: str, otherwise: str = "") -> str:
+    """Return what to do if a fit needs too much memory without the flag `smaller`."""
+    if folder is not None and (folder / LAST).is_file():
+        return f"continue with: python -m nlicot fit --resume {folder} {smaller}"
+    return f"use {smaller}{otherwise}"
 
 
 def _summary(resolved: ResolvedModel, data: RunData, origin: Origin | None) -> dict[str, Any]:

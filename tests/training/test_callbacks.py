@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_dev_loss_and_accuracy_of_runs_stand_together(tmp_path: Path) -> None:
     logged = set(events.Tags()["scalars"])
     wanted = {tag.strip("^$") for chart in charts.values() for tag in chart.multiline.tag}
     assert wanted <= logged
+
+
+def test_patience_counts_only_the_epochs_in_which_predictions_are_decoded(tmp_path: Path) -> None:
+    base = write_small_model(tmp_path / "base")
+    monitor = ["--early_stopping.monitor=dev_generated/accuracy", "--early_stopping.mode=max"]
+    # No measurement after the first is an improvement, so patience 2 ends the run at the third.
+    patience = ["--early_stopping.min_delta=100", "--early_stopping.patience=2"]
+    epochs = ["--generated_metrics.every_n_epochs=2", "--trainer.max_epochs=7", "--data.limit_train=4"]
+    root = [f"--checkpoints_root={tmp_path}", f"--model.base={base}"]
+    assert main(["fit", *FLAGS, *root, *monitor, *patience, *epochs]) == 0
+    assert json.loads((tmp_path / "run" / "fit.json").read_text())["epochs"] == 6
 
 
 HOSTILE = [

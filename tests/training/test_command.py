@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from nlicot.cli import main
 from nlicot.config_files import SAMPLE, read_settings
+from nlicot.model.loaded_model import causal_lm
 from nlicot.training.module import warm_up_and_decay
 from tests.small_model import write_small_model
 from tests.training.short_fit import SHORT_FIT
@@ -92,6 +93,78 @@ def test_a_program_that_the_same_signal_stopped_is_no_fault(
     assert fit(base, f"--trainer.callbacks={__name__}.StoppedCompiler") == 143
     message = "nlicot: stopped; continue with: python -m nlicot fit --resume checkpoints/run"
     assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+class SignalInTheLastStep(Callback):
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_in_the_last_step_ends_the_fit_and_a_resume_repeats_the_step(base: Path) -> None:
+    assert fit(base, "--trainer.max_steps=3", f"--trainer.callbacks={__name__}.SignalInTheLastStep") == 143
+    last = torch.load("checkpoints/run/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    assert "optimizer_steps" not in summary()
+
+
+class SignalInTheLastEvaluation(Callback):
+    """Ends the fit after one step, as a time limit does, with an evaluation before its end."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_in_the_last_evaluation_ends_the_fit_before_the_final_evaluation(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--trainer.callbacks={__name__}.SignalInTheLastEvaluation", "--final_evaluation=true"]
+    assert fit(base, *flags) == 143
+    message = "nlicot: stopped; continue with: python -m nlicot fit --resume checkpoints/run"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert "optimizer_steps" not in summary()
+
+
+class SignalAtTheEnd(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if os.environ.pop("SIGNAL_AT_THE_END", ""):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_after_a_signal_at_the_end_a_resume_only_evaluates(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGNAL_AT_THE_END", "1")
+    assert fit(base, "--trainer.max_steps=1", f"--trainer.callbacks={__name__}.SignalAtTheEnd") == 143
+    assert "optimizer_steps" not in summary()
+    assert resume() == 0
+    assert summary()["optimizer_steps"] == 1
+    assert "adapter      checkpoints/run/adapter (last checkpoint" in capsys.readouterr().out
+
+
+class FullWhileDecoding(Callback):
+    """Only passes that keep a cache find no memory."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        def refuse(module: Any, args: Any, options: dict[str, Any]) -> None:
+            if options.get("use_cache"):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        causal_lm(pl_module.model).model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_too_little_memory_for_decoding_names_the_rows(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--generated_metrics.every_n_epochs=1", "--model.decoding.fast=false"]
+    assert fit(base, *flags, f"--trainer.callbacks={__name__}.FullWhileDecoding") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "nlicot: not enough memory for 64 rows at once; continue with: python -m nlicot fit "
+        "--resume checkpoints/run --model.decoding.batch_size 32"
+    )
 
 
 @pytest.mark.slow
