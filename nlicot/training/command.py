@@ -435,15 +435,19 @@ def _validate_in_a_new_process(checkpoint: Path) -> int:
         command += ["--trainer.num_nodes", "1", "--trainer.devices", "1"]
     sys.stdout.flush()  # or the lines so far would follow those of the new process in a file or pipe
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}
+    way = f"the adapter is trained, evaluate it with: {shlex.join(['python', *command[1:]])}"
     with subprocess.Popen(command, env=environment) as process:
         try:
-            return process.wait()
+            code = process.wait()
         except signals.Stopped as stop:
             if stop.signum is not Signals.SIGINT:  # a terminal sends this one to both
                 process.terminate()
             process.wait()
-            way = f"the adapter is trained, evaluate it with: {shlex.join(['python', *command[1:]])}"
             raise Interrupted(way, stop.signum) from None
+    if code < 0:  # such as SIGKILL for lack of memory
+        killer = Signals(-code)
+        raise Interrupted(f"{killer.name} ended the final evaluation; {way}", killer)
+    return code
 
 
 def _log_hyper_parameters(folder: Path, command: FitCommand, best: float | None) -> None:

@@ -356,6 +356,17 @@ def test_auto_follows_the_processor(
     assert compute_dtype() == expected
 
 
+@pytest.mark.parametrize(("is_native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_takes_no_bfloat16_that_a_gpu_only_emulates(
+    is_native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or is_native
+    )
+    assert compute_dtype() == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "precision"),
     [

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from nlicot.cli import main
 from nlicot.config_files import SAMPLE, read_settings
+from nlicot.errors import Interrupted
 from nlicot.model.loaded_model import causal_lm
+from nlicot.training.command import _validate_in_a_new_process
 from nlicot.training.module import warm_up_and_decay
 from tests.small_model import write_small_model
 from tests.training.short_fit import SHORT_FIT
@@ -164,6 +167,22 @@ def test_too_little_memory_for_decoding_names_the_rows(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "nlicot: not enough memory for 64 rows at once; continue with: python -m nlicot fit "
         "--resume checkpoints/run --model.decoding.batch_size 32"
+    )
+
+
+def test_a_final_evaluation_that_is_killed_leaves_a_line_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(Interrupted) as caught:
+        _validate_in_a_new_process(Path("run/best.ckpt"))
+    assert caught.value.exit_code == 137
+    assert str(caught.value) == (
+        "SIGKILL ended the final evaluation; the adapter is trained, evaluate it with: "
+        "python -m nlicot validate --ckpt_path run/best.ckpt"
     )
 
 

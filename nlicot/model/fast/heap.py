@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from pathlib import Path
 import torch
 
 from nlicot.errors import ConfigError
+from nlicot.model.fast.cgroups import CGROUPS, OWN_CGROUPS, cgroup_folders
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MEMINFO, CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+MEMINFO = Path("/proc/meminfo")
 
 NUM_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 M_MMAP_THRESHOLD = -3
@@ -40,8 +42,6 @@ def peak_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     if STATUS.exists():
         return _read_bytes(STATUS, "VmHWM")
-    import resource  # not on Windows
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -60,8 +60,31 @@ def available_bytes() -> int:
     if not MEMINFO.exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     available = _read_bytes(MEMINFO, "MemAvailable")
-    limit = CGROUP_LIMIT.read_text(encoding="ascii").strip() if CGROUP_LIMIT.exists() else "max"
-    return available if limit == "max" else min(available, int(limit))
+    if not OWN_CGROUPS.exists():
+        return available
+    return max(0, min([available, *cgroup_headrooms(OWN_CGROUPS.read_text(encoding="utf-8"), CGROUPS)]))
+
+
+def cgroup_headrooms(own_cgroups: str, mounted: Path) -> list[int]:
+    """Return the bytes that the limits of this process's control groups leave; arguments as `cgroup_folders`.
+
+    Pages of files that were not used lately count as free: the system takes them back first.
+    """
+    headrooms = []
+    for folder in cgroup_folders("memory", own_cgroups, mounted):
+        if (folder / "memory.max").exists():
+            limit, used, cached = "memory.max", "memory.current", "inactive_file"
+        elif (folder / "memory.limit_in_bytes").exists():
+            limit, used, cached = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        most, in_use, stat = (
+            (folder / name).read_text(encoding="ascii").strip() for name in (limit, used, "memory.stat")
+        )
+        if most != "max":
+            counts = dict(line.split() for line in stat.splitlines())
+            headrooms.append(int(most) - int(in_use) + int(counts.get(cached, 0)))
+    return headrooms
 
 
 def _read_bytes(path: Path, field: str) -> int:
@@ -118,6 +141,6 @@ def _c_function(name: str) -> Callable[..., object]:
     """Return a function of glibc, or one that does nothing where there is another C library."""
     try:
         function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError):  # musl, macOS; Windows
+    except AttributeError:  # musl, macOS
         return lambda *_: None
     return function

@@ -21,12 +21,14 @@ from pathlib import Path
 
 import torch
 
+from nlicot.model.fast.cgroups import CGROUPS, OWN_CGROUPS, cgroup_folders
+
 logger = logging.getLogger(__name__)
 
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables that set how long waiting threads spin; if the user set one, it is left at that."""
-STAT, OWN_CGROUPS, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+STAT = Path("/proc/stat")
 WATCH_S = 1.0
 CROWDED, FREE = 0.35, 0.15
 """Cores in use by others, beyond those that this process leaves free, that count as a crowd, or as none."""
@@ -88,29 +90,20 @@ def allowed_cores() -> int:
 
 
 def cgroup_quotas(own_cgroups: str, mounted: Path) -> list[float]:
-    """Return the CPU quotas, in cores, of the control groups in `/proc/self/cgroup` and of those above them.
-
-    Inside a container the paths may be the host's; the container's own group is the mounted root then.
-    """
+    """Return the CPU quotas, in cores, of the groups of `cgroup_folders`, whose arguments these are."""
     quotas = []
-    for line in own_cgroups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+    for folder in cgroup_folders("cpu", own_cgroups, mounted):
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        elif (folder / "cpu.cfs_quota_us").exists():
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip()
+                for name in ("quota", "period")
+            )
+        else:
             continue
-        root = mounted / "cpu" if controllers else mounted  # version 1 names its controllers
-        group = root / path.strip("/")
-        for folder in (group, *(above for above in group.parents if above.is_relative_to(root))):
-            if (folder / "cpu.max").exists():
-                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-            elif (folder / "cpu.cfs_quota_us").exists():
-                quota, period = (
-                    (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip()
-                    for name in ("quota", "period")
-                )
-            else:
-                continue
-            if quota not in ("max", "-1"):
-                quotas.append(int(quota) / int(period))
+        if quota not in ("max", "-1"):
+            quotas.append(int(quota) / int(period))
     return quotas
 
 

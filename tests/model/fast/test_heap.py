@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import NUM_PRIMITIVES, memory_for
+from nlicot.model.fast.heap import NUM_PRIMITIVES, cgroup_headrooms, memory_for
 
 
 def test_failed_allocation_names_the_work_and_the_remedy() -> None:
@@ -29,6 +29,26 @@ def test_other_errors_of_torch_pass() -> None:
         memory_for("5 rows", remedy=lambda: "use 2"),
     ):
         torch.ones(2) + torch.ones(3)
+
+
+def test_what_limits_leave_is_that_of_the_own_group_and_of_those_above(tmp_path: Path) -> None:
+    def group(folder: Path, **files: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / f"memory.{name}").write_text(f"{text}\n", encoding="ascii")
+
+    group(tmp_path / "job" / "step", max="max", current="300", stat="inactive_file 0")
+    group(tmp_path / "job", max="1000", current="700", stat="anon 500\ninactive_file 200")
+    group(tmp_path, max="5000", current="900", stat="inactive_file 0")
+    assert cgroup_headrooms("0::/job/step\n", tmp_path) == [500, 4100]
+    assert cgroup_headrooms("0::/docker/0123\n", tmp_path) == [4100]  # the host's path
+    group(
+        tmp_path / "memory" / "job",
+        limit_in_bytes="1000",
+        usage_in_bytes="700",
+        stat="inactive_file 1\ntotal_inactive_file 100",
+    )
+    assert cgroup_headrooms("5:cpu,cpuacct:/job\n4:memory:/job\n", tmp_path) == [400]
 
 
 @pytest.mark.skipif(
