@@ -75,6 +75,14 @@ class SegmentWeights:
     scaffold_weight: NonNegativeFloat = 1.0
     label_weight: NonNegativeFloat = 1.0
 
+    def __post_init__(self) -> None:
+        has_thoughts_only = not self.scaffold_weight and not self.label_weight
+        if has_thoughts_only and 0 in (self.thought_weight, self.final_thought_weight):
+            raise ConfigError(
+                "--model.segment_weights: found 0 for scaffold, label and thought in the same step, "
+                "expected a weight above 0 for one of them in every step"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingSettings:

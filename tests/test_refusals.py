@@ -647,6 +647,14 @@ CASES = [
         }.items()
     ),
     Case("fit --root data --trainer.callbacks none", "--trainer.callbacks: found 'none', expected a list"),
+    *(
+        Case(
+            "fit --model.segment_weights.label_weight 0 --model.segment_weights.scaffold_weight 0 "
+            f"--model.segment_weights.{name} 0",
+            "--model.segment_weights: found 0 for scaffold, label and thought in the same step, expected a",
+        )
+        for name in ("thought_weight", "final_thought_weight")
+    ),
     Case("fit --model.lora.target_modules []", "--model.lora.target_modules: found [], expected names"),
     Case("fit --model.quantization int3", "--model.quantization: found 'int3', expected one of nf4, none"),
     Case("fit --model.dtype float64", "--model.dtype: found 'float64', expected one of auto, bfloat16, floa"),

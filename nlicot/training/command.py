@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nlicot import ranks, signals
@@ -168,6 +169,7 @@ def _train(
             for earlier in folder.glob(f"{EVENTS}*"):
                 earlier.unlink()
     checkpoints = RunCheckpoints(folder, settings.checkpoint, stop)
+    early_stopping = EarlyStopping(**asdict(settings.early_stopping))
     trainer = make_trainer(
         settings,
         arguments,
@@ -179,7 +181,7 @@ def _train(
                 settings.model.decoding,
                 remedy=functools.partial(_with_less_memory, folder),
             ),
-            EarlyStopping(**asdict(settings.early_stopping)),
+            early_stopping,
             checkpoints,
         ],
         default_root_dir=str(folder),
@@ -213,12 +215,7 @@ def _train(
     if not trainer.global_step:
         raise ConfigError(f"{folder}: training ended before its first step; raise --trainer.max_time")
     if trainer.global_step == num_steps_before:
-        print(
-            f"{folder} was finished at step {num_steps_before}; raise --trainer.max_epochs, "
-            "--trainer.max_steps or --early_stopping.patience to continue it"
-            + ", or change --early_stopping.stopping_threshold"
-            * (settings.early_stopping.stopping_threshold is not None)
-        )
+        print(f"{folder} was finished at step {num_steps_before}; {_why_finished(settings, early_stopping)}")
     summary |= {
         NUM_STEPS: trainer.global_step,
         "epochs": trainer.current_epoch,
@@ -255,6 +252,22 @@ def _way_on(folder: Path) -> str:
     if (folder / LAST).is_file():
         return f"continue with: python -m nlicot fit --resume {folder}"
     return "no step was finished, run the same command to start again"
+
+
+def _why_finished(settings: FitSettings, early_stopping: EarlyStopping) -> str:
+    """Return the flags that continue a finished run, or the reason for which none does."""
+    if early_stopping.stopping_reason in (
+        EarlyStoppingReason.NON_FINITE_METRIC,
+        EarlyStoppingReason.DIVERGENCE_THRESHOLD,
+    ):
+        reason = str(early_stopping.stopping_reason_message).removesuffix(" Signaling Trainer to stop.")
+        return f"early stopping ended it: {reason}"
+    max_time = ", --trainer.max_time" if settings.trainer.max_time is not None else ""
+    other_threshold = ", or change --early_stopping.stopping_threshold"
+    return (
+        f"raise --trainer.max_epochs, --trainer.max_steps{max_time} or --early_stopping.patience "
+        "to continue it" + other_threshold * (settings.early_stopping.stopping_threshold is not None)
+    )
 
 
 def _memory_for_micro_batches(

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from nlicot.errors import NlicotError
+from nlicot.errors import ConfigError, NlicotError
 from nlicot.model.encoding import UNSUPERVISED, TokenKind
 from nlicot.model.fast.heap import trim_heap
 from nlicot.model.fast.kernels import seed_dropout
@@ -132,6 +132,11 @@ class NliModule(LightningModule):
         segment_weights = weights_by_kind(self.settings.segment_weights, progress)
         weights = segment_weights.to(self.device)
         weight_total = float((window.num_by_kind * segment_weights).sum())
+        if not weight_total:
+            raise ConfigError(
+                "--model.segment_weights: found weight 0 for every supervised token of step "
+                f"{self.global_step}, expected a weight above 0 for some"
+            )
         sums = torch.zeros(len(TokenKind), dtype=torch.float64, device=self.device)
         # Gradients are summed over ranks once, below: a synchronising backward pass would wait for ranks that
         # have fewer micro-batches.

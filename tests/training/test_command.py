@@ -301,6 +301,34 @@ def test_another_interval_of_evaluations_takes_effect(base: Path) -> None:
     assert steps == [1, 3, 4, 5, 6, 7]  # of the step that was taken last, from 0
 
 
+def test_a_run_that_early_stopping_ended_for_good_says_why(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(base, "--early_stopping.divergence_threshold=0.001") == 0  # any loss is above it
+    assert resume() == 0
+    line = "checkpoints/run was finished at step 2; early stopping ended it: Divergence threshold reached:"
+    said = capsys.readouterr().out
+    assert line in said
+    assert "raise" not in said
+
+
+def test_a_finished_run_with_a_time_limit_names_it(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(base, "--trainer.max_steps=1", "--trainer.max_time=01:00:00:00") == 0
+    assert resume() == 0
+    assert "--trainer.max_steps, --trainer.max_time or --early_stopping.patience" in capsys.readouterr().out
+
+
+def test_a_step_whose_tokens_all_have_weight_0_is_refused(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["--model.segment_weights.label_weight=0", "--model.segment_weights.scaffold_weight=0"]
+    assert fit(base, *weights) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "nlicot: --model.segment_weights: found weight 0 for every supervised token of step 0, expected a "
+        "weight above 0 for some"
+    )
+
+
 def test_a_finished_run_says_what_would_continue_it(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(base, "--trainer.max_epochs=1") == 0
     before = state(Path("checkpoints/run/last.ckpt"))
