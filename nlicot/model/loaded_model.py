@@ -27,6 +27,7 @@ from nlicot.errors import CheckpointError, ConfigError, ModelError
 from nlicot.model.base_model import (
     BUNDLED,
     BUNDLED_HUB_NAME,
+    CONFIG_FILE,
     OTHER_BASE,
     PEFT_CONFIG,
     ResolvedBase,
@@ -223,7 +224,7 @@ def load_base(
         for_training: false allows bitsandbytes' fused CPU kernel, which has no gradient.
         dense: dequantise the 4-bit matrices; None does if memory allows. Ignored for training.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     use_threads()
     keep_few_primitives()
@@ -248,7 +249,10 @@ def load_base(
             build_cache(folder, lambda fresh: quantise().save_pretrained(fresh))
             options = {}
     try:
+        _check_config(AutoConfig.from_pretrained(folder), base.name)
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except ModelError:
+        raise
     except Exception as error:  # libraries raise anything for a damaged file
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ModelError(
@@ -257,6 +261,8 @@ def load_base(
     if missing := sorted(info["missing_keys"]):  # they would be random numbers
         found = f"found no weights of {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}"
         raise ModelError(f"--model.base {base.name}: {found}; copy its folder again, or {OTHER_BASE}")
+    if getattr(getattr(model, "lm_head", None), "bias", None) is not None:
+        raise ModelError(f"--model.base {base.name}: found lm_head.bias, expected none; {OTHER_BASE}")
     if in_4_bits and for_training:
         # On a CPU with AVX512-BF16, bitsandbytes repacks weights for a kernel without a gradient at the first
         # forward pass in eval mode, such as a dev evaluation; training would continue with gradients missing.
@@ -269,6 +275,27 @@ def load_base(
     model.requires_grad_(False)
     model.config.use_cache = not for_training
     return model
+
+
+def _check_config(config: Any, name: str) -> None:
+    """Refuse logits or attention that the loss, packed attention and the decoder would leave out."""
+    config = config.get_text_config()
+    for key in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
+        value = getattr(config, key, None)
+        if value not in (None, 1):
+            raise ModelError(
+                f"--model.base {name}: {CONFIG_FILE}: {key}: found {value:g}, expected none; {OTHER_BASE}"
+            )
+
+
+def check_sliding_window(config: Any, max_length: int) -> None:
+    """Refuse training examples longer than the base's sliding window, which packed attention leaves out."""
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < max_length:
+        raise ConfigError(
+            f"--data.max_length: found {max_length}, expected {window} or less, the base's sliding_window"
+        )
 
 
 def _gpu() -> torch.device:

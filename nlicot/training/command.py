@@ -37,6 +37,7 @@ from nlicot.model.base_model import base_name, choose
 from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
     ResolvedModel,
+    check_sliding_window,
     compute_dtype,
     load_model,
     resolve_model,
@@ -405,6 +406,7 @@ def _load_module(
 ) -> NliModule:
     with trainer.init_module():
         loaded = load_model(resolved, settings.model, for_training=True, seed=settings.seed_everything)
+    check_sliding_window(loaded.model.config, settings.data.max_length)
     if start:
         loaded.load_adapter(start.weights, label=start.label)
     metadata = CheckpointMetadata.of(resolved, data.prompts, data.forms)

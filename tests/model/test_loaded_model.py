@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PhiConfig, PhiForCausalLM
 
 from nlicot.errors import ConfigError, ModelError
 from nlicot.model.base_model import resolve
-from nlicot.model.loaded_model import LoadedModel, adapter_parameters, attach, load_base, merge_dense
+from nlicot.model.loaded_model import (
+    LoadedModel,
+    adapter_parameters,
+    attach,
+    check_sliding_window,
+    load_base,
+    merge_dense,
+)
 from nlicot.model.prompt_format import load_prompt_format
 from nlicot.settings import LoraSettings
-from tests.small_model import write_small_model
+from tests.small_model import small_llama, small_mistral, write_small_model
 
 RECIPE = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -74,6 +83,56 @@ def test_a_base_without_some_of_its_weights_is_refused(small_model: Path, tmp_pa
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"found no weights of model\.layers\.1\.mlp\.up_proj\.weight; copy"):
         _base(folder)
+
+
+def _configured(small_model: Path, folder: Path, **settings: float | None) -> Path:
+    shutil.copytree(small_model, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | settings), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("final_logit_softcapping", 30.0),
+        ("attn_logit_softcapping", 50.0),
+        ("logits_scaling", 8),
+        ("logit_scale", 0.0625),
+    ],
+)
+def test_a_base_that_changes_its_logits_is_refused(
+    key: str, value: float, small_model: Path, tmp_path: Path
+) -> None:
+    folder = _configured(small_model, tmp_path / "base", **{key: value})
+    found = rf"base: config\.json: {key}: found {value:g}, expected none; use another base"
+    with pytest.raises(ModelError, match=found):
+        _base(folder, quantization="none", dtype="float32")
+
+
+def test_a_base_whose_config_has_them_without_effect_is_loaded(small_model: Path, tmp_path: Path) -> None:
+    settings = {"final_logit_softcapping": None, "attn_logit_softcapping": None, "logits_scaling": 1.0}
+    assert _base(_configured(small_model, tmp_path / "base", **settings), quantization="none")
+
+
+def test_a_base_whose_output_layer_has_a_bias_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    PhiForCausalLM(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(ModelError, match=r"base: found lm_head\.bias, expected none; use another base"):
+        _base(tmp_path / "base", quantization="none", dtype="float32")
+
+
+def test_training_on_examples_longer_than_the_sliding_window_is_refused() -> None:
+    check_sliding_window(small_mistral(8, sliding_window=4096), 768)  # as Mistral-7B-v0.1
+    check_sliding_window(small_mistral(8, sliding_window=512), 512)
+    check_sliding_window(small_mistral(8, sliding_window=None), 768)
+    check_sliding_window(small_llama(8, sliding_window=512, use_sliding_window=False), 768)
+    found = r"^--data\.max_length: found 768, expected 512 or less, the base's sliding_window$"
+    with pytest.raises(ConfigError, match=found):
+        check_sliding_window(small_mistral(8, sliding_window=512), 768)
 
 
 def test_unknown_projection_is_refused_with_the_known_ones(base: Any) -> None:
