@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
 
-from nlicot import __version__, signals
+from nlicot import __version__, ranks, signals
 from nlicot.errors import FULL, ConfigError, DiskFull, Interrupted, NlicotError
 
 
@@ -172,8 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[AboveBars(sys.stderr)])
     logging.getLogger().setLevel(logging.WARNING)
-    is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
-    logging.getLogger("nlicot").setLevel(logging.INFO if is_first_process else logging.ERROR)
+    logging.getLogger("nlicot").setLevel(logging.INFO if ranks.is_first() else logging.ERROR)
     try:
         with signals.handling(signals.raise_stopped):
             code = _run(args)
@@ -232,7 +231,7 @@ def _write_no_more() -> None:
 
 
 def _stopped(signum: signal.Signals, message: str) -> int:
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process reports it, and is ended by other codes
+    if not ranks.is_first():  # the first process reports it, and is ended by other codes
         return 0
     if signum is signals.REQUEUEING:
         message += f" ({signals.requeue()})"

@@ -119,10 +119,8 @@ def fit(command: FitCommand) -> int:
     if settings.preflight:
         trainer = make_trainer(settings, arguments, logger=False)
         module = _load_module(trainer, resolved(), data, settings, start)
-        sampled = settings.generated_metrics
-        num_generated = sampled.num_pairs if sampled.every_n_epochs else 0
         with _memory_for_micro_batches(settings):
-            print(preflight.measure(module, windows, trainer, num_generated=num_generated))
+            print(preflight.measure(module, windows, trainer, settings.generated_metrics))
         return 0
 
     folder = Path(settings.resume).expanduser() if settings.resume else _new_run_folder(command, data)

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 
 from nlicot.model.fast import heap as memory
 from nlicot.model.loaded_model import adapter_parameters
+from nlicot.settings import GeneratedMetricsSettings
 from nlicot.training.loss import token_losses
 from nlicot.training.module import NliModule, clear_gradients
 from nlicot.training.windows import MicroBatch, PairsData, WindowDataset
@@ -38,11 +39,8 @@ class Peak:
     num_bytes: int
 
 
-def measure(module: NliModule, data: PairsData, trainer: Trainer, *, num_generated: int) -> str:
-    """Measure micro-batches of a loaded model; return the cost of the fit as text.
-
-    `num_generated` dev pairs will be decoded after each epoch.
-    """
+def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: GeneratedMetricsSettings) -> str:
+    """Measure micro-batches of a loaded model; return the cost of the fit as text."""
     device = trainer.strategy.root_device
     module.to(device)
     parameters = list(adapter_parameters(module.model).values())
@@ -80,13 +78,18 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, *, num_generat
     module.model.eval()
     with torch.no_grad():
         dev_per_token_s = _seconds_per_token(dev, dev_order, run)
-    dev_s = _mean_tokens(dev, dev_order[:NUM_WINDOWS]) * len(dev_order) * dev_per_token_s
+    num_dev_windows = _limited(len(dev_order), trainer.limit_val_batches)
+    dev_s = _mean_tokens(dev, dev_order[:NUM_WINDOWS]) * num_dev_windows * dev_per_token_s
 
     largest = _largest_budget(smaller, longest, usable, most=int(tokens_per_step))
     fitting = "a whole step at once" if largest is None else f"about {largest:,} tokens"
-    num_steps = _num_steps(trainer, len(sampler))
-    num_dev = _num_dev(trainer, num_steps, len(sampler))
-    decoding = f", and decoding {num_generated} dev pairs after each epoch" if num_generated else ""
+    steps_per_epoch = max(1, _limited(len(sampler), trainer.limit_train_batches))
+    num_steps = _num_steps(trainer, steps_per_epoch)
+    num_dev = _num_dev(trainer, num_steps, steps_per_epoch) if num_dev_windows else 0
+    every = generated.every_n_epochs
+    num_generated = len(data.data.dev_sample(generated.num_pairs)) if every else 0
+    epochs = "each epoch" if every == 1 else f"every {every} epochs"
+    decoding = f", and decoding {num_generated} dev pairs after {epochs}" if num_generated else ""
     to_finish = (
         f"{_duration(num_steps * step_s + num_dev * dev_s)}: {num_steps} optimizer steps and the dev "
         f"loss {num_dev} times{decoding}; stopping early may end it sooner"
@@ -149,10 +152,25 @@ def _num_steps(trainer: Trainer, steps_per_epoch: int) -> int:
     return min(ends)
 
 
+def _limited(num_windows: int, limit: float) -> int:
+    """Return how many windows of an epoch a limit of the trainer leaves: a number, or a proportion.
+
+    >>> _limited(40, 1.0), _limited(40, 0.1), _limited(40, 9), _limited(40, 99)
+    (40, 4, 9, 40)
+    """
+    return min(num_windows, limit) if isinstance(limit, int) else int(num_windows * limit)
+
+
 def _num_dev(trainer: Trainer, num_steps: int, steps_per_epoch: int) -> int:
+    """Return the number of evaluations; Lightning counts steps from each epoch's start, or the fit's."""
     interval = trainer.val_check_interval or 1.0
     every = interval if isinstance(interval, int) else max(1, int(interval * steps_per_epoch))
-    return int(num_steps // every)
+    if trainer.check_val_every_n_epoch is None:
+        return int(num_steps // every)
+    num_epochs, left = divmod(num_steps, steps_per_epoch)
+    num_dev = num_epochs // trainer.check_val_every_n_epoch * (steps_per_epoch // every)
+    is_last_evaluated = (num_epochs + 1) % trainer.check_val_every_n_epoch == 0
+    return int(num_dev + is_last_evaluated * (left // every))
 
 
 def _duration(seconds: float) -> str:

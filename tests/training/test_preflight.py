@@ -42,8 +42,16 @@ def test_cost_is_printed_and_no_run_is_made(
     assert peak is not None
     assert 0 < int(peak[1].replace(",", "")) < int(peak[2].replace(",", ""))
     assert "optimizer step" in said
-    assert ": 6 optimizer steps and the dev loss 6 times, and decoding 200 dev pairs after each epoch" in said
+    assert ": 6 optimizer steps and the dev loss 6 times, and decoding 8 dev pairs after each epoch" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_of_the_trainer_count(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trainer.max_epochs=4", "--trainer.limit_train_batches=2", "--generated_metrics.num_pairs=5"]
+    epochs = ["--trainer.check_val_every_n_epoch=2", "--generated_metrics.every_n_epochs=2"]
+    assert main(_flags(base, tmp_path, *flags, *epochs, "--trainer.val_check_interval=1.0")) == 0
+    said = capsys.readouterr().out
+    assert ": 8 optimizer steps and the dev loss 2 times, and decoding 5 dev pairs after every 2 e" in said
 
 
 def test_a_fit_without_an_end_is_refused(
@@ -67,18 +75,27 @@ def test_largest_micro_batch_lies_on_the_line_through_both_peaks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "max_epochs", "interval", "num_steps", "num_dev"),
+    ("max_steps", "max_epochs", "interval", "every_n_epochs", "num_steps", "num_dev"),
     [
-        (-1, 5, 0.25, 50, 25),  # ten steps an epoch: every second one
-        (-1, 5, 1.0, 50, 5),
-        (12, 5, 1.0, 12, 1),
-        (-1, 2, 7, 20, 2),  # a whole number counts steps
+        (-1, 5, 0.25, 1, 50, 25),  # ten steps an epoch: every second one
+        (-1, 5, 1.0, 1, 50, 5),
+        (12, 5, 1.0, 1, 12, 1),
+        (-1, 3, 7, 1, 30, 3),  # a whole number counts steps: the seventh of each epoch
+        (-1, 3, 7, None, 30, 4),  # or each seventh of the fit
+        (-1, 5, 0.5, 2, 50, 4),
+        (16, 5, 0.5, 2, 16, 1),  # in the second epoch
+        (26, 5, 0.5, 2, 26, 2),  # the third is not evaluated
     ],
 )
 def test_steps_and_dev_losses_are_those_of_the_trainer(
-    max_steps: int, max_epochs: int, interval: Any, num_steps: int, num_dev: int
+    max_steps: int, max_epochs: int, interval: Any, every_n_epochs: int | None, num_steps: int, num_dev: int
 ) -> None:
-    trainer: Any = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, val_check_interval=interval)
+    trainer: Any = SimpleNamespace(
+        max_steps=max_steps,
+        max_epochs=max_epochs,
+        val_check_interval=interval,
+        check_val_every_n_epoch=every_n_epochs,
+    )
     found = preflight._num_steps(trainer, 10)
     assert found == num_steps
     assert preflight._num_dev(trainer, found, 10) == num_dev
