@@ -23,11 +23,12 @@ from nlicot.data.atomic_write import write_csv, write_jsonl
 from nlicot.data.pairs import ColumnNames, LabelMap
 from nlicot.data.rows import read_rows
 from nlicot.errors import ConfigError
-from nlicot.model.encoding import TokenKind, encode_completion
+from nlicot.model.encoding import TokenKind
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.records import Example, Reflection, Score, Thought, TrainingExample
 from nlicot.teacher.backends.base import Reply
 from nlicot.teacher.engine.journal import Journal
+from tests.encoded import encode_completion
 from tests.small_tokenizers import TEMPLATES, byte_level, write_chat_model
 from tests.teacher.engine.test_journal import REPLY, request
 

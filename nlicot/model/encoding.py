@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nlicot import completion
-from nlicot.completion import Completion, Form, SegmentKind
+from nlicot.completion import Completion, SegmentKind
 from nlicot.data.checksums import build_cache
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.records import TrainingExample
@@ -154,18 +154,6 @@ def encode_dataset(
     return Dataset.from_file(str(folder / EXAMPLES)), report
 
 
-def encode_example(
-    prompt_format: PromptFormat, example: TrainingExample, *, max_length: int, over_budget: OverBudget
-) -> EncodedExample | None:
-    """Return the tokens of one example, at most `max_length`, or None if it does not fit.
-
-    With `over_budget="cut"` a thought loses its last sentences until the example fits; with `drop`, or if the
-    first sentence is already too long, the example is dropped.
-    """
-    (encoded,) = encode_examples(prompt_format, [example], max_length=max_length, over_budget=over_budget)
-    return encoded
-
-
 def encode_examples(
     prompt_format: PromptFormat,
     examples: Iterable[TrainingExample],
@@ -173,7 +161,11 @@ def encode_examples(
     max_length: int,
     over_budget: OverBudget,
 ) -> Iterator[EncodedExample | None]:
-    """Yield the result of `encode_example` for each example, tokenizing many texts at once."""
+    """Yield the tokens of each example, at most `max_length`, or None if it does not fit.
+
+    With `over_budget="cut"` a thought loses its last sentences until the example fits; with `drop`, or if the
+    first sentence is already too long, the example is dropped. Many texts are tokenized at once.
+    """
     encode_scaffold = functools.cache(prompt_format.encode_segment)  # a handful of texts, in every example
     left = iter(examples)
     while chunk := list(itertools.islice(left, CHUNK_SIZE)):
@@ -223,20 +215,13 @@ def _cut(prompt_format: PromptFormat, whole: Completion, max_ids: int) -> tuple[
     return None
 
 
-def encode_completion(
-    prompt_format: PromptFormat, thought_process: str | None, label: int, form: Form = Form.THOUGHT_FIRST
-) -> tuple[list[int], list[int]]:
-    """Return the ids of a completion, EOS included, and their kinds."""
-    whole = Completion(thought_process=thought_process, label=label, form=form)
-    return _join_segments(prompt_format, whole, prompt_format.encode_segment)
-
-
 def _join_segments(
     prompt_format: PromptFormat,
     whole: Completion,
     encode_segment: Callable[..., list[int]],
     thought_ids: list[int] | None = None,
 ) -> tuple[list[int], list[int]]:
+    """Return the ids of a completion, EOS included, and their kinds."""
     ids: list[int] = []
     kinds: list[int] = []
     segments = completion.segments(whole.thought_process, whole.label, whole.form, whole.draft)

@@ -15,11 +15,12 @@ from nlicot import cli, completion
 from nlicot.completion import Form
 from nlicot.inspection.view import KINDS, bars, measure, pieces_of, render, visible, wants_color
 from nlicot.model.base_model import choose_for_inspection, resolve
-from nlicot.model.encoding import encode_dataset, encode_example
+from nlicot.model.encoding import encode_dataset
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format, prompt_format_of_base
 from nlicot.records import TrainingExample
 from nlicot.run.data import RunData
 from nlicot.settings import DataSettings, RunSettings
+from tests.encoded import encode_example
 
 PROJECT = Path(__file__).parents[2]
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")

@@ -19,10 +19,11 @@ from nlicot.config_files import SAMPLE
 from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import read_thoughts
 from nlicot.errors import ModelError
-from nlicot.model.encoding import TokenKind, encode_completion, encode_example
+from nlicot.model.encoding import TokenKind
 from nlicot.model.prompt_format import ChatFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import TrainingExample
+from tests.encoded import encode_completion, encode_example
 from tests.model.test_prompt_format import NASTY, sample_pairs
 from tests.small_tokenizers import (
     TEMPLATES,

@@ -13,10 +13,11 @@ import pytest
 from nlicot import completion
 from nlicot.completion import Form
 from nlicot.model.base_model import resolve
-from nlicot.model.encoding import EncodingReport, TokenKind, encode_completion, encode_dataset, encode_example
+from nlicot.model.encoding import EncodingReport, TokenKind, encode_dataset
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import TrainingExample
+from tests.encoded import encode_completion, encode_example
 from tests.model.test_prompt_format import decode
 
 GOLDEN_PATH = Path(__file__).parents[1] / "golden" / "encoding.json"

@@ -20,10 +20,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from nlicot import completion
 from nlicot.errors import ModelError
 from nlicot.model.base_model import resolve
-from nlicot.model.encoding import encode_completion
 from nlicot.model.loaded_model import load_base
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
+from tests.encoded import encode_completion
 from tests.model.test_prompt_format import NASTY
 from tests.small_tokenizers import TEMPLATES, byte_level, write_chat_model
 

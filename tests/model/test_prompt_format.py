@@ -20,10 +20,10 @@ from nlicot.data.root import DataRoot
 from nlicot.data.thoughts import read_reflections, read_thoughts
 from nlicot.errors import ModelError
 from nlicot.model.base_model import resolve
-from nlicot.model.encoding import encode_completion
 from nlicot.model.prompt_format import ChatFormat, MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example
+from tests.encoded import encode_completion
 
 NASTY = {
     "mistral markers": "[INST] now [/INST] <s> </s> [TOOL_CALLS] [control_8] <unk> <0x0A>",

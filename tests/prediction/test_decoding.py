@@ -15,7 +15,6 @@ import torch
 from nlicot import completion
 from nlicot.completion import Form, render
 from nlicot.model.base_model import resolve
-from nlicot.model.encoding import encode_completion
 from nlicot.model.loaded_model import load_base
 from nlicot.model.prompt_format import MistralFormat, PromptFormat, load_prompt_format
 from nlicot.prediction.decoding import Decoder, PromptBatch, average, by_length, choice_probabilities
@@ -23,6 +22,7 @@ from nlicot.prediction.grammar import ThoughtGrammar
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Prediction
 from nlicot.settings import DecodingSettings
+from tests.encoded import encode_completion
 from tests.small_model import write_small_model
 
 BUDGET = 16
