@@ -312,7 +312,7 @@ def compute_dtype(name: str = "auto") -> str:
 def multiplies_bfloat16() -> bool:
     """Check whether the GPU, or else the processor, can multiply bfloat16; else float32 is faster."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # ARM's BFMMLA
