@@ -162,11 +162,6 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         raise ConfigError(
             "--trainer.limit_train_batches: found 0, expected 1 or more: nothing would be trained"
         )
-    if settings.trainer.max_epochs in (None, -1) and settings.trainer.max_steps == -1:
-        raise ConfigError(
-            f"--trainer.max_epochs: found {settings.trainer.max_epochs or 'null'} without "
-            "--trainer.max_steps, expected one of them: the learning rate falls to 0 until the last step"
-        )
     _check_monitors(settings)
     _check_strategy(settings)
     _check_builder(settings)
@@ -175,6 +170,11 @@ def parse_fit(args: Sequence[str]) -> FitCommand:
         raise ConfigError(
             f"--resume {settings.resume} continues the run with its own settings; "
             f"{'; '.join(changes.refused)} (leave these out, or start a new run)"
+        )
+    if settings.trainer.max_epochs in (None, -1) and settings.trainer.max_steps == -1:
+        raise ConfigError(
+            f"--trainer.max_epochs: found {settings.trainer.max_epochs or 'null'} without "
+            "--trainer.max_steps, expected one of them: the learning rate falls to 0 until the last step"
         )
     if not settings.resume and not settings.preflight:
         root = Path(settings.checkpoints_root).expanduser()

@@ -148,7 +148,7 @@ class RunCheckpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let signals stop the fit at once before and in an evaluation, which may take long, and after the last step.
+        """Let signals stop the fit at once before and in an evaluation, which may take long, or at its end.
 
         A resume repeats the step before it, at whose start `last` was written.
         """
