@@ -231,7 +231,7 @@ def _write_no_more() -> None:
 
 
 def _stopped(signum: signal.Signals, message: str) -> int:
-    if not ranks.is_first():  # the first process reports it, and is ended by other codes
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process reports it, and is ended by other codes
         return 0
     if signum is signals.REQUEUEING:
         message += f" ({signals.requeue()})"

@@ -79,14 +79,6 @@ def test_a_job_that_cannot_be_requeued_is_reported(monkeypatch: pytest.MonkeyPat
     assert signals.requeue() == "the first process requeues job 17"
 
 
-def test_other_processes_than_the_first_report_no_stop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("NODE_RANK", "1")
-    assert cli._stopped(Signals.SIGTERM, "stopped") == 0
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(("signum", "code"), [(Signals.SIGTERM, 143), (Signals.SIGHUP, 129)])
 def test_exit_code_of_an_interrupted_command(signum: Signals, code: int) -> None:
     assert Interrupted("stopped", signum).exit_code == signals.exit_code(signum) == code
