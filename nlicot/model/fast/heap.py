@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from nlicot.errors import ConfigError
-from nlicot.model.fast.cgroups import CGROUPS, OWN_CGROUPS, cgroup_folders
+from nlicot.model.fast.threads import CGROUPS, OWN_CGROUPS, cgroup_folders
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO = Path("/proc/meminfo")

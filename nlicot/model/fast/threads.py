@@ -16,19 +16,18 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-from nlicot.model.fast.cgroups import CGROUPS, OWN_CGROUPS, cgroup_folders
 
 logger = logging.getLogger(__name__)
 
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables that set how long waiting threads spin; if the user set one, it is left at that."""
-STAT = Path("/proc/stat")
+STAT, OWN_CGROUPS, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 WATCH_S = 1.0
 CROWDED, FREE = 0.35, 0.15
 """Cores in use by others, beyond those that this process leaves free, that count as a crowd, or as none."""
@@ -87,6 +86,25 @@ def allowed_cores() -> int:
     if not OWN_CGROUPS.exists():
         return num_cores
     return max(1, int(min([num_cores, *cgroup_quotas(OWN_CGROUPS.read_text(encoding="utf-8"), CGROUPS)])))
+
+
+def cgroup_folders(controller: str, own_cgroups: str, mounted: Path) -> Iterator[Path]:
+    """Yield the folders of the groups in `/proc/self/cgroup`, and of those above them.
+
+    Inside a container the paths may be the host's; the container's own group is the mounted root then.
+
+    Args:
+        controller: `cpu` or `memory`.
+        own_cgroups: the content of `/proc/self/cgroup`.
+        mounted: the folder in which control groups are mounted.
+    """
+    for line in own_cgroups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = mounted / controller if controllers else mounted  # version 1 names its controllers
+        group = root / path.strip("/")
+        yield from (group, *(above for above in group.parents if above.is_relative_to(root)))
 
 
 def cgroup_quotas(own_cgroups: str, mounted: Path) -> list[float]:
