@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
 
-from nlicot import __version__, ranks, signals
+from nlicot import __version__, signals
 from nlicot.errors import FULL, ConfigError, DiskFull, Interrupted, NlicotError
 
 
@@ -172,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[AboveBars(sys.stderr)])
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("nlicot").setLevel(logging.INFO if ranks.is_first() else logging.ERROR)
+    is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.getLogger("nlicot").setLevel(logging.INFO if is_first_process else logging.ERROR)
     try:
         with signals.handling(signals.raise_stopped):
             code = _run(args)
