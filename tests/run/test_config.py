@@ -28,7 +28,7 @@ ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not
 OVERLAYS = sorted(f"overlays/{path.name}" for path in CONFIGS.glob("overlays/*.yaml"))
 SHARED_BASE = "overlays/fsdp.yaml"
 """Needs several processes: tests/training/test_ddp.py."""
-LARGER_STEPS = {"overlays/sample.yaml", "overlays/small_model.yaml"}
+LARGER_STEPS = {f"overlays/{name}.yaml" for name in ("best_small", "sample", "small_model")}
 # What belongs to this machine: a small base, little data, one device.
 SMALL = [
     "--data.limit_train=4",
@@ -149,6 +149,7 @@ def test_every_shipped_config_is_known() -> None:
         f"overlays/{name}.yaml"
         for name in (
             "all_linear",
+            "best_small",
             "ddp",
             "falling_thought",
             "fsdp",
