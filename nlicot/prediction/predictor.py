@@ -326,6 +326,12 @@ def _start_processes(member: Member) -> Fabric:
     return fabric
 
 
+def memory_for_rows(num_rows: int, way: Callable[[str], str]) -> AbstractContextManager[None]:
+    """Name the rows if memory is not enough for them; `way` says what to do, given the flag for fewer."""
+    smaller = f"--model.decoding.batch_size {max(1, num_rows // 2)}"
+    return memory_for(f"{num_rows} rows at once", remedy=lambda: way(smaller))
+
+
 def _decode(
     predictor: Predictor, examples: Sequence[Example], partial: PartialPredictions, fabric: Fabric
 ) -> list[Prediction]:
@@ -341,10 +347,11 @@ def _decode(
     fresh: list[Prediction] = []
     num_mine = -(-sum(map(len, blocks)) // fabric.world_size)
     bar = tqdm(total=num_mine, unit="pair", disable=not fabric.is_global_zero)
-    num_rows = predictor.engine.batch_size
-    way = f"use --model.decoding.batch_size {max(1, num_rows // 2)}; predictions made are kept"
+    memory = memory_for_rows(
+        predictor.engine.batch_size, lambda smaller: f"use {smaller}; predictions made are kept"
+    )
     try:
-        with memory_for(f"{num_rows} rows at once", remedy=lambda: way), partial.writer() as store, bar:
+        with memory, partial.writer() as store, bar:
             for block in filter(None, blocks):
                 batch = predictor.batch(block, rank=fabric.global_rank, world_size=fabric.world_size)
                 for prediction in predictor.decode(batch):

@@ -38,7 +38,7 @@ from nlicot.teacher.options import (
     relation_map,
     request_fields,
 )
-from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings
+from nlicot.teacher.stages import GenerateStage, ReflectStage, ScoreStage, Stage, StageSettings, task_key
 
 T = TypeVar("T")
 
@@ -394,11 +394,12 @@ def _dry_run(
 
 def _unanswered(stage: Stage[Any], journal: Journal | None, *, failed_too: bool) -> Iterator[Request]:
     """Yield the first requests that a run would send."""
-    for task, (_, request, _) in zip(stage.tasks(), stage.questions(), strict=True):
+    for _, request, suffix in stage.questions():
         if journal is None or journal.reply(request.key()) is None:
             yield request
         elif failed_too:
-            is_ok, _ = journal.statuses([task.key]).get(task.key, (True, None))
+            key = task_key(request, suffix)
+            is_ok, _ = journal.statuses([key]).get(key, (True, None))
             if not is_ok:
                 yield request
 

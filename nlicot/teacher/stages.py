@@ -100,7 +100,7 @@ class Stage(ABC, Generic[Item]):
         """Yield one task per question."""
         for item, request, suffix in self.questions():
             run = functools.partial(self._outcome, item, request)
-            yield Task(key=f"{request.key()}/{suffix}", pair=item.id, run=run)
+            yield Task(key=task_key(request, suffix), pair=item.id, run=run)
 
     async def _outcome(self, item: Item, request: Request, ask: Ask) -> Outcome:
         try:
@@ -129,6 +129,11 @@ class Stage(ABC, Generic[Item]):
         how = {"next_models": self.settings.next_models, "note_read": ask.note_read, **how}
         valid = await ask_until_valid(ask, request, kind, **how)
         return {**valid.answer.fields, "provenance": valid.provenance(self.prompts[kind].sha256)}
+
+
+def task_key(request: Request, suffix: str) -> str:
+    """Return the key of an outcome in the journal; `suffix` is what it depends on besides the request."""
+    return f"{request.key()}/{suffix}"
 
 
 def _texts(item: Example | Text) -> dict[str, str]:

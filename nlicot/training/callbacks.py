@@ -37,9 +37,9 @@ from torchmetrics.classification import (
 from nlicot import signals
 from nlicot.data.atomic_write import disk_errors, scratch_folder
 from nlicot.errors import ConfigError
-from nlicot.model.fast.heap import large_blocks_apart, memory_for
+from nlicot.model.fast.heap import large_blocks_apart
 from nlicot.prediction.decoding import Decoder
-from nlicot.prediction.predictor import Predictor, gather
+from nlicot.prediction.predictor import Predictor, gather, memory_for_rows
 from nlicot.records import LABEL_NAMES, LABELS, Example, Prediction
 from nlicot.run.data import RunData
 from nlicot.run.folder import BEST, LAST, PEFT_FOLDER
@@ -319,12 +319,7 @@ class GeneratedMetrics(Callback):
         was_training = pl_module.model.training
         pl_module.model.eval()
         batch = predictor.batch(examples, rank=trainer.global_rank, world_size=trainer.world_size)
-        num_rows = decoder.batch_size
-        smaller = f"--model.decoding.batch_size {max(1, num_rows // 2)}"
-        with (
-            memory_for(f"{num_rows} rows at once", remedy=lambda: self.remedy(smaller)),
-            large_blocks_apart(),
-        ):
+        with memory_for_rows(decoder.batch_size, self.remedy), large_blocks_apart():
             predictions = list(predictor.decode(batch))
         pl_module.model.train(was_training)
         return {prediction.id: prediction for prediction in gather(predictions, trainer.world_size)}
