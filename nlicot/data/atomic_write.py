@@ -154,21 +154,18 @@ def refuse_existing(target: Path) -> None:
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder next to `target`, to write in and rename from; it is removed at the end."""
     clear_scratch(target.parent)
-    while True:
-        folder = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}{SCRATCH}")
-        folder.mkdir()
-        try:
-            held = _hold(folder)
-        except FileNotFoundError:  # another process took it for one that was left
-            continue
-        if folder.exists():
-            break
-        os.close(held)  # it was removed before it was locked
-    try:
+    with contextlib.ExitStack() as at_end:
+        while True:
+            folder = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}{SCRATCH}")
+            # Before it is made, as a signal may come right after.
+            at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir()
+            # Another process may take it for one that was left, and remove it before or while it is locked.
+            with contextlib.suppress(FileNotFoundError):
+                at_end.callback(os.close, _hold(folder))
+                if folder.exists():
+                    break
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
 
 
 def clear_scratch(parent: Path) -> None:

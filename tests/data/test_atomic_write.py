@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -190,6 +191,36 @@ def test_a_folder_that_another_process_removes_at_once_is_made_again(
         assert scratch.is_dir()
         assert scratch != removed[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_a_scratch_folder_is_made_leaves_none(tmp_path: Path) -> None:
+    def make(stop_at: int) -> int:
+        """Make a scratch folder, stopped at line number `stop_at` that runs; return the number of lines."""
+        count = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            if frame.f_code is scratch_folder.__wrapped__.__code__ and event == "line":  # type: ignore[attr-defined]
+                count += 1
+                if count == stop_at:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with scratch_folder(tmp_path / "a"):
+                sys.settrace(before)
+        finally:
+            sys.settrace(before)
+        return count
+
+    num_lines = make(0)
+    assert num_lines >= 8
+    for stop_at in range(1, num_lines + 1):
+        with pytest.raises(KeyboardInterrupt):
+            make(stop_at)
+        assert list(tmp_path.iterdir()) == [], stop_at
 
 
 def test_a_full_disk_is_reported_with_the_final_name(tmp_path: Path) -> None:
