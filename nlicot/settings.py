@@ -284,11 +284,26 @@ PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16-mixed", "float32": "32-tru
 """Lightning's name for computing in each dtype; an adapter's own weights are float32 in both."""
 
 
+SET_BY_FIT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "accumulate_grad_batches": ((1,), "set --data.effective_batch instead"),
+    "gradient_clip_val": ((None,), "set --model.max_grad_norm instead"),
+    "overfit_batches": ((0,), "use --data.limit_train instead"),  # Lightning would take a sampler of its own
+    "logger": ((None, True), "a run has files of TensorBoard"),
+    "enable_checkpointing": ((None, True), "a run has best.ckpt and last.ckpt"),
+    "enable_model_summary": ((None, False), "fit has no table of layers"),
+    "num_sanity_val_steps": ((None, 0), "try a fit with --preflight true"),
+    "default_root_dir": ((None,), "set --checkpoints_root and --run instead"),
+    "limit_test_batches": ((None,), "name a file with fewer pairs"),
+    "limit_predict_batches": ((None,), "name a file with fewer pairs"),
+}
+"""Arguments of Lightning's Trainer that `fit` sets itself: which values say the same, and what to do instead."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """Arguments of Lightning's Trainer: lightning.ai/docs/pytorch/stable/common/trainer.html.
 
-    `make_trainer` sets some of them itself; commands that predict use only those of devices and precision.
+    `fit` sets those of `SET_BY_FIT` itself; commands that predict use only those of devices and precision.
     """
 
     accelerator: str | dict[str, Any] = "auto"
@@ -334,21 +349,11 @@ class TrainerSettings:
     model_registry: str | None = None
 
     def __post_init__(self) -> None:
-        if self.accumulate_grad_batches != 1:
-            raise ConfigError(
-                f"--trainer.accumulate_grad_batches: found {self.accumulate_grad_batches}, expected 1; "
-                "set --data.effective_batch instead"
-            )
-        if self.gradient_clip_val is not None:
-            raise ConfigError(
-                f"--trainer.gradient_clip_val: found {self.gradient_clip_val:g}, expected null; "
-                "set --model.max_grad_norm instead"
-            )
-        if self.overfit_batches:  # Lightning would take a sampler of its own
-            raise ConfigError(
-                f"--trainer.overfit_batches: found {self.overfit_batches:g}, expected 0; use "
-                "--data.limit_train instead"
-            )
+        for name, (same, instead) in SET_BY_FIT.items():
+            if (value := getattr(self, name)) not in same:
+                shown = value if isinstance(value, str | int | float) else "an object"
+                expected = "null" if same[0] is None else same[0]
+                raise ConfigError(f"--trainer.{name}: found {shown}, expected {expected}; {instead}")
 
 
 @dataclass(frozen=True, kw_only=True)

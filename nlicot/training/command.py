@@ -66,6 +66,7 @@ from nlicot.run.folder import (
 )
 from nlicot.run.starting_adapter import STARTED_FROM, Origin
 from nlicot.settings import PRECISIONS, FitSettings, TrainerSettings
+from nlicot.text_tables import counted
 from nlicot.training import preflight
 from nlicot.training.callbacks import EarlyStopping, GeneratedMetrics, RunCheckpoints
 from nlicot.training.module import NliModule
@@ -116,6 +117,7 @@ def fit(command: FitCommand) -> int:
         if data.soft_labels:
             print(f"learning from {data.soft_labels}")
     windows = PairsData(data, resolved().prompt_format)
+    check_batches(settings.trainer, windows)
     if settings.preflight:
         trainer = make_trainer(settings, arguments, logger=False)
         module = _load_module(trainer, resolved(), data, settings, start)
@@ -374,6 +376,28 @@ def check_trainer(settings: FitSettings, arguments: dict[str, Any]) -> None:
     flag = f"--trainer.{culprit}" if culprit else "the --trainer settings"
     origin = f" (or in {Path(settings.resume).expanduser() / CONFIG})" if settings.resume else ""
     raise ConfigError(f"{flag}{origin}: Lightning refuses this: {reason}")
+
+
+def check_batches(trainer: TrainerSettings, windows: PairsData) -> None:
+    """Refuse limits that leave no batch of a split, and evaluations further apart than epochs."""
+    if trainer.fast_dev_run:  # it replaces them
+        return
+    num_batches = {}
+    for split, name in (("train", "limit_train_batches"), ("dev", "limit_val_batches")):
+        num, limit = len(windows.sampler(split, shuffle=False)), getattr(trainer, name)
+        num_batches[split] = num if limit is None else preflight.limited(num, limit)
+        if limit and not num_batches[split]:
+            raise ConfigError(
+                f"--trainer.{name}: found {limit:g} of {counted(num, 'window')} of {split}, expected one or more; "
+                "give a larger part, or a whole number"
+            )
+    interval, num = trainer.val_check_interval, num_batches["train"]
+    is_in_epoch = trainer.check_val_every_n_epoch is not None and num_batches["dev"]
+    if is_in_epoch and isinstance(interval, int) and interval > num:
+        raise ConfigError(
+            f"--trainer.val_check_interval: found {interval}, expected {num} or less, the steps of an epoch; to "
+            "count steps over epochs add --trainer.check_val_every_n_epoch null"
+        )
 
 
 def make_trainer(

@@ -78,12 +78,12 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: Gen
     module.model.eval()
     with torch.no_grad():
         dev_per_token_s = _seconds_per_token(dev, dev_order, run)
-    num_dev_windows = _limited(len(dev_order), trainer.limit_val_batches)
+    num_dev_windows = limited(len(dev_order), trainer.limit_val_batches)
     dev_s = _mean_tokens(dev, dev_order[:NUM_WINDOWS]) * num_dev_windows * dev_per_token_s
 
     largest = _largest_budget(smaller, longest, usable, most=int(tokens_per_step))
     fitting = "a whole step at once" if largest is None else f"about {largest:,} tokens"
-    steps_per_epoch = max(1, _limited(len(sampler), trainer.limit_train_batches))
+    steps_per_epoch = max(1, limited(len(sampler), trainer.limit_train_batches))
     num_steps = _num_steps(trainer, steps_per_epoch)
     num_dev = _num_dev(trainer, num_steps, steps_per_epoch) if num_dev_windows else 0
     every = generated.every_n_epochs
@@ -152,10 +152,10 @@ def _num_steps(trainer: Trainer, steps_per_epoch: int) -> int:
     return min(ends)
 
 
-def _limited(num_windows: int, limit: float) -> int:
+def limited(num_windows: int, limit: float) -> int:
     """Return how many windows of an epoch a limit of the trainer leaves: a number, or a proportion.
 
-    >>> _limited(40, 1.0), _limited(40, 0.1), _limited(40, 9), _limited(40, 99)
+    >>> limited(40, 1.0), limited(40, 0.1), limited(40, 9), limited(40, 99)
     (40, 4, 9, 40)
     """
     return min(num_windows, limit) if isinstance(limit, int) else int(num_windows * limit)
