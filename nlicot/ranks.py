@@ -76,7 +76,7 @@ def ending_together(strategy: Any, way: Callable[[], str]) -> Iterator[None]:
                 os._exit(LostProcess.exit_code)
 
     observer, over = logging.getLogger(OBSERVER), threading.Event()
-    handler = _Report(message)
+    handler = _Report(message, strategy)
     before = observer.level, observer.propagate
     observer.addHandler(handler)
     observer.setLevel(logging.INFO)
@@ -86,8 +86,7 @@ def ending_together(strategy: Any, way: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        for process in getattr(strategy.launcher, "procs", ()):
-            process.kill()
+        _end(getattr(strategy.launcher, "procs", []))
         if not (isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error))):
             raise
         if not reports():
@@ -99,12 +98,20 @@ def ending_together(strategy: Any, way: Callable[[], str]) -> Iterator[None]:
         observer.level, observer.propagate = before
 
 
-class _Report(logging.Handler):
-    """Prints a message in place of Lightning's own, before Lightning kills this process."""
+def _end(processes: list[Any]) -> None:
+    for process in processes:
+        process.kill()
+    processes.clear()  # or Lightning would see that they ended, and kill this one
 
-    def __init__(self, message: Callable[[], str]) -> None:
+
+class _Report(logging.Handler):
+    """Prints a message in place of Lightning's own and ends all, before Lightning kills this process."""
+
+    def __init__(self, message: Callable[[], str], strategy: Any) -> None:
         super().__init__()
-        self._message = message
+        self._message, self._strategy = message, strategy
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"nlicot: {self._message()}", file=sys.stderr, flush=True)
+        _end(self._strategy.launcher.procs)
+        os._exit(LostProcess.exit_code)

@@ -296,7 +296,7 @@ SET_BY_FIT: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_test_batches": ((None,), "name a file with fewer pairs"),
     "limit_predict_batches": ((None,), "name a file with fewer pairs"),
 }
-"""Arguments of Lightning's Trainer that `fit` sets itself: which values say the same, and what to do instead."""
+"""Arguments of the Trainer that `fit` sets itself: the values that say the same, and what to do instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nlicot import ranks
+from nlicot.errors import LostProcess
+from tests.time_limits import HANGS_S
 
 SRUN = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fit"}
 VARIABLES = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
@@ -45,7 +46,36 @@ def test_other_errors_pass_and_end_the_processes_that_were_started() -> None:
         strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[other]))
         with pytest.raises(RuntimeError, match="out of range"), ranks.ending_together(strategy, lambda: ""):
             raise RuntimeError("index out of range")
-        assert other.wait(timeout=30) < 0
+        assert other.wait(timeout=HANGS_S) < 0
+
+
+OBSERVED = """
+import os, subprocess, sys, time
+from types import SimpleNamespace
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from nlicot import ranks
+sleeping = [sys.executable, "-c", "import time; time.sleep(3600)"]
+others = [subprocess.Popen(sleeping), subprocess.Popen(sleeping)]
+with ranks.ending_together(SimpleNamespace(launcher=SimpleNamespace(procs=others)), lambda: "run it again"):
+    _ChildProcessObserver(os.getpid(), others, sleep_period=0.1).start()
+    others[1].kill()
+    time.sleep(3600)
+"""
+
+
+def test_lightning_does_not_kill_the_first_process_before_it_returns_its_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OBSERVED],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,  # until the others have ended too
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANGS_S,
+    )
+    assert done.returncode == LostProcess.exit_code
+    assert done.stdout == (
+        "nlicot: one of several processes ended (killed, or out of memory?), so all end; run it again\n"
+    )
 
 
 WAITING = """
@@ -54,7 +84,7 @@ from types import SimpleNamespace
 from nlicot import ranks
 with ranks.ending_together(SimpleNamespace(launcher=None), lambda: "run it again"):
     print("waiting", flush=True)
-    time.sleep(120)
+    time.sleep(3600)
 """
 STARTING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 
@@ -62,7 +92,6 @@ STARTING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.ar
 @pytest.mark.slow
 def test_a_process_that_waits_ends_after_the_one_that_started_it_is_killed() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "LOCAL_RANK": "1"}
-    started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-c", STARTING, WAITING],
         env=environment,
@@ -76,4 +105,3 @@ def test_a_process_that_waits_ends_after_the_one_that_started_it_is_killed() -> 
         assert first.stdout.read() == (  # until the other one ends
             "nlicot: one of several processes ended (killed, or out of memory?), so all end; run it again\n"
         )
-    assert time.monotonic() - started < 60

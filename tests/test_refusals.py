@@ -632,12 +632,12 @@ CASES = [
         }.items()
     ),
     Case("fit --trainer.gradient_clip_val 1", "found 1, expected null; set --model.max_grad_norm instead"),
-    Case("fit --trainer.logger false", "--trainer.logger: found False, expected null; a run has files of Tens"),
-    Case("fit --trainer.logger.class_path CSVLogger", "--trainer.logger: found an object, expected null; a run"),
+    Case("fit --trainer.logger false", "found False, expected null; a run has files of TensorBoard"),
+    Case("fit --trainer.logger.class_path CSVLogger", "found an object, expected null; a run has files"),
     Case("fit --trainer.enable_checkpointing false", "expected null; a run has best.ckpt and last.ckpt"),
     Case("fit --trainer.enable_model_summary true", "found True, expected null; fit has no table of layers"),
     Case("fit --trainer.num_sanity_val_steps 2", "found 2, expected null; try a fit with --preflight true"),
-    Case("fit --trainer.default_root_dir x", "found x, expected null; set --checkpoints_root and --run instead"),
+    Case("fit --trainer.default_root_dir x", "found x, expected null; set --checkpoints_root and --run"),
     Case("fit --trainer.limit_test_batches 2", "found 2, expected null; name a file with fewer pairs"),
     *(
         Case(f"fit --trainer.precision {value}", f"found '{value}', expected one of bf16-mixed, 32-true, bf1")

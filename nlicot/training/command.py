@@ -388,15 +388,15 @@ def check_batches(trainer: TrainerSettings, windows: PairsData) -> None:
         num_batches[split] = num if limit is None else preflight.limited(num, limit)
         if limit and not num_batches[split]:
             raise ConfigError(
-                f"--trainer.{name}: found {limit:g} of {counted(num, 'window')} of {split}, expected one or more; "
-                "give a larger part, or a whole number"
+                f"--trainer.{name}: found {limit:g} of {counted(num, 'window')} of {split}, expected one or "
+                "more; give a larger part, or a whole number"
             )
     interval, num = trainer.val_check_interval, num_batches["train"]
     is_in_epoch = trainer.check_val_every_n_epoch is not None and num_batches["dev"]
     if is_in_epoch and isinstance(interval, int) and interval > num:
         raise ConfigError(
-            f"--trainer.val_check_interval: found {interval}, expected {num} or less, the steps of an epoch; to "
-            "count steps over epochs add --trainer.check_val_every_n_epoch null"
+            f"--trainer.val_check_interval: found {interval}, expected {num} or less, the steps of an epoch; "
+            "to count steps over epochs add --trainer.check_val_every_n_epoch null"
         )
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nlicot.data.atomic_write import SCRATCH
@@ -91,8 +91,27 @@ def kill_at_random(
 
 def leftovers(*folders: Path) -> list[Path]:
     """Return the temporary files and folders in some folders and right below them."""
-    patterns = (f".*{SCRATCH}", f"*/.*{SCRATCH}")
-    return [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    found = [path for folder in folders for path in _entries(folder)]
+    found += [path for folder in found for path in _entries(folder)]
+    return [path for path in found if path.name.startswith(".") and path.name.endswith(SCRATCH)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # removed since it was listed, or a file
+        return []
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for what a process does; fail if it ends before."""
+    ends_at = time.monotonic() + HANGS_S
+    while not condition():
+        assert process.poll() is None, (
+            f"exit code {process.returncode}: {process.stdout and process.stdout.read()}"
+        )
+        assert time.monotonic() < ends_at, "it hangs"
+        time.sleep(0.001)
 
 
 def contents(*paths: Path) -> Mapping[Path, bytes]:

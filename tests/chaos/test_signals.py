@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from nlicot.run.folder import never_trained
-from tests.chaos.commands import finish, start
+from tests.chaos.commands import finish, start, wait_until
 from tests.chaos.test_kills import FIT, write_pairs
 from tests.small_model import write_small_model
 from tests.teacher.fake_server import FakeServer
@@ -227,9 +226,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
 ) -> None:
     run = tmp_path / "run"
     with start(_fit(tmp_path, small_model), stdout=subprocess.DEVNULL) as process:
-        while not (run / "fit.json").exists():  # the model loads after that
-            assert process.poll() is None
-            time.sleep(0.001)
+        wait_until((run / "fit.json").exists, process)  # the model loads after that
         process.kill()
     assert never_trained(run)
     assert "starts again with its own settings" in finish(["fit", "--resume", run])

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -16,14 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nlicot.cli import main
-from nlicot.data.atomic_write import SCRATCH
 from nlicot.data.checksums import damage
 from nlicot.export.command import FORMATS
 from nlicot.export.merged import Merged
 from nlicot.model.loaded_model import load_base
 from nlicot.prediction.predictor import Member
 from nlicot.settings import ExportFormat
-from tests.chaos.commands import finish, leftovers, start
+from tests.chaos.commands import finish, leftovers, start, wait_until
 
 
 def files(folder: Path) -> set[str]:
@@ -148,8 +146,7 @@ def test_a_killed_export_leaves_no_target_and_the_next_one_clears_what_it_wrote(
 ) -> None:
     args = ["export", label_run, "--format", "merged", "--out", tmp_path / "out", "--check_pairs", "2"]
     with start(args) as process:
-        while process.poll() is None and not leftovers(tmp_path):
-            time.sleep(0.001)
+        wait_until(lambda: bool(leftovers(tmp_path)), process)
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -161,8 +158,7 @@ def test_a_killed_export_leaves_no_target_and_the_next_one_clears_what_it_wrote(
 def test_a_stopped_export_leaves_nothing(label_run: Path, tmp_path: Path) -> None:
     args = ["export", label_run, "--format", "merged", "--out", tmp_path / "out", "--check_pairs", "2"]
     with start(args) as process:
-        while process.poll() is None and not list(tmp_path.glob(f".*{SCRATCH}")):
-            time.sleep(0.001)
+        wait_until(lambda: bool(leftovers(tmp_path)), process)
         process.terminate()
         printed, _ = process.communicate()
     assert process.returncode == 143, printed

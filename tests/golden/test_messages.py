@@ -43,7 +43,6 @@ def test_messages_every_refusal_of_today_is_listed_and_no_other(update_golden: b
     listed = rows(*PRESENT)
     assert not (lost := listed - today), f"no code refuses with these any more; {RENEW}\n{shown(lost)}"
     assert not (unlisted := today - listed), f"not in {TABLE.name}; {RENEW}\n{shown(unlisted)}"
-    print(TABLE.read_text(encoding="utf-8"))
 
 
 def shown(texts: Iterable[str]) -> str:

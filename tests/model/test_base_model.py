@@ -23,6 +23,7 @@ from nlicot.model.loaded_model import compute_dtype, load_base
 from nlicot.run.config import parse_fit
 from nlicot.training.command import make_trainer, trainer_arguments
 from tests.small_model import write_small_model
+from tests.time_limits import HANGS_S
 
 PROJECT = Path(__file__).parents[2]
 HUB = "mistralai/Mistral-7B-v0.3"
@@ -193,7 +194,7 @@ def _refusal(endpoint: str, tmp_path: Path, *, weights: bool = True, **environme
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
         check=True,
     )
     return done.stdout.strip()

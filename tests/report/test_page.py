@@ -17,6 +17,7 @@ from nlicot.cli import main
 from nlicot.report.compare import breakdowns, calibration
 from nlicot.report.read_runs import Answer, read_curves
 
+NOTICE = "This page would be too large with all predictions"
 HOSTILE = "</script><b>|\u2028\x1b[2J$x_1$ {{ 7 * 54321 }} ﬁ"
 
 
@@ -99,12 +100,13 @@ def test_a_page_for_too_many_pairs_says_so_and_holds_the_same_part_of_each_run(
     assert held == sorted(held)  # as in the file
     assert found["runs"][1]["thought"] == [f"of {id_}" for id_ in held]
     assert re.findall(r'<a href="#pair=(p\d)">', page) == held  # no link to a pair that is left out
+    assert NOTICE in page
     assert "8 pairs of dev" in page
     assert _payload(_page(tmp_path, *runs)) == found
 
 
 def test_a_page_that_holds_all_pairs_says_nothing_about_it(tmp_path: Path) -> None:
-    assert "too large" not in _page(tmp_path, _write_run(tmp_path, "a", ANSWERS))
+    assert NOTICE not in _page(tmp_path, _write_run(tmp_path, "a", ANSWERS))
 
 
 def test_hostile_texts_end_no_element_and_no_line(tmp_path: Path) -> None:

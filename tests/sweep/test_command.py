@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from nlicot.cli import main
-from tests.chaos.commands import PROJECT, finish, start
+from tests.chaos.commands import PROJECT, finish, start, wait_until
 from tests.chaos.test_signals import signalled
 from tests.small_model import write_small_model
 from tests.training.short_fit import SHORT_FIT
@@ -79,7 +78,7 @@ def test_the_table_has_the_figures_of_the_runs_predictions(whole: tuple[Path, li
         assert experiment["runs"] == [f"{experiment['name']}-{seed}" for seed in (0, 1)]
         assert experiment["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
         assert experiment["accuracy"]["sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
-        assert experiment["seconds"] > 1 and experiment["peak_mb"] > 100
+        assert experiment["seconds"] > 0 and experiment["peak_mb"] > 100
     for test in after["tests"]:
         first, second = right(out / test["first"]), right(out / test["second"])
         only = [
@@ -101,23 +100,21 @@ def test_the_table_has_the_figures_of_the_runs_predictions(whole: tuple[Path, li
 
 def test_the_same_command_skips_what_is_finished(whole: tuple[Path, list[str], str]) -> None:
     out, args, _ = whole
-    before, seconds = results(out), time.monotonic()
+    before = results(out)
     printed = finish(args)
     assert re.findall(r"\[(\d)/4\] \S+: finished before", printed) == ["1", "2", "3", "4"]
+    assert "python -m nlicot fit" not in printed
     assert results(out) == before
-    assert time.monotonic() - seconds < 60  # no model was loaded
 
 
 def test_a_sweep_goes_on_after_a_kill(whole: tuple[Path, list[str], str], base: Path, tmp_path: Path) -> None:
     args, out = command(base, tmp_path), tmp_path / "runs"
-    with start(args, stdout=None) as process:
-        while not (out / "labels-1" / "last.ckpt").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    with start(args) as process:
+        wait_until((out / "labels-1" / "last.ckpt").exists, process)
+        (fit,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
-        for pid in children:
-            os.kill(int(pid), signal.SIGKILL)
+        os.kill(int(fit), signal.SIGKILL)
+        process.communicate()  # until the fit has ended too, and holds its run no more
     assert (out / "labels-0" / "predictions" / "dev.jsonl").is_file()
     printed = finish(args)
     assert "[1/4] labels-0: finished before" in printed

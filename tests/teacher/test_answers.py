@@ -383,7 +383,7 @@ def test_label_that_is_not_a_number_is_not_repaired(value: str) -> None:
 
 
 def test_long_answers_are_refused_quickly() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (
         '{"thought_process": "' + 'say "a" ' * 20_000,
         '{"thought_process": "a"' + " " * 200_000,
@@ -393,7 +393,7 @@ def test_long_answers_are_refused_quickly() -> None:
         '{"predicted_label": 1, "thought_process": "' + '"}' * 20_000,
     ):
         assert refusal(text) in ("no_json", "two_objects")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_damaged_answers_are_read_correctly_or_refused() -> None:
@@ -480,9 +480,9 @@ def test_a_text_without_reasoning_before_it_is_kept(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["</think>", "<think>", "<think>{ ", '{"a": 1}</think>', '"</think>'])
 def test_tags_without_end_are_read_quickly(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(without_reasoning(text * 20_000)) < len(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # ------------------------------------------------------------------ numbers of other spellings

@@ -91,8 +91,6 @@ def generate(root: Path, backend: str, server: FakeServer, *more: str) -> int:
                 "true",
                 "--model",
                 "teacher",
-                "--timeout",
-                "3",
                 *more,
             ),
         ]
@@ -141,8 +139,9 @@ def test_a_fault_is_overcome(
     root: Path, backend: str, server: FakeServer, behaviours: Sequence[Behaviour], num_asked: int
 ) -> None:
     server.script(MARKED, behaviours)
+    is_late = behaviours[0] in (TIMEOUT, TRICKLE)
 
-    assert generate(root, backend, server) == 0
+    assert generate(root, backend, server, *["--timeout=3"] * is_late) == 0
 
     thoughts = read_thoughts(root / "original_thoughts" / "train.jsonl")
     assert [thought.id for thought in thoughts] == [f"p{n}" for n in range(NUM_PAIRS)]

@@ -447,9 +447,18 @@ def test_model_that_does_not_load_leaves_no_folder(base: Path, tmp_path: Path) -
     [
         ('--model.lora.target_modules=["a"]', "--model.lora.target_modules: the model has no linear module"),
         ("--trainer.accelerator=tpu9", "--trainer.accelerator: Lightning refuses this: "),
-        ("--trainer.val_check_interval=5", "--trainer.val_check_interval: found 5, expected 4 or less, the steps"),
-        ("--trainer.limit_train_batches=0.1", "found 0.1 of 4 windows of train, expected one or more; give a l"),
-        ("--trainer.limit_val_batches=0.9", "found 0.9 of 1 window of dev, expected one or more; give a large"),
+        (
+            "--trainer.val_check_interval=5",
+            "found 5, expected 4 or less, the steps of an epoch; to",
+        ),
+        (
+            "--trainer.limit_train_batches=0.1",
+            "found 0.1 of 4 windows of train, expected one or more",
+        ),
+        (
+            "--trainer.limit_val_batches=0.9",
+            "found 0.9 of 1 window of dev, expected one or more; ",
+        ),
     ],
 )
 def test_a_refused_setting_leaves_no_folder_that_takes_the_runs_name(

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nlicot.errors import LostProcess
+from tests.chaos.commands import wait_until
 from tests.small_model import write_small_model
 from tests.time_limits import HANGS_S
 
@@ -217,10 +217,9 @@ def _killed_fit(folder: Path, killed: int, *flags: str) -> tuple[str, int]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        guard = threading.Timer(240, process.kill)
+        guard = threading.Timer(HANGS_S, process.kill)
         guard.start()
-        while process.poll() is None and not (folder / "run" / "last.ckpt").exists():
-            time.sleep(0.02)
+        wait_until((folder / "run" / "last.ckpt").exists, process)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(child) if killed else process.pid, signal.SIGKILL)
         printed, _ = process.communicate()  # the other rank has the pipe open until it ends

@@ -528,6 +528,7 @@ def _signals_stop(scheduler: Scheduler) -> Iterator[None]:
         if len(received) > 1:
             running.cancel()
             return
+        logger.warning("stopping after the requests in flight; a second signal stops at once")
         message = "all answers are saved, run the same command to continue"
         scheduler.stop(Interrupted(message, signum))
 

@@ -21,6 +21,7 @@ from nlicot.cli import main
 from nlicot.prediction.predictor import load_predictor, read_member
 from nlicot.run.config import parse_prediction
 from tests.export.conftest import fit
+from tests.time_limits import HANGS_S
 
 NUM_PAIRS = 50
 ROUNDING = 0.03
@@ -50,13 +51,15 @@ def url(run: Path) -> Iterator[str]:
     command += ["--ctx-size", "4096", "--parallel", "2", "--threads", "1", "--no-warmup"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            for _ in range(1200):
+            for _ in range(10 * HANGS_S):
                 assert process.poll() is None, "the server exited"
                 try:
                     urlopen(f"http://127.0.0.1:{port}/health").read()
                     break
                 except OSError:
                     time.sleep(0.1)
+            else:
+                pytest.fail("the server did not start")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -103,7 +103,7 @@ def cut_off(
 
     async def run() -> None:
         asked = asyncio.gather(*map(backend.complete, requests), return_exceptions=True)
-        await asyncio.to_thread(server.held.wait, 30)
+        assert await asyncio.to_thread(server.held.wait, HANGS_S), moment
         asked.cancel()
         await backend.close()
 
@@ -656,10 +656,10 @@ def finished(server: FakeBatchServer, folder: Path, num_pairs: int = NUM_PAIRS) 
 def killed(server: FakeBatchServer, folder: Path, moment: str) -> None:
     server.hold_at = moment
     with subprocess.Popen(command(server, folder), stderr=subprocess.PIPE, text=True) as process:
-        held = server.held.wait(60)
+        held = server.held.wait(HANGS_S)
         os.kill(process.pid, signal.SIGKILL)
-        _, told = process.communicate(timeout=30)
-    assert held, told
+        _, errors = process.communicate(timeout=HANGS_S)
+    assert held, errors
     server.hold_at = ""
     server.held.clear()
 

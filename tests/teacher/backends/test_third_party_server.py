@@ -25,6 +25,7 @@ from nlicot.config_files import SAMPLE
 from nlicot.data.thoughts import read_reflections, read_scores, read_thoughts
 from nlicot.errors import NoAnswers
 from nlicot.model.base_model import bundled_file
+from tests.time_limits import HANGS_S
 
 NUM_PAIRS = 8
 SERVER_NEEDS = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
@@ -51,13 +52,15 @@ def server_url() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(600):
+            for _ in range(10 * HANGS_S):
                 assert process.poll() is None, "the server exited"
                 try:
                     urlopen(f"{url}/v1/models").read()
                     break
                 except OSError:
                     time.sleep(0.1)
+            else:
+                pytest.fail("the server did not start")
             yield url
         finally:
             process.terminate()
