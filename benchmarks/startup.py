@@ -23,9 +23,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from circumstances import processor, versions
+from circumstances import PROJECT, processor, versions
 
-PROJECT = Path(__file__).parents[1]
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 TEST_PAIRS = PROJECT / "data" / "sample" / "original_data" / "test.csv"
 NUM_PAIRS = 40

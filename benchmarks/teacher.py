@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -224,21 +223,6 @@ async def _run_through(stage: GenerateStage, journal: Journal, num: int) -> None
     assert scheduler.tally.num_requests == 0
 
 
-def peak_mb(num: int) -> float:
-    """Return the peak memory of a new process that runs `num` pairs against the server."""
-    with server("--delay", "0") as url:
-        code = f"from benchmarks.teacher import *; ours({num}, 'openai', {url!r}); print(own_peak_mb())"
-        finished = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    return float(finished.stdout.split()[-1])
-
-
-def own_peak_mb() -> float:
-    """Return this process's peak resident memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of a contestant."""
@@ -299,7 +283,6 @@ def main() -> None:
     result["limited_used_rate"], result["limited_num_429"] = allowed["used_rate"], allowed["num_429"]
     took = resuming(100_000)
     result["resume_100k_s"], result["parse_100k_s"] = took["resuming"], took["parsing"]
-    result["peak_mb_2k"], result["peak_mb_20k"] = peak_mb(2_000), peak_mb(20_000)
     for name, value in result.items():
         print(f"{name:<24}{value:.3f}")
     if options.json:

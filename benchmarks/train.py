@@ -41,10 +41,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from circumstances import matrix_rate, now, peak_mb, processor, versions
+from circumstances import PROJECT, matrix_rate, now, peak_mb, processor, versions
 from shapes import BUNDLED, SHAPES, flash_attention_installed, peers_tokenizer, resolved_base
 
-PROJECT = Path(__file__).parents[1]
 CONTENDERS = ("nlicot", "trainer/4", "trl/4", "trl/default")
 PEER_OPTIONS = ("checkpointing", "padding_free", "liger")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "liger-kernel", "flash-attn")
@@ -233,7 +232,7 @@ def with_peer(options: argparse.Namespace, prompt_format: Any, train: Any) -> tu
 
     ends: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(now())
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bitsandbytes 0.50.2 with torch 2.13.0: importing it, on a machine where nothing will be compiled.
 #
-# Expected: an import registers operators; torch's compiler is loaded by who calls torch.compile.
+# Expected: an import registers operators; torch's compiler is loaded by whatever calls torch.compile.
 # Happens:  the import decorates four functions with torch.compile, which loads torch._dynamo and torch._inductor.
 # Seen:     after torch: neither | after bitsandbytes: torch._dynamo and torch._inductor, 4 calls of torch.compile
 # Source:   the package's backends/default/ops.py; its documentation does not mention it.
@@ -39,5 +39,5 @@ assert loaded() == ["torch._dynamo", "torch._inductor"]
 assert len(calls) == 4, len(calls)
 PY
 cd "$folder"
-venv/bin/python load.py 2>/dev/null
+venv/bin/python load.py 2>errors.txt || { cat errors.txt; exit 1; }
 echo "as described"

@@ -7,7 +7,7 @@
 #           or if the process is killed, the earlier checkpoint is gone and a part of the new one has its name.
 # Seen:     before: 400,000 bytes or more, loads | after a save that failed: does not load
 # Source:   docstring of lightning.fabric.utilities.cloud_io._atomic_save; fsspec's LocalFileOpener.commit is shutil.move.
-# For users: `last.ckpt` on a disk that fills up, with /tmp on another one, is lost in the moment it is needed; a killed
+# For users: `last.ckpt` on a disk that fills up, with /tmp on another one, is lost when it is needed; a killed
 #           process leaves a file of a checkpoint's size in /tmp. Save next to the final name and rename.
 # Needs:    Linux with user namespaces (or root), for a small disk.
 set -euo pipefail

@@ -55,5 +55,5 @@ assert not silent
 assert asked and asked[0].endswith(" /someone/model/resolve/main/config.json"), asked
 PY
 cd "$folder"
-HF_HOME="$folder/hub" venv/bin/python save.py 2>/dev/null
+HF_HOME="$folder/hub" venv/bin/python save.py 2>errors.txt || { cat errors.txt; exit 1; }
 echo "as described"

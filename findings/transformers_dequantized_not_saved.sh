@@ -38,5 +38,5 @@ print(f"quantised while loading: {found[0]} | loaded in 4 bits: {found[1]}")
 assert found == ("saved", "NotImplementedError"), found
 PY
 cd "$folder"
-venv/bin/python save.py 2>/dev/null
+venv/bin/python save.py 2>errors.txt || { cat errors.txt; exit 1; }
 echo "as described"

@@ -46,7 +46,7 @@ def test_the_training_benchmark_runs_on_a_two_layer_mistral(tmp_path: Path) -> N
 def test_every_part_for_a_gpu_has_figures_on_a_two_layer_mistral(tmp_path: Path) -> None:
     out, wheels = tmp_path / "gpu.json", tmp_path / "wheels"
     wheels.mkdir()
-    command = ["bash", "benchmarks/gpu.sh", "--wheels", str(wheels), "--dry-run", "--json", str(out)]
+    command = ["bash", "benchmarks/gpu.sh", "--wheels", str(wheels), "--dry_run", "--json", str(out)]
     environment = os.environ | {"PYTHON": sys.executable, "NLICOT_CACHE": str(tmp_path / "cache")}
     environment.pop("NLICOT_REAL_DATA", None)
     done = subprocess.run(

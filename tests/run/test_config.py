@@ -23,7 +23,7 @@ from nlicot.settings import EarlyStoppingSettings, TrainerSettings
 from tests.small_model import write_small_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NO_ABLATION = {"recipe.yaml", "teacher.yaml", "teacher_predecessor.yaml"}
+NO_ABLATION = {"recipe.yaml", "teacher.yaml"}
 ABLATIONS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in NO_ABLATION)
 OVERLAYS = sorted(f"overlays/{path.name}" for path in CONFIGS.glob("overlays/*.yaml"))
 SHARED_BASE = "overlays/fsdp.yaml"

@@ -94,19 +94,6 @@ def test_every_model_of_the_shipped_recipe_is_in_the_table(stage: str) -> None:
     }
 
 
-def test_predecessor_recipe_replaces_every_model() -> None:
-    path = REPOSITORY / "configs" / "teacher_predecessor.yaml"
-    found = {}
-    for stage in ("generate", "reflect", "score"):
-        options = parse(stage, ["--config", str(path)])
-        found[stage] = (options.model, options.next_models, getattr(options, "regenerate_with", ()))
-    assert found == {
-        "generate": ("open-mistral-7b", (), ()),
-        "reflect": ("open-mistral-nemo", (), ()),
-        "score": ("open-mistral-nemo", (), ("open-mistral-7b", "open-mistral-nemo")),
-    }
-
-
 def test_user_table_replaces_the_shipped_one(tmp_path: Path) -> None:
     prices = load_prices(table(tmp_path, "as_of: 2027-01-02\nmodels: {a: [1, 2]}\naliases: {b: a}\n"))
     assert (prices.as_of, prices.batch_discount) == ("2027-01-02", 1.0)
