@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from nlicot import __version__, signals
 from nlicot.errors import FULL, ConfigError, DiskFull, Interrupted, NlicotError
@@ -38,12 +38,17 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
 
 
+def _bars() -> Any:
+    """Return the class of all progress bars; None if nothing has drawn one."""
+    return getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+
+
 class AboveBars(logging.StreamHandler[TextIO]):
     """Writes lines above a progress bar, which would otherwise go on at its end."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; progress bars are cleared before it and drawn again after it."""
-        bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # imported by who draws one
+        bars = _bars()
         with bars.external_write_mode(file=self.stream) if bars else nullcontext():
             super().emit(record)
 
@@ -186,15 +191,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(stop, "signum", signal.SIGINT), "stopped; run the same command to start again"
         )
     except (NlicotError, argparse.ArgumentError) as error:
-        print(f"nlicot: {' '.join(str(error).split())}", file=sys.stderr)
+        _print_last(" ".join(str(error).split()))
         return getattr(error, "exit_code", 2)
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "nlicot":
             raise
-        print(
-            f"nlicot: {sys.executable} has no module {error.name}; activate the environment "
-            "(after `make fit`: . .venv/bin/activate), or: pip install -r requirements.txt",
-            file=sys.stderr,
+        _print_last(
+            f"{sys.executable} has no module {error.name}; activate the environment "
+            "(after `make fit`: . .venv/bin/activate), or: pip install -r requirements.txt"
         )
         return 2
     except BrokenPipeError:
@@ -206,13 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _write_no_more()
             name = "the folder for temporary files (TMPDIR)" if has_no_temporary else "the output"
             full = DiskFull(error.filename or name, error.strerror)
-            print(f"nlicot: {full}", file=sys.stderr)
+            _print_last(str(full))
             return DiskFull.exit_code
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         name = str(error.filename)
         name = name if len(name) < LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
-        print(f"nlicot: {name}: {error.strerror}; {PATH_ERRORS[error.errno]}", file=sys.stderr)
+        _print_last(f"{name}: {error.strerror}; {PATH_ERRORS[error.errno]}")
         return 2
 
 
@@ -231,12 +235,19 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _print_last(message: str) -> None:
+    """Print a line below a progress bar that was not finished, which it would otherwise continue."""
+    for bar in list(getattr(_bars(), "_instances", ())):
+        bar.close()
+    print(f"nlicot: {message}", file=sys.stderr)
+
+
 def _stopped(signum: signal.Signals, message: str) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process reports it, and is ended by other codes
         return 0
     if signum is signals.REQUEUEING:
         message += f" ({signals.requeue()})"
-    print(f"nlicot: {message}", file=sys.stderr)
+    _print_last(message)
     return signals.exit_code(signum)
 
 

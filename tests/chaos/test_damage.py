@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -189,16 +190,19 @@ def test_journal(again: str, teacher: Teacher, tmp_path: Path) -> None:
 def test_a_damaged_journal_costs_the_answers_that_cannot_be_read(teacher: Teacher) -> None:
     args = [*teacher.args, "--overwrite"]
     assert outcome(args)[0] == 0
+    num_read = 0
     for name, do_damage in damages(teacher.journal):
         do_damage()
         before = teacher.server.num_requests
         code, errors = outcome(args)
         if code == 0:
+            num_read += 1
             assert teacher.num_outputs() == NUM_ASKED
             num_requests = teacher.server.num_requests - before
-            assert not num_requests or "asked" in errors or "sent again" in errors, (name, num_requests)
+            assert not num_requests or re.search("(others|they) are asked again", errors), (name, errors)
         shutil.rmtree(teacher.journal.parent)
         outcome(args)
+    assert num_read
 
 
 @pytest.mark.parametrize("problem", ["missing", "empty"])

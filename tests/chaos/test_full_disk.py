@@ -51,7 +51,9 @@ def test_teacher(command: str, limit: int, tmp_path: Path) -> None:
             finish(args)
             path = tmp_path / "journal.jsonl"
             args = [*args, "--export_journal", path]
-        finish(args, code=5, max_file_bytes=limit)
+        printed = finish(args, code=5, max_file_bytes=limit)
+        journal = tmp_path / "journal" / "generate.sqlite"
+        assert_says_full(printed, [path, journal, journal.parent])
         assert not path.exists()
         finish(args)
         assert path.read_text().count("\n") >= 400
@@ -69,7 +71,7 @@ def test_fit_and_predict(tmp_path: Path) -> None:
     finish([*args, "--trainer.max_steps=4"], cache=cache)
     before = contents(run / "last.ckpt", run / "best.ckpt", run / "adapter" / "adapter_model.safetensors")
     resume = ["fit", "--resume", run, "--trainer.max_steps=-1"]
-    finish(resume, code=5, max_file_bytes=20_000, cache=cache)
+    assert_says_full(finish(resume, code=5, max_file_bytes=20_000, cache=cache), [run, run / "last.ckpt"])
     assert contents(*before) == before
     assert leftovers(run) == []
     finish(resume, cache=cache)

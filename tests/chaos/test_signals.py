@@ -59,7 +59,7 @@ def signalled(args: Sequence[object], shown: str, signum: signal.Signals, **vari
         assert was_sent, printed[-2000:]
         assert process.wait() != -signal.SIGKILL
     assert "Traceback" not in printed, printed[-3000:]
-    messages = re.findall(r"nlicot: [^\r\n]*", printed)  # the progress bar may go on after it
+    messages = re.findall(r"^nlicot: [^\r\n]*", printed, re.MULTILINE)  # below the progress bar
     return Ended(process.returncode, messages[-1] if messages else "", printed)
 
 
