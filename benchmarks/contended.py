@@ -63,7 +63,7 @@ def training(options: argparse.Namespace) -> Callable[[], int]:
     from nlicot.training.loss import token_losses
     from nlicot.training.windows import WindowDataset
 
-    setting = training_benchmark._parser().parse_args(["--examples", "64", "--dev", "1"])
+    setting = training_benchmark.make_parser("").parse_args(["--examples", "64", "--dev", "1"])
     _, examples, _ = training_benchmark.encoded(setting)
     lora = LoraSettings(
         r=training_benchmark.RANK, alpha=2 * training_benchmark.RANK, dropout=training_benchmark.DROPOUT
@@ -90,7 +90,7 @@ def prediction(options: argparse.Namespace) -> Callable[[], int]:
     from nlicot.prediction.decoding import Decoder, by_length
     from nlicot.settings import DecodingSettings
 
-    setting = prediction_benchmark._parser().parse_args([])
+    setting = prediction_benchmark.make_parser().parse_args([])
     pairs = prediction_benchmark.read_pairs(options.pairs)
     prompts = prediction_benchmark.encoded(setting, pairs)
     model, prompt_format = prediction_benchmark.load(setting)

@@ -599,7 +599,7 @@ def measured(options: argparse.Namespace, contender: str, folder: Path) -> Measu
 
 def main() -> int:
     """Print the table; `--json` also writes it to a file."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args()
     if options.adapter and not (options.adapter / "adapter").is_dir():
         parser.error(f"--adapter {options.adapter}: no adapter/ in it; name the folder of a run")
@@ -746,7 +746,8 @@ def _circumstances(options: argparse.Namespace, runs: dict[str, list[Measurement
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description="Prediction speed against generate and llama.cpp.")
     parser.add_argument("--adapter", type=Path, help="a run's folder (default: the bundled model)")
     parser.add_argument("--shape", choices=(BUNDLED, *SHAPES), default=BUNDLED)

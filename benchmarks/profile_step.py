@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
-from train import DROPOUT, RANK, _parser, encoded, loaded
+from train import DROPOUT, RANK, encoded, loaded, make_parser
 
 KINDS = (
     ("attention", ("_Attention", "_PackedAttention")),
@@ -35,7 +35,7 @@ def main() -> None:
     from nlicot.training.loss import token_losses
     from nlicot.training.windows import MicroBatch, WindowDataset
 
-    options = _parser().parse_args()
+    options = make_parser("Time of one micro-batch by kind of operation.").parse_args()
     _, train, _ = encoded(options)
     model = attach(loaded(options), LoraSettings(r=RANK, alpha=2 * RANK, dropout=DROPOUT), seed=0)
     kernels.use_compiler(not options.eager)

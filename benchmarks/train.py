@@ -403,7 +403,7 @@ def in_own_process(options: argparse.Namespace, name: str, out: Path) -> Measure
 
 def main() -> int:
     """Print the table; `--json` also writes it to a file."""
-    options = _parser().parse_args()
+    options = _parse_flags()
     options.passed_on = sys.argv[1:]
     if options.quick:
         options.steps, options.repeats, options.dev = 3, 1, 32
@@ -526,18 +526,25 @@ def circumstances(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Training speed and memory against TRL and Trainer.")
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the flags of a model, its examples and nlicot's steps."""
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("--shape", choices=(BUNDLED, *SHAPES), default=BUNDLED)
     add("--examples", type=int, default=512)
     add("--dev", type=int, default=100)
-    add("--steps", type=int, default=6)
     add("--effective_batch", type=int, default=32)
     add("--micro_batch_tokens", type=int, default=2048)
+    add("--eager", action="store_true", help="nlicot without compiled kernels")
+    return parser
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = make_parser("Training speed and memory against TRL and Trainer.")
+    add = parser.add_argument
+    add("--steps", type=int, default=6)
     add("--checkpointing", action="store_true", help="gradient checkpointing for nlicot")
     add("--memory_gb", type=float, help="limit of a GPU's memory, in 10^9 bytes: more fails")
-    add("--eager", action="store_true", help="nlicot without compiled kernels")
     add("--repeats", type=int, default=3)
     add("--quick", action="store_true", help="three steps, once: under 10 minutes on two cores")
     add(
@@ -553,7 +560,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE")
     add("--contender", type=contender, help=argparse.SUPPRESS)
     add("--out", type=Path, help=argparse.SUPPRESS)
-    return parser
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
