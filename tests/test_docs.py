@@ -17,6 +17,8 @@ from nlicot.config_files import OLD_NAMES
 PROJECT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "checkpoints/README.md"]
 PAGES += [f"docs/{path.name}" for path in sorted((PROJECT / "docs").glob("*.md"))]
+RESULTS = sorted(f"benchmarks/results/{path.name}" for path in (PROJECT / "benchmarks/results").glob("*.md"))
+ALL_PAGES = [*PAGES, "benchmarks/README.md", *RESULTS, "findings/README.md"]
 FOLDERS = "nlicot|tests|configs|benchmarks|docs|data/sample"
 
 
@@ -55,7 +57,16 @@ def test_flags_in_the_text_exist_in_some_command(page: str) -> None:
         assert name in every or name.rpartition(".")[0] in every, flag
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_commands_of_benchmarks_use_flags_that_exist(page: str) -> None:
+    text = (PROJECT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    for script, args in re.findall(r"python benchmarks/(\w+)\.py\b([^`#(>]*)", text):
+        source = (PROJECT / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
+        known = set(re.findall(r'"--([\w-]+)"', source))
+        assert set(re.findall(r"--([\w-]+)", args)) <= known, f"{script}.py {args}"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_links_and_paths_lead_to_files(page: str) -> None:
     text = without_blocks(page)
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
