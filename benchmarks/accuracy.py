@@ -62,9 +62,14 @@ class Reading:
     experiment: str
     flags: Sequence[str]
 
+    @property
+    def is_probe(self) -> bool:
+        """Return whether it only probes: its predictions are those of the fit itself."""
+        return self.name.endswith(PROBED)
+
 
 PROBED = "-probed"
-"""End of the names of readings that only probe: their predictions are those of the fit itself."""
+"""End of the names of readings that only probe."""
 READINGS = [
     Reading(name="multitask-thinking", experiment="multitask", flags=["--think=true"]),
     Reading(name="thinking-kept-thinking", experiment="thinking-kept", flags=["--think=true"]),
@@ -210,8 +215,7 @@ def read_otherwise(work: Work, reading: Reading) -> None:
     """Predict dev with each run of an experiment, in the way of a reading."""
     for run in work.finished(reading.experiment):
         path = work.reading(reading.name, run)
-        is_probe = reading.name.endswith(PROBED)
-        if not (work.probe(reading.name, run) if is_probe else path.exists()):
+        if not (work.probe(reading.name, run) if reading.is_probe else path.exists()):
             output = f"--output={path.parent}"
             work.nlicot(["validate", f"--ckpt_path={run / 'best.ckpt'}", output, *reading.flags])
 
@@ -270,7 +274,7 @@ def levers(work: Work, names: Sequence[str]) -> dict[str, list[Any]]:
         for is_fresh in (False, True):
             lever = f"{name}, fresh seeds" if is_fresh else name
             files += [(lever, run.name, predictions_path(run)) for run in work.finished(name, fresh=is_fresh)]
-    for reading in (each for each in READINGS if not each.name.endswith(PROBED)):
+    for reading in (each for each in READINGS if not each.is_probe):
         read = [(run, work.reading(reading.name, run)) for run in work.finished(reading.experiment)]
         files += [
             (reading.name, f"{reading.name} of {run.name}", path) for run, path in read if path.exists()

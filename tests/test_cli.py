@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,23 @@ def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str
         assert f"{title}:" in printed
         for command in commands:
             assert f"  {command.name}" in printed
+
+
+def test_help_takes_under_half_a_second() -> None:
+    """Of processor time, which does not depend on what else runs."""
+
+    def seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    durations = []
+    for _ in range(5):
+        started = seconds()
+        subprocess.run(
+            [sys.executable, "-m", "nlicot", "--help"], cwd=PROJECT, check=True, capture_output=True
+        )
+        durations.append(seconds() - started)
+    assert min(durations) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,7 +85,7 @@ from types import SimpleNamespace
 from nlicot import ranks
 with ranks.ending_together(SimpleNamespace(launcher=None), lambda: "run it again"):
     print("waiting", flush=True)
-    time.sleep(3600)
+    time.sleep(120)
 """
 STARTING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 
@@ -102,6 +103,8 @@ def test_a_process_that_waits_ends_after_the_one_that_started_it_is_killed() -> 
         assert first.stdout is not None
         assert first.stdout.readline() == "waiting\n"
         first.kill()
+        killed_at = time.monotonic()
         assert first.stdout.read() == (  # until the other one ends
             "nlicot: one of several processes ended (killed, or out of memory?), so all end; run it again\n"
         )
+    assert time.monotonic() - killed_at < 60

@@ -78,7 +78,7 @@ def test_the_table_has_the_figures_of_the_runs_predictions(whole: tuple[Path, li
         assert experiment["runs"] == [f"{experiment['name']}-{seed}" for seed in (0, 1)]
         assert experiment["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
         assert experiment["accuracy"]["sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
-        assert experiment["seconds"] > 0 and experiment["peak_mb"] > 100
+        assert experiment["seconds"] > 1 and experiment["peak_mb"] > 100
     for test in after["tests"]:
         first, second = right(out / test["first"]), right(out / test["second"])
         only = [

@@ -20,8 +20,6 @@ from nlicot.teacher.engine.pricing import (
 from nlicot.teacher.options import parse
 from nlicot.teacher.prompt import PromptType, load_prompt
 
-REPOSITORY = Path(__file__).parents[3]
-
 
 def table(folder: Path, text: str) -> Path:
     path = folder / "prices.yaml"
