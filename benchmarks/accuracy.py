@@ -35,6 +35,8 @@ from circumstances import PROJECT, processor, versions
 FILE = PROJECT / "benchmarks" / "accuracy.yaml"
 FIRST = "labels"
 """The experiment that all are compared with."""
+DENSE = "labels-dense"
+"""The same on a base that is not quantised: the recipe that was chosen."""
 SEEDS, THIRD, AVERAGED, FRESH = (0, 1), (2,), (0, 1, 2, 3, 4), (100, 101)
 SMOOTHING = 0.05
 LOST = 0.02
@@ -169,12 +171,22 @@ def write_smoothing(work: Work) -> None:
 def write_soft_labels(work: Work) -> None:
     """Predict the training pairs and the unlabelled ones with five seeds of `labels`, averaged."""
     work.sweep([FIRST], AVERAGED)
-    members = [f"--ckpt_path={run / 'best.ckpt'}" for run in work.finished(FIRST)]
+    _predict_soft_labels(work, work.finished(FIRST), splits=("train", "test"), output="soft")
+
+
+def write_dense_soft_labels(work: Work) -> None:
+    """Predict the training pairs with the two fresh seeds of `labels-dense`, averaged."""
+    work.sweep([DENSE], FRESH)
+    _predict_soft_labels(work, work.finished(DENSE, fresh=True), splits=("train",), output="soft-dense")
+
+
+def _predict_soft_labels(work: Work, runs: Sequence[Path], *, splits: Sequence[str], output: str) -> None:
+    members = [f"--ckpt_path={run / 'best.ckpt'}" for run in runs]
     if not members:  # the sweep has said why
         return
-    for split in ("train", "test"):
-        if not (work.folder / "soft" / f"{split}.jsonl").exists():
-            work.nlicot(["predict", *members, f"--split={split}", "--output=soft"])
+    for split in splits:
+        if not (work.folder / output / f"{split}.jsonl").exists():
+            work.nlicot(["predict", *members, f"--split={split}", f"--output={output}"])
 
 
 def write_own_thoughts(work: Work) -> None:
@@ -206,6 +218,7 @@ PREPARED: dict[str, Callable[[Work], None]] = {
     "labels-smoothing": write_smoothing,
     "labels-soft": write_soft_labels,
     "labels-soft-unlabelled": write_soft_labels,
+    "labels-dense-soft": write_dense_soft_labels,
     "thinking-own": write_own_thoughts,
 }
 """Experiments that learn from a file, and the step that writes it."""

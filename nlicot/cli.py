@@ -201,6 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "(after `make fit`: . .venv/bin/activate), or: pip install -r requirements.txt"
         )
         return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # what `Path.expanduser` says
+            raise
+        _print_last(
+            "found a path that starts with ~ and a name, but no user of that name; write the folder out"
+        )
+        return 2
     except BrokenPipeError:
         return 0
     except OSError as error:

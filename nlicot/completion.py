@@ -97,7 +97,8 @@ _PARTS: dict[Form, tuple[str | SegmentKind, ...]] = {
 # SentencePiece's symbol for a space, which decodes to one, and single surrogates.
 _UNSAFE_IN_TOKENS = re.compile("[\u2581\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
-_STEP = re.compile(r"(?:^|(?<=\s))step\s+\d+:|^\s*\d+[.)]\s", re.IGNORECASE | re.MULTILINE)
+STEP = re.compile(r"(?:^|(?<=\s))step\s+\d+\s*[:.)]|^\s*\d+[.)]\s", re.IGNORECASE | re.MULTILINE)
+"""What a step of a thought begins with."""
 
 
 def segments(
@@ -198,14 +199,14 @@ def sentences(thought_process: str) -> list[str]:
 
 
 def last_step(thought_process: str) -> str:
-    """Return the text of the last "Step N:", or of the last line that starts with a number; else a sentence.
+    """Return the text of the last "Step N", or of the last line that starts with a number; else a sentence.
 
     >>> last_step("Step 1: A dog is an animal. Step 2: So it moves.")
     'So it moves.'
     >>> last_step("A dog is an animal. So it moves.")
     'So it moves.'
     """
-    steps = _STEP.split(thought_process)
+    steps = STEP.split(thought_process)
     parts = steps if len(steps) > 1 else sentences(thought_process)
     return next((part.strip() for part in reversed(parts) if part.strip()), thought_process)
 

@@ -59,6 +59,8 @@ def read_yaml(path: Path, *, label: str, loader: type = yaml.SafeLoader) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "the syntax is wrong"
         raise ConfigError(f"{label}{line}: not valid YAML: {problem}") from None
+    except ValueError as error:  # such as of the date 2026-02-30
+        raise ConfigError(f"{label}: not valid YAML: {error}") from None
 
 
 def read_settings(path: Path, *, flag: str = "--config ") -> dict[str, Any]:

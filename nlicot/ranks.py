@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nlicot.errors import LostProcess
+from nlicot.errors import ConfigError, LostProcess
 
 OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 """The logger of the thread in which Lightning kills all processes of a machine once one of them ended."""
@@ -24,6 +24,8 @@ LOST_CONNECTION = re.compile(
     r"connection (closed|reset)|broken pipe|socket (closed|timeout)|remote process exited", re.IGNORECASE
 )
 """In the messages of gloo and NCCL if the process at the other end is gone."""
+OF_TORCHRUN, OF_SRUN = "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
+"""Variables with the number of processes that a launcher started."""
 WATCH_EVERY_S = 1.0
 GRACE_S = 5.0
 """Seconds for a process to notice by itself that another one is gone, or to be seen as gone."""
@@ -38,6 +40,18 @@ def is_first() -> bool:
 def started_by_launcher() -> bool:
     """Return whether another program, or the user, starts several processes of one command."""
     return "RANK" in os.environ or os.environ.get("NODE_RANK", "0") != "0" or _is_one_of_srun()
+
+
+def check_num_processes(world_size: int) -> None:
+    """Refuse to run once in each of several processes, or to wait for some that nobody starts."""
+    name = OF_TORCHRUN if "RANK" in os.environ else OF_SRUN
+    num = os.environ.get(name, "")
+    if started_by_launcher() and num.isdecimal() and int(num) != world_size:
+        raise ConfigError(
+            f"--trainer.devices, --trainer.num_nodes: found {world_size} processes in all, expected {num}, "
+            f"the number that was started ({name}); to train on several add --config "
+            "configs/overlays/ddp.yaml"
+        )
 
 
 def _is_one_of_srun() -> bool:

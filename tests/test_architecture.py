@@ -20,6 +20,7 @@ LAYERS = [
         "config_files",
         "command_line",
         "text_tables",
+        "words",
         "prompts",
         "completion",
         "evaluation",

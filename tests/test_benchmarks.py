@@ -147,6 +147,7 @@ def test_every_lever_of_accuracy_can_be_fitted(
     right = next(line for line in thoughts if json.loads(line)["correct"])
     for path, text in {
         "soft/train.jsonl": Path("soft/smoothing.jsonl").read_text(encoding="utf-8"),
+        "soft-dense/train.jsonl": Path("soft/smoothing.jsonl").read_text(encoding="utf-8"),
         "soft/test.jsonl": json.dumps({"id": "0", "premise": "A.", "hypothesis": "B.", "p_entailment": 0.3}),
         "own/train.jsonl": right,
         "own/reflections.jsonl": "",

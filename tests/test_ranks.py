@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nlicot import ranks
-from nlicot.errors import LostProcess
+from nlicot.errors import ConfigError, LostProcess
 from tests.time_limits import HANGS_S
 
 SRUN = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fit"}
@@ -40,6 +40,31 @@ def test_the_first_process_is_known_however_processes_are_started(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (ranks.is_first(), ranks.started_by_launcher()) == (is_first, by_launcher)
+
+
+@pytest.mark.parametrize(
+    ("variables", "started"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "4, the number that was started (WORLD_SIZE)"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "2"}, "2, the number that was started (SLURM_STEP_NUM_TASKS)"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "fit"}, ""),  # a batch job that starts one without srun
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ""),  # Lightning sets both
+    ],
+)
+def test_each_of_several_processes_refuses_to_train_alone(
+    variables: dict[str, str], started: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*VARIABLES, "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not started:
+        ranks.check_num_processes(1)
+        return
+    ranks.check_num_processes(int(started[0]))
+    with pytest.raises(ConfigError) as caught:
+        ranks.check_num_processes(1)
+    assert f"found 1 processes in all, expected {started}" in str(caught.value)
 
 
 def test_other_errors_pass_and_end_the_processes_that_were_started() -> None:

@@ -82,8 +82,9 @@ def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:
         severity="error" if least < RARE else "warning",
         summary=f"label {label} is {percent(least)} of {split.name} "
         f"({len(ids)} of {len(split.labelled)} pairs)",
-        advice="collect more of that label, or train with --data.builder.balance true, and judge by "
-        "macro F1: accuracy flatters a model that never predicts it",
+        advice=f"collect {'more' if ids else 'pairs'} of that label"
+        + ", or train with --data.builder.balance true, and judge by macro F1: accuracy flatters a model "
+        "that never predicts it" * bool(ids),
         ids=ids,
         figures={"label": label, "share": least},
     )

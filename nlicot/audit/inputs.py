@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,10 @@ from nlicot.errors import ConfigError, DataError
 from nlicot.prompts import StudentPrompts
 from nlicot.records import Example, Reflection, Thought
 from nlicot.teacher.prompt import PROMPTS_FOLDER
+from nlicot.words import words_of
 
 SPLITS = ("train", "dev", "test")
 KINDS = ("pairs", "thoughts", "reflections", "scores")
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +62,12 @@ class AuditData:
 
 
 def normalised(text: str) -> str:
-    """Return the words of a text in lower case, without punctuation.
+    """Return the words of a text in lower case, without punctuation; one without words as it is.
 
     >>> normalised(" The dog's  asleep!")
     'the dog s asleep'
     """
-    return " ".join(_WORD.findall(text.casefold()))
+    return " ".join(words_of(text.casefold())) or text.strip()
 
 
 def read_splits(

@@ -12,7 +12,6 @@ to distinguish the two kinds of text instead of the pairs.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from nlicot.evaluation.linear_baseline import hashed_ngrams, logistic_regression
 from nlicot.evaluation.metrics import Interval, wilson_interval
 from nlicot.records import LABEL_NAMES, LABELS, Example
 from nlicot.text_tables import Table, listed, percent
+from nlicot.words import words_of
 
 NUM_FOLDS = 5
 MIN_OF_EACH_LABEL = 20
@@ -214,13 +214,11 @@ def _words_finding(label: int, telling: Sequence[str], labelled: Sequence[tuple[
 LARGE_SOURCE_GAIN, SMALL_SOURCE_GAIN = 0.2, 0.1
 MIN_STYLE_GAIN = 0.3
 """Steps before the last one argue too, so some gain is legitimate: 0.22 on data without the fault."""
-_WORD = re.compile(r"\w+")
-_STEP = re.compile(r"\bstep\s+\d+\s*[:.)]", re.IGNORECASE)
 
 
 def without_last_step(thought: str) -> str:
     """Return a thought up to its last step, or its last sentence if it has fewer than two steps."""
-    starts = [match.start() for match in _STEP.finditer(thought)]
+    starts = [match.start() for match in completion.STEP.finditer(thought)]
     sentences = completion.sentences(thought)
     if len(starts) < 2 and len(sentences) > 1:
         return "".join(sentences[:-1])
@@ -229,8 +227,8 @@ def without_last_step(thought: str) -> str:
 
 def style_of(target: TargetText) -> str:
     """Remove the last step, which is supposed to reveal the label, and the pair's own words (the topic)."""
-    own = set(_WORD.findall(f"{target.example.premise} {target.example.hypothesis}".casefold()))
-    words = _WORD.findall(without_last_step(target.text).casefold())
+    own = set(words_of(f"{target.example.premise} {target.example.hypothesis}".casefold()))
+    words = words_of(without_last_step(target.text).casefold())
     return " ".join("_" if word in own else word for word in words)
 
 

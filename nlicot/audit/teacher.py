@@ -104,7 +104,7 @@ def _mistakes_of_each_label(blind: Sequence[tuple[str, Thought]]) -> Table:
 
 
 def _recall_figures(report: ProbeReport) -> dict[str, float]:
-    return {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls}
+    return {f"found_of_label_{recall.label}": recall.proportion for recall in report.recalls if recall.num}
 
 
 def _teacher_findings(

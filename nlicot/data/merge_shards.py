@@ -50,7 +50,10 @@ def _next_to(output: Path) -> list[Path]:
     found = [path for path in output.parent.glob(pattern) if not path.stem.endswith(".failures")]
     if not found:
         first = Shard(1, 2).path(output).name
-        raise ConfigError(f"{output}: found no shards next to it, expected files such as {first}")
+        remedy, lines = "", output.with_suffix(".jsonl")
+        if lines != output and any(output.parent.glob(f"{glob.escape(lines.stem)}.shard-*")):
+            remedy = f"; give {lines}, next to which the .csv is written"
+        raise ConfigError(f"{output}: found no shards next to it, expected files such as {first}{remedy}")
     return sorted(found)
 
 

@@ -154,7 +154,6 @@ def read_examples(
     pair_format: PairFormat = DEFAULT_FORMAT,
     *,
     labels_optional: bool = False,
-    id_prefix: str = "",
     rows: Iterable[Row] | None = None,
 ) -> RecordList[Example]:
     """Read the pairs of a CSV (`premise,hypothesis[,label][,id]...`, see `ALIASES`) or of another format.
@@ -167,10 +166,9 @@ def read_examples(
         path: a file that `read_rows` can read.
         pair_format: the file's own labels, column names and delimiter.
         labels_optional: accept a file without the optional columns that `pair_format` names.
-        id_prefix: prepended to ids made from content.
         rows: those of a table that is not a file; `path` is its name then.
     """
-    reader = _PairReader(path, pair_format, id_prefix, labels_optional)
+    reader = _PairReader(path, pair_format, labels_optional)
     examples = read_records(
         path, reader.example_from, each="pair", delimiter=pair_format.separator, rows=rows
     )
@@ -188,8 +186,8 @@ def read_examples(
 class _PairReader:
     """Reads the rows of one file, and checks after the last one what concerns several rows."""
 
-    def __init__(self, path: Path, pair_format: PairFormat, id_prefix: str, labels_optional: bool) -> None:
-        self._path, self._label_map, self._id_prefix = path, pair_format.label_map, id_prefix
+    def __init__(self, path: Path, pair_format: PairFormat, labels_optional: bool) -> None:
+        self._path, self._label_map = path, pair_format.label_map
         self._columns: Mapping[str, str] = pair_format.columns or {}
         self._optional = ("label", "phenomenon", "p_entailment") if labels_optional else ()
         self._sources_of: dict[tuple[str, ...], dict[str, str]] = {}  # our columns' names by a row's names
@@ -229,7 +227,7 @@ class _PairReader:
         given_id = pair.identifier()
         self._has_id.append(given_id is not None)
         return Example(
-            id=given_id or self._id_prefix + content_id(premise, hypothesis),
+            id=given_id or content_id(premise, hypothesis),
             premise=premise,
             hypothesis=hypothesis,
             label=label,

@@ -381,10 +381,10 @@ def _table_rows(path: Path) -> Iterator[Row]:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    with contextlib.suppress(KeyError, ValueError, AttributeError):
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        classes = {name: each for name, each in features.items() if each.get("_type") == "ClassLabel"}
-        return {name: each["names"] for name, each in classes.items()}
+        of_dict = {name: each for name, each in features.items() if isinstance(each, dict)}  # others: lists
+        return {name: each["names"] for name, each in of_dict.items() if each.get("_type") == "ClassLabel"}
     return {}
 
 
@@ -419,6 +419,8 @@ def _xml_rows(path: Path) -> Iterator[Row]:
         except expat.ExpatError as error:
             found = f"invalid XML: {expat.ErrorString(error.code)}"
             raise DataError(found, "<pair> elements", path=path, line=error.lineno) from None
+        except (ValueError, LookupError) as error:  # of the encoding that the file declares
+            raise DataError(f"cannot be read as XML: {error}; save it as UTF-8", path=path) from None
     yield from rows
 
 

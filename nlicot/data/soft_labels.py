@@ -64,6 +64,10 @@ def join_soft_labels(
         if each.texts is not None:
             both = [pair for pair in same if (pair[1].premise, pair[1].hypothesis) == each.texts]
             same = both or with_texts.get(each.texts, [])
+        elif len({(example.premise, example.hypothesis) for _, example in same}) > 1:
+            found_id = f"the id {shown(each.id)}, which different pairs have, without their texts"
+            remedy = "add the columns premise and hypothesis; `predict` writes them"
+            raise soft_labels.error(found_id, "texts that tell them apart", index=index, remedy=remedy)
         if not same:
             problem = f"the soft label of {shown(each.id or each.texts)} matches no training pair"
             remedy = "give its pair, too: --data.train_pairs or --data.unlabelled_pairs"

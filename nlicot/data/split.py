@@ -23,6 +23,7 @@ from nlicot.data.public_sets import find_public_set, provenance, read_public_set
 from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
+from nlicot.text_tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,14 @@ def write_split(
     _refuse_other_files(out_root, paths)
     refuse_overwriting(*paths.values(), overwrite=overwrite)
     examples = read_examples(pairs_path, pair_format)
-    if examples[0].label is None:
+    num = sum(example.label is None for example in examples)
+    if num == len(examples):
         raise DataError("pairs without labels", "a column label with 0 or 1", path=pairs_path)
+    if num:
+        remedy = "those with soft labels only can be --data.unlabelled_pairs of fit, in a file of their own"
+        raise DataError(
+            f"{counted(num, 'pair')} without a label", "one for each pair", path=pairs_path, remedy=remedy
+        )
     try:
         split = split_examples(examples, dev, seed)
     except DataError as error:
@@ -189,8 +196,9 @@ def main(args: Sequence[str]) -> int:
         print((settings.out / "original_data" / "README.md").read_text(encoding="utf-8"))
     for path, examples in written.items():
         num_positive = sum(example.label == 1 for example in examples)
-        counts = f"{num_positive} of label 1, {len(examples) - num_positive} of label 0"
-        print(f"{path}: {len(examples)} pairs, {counts if examples[0].label is not None else 'no labels'}")
+        num_negative = sum(example.label == 0 for example in examples)
+        counts = f"{num_positive} of label 1, {num_negative} of label 0"
+        print(f"{path}: {len(examples)} pairs, {counts if num_positive + num_negative else 'no labels'}")
     everything = itertools.chain.from_iterable(written.values())
     print("\n".join(labelled_pairs_shown(everything)))
     root = shlex.quote(str(settings.out))

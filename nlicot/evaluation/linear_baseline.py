@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nlicot.words import words_of
+
 NUM_FEATURES = 2**18
 INVERSE_REGULARISATION = 3.0
 """scikit-learn's default of 1.0 over-regularises texts of 10 to 100 words, normalised to length 1."""
-_WORD = re.compile(r"\w+")
 
 
 def hashed_ngrams(texts: Sequence[str]) -> Any:
@@ -26,7 +26,11 @@ def hashed_ngrams(texts: Sequence[str]) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(
-        ngram_range=(1, 2), n_features=NUM_FEATURES, alternate_sign=False, token_pattern=r"(?u)\b\w+\b"
+        ngram_range=(1, 2),
+        n_features=NUM_FEATURES,
+        alternate_sign=False,
+        tokenizer=words_of,
+        token_pattern=None,
     ).transform(texts)
 
 
@@ -57,7 +61,7 @@ def pair_words(premise: str, hypothesis: str) -> str:
     >>> pair_words("A dog runs.", "A cat runs.")
     'p_a p_dog p_runs h_a h_cat h_runs new new_cat'
     """
-    of_premise, of_hypothesis = (_WORD.findall(text.casefold()) for text in (premise, hypothesis))
+    of_premise, of_hypothesis = (words_of(text.casefold()) for text in (premise, hypothesis))
     seen = set(of_premise)
     words = [f"p_{word}" for word in of_premise] + [f"h_{word}" for word in of_hypothesis]
     for word in of_hypothesis:

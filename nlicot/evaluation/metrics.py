@@ -345,12 +345,14 @@ def look_reversed(recalls: Sequence[Recall]) -> bool:
 
 
 def format_recalls(recalls: Sequence[Recall]) -> str:
-    """Format the recalls in words.
+    """Format the recalls in words, of the labels that some pair has.
 
     >>> format_recalls(label_recalls([(0, 1), (0, 0), (1, 1)]))
     '100 % of label 1 and 50 % of label 0'
     """
-    return " and ".join(f"{100 * each.proportion:.0f} % of label {each.label}" for each in reversed(recalls))
+    return " and ".join(
+        f"{100 * each.proportion:.0f} % of label {each.label}" for each in reversed(recalls) if each.num
+    )
 
 
 def format_mistakes(mistakes: Iterable[tuple[Example | Thought, int]], who: str) -> list[str]:

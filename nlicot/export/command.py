@@ -121,11 +121,11 @@ def _texts(exporter: Format, run_folder: Path) -> dict[str, str]:
     """Return the files that go with the weights, by name: the card, the prompts, a task of lm-eval."""
     member = exporter.member
     form, _ = answer_forms(member.metadata.forms, member.settings.decoding.think)
-    prompts = json.dumps(prompt_template(member, form), indent=2, ensure_ascii=False)
-    texts = {
-        CARD: as_card(read_run(run_folder, "dev"), None, package=exporter.package(), form=form),
-        PROMPT_TEMPLATE: prompts + "\n",
-    }
+    card = as_card(
+        read_run(run_folder, "dev"), None, package=exporter.package(), form=form, prompts=member.prompts
+    )
+    template = json.dumps(prompt_template(member, form), indent=2, ensure_ascii=False)
+    texts = {CARD: card, PROMPT_TEMPLATE: template + "\n"}
     max_tokens = member.settings.decoding.max_thought_tokens
     task = lm_eval_task(member.prompts, form, member.resolved.prompt_format, max_tokens)
     if task and exporter.has_lm_eval_task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -30,10 +31,20 @@ def main(args: Sequence[str]) -> int:
     data = RunData(settings)
     with contextlib.redirect_stdout(sys.stderr) if settings.json else contextlib.nullcontext():
         data.announce_sample()
-    data.read_for_fit()
+
+    @functools.cache
+    def find_base() -> str:
+        model = settings.model
+        return choose_for_inspection(model.base, model.fallback_base, on_sample=data.on_sample)
+
+    @functools.cache
+    def load_prompt_format() -> PromptFormat:
+        return prompt_format_of_base(find_base(), settings.model.prompt_format)
+
+    # Errors in the data come first; a builder that limits a thought's tokens needs the tokenizer, though.
+    data.read_for_fit(lambda thought: load_prompt_format().count_thought_tokens(thought))
     chosen = _chosen(data, settings.split, settings.id, settings.num)
-    base = choose_for_inspection(settings.model.base, settings.model.fallback_base, on_sample=data.on_sample)
-    prompt_format = prompt_format_of_base(base, settings.model.prompt_format)
+    base, prompt_format = find_base(), load_prompt_format()
     max_length, over_budget = settings.data.max_length, settings.data.over_budget
     lengths = measure(prompt_format, data.built[settings.split], max_length, over_budget)
     encoded = list(encode_examples(prompt_format, chosen, max_length=max_length, over_budget=over_budget))

@@ -121,7 +121,7 @@ def _check_hub_name(base: str) -> None:
 
 
 def _hub_folder(name: str, weights: bool) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, get_token, snapshot_download
 
     wanted = [*HUB_FILES, *(HUB_WEIGHTS if weights else ())]
     try:
@@ -129,8 +129,10 @@ def _hub_folder(name: str, weights: bool) -> Path:
             snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(HUB_LEFT_OUT), etag_timeout=5)
         )
     except errors.GatedRepoError as error:
-        has_token = bool(os.environ.get("HF_TOKEN"))
-        reason = "HF_TOKEN's account has not accepted its terms" if has_token else "HF_TOKEN is not set"
+        has_token = get_token() is not None  # of HF_TOKEN, or of `hf auth login`
+        reason = (
+            "the account of your token has not accepted its terms" if has_token else "HF_TOKEN is not set"
+        )
         raise ModelError(
             f"--model.base {name}: the model is gated and {reason}; accept its terms at "
             f"https://huggingface.co/{name} and set HF_TOKEN to a token of that account, or {OTHER_BASE}"
@@ -139,6 +141,11 @@ def _hub_folder(name: str, weights: bool) -> Path:
         raise ModelError(
             f"--model.base {name}: the hub has no such model for this account; check the name, set HF_TOKEN "
             f"if it is private, or {OTHER_BASE}"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelError(
+            f"--model.base: found {name!r}, which is no folder and no name that the hub allows, expected "
+            "bundled, a folder or a hub name (owner/model)"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         raise ModelError(

@@ -42,6 +42,9 @@ from nlicot.model.fast.threads import use_threads
 from nlicot.model.prompt_format import PromptFormat, load_prompt_format
 from nlicot.settings import LoraSettings, ModelSettings
 
+ATTENTION_LAYERS = frozenset(("attention", "full_attention", "sliding_attention"))
+"""Names of layers, in a base's configuration, that packed attention can stand for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel:
@@ -280,6 +283,14 @@ def load_base(
 def _check_config(config: Any, name: str) -> None:
     """Refuse logits or attention that the loss, packed attention and the decoder would leave out."""
     config = config.get_text_config()
+    for key in ("layer_types", "layers_block_type"):
+        # Such as convolutions or linear attention: in a packed row, they would read the example before.
+        other = sorted({*(getattr(config, key, None) or ())} - ATTENTION_LAYERS)
+        if other:
+            raise ModelError(
+                f"--model.base {name}: {CONFIG_FILE}: {key}: found {', '.join(map(str, other))}, expected "
+                f"attention layers only; {OTHER_BASE}"
+            )
     for key in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
         value = getattr(config, key, None)
         if value not in (None, 1):
@@ -288,8 +299,31 @@ def _check_config(config: Any, name: str) -> None:
             )
 
 
-def check_sliding_window(config: Any, max_length: int) -> None:
-    """Refuse training examples longer than the base's sliding window, which packed attention leaves out."""
+def context_length(config: Any) -> int | None:
+    """Return the number of positions that a base was trained for; None if its configuration has none."""
+    config = config.get_text_config()
+    num: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Some configurations have the number before their positions were scaled, others the one after it.
+    scaled = [
+        int(each["original_max_position_embeddings"] * each["factor"])
+        for each in (rope, *(part for part in rope.values() if isinstance(part, dict)))
+        if each.get("factor") and each.get("original_max_position_embeddings")
+    ]
+    return num and max([num, *scaled])
+
+
+def check_max_length(config: Any, max_length: int) -> None:
+    """Refuse training examples longer than the base's context, or its sliding window.
+
+    Packed attention leaves the sliding window out.
+    """
+    num = context_length(config)
+    if num and num < max_length:
+        raise ConfigError(
+            f"--data.max_length: found {max_length}, expected {num} or less, the base's "
+            "max_position_embeddings"
+        )
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < max_length:
@@ -302,6 +336,14 @@ def _gpu() -> torch.device:
     """Return the GPU that Lightning has chosen for this process."""
     chosen = torch.get_default_device()  # while `fit` loads, before its processes are connected
     return chosen if chosen.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
+
+def choose_accelerator(given: Any) -> Any:
+    """Return Lightning's accelerator: for `auto` a GPU that torch.cuda knows, or else the processor.
+
+    Lightning may choose Apple's GPUs, which have no float64 and for which nothing here was made.
+    """
+    return ("cuda" if torch.cuda.is_available() else "cpu") if given == "auto" else given
 
 
 def compute_dtype(name: str = "auto") -> str:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from nlicot.model.fast.patch import decoder_of
 from nlicot.model.loaded_model import adapter_parameters, causal_lm
 
 
@@ -23,7 +24,7 @@ def shard_base(adapted: Any, mesh: DeviceMesh) -> None:
 
     Embeddings, the last norm and the LM head stay whole. All ranks must then run the model equally often.
     """
-    decoder = causal_lm(adapted).model
+    decoder = decoder_of(causal_lm(adapted))
     whole = set(adapter_parameters(adapted).values())
     for layer in decoder.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from nlicot.records import Prediction
 EPSILON = 1e-6
 """Probabilities are clipped this far from 0 and 1 before taking logits."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+NUM_FOLDS = 5
+TUNED_WITH = "tuned_with"
+"""Key in `decision.json`; the files of earlier versions lack it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +118,21 @@ def _best_threshold(true: Labels, p: Floats) -> float:
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 
+def check_labels(true_labels: Sequence[int], *, num_folds: int = NUM_FOLDS) -> None:
+    """Refuse labels that leave a fold without one of them."""
+    counts = [sum(label == each for each in true_labels) for label in (0, 1)]
+    if min(counts) < num_folds:
+        raise ConfigError(
+            f"--tune_threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
+            f"expected at least {num_folds} of each"
+        )
+
+
 def tune(
-    true_labels: Sequence[int], p_entailment: Sequence[float], *, num_folds: int = 5, seed: int = 0
+    true_labels: Sequence[int], p_entailment: Sequence[float], *, num_folds: int = NUM_FOLDS, seed: int = 0
 ) -> Tuned:
     """Fit a decision, and measure it by cross-fitting: each fold with a decision fitted on the others."""
+    check_labels(true_labels, num_folds=num_folds)
     true = np.array(true_labels, dtype=np.int64)
     p = np.array(p_entailment, dtype=np.float64)
     fold_of = _folds(true, num_folds, seed)
@@ -137,16 +152,9 @@ def tune(
 
 
 def _folds(true: Labels, num_folds: int, seed: int) -> Labels:
-    members = [np.flatnonzero(true == label).tolist() for label in (0, 1)]
-    counts = [len(indices) for indices in members]
-    if min(counts) < num_folds:
-        raise ConfigError(
-            f"--tune_threshold: found {counts[0]} pairs of label 0 and {counts[1]} of label 1, "
-            f"expected at least {num_folds} of each"
-        )
     fold_of = np.zeros_like(true)
     generator = random.Random(seed)
-    for indices in members:
+    for indices in (np.flatnonzero(true == label).tolist() for label in (0, 1)):
         generator.shuffle(indices)
         fold_of[indices] = np.arange(len(indices)) % num_folds
     return fold_of
@@ -180,10 +188,13 @@ def format_tuned(tuned: Tuned) -> str:
     return "\n".join(lines)
 
 
-def store(path: Path, tuned: Tuned, *, split: str, num_pairs: int) -> None:
-    """Store the decision in its run's `decision.json`."""
+def store(
+    path: Path, tuned: Tuned, *, split: str, num_pairs: int, tuned_with: Mapping[str, Any] | None = None
+) -> None:
+    """Store the decision in its run's `decision.json`, with what made the probabilities (see `load`)."""
     content = {
         **asdict(tuned.decision),
+        TUNED_WITH: dict(tuned_with or {}),
         "split": split,
         "num_pairs": num_pairs,
         "accuracy_plain": tuned.plain.accuracy.value,
@@ -193,12 +204,18 @@ def store(path: Path, tuned: Tuned, *, split: str, num_pairs: int) -> None:
     write_json(path, content)
 
 
-def load(path: Path) -> Decision:
-    """Load the decision stored in a run's `decision.json`."""
+def load(path: Path, used_with: Mapping[str, Any] | None = None) -> Decision:
+    """Load the decision stored in a run's `decision.json`.
+
+    Args:
+        used_with: what makes the probabilities now; where it differs from what `store` got, the decision is
+            refused, because it holds for other probabilities.
+    """
     remedy = "run `validate --tune_threshold` again or remove the file"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         decision = Decision(threshold=float(found["threshold"]), temperature=float(found["temperature"]))
+        tuned_with = dict(found.get(TUNED_WITH, {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no valid threshold and temperature ({error}); {remedy}") from error
     if not (0 <= decision.threshold <= 1 and decision.temperature > 0):
@@ -206,4 +223,10 @@ def load(path: Path) -> Decision:
             f"{path}: found threshold {decision.threshold} and temperature {decision.temperature}, expected "
             f"one from 0 to 1 and one above 0; {remedy}"
         )
+    for name, now in (used_with or {}).items():
+        if name in tuned_with and tuned_with[name] != now:
+            raise ConfigError(
+                f"{path}: found a threshold that was tuned with {name} {tuned_with[name]}, expected {now}; "
+                f"{remedy}"
+            )
     return decision

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nlicot.data.atomic_write import make_folder, refuse_overwriting, write_json
+from nlicot.data.checksums import sha256_of
 from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, reversed_labels_warning
@@ -25,6 +26,7 @@ from nlicot.prediction.prediction_files import (
 from nlicot.prediction.predictor import (
     BLOCK,
     Decoded,
+    answer_forms,
     decode,
     decode_elsewhere,
     member_weights,
@@ -49,20 +51,24 @@ def validate(runs: Sequence[TrainedRun]) -> int:
     if settings.probe_thoughts and len(runs) > 1:
         raise ConfigError("--probe_thoughts takes one --ckpt_path")
     job = _Job(runs, labelled=True)
+    if settings.tune_threshold:
+        from nlicot.prediction import calibration
+
+        calibration.check_labels([int(example.label or 0) for example in job.examples])
     decoded = job.decode()
     if not decoded.is_main:
         return 0
     predictions = decoded.predictions
     job.report(decoded, predictions)
     if settings.tune_threshold:
-        from nlicot.prediction import calibration
-
         tuned = calibration.tune(
             [int(example.label or 0) for example in job.examples],
             [float(prediction.p_entailment or 0.0) for prediction in predictions],
         )
         path = job.results_folder / DECISION
-        calibration.store(path, tuned, split=settings.split, num_pairs=len(job.examples))
+        calibration.store(
+            path, tuned, split=settings.split, num_pairs=len(job.examples), tuned_with=job.made_with()
+        )
         same = f" with --output {shlex.quote(settings.output)}" if settings.output else ""
         print(f"\n{calibration.format_tuned(tuned)}\n\nstored in   {path}; `test` and `predict` use it{same}")
     if settings.probe_thoughts:
@@ -107,6 +113,7 @@ class _Job:
         self.data = RunData(settings)
         self.data.announce_sample()
         every = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
+        self.data.announce_limit(self.split)
         self.examples = list(shard.of(every, multiple=BLOCK)) if shard else every
         self.data.check_apart_from_train(self.split)
         for run in runs:
@@ -117,7 +124,7 @@ class _Job:
         self.own_folder = _own_folder(runs)
         self.results_folder = Path(settings.output).expanduser() if settings.output else self.own_folder
         self.folder = self.results_folder if settings.output else self.own_folder / "predictions"
-        make_folder(self.folder, label=f"--output {self.folder}")
+        make_folder(self.folder, label=f"--output {self.folder}" if settings.output else str(self.folder))
         self.whole_path = final_paths(self.folder, self.split)[1]
         written = [shard.path(self.whole_path)] if shard else final_paths(self.folder, self.split)
         refuse_overwriting(*written, overwrite=True)
@@ -130,7 +137,7 @@ class _Job:
         if tuned and self.decision_path.exists():
             from nlicot.prediction import calibration
 
-            self.decision = calibration.load(self.decision_path)
+            self.decision = calibration.load(self.decision_path, self.made_with())
         self.part: ShardOfWork | None = None
         if shard:
             hashes = [member.fingerprint((), settings.predicted_by) for member in self.members]
@@ -141,6 +148,16 @@ class _Job:
         """Where earlier commands recorded a file: among these results, else in the run's own folder."""
         path = self.results_folder / name
         return path if path.exists() else self.own_folder / name
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what a threshold holds for: the adapters, their weights, and the form of the answers."""
+        decoding = self.settings.model.decoding
+        return {
+            "checkpoints": [sha256_of(member.checkpoint)[:12] for member in self.members],
+            "weights": [round(weight / sum(self.weights), 6) for weight in self.weights],
+            "answers": answer_forms(self.members[0].metadata.forms, decoding.think)[1].value,
+            "votes": decoding.votes,
+        }
 
     def decode(self) -> Decoded:
         name = f"{self.split}.{self.part.shard.name}" if self.part else self.split

@@ -27,7 +27,7 @@ from nlicot import completion
 from nlicot.completion import Form, SegmentKind
 from nlicot.evaluation.metrics import entails
 from nlicot.model.fast.forward import Rows, load_forward
-from nlicot.model.loaded_model import causal_lm
+from nlicot.model.loaded_model import causal_lm, context_length
 from nlicot.model.prompt_format import PromptFormat
 from nlicot.prediction.grammar import Answer, Choice, FreeText, Row, Scaffold, Script, ThoughtGrammar
 from nlicot.prediction.transformers_rows import TransformersRows
@@ -61,6 +61,9 @@ class Engine(ABC):
         scaffold: the ids of the labels, and those that end a thought.
         settings: how predictions are made.
     """
+
+    context_length: int | None = None
+    """The number of tokens that the base was trained for, if it is known here."""
 
     def __init__(self, prompt_format: PromptFormat, scaffold: Scaffold, settings: DecodingSettings) -> None:
         self.prompt_format = prompt_format
@@ -153,6 +156,7 @@ class Decoder(Engine):
 
     def __init__(self, model: Any, prompt_format: PromptFormat, settings: DecodingSettings) -> None:
         self.model = causal_lm(model)
+        self.context_length = context_length(self.model.config)
         self.forward = load_forward(self.model) if settings.fast else None
         self.device = self.model.lm_head.weight.device
         self.grammar = ThoughtGrammar(prompt_format, self.model.lm_head.weight.shape[0]).to(self.device)

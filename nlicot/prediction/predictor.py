@@ -7,7 +7,9 @@ a part.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import os
 import pkgutil
 import signal
 import zipfile
@@ -32,6 +34,7 @@ from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
     LoadedModel,
     ResolvedModel,
+    choose_accelerator,
     compute_dtype,
     load_model,
     merge_dense,
@@ -52,6 +55,8 @@ from nlicot.settings import (
     PredictionSettings,
     TrainerSettings,
 )
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 2048
 """Consecutive pairs that are decoded together, in a whole file and in a shard: others change rounding."""
@@ -100,6 +105,12 @@ class Predictor:
             rank=rank,
             world_size=world_size,
         )
+
+    def num_beyond_context(self, batch: PromptBatch) -> int:
+        """Return how many prompts leave no room for an answer in the base's context."""
+        num_answer = self.engine.settings.max_thought_tokens if self.form.thinks else 0
+        longest = (self.engine.context_length or math.inf) - num_answer
+        return sum(len(prompt) > longest for prompt in batch.prompts)
 
     def decode(self, batch: PromptBatch) -> Iterator[Prediction]:
         """Yield one prediction per prompt, as soon as it is done."""
@@ -164,7 +175,8 @@ class Member:
         forms = sorted(form.value for form in self.metadata.forms)
         decoding = replace(self.settings.decoding, batch_size=None)  # which changes rounding only
         digest.update(repr((decoding, forms)).encode())
-        digest.update(repr((self.settings.quantization, compute_dtype(self.settings.dtype))).encode())
+        numbers = self.settings.quantization, compute_dtype(self.settings.dtype), self.trainer.precision
+        digest.update(repr(numbers).encode())
         if predicted_by != TRANSFORMERS:
             digest.update(predicted_by.encode())
         for example in examples:
@@ -244,9 +256,11 @@ def decode(
     predictor: Predictor | None = None
     undo_merge: Callable[[], None] | None = None
     for index, member in enumerate(members):
-        fabric = _start_processes(member)
+        # On the devices of the first one: processes start only once.
+        fabric = _start_processes(member, members[0].trainer)
+        predictor = None  # its prepared matrices would stay next to those of the next one
         if loaded is None or member.loaded_as() != members[index - 1].loaded_as():
-            loaded = predictor = undo_merge = None  # one model in memory at a time
+            loaded = undo_merge = None  # one model in memory at a time
             loaded = load_member(member)
         else:
             loaded.load_adapter(member.weights, label=member.label)
@@ -288,7 +302,11 @@ def load_member(member: Member, *, dense: bool | None = None) -> LoadedModel:
 
 def load_predictor(member: Member) -> Predictor:
     """Load a checkpoint to predict with in this process only."""
-    fabric = Fabric(devices=1, precision=PRECISIONS[compute_dtype(member.settings.dtype)])
+    fabric = Fabric(
+        accelerator=choose_accelerator("auto"),
+        devices=1,
+        precision=PRECISIONS[compute_dtype(member.settings.dtype)],
+    )
     predictor, _ = _predictor(member, load_member(member), fabric)
     return predictor
 
@@ -306,23 +324,26 @@ def _predictor(
     return predictor, undo_merge
 
 
-def _start_processes(member: Member) -> Fabric:
-    """Start one process per device, as the trainer's settings say; each runs this command from the start."""
-    trainer = member.trainer
+def _start_processes(member: Member, trainer: TrainerSettings) -> Fabric:
+    """Start one process per device of `trainer`; each runs this command from the start."""
     strategy: Any = trainer.strategy if isinstance(trainer.strategy, str) else "auto"
     try:
         fabric = Fabric(
-            accelerator=trainer.accelerator if isinstance(trainer.accelerator, str) else "auto",
+            accelerator=choose_accelerator(
+                trainer.accelerator if isinstance(trainer.accelerator, str) else "auto"
+            ),
             strategy=strategy,
             devices=trainer.devices,
             num_nodes=trainer.num_nodes,
-            precision=trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
+            precision=member.trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
         )
+        if {ranks.OF_TORCHRUN, ranks.OF_SRUN} & os.environ.keys():
+            ranks.check_num_processes(fabric.world_size)
+        fabric.launch()
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         names = "--trainer.accelerator, .strategy, .devices, .num_nodes or .precision"
         origin = f"{names} (or in {member.checkpoint.parent / CONFIG})"
         raise ConfigError(f"{origin}: Lightning refuses this: {error}") from error
-    fabric.launch()
     return fabric
 
 
@@ -345,6 +366,7 @@ def _decode(
         for start in range(0, len(examples), BLOCK)
     ]
     fresh: list[Prediction] = []
+    num_beyond = 0
     num_mine = -(-sum(map(len, blocks)) // fabric.world_size)
     bar = tqdm(total=num_mine, unit="pair", disable=not fabric.is_global_zero)
     memory = memory_for_rows(
@@ -354,6 +376,7 @@ def _decode(
         with memory, partial.writer() as store, bar:
             for block in filter(None, blocks):
                 batch = predictor.batch(block, rank=fabric.global_rank, world_size=fabric.world_size)
+                num_beyond += predictor.num_beyond_context(batch)
                 for prediction in predictor.decode(batch):
                     store(prediction)
                     fresh.append(prediction)
@@ -362,6 +385,12 @@ def _decode(
         num_kept = len(partial.read())  # the file's: a signal may come between writing and counting
         message = f"{num_kept} of {len(examples)} predictions are kept, run the same command to continue"
         raise Interrupted(message, getattr(stop, "signum", signal.SIGINT)) from None
+    if num_beyond:
+        logger.warning(
+            "%d of %d prompts do not fit, with their answers, into the %s tokens that the base was trained "
+            "for: do not rely on these predictions",
+            *(num_beyond, len(fresh), predictor.engine.context_length),
+        )
     every = [*done, *gather(fresh, fabric.world_size)]
     return in_order_of(examples, every) if fabric.is_global_zero else []
 

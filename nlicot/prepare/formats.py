@@ -74,7 +74,7 @@ def read_prepared(path: Path) -> list[TrainingExample]:
 def from_row(row: Row, *, default_id: str) -> TrainingExample:
     """Parse a row in any of the formats, including the predecessor's `text`."""
     source = row.optional_text("source")
-    prompt, answer = _prompt_and_answer(row, is_ours=source is not None)
+    prompt, answer = _prompt_and_answer(row, is_ours=source is not None and "label" in row.fields)
     parsed = completion.parse(answer)
     if parsed is None:
         raise row.error(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nlicot.data.pairs import read_examples
+from nlicot.data.pairs import PairFormat, read_examples
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.linear_baseline import pair_words, probabilities
 from nlicot.records import LABELS, Example
@@ -26,16 +26,17 @@ TEXTS_READ: dict[str, Callable[[str, str], str]] = {
 BASELINES = (MAJORITY, *TEXTS_READ)
 
 
-def baselines(run: Run, train_path: Path | None) -> list[Run]:
+def baselines(run: Run, train_path: Path | None, pair_format: PairFormat) -> list[Run]:
     """Return the baselines as runs with answers to a run's pairs.
 
     Args:
         train_path: the pairs to learn from; None for those that the run was fitted on.
+        pair_format: how to read them if there is no run whose settings say so.
     """
     pairs = [(answer.premise or "", answer.hypothesis or "") for answer in run.answers]
     if not all(premise and hypothesis for premise, hypothesis in pairs):
         raise DataError("no texts", "premise and hypothesis of each pair", path=run.predictions_path)
-    train = _labelled(run, train_path)
+    train = _labelled(run, train_path, pair_format)
     labels = [int(example.label or 0) for example in train]
     found = [answering(MAJORITY, run, [sum(labels) / len(labels)] * len(pairs))]
     for name, text_of in TEXTS_READ.items():
@@ -45,7 +46,7 @@ def baselines(run: Run, train_path: Path | None) -> list[Run]:
     return found
 
 
-def _labelled(run: Run, train_path: Path | None) -> list[Example]:
+def _labelled(run: Run, train_path: Path | None, pair_format: PairFormat) -> list[Example]:
     """Read the training pairs that have a label; they must have both."""
     if run.split == "train":
         raise ConfigError("--baselines: found the split train, expected one that they do not learn from")
@@ -55,7 +56,7 @@ def _labelled(run: Run, train_path: Path | None) -> list[Example]:
         examples = read_examples(train_path, data.pair_format) if train_path else data.read_pairs("train")
         train_path = train_path or data.path("train", "pairs")
     elif train_path is not None:
-        examples = read_examples(train_path)
+        examples = read_examples(train_path, pair_format)
     else:
         raise ConfigError(
             f"--baselines: found no config.yaml that belongs to {run.predictions_path}, expected a run's "

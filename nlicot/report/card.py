@@ -57,6 +57,7 @@ def as_card(
     dataset: str | None = None,
     package: Package = Package(),
     form: Form | None = None,
+    prompts: StudentPrompts | None = None,
 ) -> str:
     """Render the card of one run, without results if it has no predictions.
 
@@ -67,6 +68,7 @@ def as_card(
         dataset: the name of the data on the hub.
         package: how the model is handed on.
         form: the form of completion that it is asked for; default: that of the run's predictions.
+        prompts: those of its checkpoint; default: those of its configuration, in this version's words.
     """
     if run.folder is None or not run.config:
         raise ConfigError(
@@ -78,7 +80,7 @@ def as_card(
     form = form or _form_of(run)
     thinks = form.thinks_before_label or any(answer.thought_process for answer in run.answers)
     with interpreting(run.folder / "config.yaml"):
-        prompts = _prompts(run)
+        prompts = prompts or _prompts(run)
         prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
     body = rendered(
         "card.md",

@@ -81,7 +81,8 @@ def _all_runs(settings: Namespace, named: Sequence[str]) -> list[Run]:
     for name in settings.predictions:
         runs.append(read_predictions(Path(name).expanduser(), runs[0], PairFormat.of(settings)))
     if settings.baselines:
-        runs += baselines(runs[0], settings.train_pairs and settings.train_pairs.expanduser())
+        train_path = settings.train_pairs and settings.train_pairs.expanduser()
+        runs += baselines(runs[0], train_path, PairFormat.of(settings))
         given += BASELINES
     return named_apart(runs, given)
 

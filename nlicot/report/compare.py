@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nlicot.evaluation.metrics import (
+    NUM_CALIBRATION_BINS,
     GroupAccuracy,
     Interval,
     accuracy_by,
@@ -21,7 +22,6 @@ from nlicot.evaluation.metrics import (
 )
 from nlicot.report.read_runs import Answer, Run
 
-NUM_BINS = 10
 Answers = Mapping[str, Sequence[Answer]]
 """Each run's answers, by its name, on the same pairs in the same order."""
 
@@ -211,7 +211,7 @@ def calibration(answers: Sequence[Answer]) -> list[CalibrationBin]:
     p = np.array([answer.p_entailment for answer in answers], dtype=np.float64)
     true = np.array([answer.true_label for answer in answers], dtype=np.int64)
     # Each bin includes its upper edge, as in the calibration error of `evaluation`.
-    bins = np.searchsorted(np.arange(1, NUM_BINS) / NUM_BINS, p, side="left")
+    bins = np.searchsorted(np.arange(1, NUM_CALIBRATION_BINS) / NUM_CALIBRATION_BINS, p, side="left")
     return [
         CalibrationBin(
             num=int(inside.sum()),

@@ -21,7 +21,7 @@ NAMES = {
     "premise": ("premise", *ALIASES["premise"]),
     "hypothesis": ("hypothesis", *ALIASES["hypothesis"]),
     "label": ("predicted_label", "prediction", "label"),
-    "probability": ("p_entailment", "probability"),
+    "p_entailment": ("p_entailment", "probability"),
 }
 """Columns that are read, under the first of these names that a file has, in any case."""
 Columns: TypeAlias = Mapping[str, str]
@@ -44,7 +44,7 @@ def read_predictions(path: Path, run: Run, pair_format: PairFormat) -> Run:
         pair = pairs.find(row, columns)
         if pair.id in answers:
             raise row.error(f"a second prediction of pair {shown(pair.id)}", "one for each pair")
-        p = row.probability(columns.get("probability", ""))
+        p = row.probability(columns["p_entailment"]) if "p_entailment" in columns else None
         label = _label(row, columns, pair_format.label_map)
         if "label" not in columns and p is not None:
             label = int(entails(p))
@@ -79,7 +79,7 @@ def _columns(rows: Sequence[Row], named: Mapping[str, str]) -> Columns:
     found: dict[str, str] = {}
     for column, usual in NAMES.items():
         given = named.get(column)
-        candidates = usual if given is None else (given.casefold(),)
+        candidates = usual if given is None else (given.casefold(),) if given else ()  # not to be read
         existing = [original[name] for name in candidates if name in original]
         if existing:
             found[column] = existing[0]
@@ -87,14 +87,14 @@ def _columns(rows: Sequence[Row], named: Mapping[str, str]) -> Columns:
             raise missing(shown(given), f"--columns names it as {column}")
     if "id" not in found and not {"premise", "hypothesis"} <= found.keys():
         raise missing("id, or premise and hypothesis", "--columns id=NAME")
-    if not {"label", "probability"} & found.keys():
+    if not {"label", "p_entailment"} & found.keys():
         raise missing("predicted_label or p_entailment", "--columns label=NAME")
     return found
 
 
 def _value(row: Row, columns: Columns, column: str) -> Any:
     """Return a row's value in a column; None if it is empty or missing."""
-    value = row.fields.get(columns.get(column, ""))
+    value = row.fields.get(columns[column]) if column in columns else None
     return None if isinstance(value, str) and not value.strip() else value
 
 

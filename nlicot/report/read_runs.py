@@ -142,7 +142,10 @@ class Run:
         items = [(name, value) for name, value in self.config.items() if value is not None]
         recipe = {name: value for name, value in items if name not in NOT_IN_RECIPE}
         for part in ("model", "data"):
-            recipe[part] = {k: value for k, value in section(self.config, part).items() if k != "seed"}
+            items = [*section(self.config, part).items()]
+            recipe[part] = {name: value for name, value in items if name != "seed" and value is not None}
+        if "start_from" in recipe:  # a sweep's experiment starts from the run of the same seed
+            recipe["start_from"] = str(recipe["start_from"]).removesuffix(f"-{self.seed}")
         return json.dumps(recipe, sort_keys=True, default=str)
 
     @cached_property

@@ -95,6 +95,15 @@ def seeds_tables(comparison: Comparison) -> list[Table]:
     return [Table(header=header, rows=rows)]
 
 
+def p_value_text(p: float) -> str:
+    """Return a p-value with three decimals, or its order of magnitude.
+
+    >>> p_value_text(0.0213), p_value_text(0.00004)
+    ('0.021', '4e-05')
+    """
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
 def tests_tables(comparison: Comparison) -> list[Table]:
     """Return the table of McNemar's tests; none for one run."""
     number_of = _numbers(comparison)
@@ -102,7 +111,7 @@ def tests_tables(comparison: Comparison) -> list[Table]:
     for test in comparison.tests:
         runs = f"{number_of[test.first]} : {number_of[test.second]}"
         counts = (str(len(ids)) for ids in (test.only_first, test.only_second))
-        p_values = (f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" for p in (test.p_value, test.p_holm))
+        p_values = map(p_value_text, (test.p_value, test.p_holm))
         rows.append([runs, *counts, *p_values])
     table = Table(header=("McNemar", "only first right", "only second right", "p", "p (Holm)"), rows=rows)
     if len(rows) == 1:  # a single test needs no correction

@@ -256,6 +256,11 @@ def _check_monitors(settings: FitSettings) -> None:
             raise ConfigError(f"{found}, expected one of {', '.join(MONITORED)}")
         if group.monitor.startswith("dev_generated/") and not settings.generated_metrics.every_n_epochs:
             raise ConfigError(f"{found}, which --generated_metrics.every_n_epochs 0 turns off")
+        better = "min" if group.monitor.startswith("dev/loss") else "max"
+        if group.monitor in MONITORED and group.mode != better and not settings.resume:
+            raise ConfigError(
+                f"--{name}.mode: found {group.mode} with --{name}.monitor {group.monitor}, expected {better}"
+            )
 
 
 def _check_strategy(settings: FitSettings) -> None:
@@ -386,11 +391,21 @@ def _trained_run(
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
             configured.get("data", {}).pop(name, None)
+    configured.get("data", {}).pop("builder", None)  # predictions need none, and its class may not be here
+    trainer = configured.get("trainer", {})
+    if trainer.get("num_nodes") not in (None, "1") and not ranks.started_by_launcher():
+        trainer.pop("num_nodes")  # a run of several machines predicts on this one
+    alpha = configured.get("model", {}).get("lora", {}).get("alpha")
     found = _parse(parser, args, base)
     for name in ("ckpt_path", "run"):
         found.pop(name, None)
     settings = kind(**vars(parser.instantiate(found)))
-    if typed & {"data", "data.builder", "config"}:  # the run's own was checked when it was fitted
+    if alpha is not None and settings.model.lora.alpha != float(alpha):
+        raise ConfigError(
+            f"--model.lora.alpha: found {settings.model.lora.alpha:g}, expected {alpha}, with which the "
+            "run was fitted; leave it out"
+        )
+    if typed & {"data", "data.builder", "config"}:
         _check_builder(settings)
     base_name = configured.get("model", {}).get("base", "")
     return TrainedRun(

@@ -52,6 +52,7 @@ class RunData:
         if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
             self.prompts = replace(self.prompts, definitions=folded(settings.definitions))
         self.pairs: dict[str, RecordList[Example]] = {}
+        self._num_in_file: dict[str, int] = {}
         self.built: dict[str, list[TrainingExample]] = {}
         self.reports: dict[str, str] = {}
         self.unlabelled: RecordList[Example] = RecordList()
@@ -95,8 +96,8 @@ class RunData:
 
     def read_for_fit(self, count_tokens: CountTokens | None = None) -> None:
         """Read and build train and dev; `count_tokens` is for a builder that limits a thought's tokens."""
-        for split in ("train", "dev"):
-            self.read_pairs(split)
+        self.read_pairs("train")
+        self.read_labelled("dev")  # a soft label does not say what is right
         if self.settings.prepared is None:
             self._read_soft_labels()
         elif name := next((each for each in SOFT_FILES if getattr(self.settings, each)), None):
@@ -136,6 +137,7 @@ class RunData:
         optional = split not in LABELLED_SPLITS
         examples = read_examples(self.path(split, "pairs"), self.pair_format, labels_optional=optional)
         limit = self._limit(split)
+        self._num_in_file[split] = len(examples)
         pairs = RecordList(examples[:limit], examples.lines[:limit])
         if split != "train":  # of other splits, only true labels count
             pairs[:] = [
@@ -166,12 +168,24 @@ class RunData:
         sources = {"train": (path, learnt), split: (self.path(split, "pairs"), self.pairs[split])}
         check_disjoint(sources, allow=self.settings.allow_overlap)
 
+    def announce_limit(self, split: str) -> None:
+        """Print a line, in the first process, if only the first pairs of a split are used."""
+        used, num = len(self.pairs[split]), self._num_in_file[split]
+        if used < num and ranks.is_first():
+            print(f"{split}: the first {used} of {num} pairs (--data.limit_{split})")
+
     def announce_transductive(self, examples: Sequence[Example], *, learner: object) -> None:
         """Print a line if the learner's unlabelled training pairs contain some of these; or refuse it."""
         if not self.settings.unlabelled_pairs:
             return
         path = Path(self.settings.unlabelled_pairs).expanduser()
         if not path.is_file():
+            if self.settings.blind_test:
+                raise ConfigError(
+                    f"--data.blind_test: found no file {path}, whose soft labels {learner} has learnt, "
+                    "expected it, to compare the pairs to predict with; restore it, or correct "
+                    "--data.unlabelled_pairs"
+                )
             logger.warning("%s: no longer there, so the pairs to predict cannot be compared with it", path)
             return
         num = _num_shared(read_examples(path, self.pair_format, labels_optional=True), examples)
@@ -225,11 +239,12 @@ class RunData:
         soft = [example for example in self.built["train"] if example.p_entailment is not None]
         if not soft:
             return None
+        soft_ids = {example.id for example in soft}
         return SoftLabelSummary(
             files={str(path): sha256_of(path)},
-            num_pairs=len({example.id for example in soft}),
+            num_pairs=len(soft_ids),
             num_unlabelled=len({example.id for example in soft if example.source == "soft label"}),
-            num_in_test=0,  # `prepare` reads training pairs only, and these are checked against test
+            num_in_test=self._num_in_test([each for each in self.pairs["train"] if each.id in soft_ids]),
             temperature=1.0,
         )
 
@@ -256,7 +271,8 @@ class RunData:
         num_pairs, name = len(self.pairs[split]), builder_name(self.builder)
         if split == "train" and self.settings.prepared is not None:
             built = read_prepared(Path(self.settings.prepared).expanduser())
-            num_pairs = len(built)
+            num_pairs = len({example.id for example in built})
+            self._compare_prompts(built)
         else:
             texts = self._read_texts(split)
             pairs = [*self.pairs[split], *(self.unlabelled if split == "train" else ())]
@@ -275,6 +291,21 @@ class RunData:
         logger.info("%s: %s: %s", split, name, self.reports[split])
         check_built(built, self.builder, self.path(split, "pairs"))
         return built
+
+    def _compare_prompts(self, built: Sequence[TrainingExample]) -> None:
+        """Warn of prepared prompts that differ from those that predictions of this run will have."""
+        pairs, num = {pair.id: pair for pair in self.pairs["train"]}, 0
+        for example in built:
+            parsed, pair = completion.parse(example.completion), pairs.get(example.id)
+            if parsed is not None and pair is not None:
+                rendered = self.prompts.render(pair.premise, pair.hypothesis, form=parsed.form)
+                num += example.prompt != rendered
+        if num:
+            logger.warning(
+                "%s: %d of %d prompts differ from those that predictions of this run will have; give fit the "
+                "--config, --definitions and --data.prompts that the file was prepared with",
+                *(self.settings.prepared, num, len(built)),
+            )
 
     def _check_use_of_soft_labels(self, built: Sequence[TrainingExample]) -> None:
         """Refuse soft labels, or unlabelled pairs, of which the builder makes no example."""

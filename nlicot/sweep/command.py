@@ -176,7 +176,8 @@ def _run_all(plan: Plan, out: Path, ending: _Ending) -> list[str]:
         started = time.monotonic()
         code, peak_mb = ending.run(run.args)
         used = Usage(seconds=time.monotonic() - started, peak_mb=peak_mb)
-        usage[name] = usage[name] + used if name in usage else used
+        # The time of a run whose folder was removed is not that of the new one.
+        usage[name] = usage[name] + used if name in usage and run.state != "new" else used
         record_usage(out, usage)
         if code == DiskFull.exit_code:
             raise DiskFull(run.folder, "see above")

@@ -224,6 +224,10 @@ def make_plan(path: Path, experiments: Sequence[Experiment], out: Path) -> Plan:
     for experiment in experiments:
         try:
             command = commands[experiment.name] = parse_fit(experiment.flags)
+            if command.settings.preflight or not command.settings.final_evaluation:  # by a file of `config`
+                raise ConfigError(
+                    "found preflight true or final_evaluation false, expected neither in a sweep"
+                )
             if experiment.source is not None:
                 _check_start(command, commands[experiment.source], experiment.source)
             for seed in experiment.seeds:
@@ -235,9 +239,9 @@ def make_plan(path: Path, experiments: Sequence[Experiment], out: Path) -> Plan:
         except NlicotError as error:
             raise ConfigError(f"{path}: {experiment.name}: {error}") from None
     left = {run.experiment for run in runs if run.state != "finished"}
-    return Plan(
-        runs=runs, reports=_reports(path, {name: commands[name] for name in commands if name in left})
-    )
+    finished = [run.folder for run in runs if run.state == "finished"]
+    left_commands = {name: commands[name] for name in commands if name in left}
+    return Plan(runs=runs, reports=_reports(path, left_commands, finished))
 
 
 def _check_start(command: FitCommand, source: FitCommand, name: str) -> None:
@@ -301,8 +305,11 @@ def is_finished(folder: Path) -> bool:
     return predictions.stat().st_mtime >= summary.stat().st_mtime
 
 
-def _reports(path: Path, commands: Mapping[str, FitCommand]) -> dict[str, str]:
-    """Read each experiment's data as its fits will; return reports on it, if all have the same dev pairs."""
+def _reports(path: Path, commands: Mapping[str, FitCommand], finished: Sequence[Path]) -> dict[str, str]:
+    """Read each experiment's data as its fits will; return reports on it, if all have the same dev pairs.
+
+    Those of the finished runs must be the same, too.
+    """
     reports: dict[str, str] = {}
     logger = logging.getLogger(RunData.__module__)
     level = logger.level
@@ -321,6 +328,12 @@ def _reports(path: Path, commands: Mapping[str, FitCommand]) -> dict[str, str]:
                 )
             first = first or (name, report)
             reports[name] = data.reports["train"]
+            for folder in finished:
+                if (earlier := read_summary(folder).get("dev_pairs")) and earlier != report:
+                    raise ConfigError(
+                        f"found dev pairs ({report}) other than those of {folder}, which is finished "
+                        f"({earlier}), expected the same; restore the file, or give another --out"
+                    )
     except NlicotError as error:
         raise ConfigError(f"{path}: {name}: {error}") from None
     finally:

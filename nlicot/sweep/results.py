@@ -16,7 +16,7 @@ from nlicot.errors import DataError
 from nlicot.evaluation.metrics import metrics_to_dict
 from nlicot.report.compare import PairOfRuns, Spread, compare, holm, run_to_dict, spread
 from nlicot.report.read_runs import Run, answering, read_json, read_runs
-from nlicot.report.tables import runs_table
+from nlicot.report.tables import p_value_text, runs_table
 from nlicot.run.folder import predictions_path
 from nlicot.sweep.plan import PlannedRun, is_finished
 from nlicot.text_tables import Table, aligned
@@ -116,12 +116,20 @@ def average_runs(name: str, runs: Sequence[Run]) -> Run | None:
 
 
 def _tests(groups: Sequence[Sequence[Run]]) -> list[list[PairOfRuns]]:
-    """Test each run against the first experiment's run at its place; Holm's correction is over all tests."""
-    found = [[compare(pair).tests[0] for pair in zip(groups[0], group, strict=False)] for group in groups[1:]]
+    """Test each run against the first experiment's of its seed; Holm's correction is over all tests."""
+    found = [[compare(pair).tests[0] for pair in _same_seeds(groups[0], group)] for group in groups[1:]]
     corrected = iter(holm([test.p_value for tests in found for test in tests]))
     return [[] for _ in groups[:1]] + [
         [replace(test, p_holm=next(corrected)) for test in tests] for tests in found
     ]
+
+
+def _same_seeds(first: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Pair runs by their seeds, or by their places if one has none, as predictions outside of a run."""
+    if None in (run.seed for run in (*first, *others)):
+        return list(zip(first, others, strict=False))
+    of_seed = {run.seed: run for run in first}
+    return [(of_seed[run.seed], run) for run in others if run.seed in of_seed]
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -164,7 +172,7 @@ def _cells(row: Row) -> list[str]:
         _or_none(row.accuracy.sd, 100),
         f"{100 * row.f1.mean:.1f}",
         _or_none(row.f1.sd, 100),
-        ", ".join(f"{test.p_holm:.3f}" for test in row.tests) or NONE,
+        ", ".join(p_value_text(test.p_holm) for test in row.tests) or NONE,
         _or_none(row.seconds, 1 / 60),
         NONE if row.peak_mb is None else f"{row.peak_mb:,.0f}",
     ]

@@ -178,8 +178,11 @@ def request_fields(settings: Namespace) -> dict[str, Any]:
         if name in _OWN_FIELDS and (fields[name] is not None or name not in _PARAMETERS):
             expected = "null" if name in _PARAMETERS else "another field"
             raise ConfigError(f"{found}, expected {expected}: {_OWN_FIELDS[name]}")
-    if settings.budget is not None and fields.get("max_tokens", 0) is None:
-        raise ConfigError("--budget: found --request_field max_tokens=null, expected a limit of every answer")
+    for name in ("max_tokens", "max_completion_tokens") if settings.budget is not None else ():
+        if fields.get(name, 0) is None:
+            raise ConfigError(
+                f"--budget: found --request_field {name}=null, expected a limit of every answer"
+            )
     return fields
 
 

@@ -37,13 +37,14 @@ from nlicot.model.base_model import base_name, choose
 from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
     ResolvedModel,
-    check_sliding_window,
+    check_max_length,
+    choose_accelerator,
     compute_dtype,
     load_model,
     resolve_model,
     silence_libraries,
 )
-from nlicot.prediction.predictor import read_checkpoint
+from nlicot.prediction.predictor import check_votes, read_checkpoint
 from nlicot.report.card import as_card
 from nlicot.report.read_runs import read_run
 from nlicot.run.config import FitCommand
@@ -103,6 +104,7 @@ def fit(command: FitCommand) -> int:
     start = WarmStart.read(command.start, base_name(base())) if command.start else None
     # Errors in the data come first; a builder that limits a thought's tokens needs the tokenizer, though.
     data.read_for_fit(lambda thought: resolved().prompt_format.count_thought_tokens(thought))
+    check_votes(data.forms, settings.model.decoding)  # as predictions after an epoch do
     num_steps_before = 0
     if settings.resume:
         num_steps_before = _check_resume(Path(settings.resume).expanduser(), resolved(), data, settings)
@@ -232,8 +234,10 @@ def _train(
             f"no {BEST}: training ended before {settings.checkpoint.monitor} had a value; "
             f"the adapter is that of {checkpoint}"
         )
-    if settings.final_evaluation and (code := _validate_in_a_new_process(checkpoint)):
-        return code
+    if settings.final_evaluation:
+        is_one_of_several = ranks.started_by_launcher() or settings.trainer.num_nodes > 1
+        if code := _validate_in_a_new_process(checkpoint, is_one_of_several=is_one_of_several):
+            return code
     _log_hyper_parameters(folder, command, checkpoints.best)
     card = as_card(read_run(folder, "dev"), None)
     write_text(folder / PEFT_FOLDER / "README.md", card, overwrite=True)
@@ -360,6 +364,12 @@ def trainer_arguments(settings: TrainerSettings) -> dict[str, Any]:
 
 def check_trainer(settings: FitSettings, arguments: dict[str, Any]) -> None:
     """Refuse arguments that Lightning refuses, before data is read and a folder made."""
+    precision, dtype = settings.trainer.precision or "", compute_dtype(settings.model.dtype)
+    if precision.startswith("bf16") and dtype != "bfloat16":  # the fast layers multiply in the base's dtype
+        raise ConfigError(
+            f"--trainer.precision: found {precision} with a base in {dtype}, expected 32-true; leave it out, "
+            "or add --model.dtype bfloat16"
+        )
 
     def refusal(arguments: dict[str, Any]) -> str:
         try:
@@ -369,6 +379,7 @@ def check_trainer(settings: FitSettings, arguments: dict[str, Any]) -> None:
         return ""
 
     if not (reason := refusal(arguments)):
+        ranks.check_num_processes(make_trainer(settings, arguments, logger=False).world_size)
         return
     defaults = asdict(TrainerSettings())
     changed = [name for name, value in asdict(settings.trainer).items() if value != defaults[name]]
@@ -411,6 +422,7 @@ def make_trainer(
     return Trainer(
         **{
             **arguments,
+            "accelerator": choose_accelerator(arguments["accelerator"]),
             "precision": arguments["precision"] or PRECISIONS[compute_dtype(settings.model.dtype)],
             "callbacks": [*bars, *callbacks, *(named if isinstance(named, list) else [named])],
             "enable_progress_bar": wants_bar,
@@ -428,7 +440,7 @@ def _load_module(
 ) -> NliModule:
     with trainer.init_module():
         loaded = load_model(resolved, settings.model, for_training=True, seed=settings.seed_everything)
-    check_sliding_window(loaded.model.config, settings.data.max_length)
+    check_max_length(loaded.model.config, settings.data.max_length)
     if start:
         loaded.load_adapter(start.weights, label=start.label)
     metadata = CheckpointMetadata.of(resolved, data.prompts, data.forms)
@@ -465,10 +477,10 @@ def _new_run_folder(command: FitCommand, data: RunData) -> Path:
     return folder
 
 
-def _validate_in_a_new_process(checkpoint: Path) -> int:
+def _validate_in_a_new_process(checkpoint: Path, *, is_one_of_several: bool) -> int:
     """Evaluate an adapter in a process that only predicts, so that it can use faster kernels."""
     command = [sys.executable, "-m", "nlicot", "validate", "--ckpt_path", str(checkpoint)]
-    if ranks.started_by_launcher():  # which has ended the other processes, and may show one device to each
+    if is_one_of_several:  # the others have ended, and a launcher may show one device to each
         command += ["--trainer.num_nodes", "1", "--trainer.devices", "1"]
     sys.stdout.flush()  # or the lines so far would follow those of the new process in a file or pipe
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_LAUNCHER}

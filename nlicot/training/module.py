@@ -80,7 +80,10 @@ class NliModule(LightningModule):
         if not self.settings.shard_base or self._is_sharded:
             return
         shape = trainer.num_nodes, trainer.world_size // trainer.num_nodes
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("machines", "devices"))
+        # Lightning moves the module to its device only after this.
+        mesh = init_device_mesh(
+            trainer.strategy.root_device.type, shape, mesh_dim_names=("machines", "devices")
+        )
         shard_base(self.model, mesh["devices"])
         hide_from_ddp(self)
         self._is_sharded = True

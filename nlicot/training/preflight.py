@@ -27,7 +27,7 @@ NUM_WINDOWS = 20
 """Number of windows to average token counts over."""
 USABLE = 0.9
 """Usable fraction of the memory; the rest is for fragmentation and for examples that need more padding."""
-MEGABYTE = 1 << 20
+MEGABYTE = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,9 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: Gen
             if torch.is_grad_enabled():
                 losses.sum().backward()  # type: ignore[no-untyped-call]
 
+    def windows_of(split: str) -> WindowDataset:
+        return data.windows(split, rank=0, world_size=trainer.world_size)  # this device's part
+
     def peak(token_budget: int) -> Peak:
         batch = _longest(data, token_budget)
         memory.reset_peak()
@@ -65,7 +68,7 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: Gen
     smaller, longest = peak(budget // 2), peak(budget)
     usable = int(USABLE * (memory.resident_bytes() + memory.available_bytes()))
 
-    sampler, windows = data.sampler("train", shuffle=True), data.windows("train")
+    sampler, windows = data.sampler("train", shuffle=True), windows_of("train")
     order = list(islice(sampler, NUM_WINDOWS))
     tokens_per_step = _mean_tokens(windows, order)
     module.model.train()
@@ -74,7 +77,7 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: Gen
     optimizer.step()
     step_s = tokens_per_step * per_token_s + time.perf_counter() - started
 
-    dev_order, dev = list(data.sampler("dev", shuffle=False)), data.windows("dev")
+    dev_order, dev = list(data.sampler("dev", shuffle=False)), windows_of("dev")
     module.model.eval()
     with torch.no_grad():
         dev_per_token_s = _seconds_per_token(dev, dev_order, run)
@@ -94,12 +97,13 @@ def measure(module: NliModule, data: PairsData, trainer: Trainer, generated: Gen
         f"{_duration(num_steps * step_s + num_dev * dev_s)}: {num_steps} optimizer steps and the dev "
         f"loss {num_dev} times{decoding}; stopping early may end it sooner"
     )
+    each = f"on each of {trainer.world_size} devices " if trainer.world_size > 1 else ""
     return (
         f"longest micro-batch   {longest.num_tokens:,} tokens, {longest.num_examples} examples\n"
         f"peak memory           {longest.num_bytes / MEGABYTE:,.0f} MB of {usable / MEGABYTE:,.0f}\n"
         f"largest micro-batch   {fitting} would fit (--data.micro_batch_tokens, {budget:,} now)\n"
         f"optimizer step        {_duration(step_s)}: {data.settings.effective_batch} examples, "
-        f"{tokens_per_step:,.0f} tokens at {tokens_per_step / step_s:,.0f} a second\n"
+        f"{tokens_per_step:,.0f} tokens {each}at {tokens_per_step / step_s:,.0f} a second\n"
         f"dev loss              {_duration(dev_s)} each time\n"
         f"time to finish        {to_finish}"
     )

@@ -30,9 +30,9 @@ from nlicot.run.data import RunData
 
 logger = logging.getLogger(__name__)
 
-LENGTH_MULTIPLE = 128
+ROW_MULTIPLE = 128
 """oneDNN keeps 25 MB of kernels for each number of tokens, so keep the number of distinct lengths small."""
-PADDED_FROM = 4 * LENGTH_MULTIPLE
+PADDED_FROM = 4 * ROW_MULTIPLE
 """Shorter rows are not padded: padding would be a notable part of them."""
 
 
@@ -67,7 +67,7 @@ def collate(rows: Sequence[dict[str, Any]], prefix_len: int) -> MicroBatch:
     """Pack encoded examples into one micro-batch that holds their common prefix once."""
     lengths = torch.tensor([len(row["input_ids"]) - prefix_len for row in rows])
     num_tokens = prefix_len + int(lengths.sum())
-    padding = -num_tokens % LENGTH_MULTIPLE if num_tokens >= PADDED_FROM else 0
+    padding = -num_tokens % ROW_MULTIPLE if num_tokens >= PADDED_FROM else 0
     spans = Spans(prefix_len=prefix_len, suffix_lens=tuple(lengths.tolist()), padding=padding)
 
     def packed(column: str) -> Tensor:

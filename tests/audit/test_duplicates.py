@@ -166,7 +166,8 @@ def test_similarity_is_the_jaccard_index_of_bigrams_with_edges(a: str, b: str, e
 
 
 def test_a_text_without_letters_has_no_words() -> None:
-    assert normalised("\U0001f436 !") == ""
+    assert normalised("\U0001f436 !") == "\U0001f436 !"
+    assert normalised("यह दिन है") != normalised("यह दान है")  # they differ in a vowel sign
 
 
 def test_a_rare_label_is_reported_with_its_pairs() -> None:

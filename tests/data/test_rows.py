@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,30 @@ def test_parquet_and_arrow_rows_are_numbered_and_class_labels_named(tmp_path: Pa
     ]
     for path in (tmp_path / "a.parquet", saved, tmp_path / "file.arrow"):
         assert rows_of(path) == expected
+
+
+def test_a_column_of_lists_leaves_the_names_of_the_classes(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    features = {
+        "label": {"_type": "ClassLabel", "names": ["entailment", "not_entailment"]},
+        "annotators": [{"dtype": "string", "_type": "Value"}],
+    }
+    table = pyarrow.table({"label": [0, 1], "annotators": [["a"], []]})
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    parquet.write_table(table.replace_schema_metadata(about), tmp_path / "a.parquet")
+    assert [fields["label"] for _, fields in rows_of(tmp_path / "a.parquet")] == [
+        "entailment",
+        "not_entailment",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["Shift_JIS", "none-such"])
+def test_xml_in_an_encoding_that_cannot_be_read_is_refused(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path, "a.xml", f'<?xml version="1.0" encoding="{encoding}"?>\n<a/>')
+    assert complaint(path).startswith("cannot be read as XML: ")
+    assert complaint(path).endswith("; save it as UTF-8")
 
 
 def test_parquet_without_class_labels_keeps_its_numbers(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_a_soft_label_that_cannot_be_used_is_refused_by_its_line(
     assert complaint(tmp_path, {"id": "2", "p_entailment": 0.7}, row).startswith(expected)
 
 
+def test_an_id_that_different_pairs_have_needs_their_texts(tmp_path: Path) -> None:
+    splits = {"train": TRAIN, "unlabelled": [Example(id="1", premise="Other", hypothesis="one")]}
+    with pytest.raises(DataError, match="found the id '1', which different pairs have, without their texts"):
+        join_soft_labels(splits, read_soft_labels(soft_file(tmp_path, {"id": "1", "p_entailment": 0.9})))
+
+
 def test_the_same_soft_label_twice_is_no_conflict(tmp_path: Path) -> None:
     rows = [{"id": "2", "p_entailment": 0.7}] * 2
     assert joined(tmp_path, *rows)["train"] == {"2": 0.7}

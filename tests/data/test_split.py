@@ -235,6 +235,14 @@ def test_unlabelled_pairs_are_not_split_into_files(tmp_path: Path) -> None:
     assert not (tmp_path / "original_data").exists()
 
 
+def test_soft_labels_do_not_decide_where_a_pair_goes(tmp_path: Path) -> None:
+    header = "premise,hypothesis,label,p_entailment"
+    path = pairs_file(tmp_path, "P,H,,0.9\nQ,H,0,\nR,H,1,\n", header)
+    with pytest.raises(DataError, match="found 1 pair without a label, expected one for each pair"):
+        write_split(path, tmp_path, dev=0.5, seed=0)
+    assert not (tmp_path / "original_data").exists()
+
+
 def test_a_file_with_one_premise_is_named(tmp_path: Path) -> None:
     path = pairs_file(tmp_path, "P,H,1\nP,I,0\n")
     with pytest.raises(DataError) as raised:

@@ -20,6 +20,7 @@ from nlicot.export.command import FORMATS
 from nlicot.export.merged import Merged
 from nlicot.model.loaded_model import load_base
 from nlicot.prediction.predictor import Member
+from nlicot.prompts import StudentPrompts
 from nlicot.settings import ExportFormat
 from tests.chaos.commands import finish, leftovers, start, wait_until
 
@@ -111,6 +112,19 @@ def test_the_prompts_and_the_card_are_those_of_the_run(label_run: Path, tmp_path
     assert "library_name: transformers" in card
     assert "Not measured yet." in card
     assert str(tmp_path) not in card
+
+
+def test_the_card_of_an_earlier_versions_run_has_the_prompts_of_its_checkpoint(
+    label_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {**(StudentPrompts.__init__.__kwdefaults__ or {}), "label_only": "{premise} So? {hypothesis}"}
+    monkeypatch.setattr(StudentPrompts.__init__, "__kwdefaults__", words)
+    assert StudentPrompts().label_only == "{premise} So? {hypothesis}"
+    out = tmp_path / "out"
+    assert main(["export", str(label_run), "--format", "merged", "--unchecked", "--out", str(out)]) == 0
+    learnt = json.loads((out / "prompt_template.json").read_text())["prompt"]
+    assert "So?" not in learnt
+    assert learnt in (out / "README.md").read_text()
 
 
 class Halved(Merged):

@@ -44,6 +44,18 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> st
     return capsys.readouterr().out
 
 
+def test_a_builder_that_counts_the_students_tokens_can_be_inspected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "short.yaml"
+    config.write_text(
+        "data: {builder: {class_path: nlicot.builders.reflected.Reflected, init_args: "
+        "{max_thought_tokens: 40}}}"
+    )
+    found = json.loads(printed(capsys, f"--config={config}", "--model.base=bundled", "--json"))
+    assert 0 < found["num_examples"] < 560
+
+
 def test_pieces_hold_every_token_once_and_spell_the_completion(prompt_format: PromptFormat) -> None:
     encoded = encode_example(prompt_format, HOSTILE, max_length=4096, over_budget="drop")
     assert encoded is not None

@@ -213,7 +213,7 @@ def test_gated_model_without_a_token_names_terms_and_token(tmp_path: Path) -> No
 def test_gated_model_with_a_token_reports_that_terms_are_not_accepted(tmp_path: Path) -> None:
     with _hub(403, {"X-Error-Code": "GatedRepo"}) as endpoint:
         message = _refusal(endpoint, tmp_path, HF_TOKEN="hf_none")
-    assert "HF_TOKEN's account has not accepted its terms" in message
+    assert "the account of your token has not accepted its terms" in message
     assert f"https://huggingface.co/{HUB}" in message
 
 

@@ -18,7 +18,7 @@ from nlicot.model.loaded_model import (
     LoadedModel,
     adapter_parameters,
     attach,
-    check_sliding_window,
+    check_max_length,
     load_base,
     merge_dense,
 )
@@ -126,13 +126,30 @@ def test_a_base_whose_output_layer_has_a_bias_is_refused(tmp_path: Path) -> None
 
 
 def test_training_on_examples_longer_than_the_sliding_window_is_refused() -> None:
-    check_sliding_window(small_mistral(8, sliding_window=4096), 768)  # as Mistral-7B-v0.1
-    check_sliding_window(small_mistral(8, sliding_window=512), 512)
-    check_sliding_window(small_mistral(8, sliding_window=None), 768)
-    check_sliding_window(small_llama(8, sliding_window=512, use_sliding_window=False), 768)
+    check_max_length(small_mistral(8, sliding_window=4096), 768)  # as Mistral-7B-v0.1
+    check_max_length(small_mistral(8, sliding_window=512), 512)
+    check_max_length(small_mistral(8, sliding_window=None), 768)
+    check_max_length(small_llama(8, sliding_window=512, use_sliding_window=False), 768)
     found = r"^--data\.max_length: found 768, expected 512 or less, the base's sliding_window$"
     with pytest.raises(ConfigError, match=found):
-        check_sliding_window(small_mistral(8, sliding_window=512), 768)
+        check_max_length(small_mistral(8, sliding_window=512), 768)
+
+
+def test_training_on_examples_longer_than_the_context_is_refused() -> None:
+    check_max_length(small_llama(8), 2048)
+    with pytest.raises(ConfigError, match="found 2049, expected 2048 or less, the base's max_position_embed"):
+        check_max_length(small_llama(8), 2049)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e4}
+    check_max_length(small_llama(8, rope_parameters=yarn), 8192)  # as Qwen2.5 is extended
+    with pytest.raises(ConfigError, match="found 8193, expected 8192 or less"):
+        check_max_length(small_llama(8, rope_parameters=yarn), 8193)
+
+
+def test_a_base_with_layers_that_are_not_attention_is_refused(small_model: Path, tmp_path: Path) -> None:
+    """In a packed row, a convolution or linear attention would read the example before."""
+    folder = _configured(small_model, tmp_path / "base", layer_types=["linear_attention", "full_attention"])
+    with pytest.raises(ModelError, match=r"layer_types: found linear_attention, expected attention layers o"):
+        _base(folder, quantization="none", dtype="float32")
 
 
 def test_unknown_projection_is_refused_with_the_known_ones(base: Any) -> None:

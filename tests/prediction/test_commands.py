@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nlicot.cli import main
 from nlicot.config_files import SAMPLE
@@ -352,13 +353,69 @@ def test_tuned_threshold_is_stored_and_used_and_never_from_test(
     measured = json.loads((root / "tuned" / "metrics.json").read_text(encoding="utf-8"))["dev"]
     assert [probe["name"] for probe in measured["faithfulness"]] == ["as it is", "premise blanked"]
     plain = {row["id"]: row for row in _run(root, "predict", ["both"])}
+    capsys.readouterr()
     assert main(["predict", checkpoint, "--split=dev", f"--output={root / 'tuned'}", *DECODING]) == 0
-    assert "as `validate` tuned them" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "as `validate` tuned them" in printed
+    assert "dev: the first 12 of 220 pairs (--data.limit_dev)\n" in printed
     for line in (root / "tuned" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert row["predicted_label"] == int(row["p_entailment"] >= decision.threshold)
         assert (row["p_entailment"] - 0.5) * (plain[row["id"]]["p_entailment"] - 0.5) >= 0
     assert main(["validate", checkpoint, "--split=test", "--tune-threshold"]) == 2
+
+    # It holds for these probabilities only.
+    predict = ["predict", "--split=dev", f"--output={root / 'tuned'}", *DECODING]
+    for flags, found in {
+        (checkpoint, "--think=true"): "answers label_only, expected thought_first",
+        (f"--ckpt_path={root / 'both' / 'last.ckpt'}",): "checkpoints [",
+        (checkpoint, f"--ckpt_path={root / 'first' / 'best.ckpt'}"): "checkpoints [",
+    }.items():
+        capsys.readouterr()
+        assert main([*predict, *flags]) == 2
+        assert (
+            f"{root / 'tuned' / 'decision.json'}: found a threshold that was tuned with {found}"
+            in capsys.readouterr().err
+        )
+
+
+def test_too_few_pairs_for_a_threshold_are_refused_before_anything_is_decoded(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--ckpt_path={root / 'both' / 'best.ckpt'}", f"--output={tmp_path / 'few'}"]
+    assert main(["validate", *flags, "--data.limit_dev=6", "--tune_threshold"]) == 2
+    assert "--tune_threshold: found 2 pairs of label 0 and 4 of label 1" in capsys.readouterr().err
+    assert list((tmp_path / "few").iterdir()) == []
+
+
+def test_an_ensemble_predicts_on_the_devices_of_its_first_member(root: Path, tmp_path: Path) -> None:
+    several = Path(shutil.copytree(root / "both", tmp_path / "several"))
+    config = several / "config.yaml"
+    config.write_text(config.read_text().replace("  devices: 1\n", "  devices: 2\n"))
+    assert "devices: 2" in config.read_text()
+    alone = _run(root, "predict", ["both"])
+    for each in (row := _run(root, "predict", ["both", str(several)])):
+        assert each["agreement"] == 1.0
+    assert [each["p_entailment"] for each in row] == [each["p_entailment"] for each in alone]
+
+
+def test_prompts_that_exceed_the_context_are_counted(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = Path(shutil.copytree(root / "base", tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    run = Path(shutil.copytree(root / "both", tmp_path / "run"))
+    for name in ("best.ckpt",):
+        content = torch.load(run / name, weights_only=True)
+        content["nlicot"]["base"] = str(base)
+        torch.save(content, run / name)
+    flags = [f"--ckpt_path={run / 'best.ckpt'}", "--split=dev", f"--model.base={base}", *DECODING]
+    assert main(["predict", *flags]) == 0
+    assert (
+        "12 of 12 prompts do not fit, with their answers, into the 64 tokens that the base was trained for"
+        in caplog.text
+    )
 
 
 def test_the_threshold_of_the_run_holds_for_predictions_elsewhere(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from nlicot import completion
 from nlicot.completion import Form, render
@@ -434,6 +435,7 @@ class Scripted(torch.nn.Module):
 
     def __init__(self, script: Sequence[int], num_read: int, vocab_size: int) -> None:
         super().__init__()
+        self.config = PretrainedConfig()
         self.num_read = num_read
         self.lm_head = torch.nn.Linear(len(script), vocab_size, bias=False)
         self.lm_head.weight.data.zero_()

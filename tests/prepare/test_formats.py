@@ -83,6 +83,12 @@ def test_markers_inside_the_texts_do_not_cut_a_rendered_text(
     assert (built.prompt, built.completion, built.label) == (prompt, answer, 0)
 
 
+def test_a_source_does_not_make_a_row_of_another_tool_ours(tmp_path: Path) -> None:
+    row = {"text": f"[INST] Premise: P [/INST] {COMPLETION}", "source": "mine"}
+    (built,) = read_prepared(prepared_file(tmp_path, row))
+    assert (built.prompt, built.source) == ("Premise: P", "mine")
+
+
 def test_a_completion_with_other_whitespace_is_normalised(tmp_path: Path) -> None:
     path = prepared_file(
         tmp_path, {"prompt": "p", "completion": ' {"thought_process":"x",\n"predicted_label":1} '}

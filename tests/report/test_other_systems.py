@@ -107,6 +107,28 @@ def test_probabilities_by_texts_give_labels_and_calibration(root: Path) -> None:
     assert theirs["auroc"]["value"] == (4 + 3 * 4 * 0.5) / 16
 
 
+def test_an_unnamed_column_of_row_numbers_is_not_read(root: Path) -> None:
+    """As pandas writes it."""
+    rows = [[index, *DEV[index], THEIRS[index]] for index in range(len(TRUE))]
+    write_csv(root / "theirs.csv", ",premise,hypothesis,prediction", rows)
+    found = reported("ours", "--predictions=theirs.csv")
+    assert [run["accuracy"]["value"] for run in found["runs"]] == [6 / 8, 5 / 8]
+    assert "auroc" not in found["runs"][1]
+    rows = [[index, f"d{index}", 0.9 if THEIRS[index] else 0.2] for index in range(len(TRUE))]
+    write_csv(root / "p.csv", ",id,p_entailment", rows)
+    assert reported("ours", "--predictions=p.csv")["runs"][1]["accuracy"]["value"] == 5 / 8
+
+
+def test_the_column_of_probabilities_may_have_another_name_or_none(root: Path) -> None:
+    rows = [[f"d{index}", THEIRS[index], 0.9 if THEIRS[index] else 0.2] for index in range(len(TRUE))]
+    write_csv(root / "theirs.csv", "id,prediction,score", rows)
+    named = reported("ours", "--predictions=theirs.csv", "--columns=p_entailment=score")
+    assert "auroc" in named["runs"][1]
+    write_csv(root / "theirs.csv", "id,prediction,p_entailment", rows)
+    unread = reported("ours", "--predictions=theirs.csv", "--columns=p_entailment=")
+    assert "auroc" not in unread["runs"][1]
+
+
 def test_labels_may_be_words_and_columns_have_other_names(root: Path) -> None:
     words = {1: "Entailment", 0: "neutral"}
     rows = [(index, f"d{index}", words[label], "gold") for index, label in enumerate(THEIRS)]
@@ -208,6 +230,13 @@ def test_predictions_without_a_run_name_their_training_pairs(
     assert reported("ours", "--baselines", "--train_pairs", "data/original_data/train.csv") == reported(
         "ours", "--baselines"
     )
+
+
+def test_training_pairs_of_predictions_without_a_run_are_read_as_told(root: Path) -> None:
+    predictions = root / "checkpoints" / "ours" / "predictions" / "dev.jsonl"
+    Path("loose.jsonl").write_text(predictions.read_text())
+    flags = ["--baselines", "--train_pairs=data/original_data/train.csv", "--label_map=yes=1,no=0"]
+    assert len(reported("loose.jsonl", *flags)["runs"]) == 4
 
 
 def test_baselines_do_not_answer_the_pairs_that_they_learn_from(

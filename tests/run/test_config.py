@@ -285,6 +285,20 @@ def test_number_in_yaml_without_a_point_is_a_number(tmp_path: Path) -> None:
     assert parse_fit([f"--resume={tmp_path}"]).settings.model.learning_rate == 0.0001
 
 
+def test_a_run_predicts_without_the_class_of_its_builder_and_on_one_machine(tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").touch()
+    settings = parse_fit(["--run=r", "--trainer.num_nodes=2", "--trainer.devices=4"]).yaml.replace(
+        "builder: reflected", "builder: {class_path: not_here.Builder}"
+    )
+    assert "not_here" in settings
+    (tmp_path / "config.yaml").write_text(settings)
+    flag = f"--ckpt_path={tmp_path / 'best.ckpt'}"
+    (run,) = parse_prediction("predict", [flag])
+    assert (run.settings.trainer.num_nodes, run.settings.trainer.devices) == (1, 4)
+    (typed,) = parse_prediction("predict", [flag, "--trainer.num_nodes=2"])
+    assert typed.settings.trainer.num_nodes == 2
+
+
 # ------------------------------------------------------------------- a resume
 
 

@@ -126,6 +126,24 @@ def test_a_run_that_exists_is_finished_or_goes_on() -> None:
     assert runs[1].args == ["fit", f"--resume={OUT / 'labels-1'}"]
 
 
+def test_dev_pairs_other_than_those_of_a_finished_run_are_refused_before_a_fit() -> None:
+    (new, *_) = planned(TWO).runs
+    existing_run(new.folder, list(new.args[1:]), is_finished=True)
+    summary = json.loads((new.folder / "fit.json").read_text())
+    (new.folder / "fit.json").write_text(json.dumps({**summary, "dev_pairs": "3 pairs, content 0"}))
+    (new.folder / "predictions" / "dev.jsonl").touch()
+    with pytest.raises(
+        ConfigError, match=r"than those of checkpoints/sweep/labels-0, which is finished \(3 pairs"
+    ):
+        planned(TWO)
+
+
+def test_a_file_of_settings_cannot_turn_the_evaluation_off(tmp_path: Path) -> None:
+    (tmp_path / "fast.yaml").write_text("final_evaluation: false\n")
+    with pytest.raises(ConfigError, match="labels: found preflight true or final_evaluation false, expected"):
+        planned(TWO.replace("configs/label_only.yaml", str(tmp_path / "fast.yaml")))
+
+
 def test_a_change_that_a_resume_may_make_goes_on_with_it() -> None:
     (new, *_) = planned(TWO).runs
     existing_run(new.folder, list(new.args[1:]), is_finished=True)

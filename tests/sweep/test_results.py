@@ -66,6 +66,16 @@ def test_mcnemar_compares_runs_in_the_order_of_their_seeds(planned: list[Planned
     assert [test.p_holm for test in b.tests] == pytest.approx([2 * 0.125, 0.6875])
 
 
+def test_runs_are_compared_with_those_of_their_seeds(tmp_path: Path) -> None:
+    p = [0.9] * len(TRUE)
+    runs = [finished(tmp_path, "a", seed, p) for seed in (0, 1, 2)]
+    runs += [finished(tmp_path, "b", seed, p) for seed in (1, 2, 7)]
+    for run in runs:
+        (run.folder / "config.yaml").write_text(f"seed_everything: {run.seed}\n")
+    _, b = read_rows(runs, USAGE)
+    assert [(test.first, test.second) for test in b.tests] == [("a-1", "b-1"), ("a-2", "b-2")]
+
+
 def test_the_average_of_seeds_is_that_of_their_probabilities(planned: list[PlannedRun]) -> None:
     a = read_rows(planned, USAGE)[0]
     assert a.averaged is not None

@@ -267,9 +267,10 @@ def test_a_request_field_that_cannot_be_used_is_refused(field: str, expected: st
     assert refusal("generate", *OPENAI, "--request_field", field).startswith(expected)
 
 
-def test_a_budget_needs_a_limit_of_each_answer() -> None:
-    message = refusal("generate", *OPENAI, "--request_field", "max_tokens=null", "--budget", "1")
-    assert message == "--budget: found --request_field max_tokens=null, expected a limit of every answer"
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_budget_needs_a_limit_of_each_answer(name: str) -> None:
+    message = refusal("generate", *OPENAI, "--request_field", f"{name}=null", "--budget", "1")
+    assert message == f"--budget: found --request_field {name}=null, expected a limit of every answer"
 
 
 def test_request_fields_are_refused_for_a_model_in_this_process() -> None:

@@ -178,11 +178,24 @@ def test_a_final_evaluation_that_is_killed_leaves_a_line_with_its_command(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(Interrupted) as caught:
-        _validate_in_a_new_process(Path("run/best.ckpt"))
+        _validate_in_a_new_process(Path("run/best.ckpt"), is_one_of_several=False)
     assert caught.value.exit_code == 137
     assert str(caught.value) == (
         "SIGKILL ended the final evaluation; the adapter is trained, evaluate it with: "
         "python -m nlicot validate --ckpt_path run/best.ckpt"
+    )
+
+
+def test_the_final_evaluation_of_several_machines_runs_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert _validate_in_a_new_process(Path("run/best.ckpt"), is_one_of_several=True) == 0
+    assert capfd.readouterr().out == (
+        "-m nlicot validate --ckpt_path run/best.ckpt --trainer.num_nodes 1 --trainer.devices 1\n"
     )
 
 

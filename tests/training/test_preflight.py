@@ -14,7 +14,7 @@ from nlicot.training import preflight
 from nlicot.training.preflight import Peak
 from tests.small_model import write_small_model
 
-MEGABYTE = 1 << 20
+MEGABYTE = 10**6
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,21 @@ def test_limits_of_the_trainer_count(base: Path, tmp_path: Path, capsys: pytest.
     assert main(_flags(base, tmp_path, *flags, *epochs, "--trainer.val_check_interval=1.0")) == 0
     said = capsys.readouterr().out
     assert ": 8 optimizer steps and the dev loss 2 times, and decoding 5 dev pairs after every 2 e" in said
+
+
+def test_with_several_devices_the_cost_is_that_of_ones_part(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tokens_per_step(*flags: str) -> int:
+        assert main(_flags(base, tmp_path, "--trainer.accelerator=cpu", *flags)) == 0
+        found = re.search(r"8 examples, ([\d,]+) tokens (on each of 2 devices )?at ", capsys.readouterr().out)
+        assert found is not None
+        assert bool(found[2]) == bool(flags)
+        return int(found[1].replace(",", ""))
+
+    # The half of the examples, and the prompts' common beginning once more.
+    whole, part = tokens_per_step(), tokens_per_step("--trainer.devices=2", "--trainer.strategy=ddp")
+    assert 0.5 * whole < part < 0.7 * whole
 
 
 def test_a_fit_without_an_end_is_refused(

@@ -190,6 +190,9 @@ def test_the_rules_of_a_shared_task_can_forbid_pairs_of_the_test_split(
     assert (
         f"--data.blind_test: found 3 of the pairs to predict in {POOL_PREDICTIONS}" in capsys.readouterr().err
     )
+    flags = ["--root=data", "--data.unlabelled_pairs=moved.csv"]
+    assert main(["predict", "--ckpt_path=checkpoints/early/best.ckpt", *flags]) == 2
+    assert "--data.blind_test: found no file moved.csv, whose soft labels" in capsys.readouterr().err
 
 
 def test_dev_pairs_cannot_be_unlabelled_training_pairs(

@@ -193,6 +193,22 @@ def test_a_prepared_file_may_follow_labels(base: Path, source: Path, tmp_path: P
     assert summary()["started_from"]["builder"] == "LabelOnly"
 
 
+def test_prepared_prompts_that_predictions_will_not_have_are_counted(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = tmp_path / "thoughts.jsonl"
+    shutil.copytree(SAMPLE, "data")
+    defined = "--definitions.entailment=it fits"
+    assert main(["prepare", "--root=data", "--split=train", "--limit=8", f"--out={prepared}", defined]) == 0
+    flags = ["--data.builder=reflected", f"--data.prepared={prepared}", *ONE_STEP]
+    assert fit(base, *flags, defined, run="same") == 0
+    assert "prompts differ" not in caplog.text
+    assert fit(base, *flags, run="other") == 0
+    assert (
+        f"{prepared}: 8 of 8 prompts differ from those that predictions of this run will have" in caplog.text
+    )
+
+
 def test_preflight_measures_the_adapter_and_makes_no_run(
     base: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from nlicot.model.fast import kernels
@@ -31,17 +31,27 @@ def patch_layers(adapted: Any) -> None:
     for module in adapted.modules():
         if type(module).__name__ in LAYERS and _is_plain(module):
             module.forward = _FastLayer(module)
-            last_norm = adapted.get_base_model().model.norm
+            last_norm = decoder_of(adapted.get_base_model()).norm
             last_norm.forward = lambda x, norm=last_norm: _norm(x, norm)
 
 
+def decoder_of(causal_lm: Any) -> Any:
+    """Return the layers and the last norm of a language model, without the LM head."""
+    decoder = causal_lm.model
+    return getattr(decoder, "language_model", decoder)  # of a model that takes images, too
+
+
 def _is_plain(layer: Any) -> bool:
-    """No biases, and no adapter but plain LoRA of the name "default"."""
+    """No biases, no matrices but dense ones and NF4, and no adapter but plain LoRA of the name "default"."""
     from peft.tuners.lora import LoraLayer
 
     for module in layer.modules():
         if getattr(module, "bias", None) is not None:
             return False
+        name = type(module).__name__
+        is_matrix = "Linear" in name and not isinstance(module, LoraLayer)
+        if is_matrix and type(module) is not nn.Linear and name != "Linear4bit":
+            return False  # of another quantisation: its own forward pass knows the scales
         if isinstance(module, LoraLayer) and (
             list(module.lora_A) != ["default"]
             or module.lora_bias.get("default", False)

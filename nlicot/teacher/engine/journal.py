@@ -364,6 +364,10 @@ def _lock(path: Path) -> TextIO:
         holder = file.read().strip() or "another process"
         file.close()
         raise JournalInUse(f"{path}: in use by {holder}; wait until it has finished, or stop it") from None
+    except OSError as error:  # of a file system without locks
+        file.close()
+        found = f"cannot be locked ({error.strerror})"
+        raise DataError(found, path=path, remedy="put the data root on a local disk") from None
     file.truncate(0)
     file.write(f"process {os.getpid()}, since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}")
     file.flush()

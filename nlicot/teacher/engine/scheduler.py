@@ -163,7 +163,6 @@ class RunReport:
     phases: Sequence[Consumption]  # what each phase used
     spent_usd: float
     cost_known: bool
-    duration_s: float
 
 
 class Scheduler:
@@ -340,13 +339,19 @@ class Scheduler:
 
     async def _send_until_answered(self, request: Request, pair: str) -> Reply:
         policy, num_broken = self._policy, 0
-        for attempt in range(1, policy.max_attempts + 1):
-            pause_s = 0.0
+        attempt = 0
+        limited_since: float | None = None
+        while attempt < policy.max_attempts:
+            attempt, pause_s = attempt + 1, 0.0
             try:
                 reply = await self._send(request, pair)
             except RateLimited as fault:
                 self._slow_down(fault)
                 last: Fault = fault
+                now = time.monotonic()
+                limited_since = now if limited_since is None else limited_since
+                if now - limited_since < policy.max_limited_s:
+                    attempt -= 1  # a quota says nothing about the request, which waits with all the others
             except Transient as fault:
                 last, pause_s = fault, policy.pause_s(attempt, fault.retry_after_s, self._jitter)
             except BrokenEnvelope as fault:
@@ -365,7 +370,7 @@ class Scheduler:
                 raise self._stop_reason
             if attempt < policy.max_attempts:
                 await asyncio.sleep(pause_s)
-        raise Unanswered(last, policy.max_attempts) from last
+        raise Unanswered(last, attempt) from last
 
     def _slow_down(self, fault: RateLimited) -> None:
         """Pause all requests, and say so once; stop if there was no answer for too long."""
@@ -459,7 +464,7 @@ def run_phases(
         policy=settings.policy,
     )
     scheduler = Scheduler(backend, journal, limiter, budget, stage=stage, on_progress=on_progress)
-    started, used = time.monotonic(), list[Consumption]()
+    used = list[Consumption]()
 
     async def run() -> None:
         try:
@@ -484,7 +489,6 @@ def run_phases(
         phases=used,
         spent_usd=budget.spent_usd,
         cost_known=None not in budget.prices.values(),
-        duration_s=time.monotonic() - started,
     )
 
 

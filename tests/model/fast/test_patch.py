@@ -10,14 +10,15 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional
+from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
 from nlicot.model.base_model import resolve
 from nlicot.model.fast.attention import Spans, dummy_mask
-from nlicot.model.fast.patch import _Linears, patch_layers
+from nlicot.model.fast.patch import _FastLayer, _Linears, patch_layers
 from nlicot.model.loaded_model import adapter_parameters, attach, load_base
 from nlicot.settings import LoraSettings
 from tests.model.fast.test_attention import LAYOUTS, each_layout
-from tests.small_model import write_small_model
+from tests.small_model import small_mistral, write_small_model
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,43 @@ def test_hidden_states_and_gradients_match_those_of_each_example_by_itself(
     reference = _gradients(plain, expected)
     for name, gradient in _gradients(fast, found).items():
         torch.testing.assert_close(gradient, reference[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+class ScaledLinear(torch.nn.Linear):
+    """As a layer of FP8: without its scale, the weight is another one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_layer_of_an_unknown_quantisation_keeps_its_own_forward_pass(folder: Path) -> None:
+    spans = LAYOUTS[-1]
+    ids = _ids(spans)
+    plain, fast = (_model(folder) for _ in range(2))
+    for model in (plain, fast):
+        model.get_base_model().model.layers[0].mlp.gate_proj.__class__ = ScaledLinear
+    patch_layers(fast)
+    layers = fast.get_base_model().model.layers
+    assert [isinstance(each.forward, _FastLayer) for each in layers] == [False, True]
+    found, expected = _packed(fast, spans, ids), _one_by_one(plain, spans, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_language_model_of_one_that_takes_images_is_patched() -> None:
+    """As Mistral Small 3.1."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small_mistral(50_000).to_dict()
+    torch.manual_seed(0)
+    config = Mistral3Config(text_config=text, vision_config={"model_type": "pixtral", **vision})
+    base = Mistral3ForConditionalGeneration(config)
+    spans = LAYOUTS[-1]
+    ids = _ids(spans)
+    model = attach(base, LoraSettings(r=4), seed=0).train()
+    expected = _one_by_one(model, spans, ids)
+    patch_layers(model)
+    layers = model.get_base_model().model.language_model.layers
+    assert all(isinstance(each.forward, _FastLayer) for each in layers)
+    torch.testing.assert_close(_packed(model, spans, ids), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("compiled_or_eager")

@@ -298,10 +298,11 @@ def test_one_429_pauses_every_request(journal: Journal) -> None:
     assert dict(tally.faults) == {"http_429": 1}
 
 
-def test_a_per_minute_quota_without_retry_after_is_waited_out(journal: Journal) -> None:
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_per_minute_quota_without_retry_after_is_waited_out(concurrency: int, journal: Journal) -> None:
     texts = [str(number) for number in range(8)]
     # Refused for the first minute, without a Retry-After.
-    runs_out = {text: [RateLimited("http_429", "slow down")] * 6 for text in texts}
+    runs_out = {text: [RateLimited("http_429", "slow down")] * 9 for text in texts}
 
     class Quota(Scripted):
         async def complete(self, request: Request) -> Reply:
@@ -309,7 +310,7 @@ def test_a_per_minute_quota_without_retry_after_is_waited_out(journal: Journal) 
                 return yes()
             return await super().complete(request)
 
-    tally = run(scheduler_for(Quota(runs_out), journal, concurrency=8), texts)
+    tally = run(scheduler_for(Quota(runs_out), journal, concurrency=concurrency), texts)
 
     assert (tally.num_finished, tally.num_failed) == (8, 0)
 
