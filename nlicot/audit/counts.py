@@ -77,14 +77,18 @@ def _rare_label(split: SplitData, proportion: float) -> Iterator[Finding]:
     if least >= UNEVEN:
         return
     ids = tuple(full_id(split.name, example.id) for example in split.labelled if example.label == label)
+    advice = "collect pairs of that label"
+    if ids:
+        advice = (
+            "collect more of that label, or train with --data.builder.balance true, and judge by macro F1: "
+            "accuracy flatters a model that never predicts it"
+        )
     yield Finding(
         name="rare label",
         severity="error" if least < RARE else "warning",
         summary=f"label {label} is {percent(least)} of {split.name} "
         f"({len(ids)} of {len(split.labelled)} pairs)",
-        advice=f"collect {'more' if ids else 'pairs'} of that label"
-        + ", or train with --data.builder.balance true, and judge by macro F1: accuracy flatters a model "
-        "that never predicts it" * bool(ids),
+        advice=advice,
         ids=ids,
         figures={"label": label, "share": least},
     )

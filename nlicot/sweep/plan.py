@@ -326,8 +326,10 @@ def _reports(path: Path, commands: Mapping[str, FitCommand], finished: Sequence[
                     f"found dev pairs ({report}) other than those of {first[0]} ({first[1]}), expected the "
                     "same, so that predictions can be compared"
                 )
-            first = first or (name, report)
             reports[name] = data.reports["train"]
+            if first is not None:
+                continue
+            first = name, report
             for folder in finished:
                 if (earlier := read_summary(folder).get("dev_pairs")) and earlier != report:
                     raise ConfigError(
