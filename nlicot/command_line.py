@@ -8,6 +8,7 @@ they are checked before anything is read or loaded, and messages and `--help` ta
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import itertools
@@ -209,7 +210,7 @@ class CommandParser(ArgumentParser):
         *,
         settings: Mapping[str, Any] = MappingProxyType({}),
         source: str = "settings",
-        check: Callable[[Namespace], None] = lambda settings: None,
+        check: Callable[[Namespace], object] = lambda settings: None,
     ) -> Namespace:
         """Parse the arguments after the command's name.
 
@@ -356,17 +357,39 @@ class CommandParser(ArgumentParser):
         return renamed(section)
 
     def _checked(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Return settings with the content of their file of definitions, if every name is known."""
-        current = dict(settings)
+        """Return a copy of settings with the content of their file of definitions, if every name is known.
+
+        A group of which only the name is left has the settings below it.
+        """
+        current = copy.deepcopy(dict(settings))
         for group, name in self._file_settings.items():
             if group in current and not isinstance(current[group], Mapping):
                 current |= nested(name, current[group])
         if isinstance(current.get("definitions"), str) and self.knows("definitions.entailment"):
             current["definitions"] = read_definitions(Path(current["definitions"]))
-        for name in _leaf_names(current):
+        for name, value in _leaves(current):
             if not self.knows(name):
                 raise self._unknown(name, f"{where}: {name}")
-        return current
+            if self._is_group(name) and value not in ("", None, {}):
+                raise ConfigError(f"{where}: {name}: found {value!r}, expected settings under it")
+        return self._without_empty_groups(current)
+
+    def _is_group(self, name: str) -> bool:
+        """Return whether a name that is known has no value of its own, only settings below it."""
+        settings = self._settings()
+        action = settings.get(name)
+        has_value = action is not None and action.help != _GROUP_FILE_HELP
+        return not has_value and any(other.startswith(f"{name}.") for other in settings)
+
+    def _without_empty_groups(self, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in settings.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                found[key] = self._without_empty_groups(value, f"{name}.")
+            elif value not in ("", None) or not self._is_group(name):
+                found[key] = value
+        return found
 
 
 def _type_of(action: argparse.Action | None) -> Any:
@@ -388,12 +411,12 @@ def typed_settings(args: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _leaf_names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaf_names(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def worded(error: Exception, constraints: Mapping[str, Constraint] = MappingProxyType({})) -> str:

@@ -10,7 +10,7 @@ import argparse
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -387,15 +387,14 @@ def _trained_run(
 ) -> TrainedRun:
     typed = frozenset(typed_settings(args))
     base = _run_settings(checkpoint.parent, without=ONLY_FIT)
-    configured = base["settings"]
+    data, trainer, model = (_group(base["settings"], name) for name in ("data", "trainer", "model"))
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
-            configured.get("data", {}).pop(name, None)
-    configured.get("data", {}).pop("builder", None)  # predictions need none, and its class may not be here
-    trainer = configured.get("trainer", {})
+            data.pop(name, None)
+    data.pop("builder", None)  # predictions need none, and its class may not be here
     if trainer.get("num_nodes") not in (None, "1") and not ranks.started_by_launcher():
         trainer.pop("num_nodes")  # a run of several machines predicts on this one
-    alpha = configured.get("model", {}).get("lora", {}).get("alpha")
+    alpha = _group(model, "lora").get("alpha")
     found = _parse(parser, args, base)
     for name in ("ckpt_path", "run"):
         found.pop(name, None)
@@ -407,10 +406,19 @@ def _trained_run(
         )
     if typed & {"data", "data.builder", "config"}:
         _check_builder(settings)
-    base_name = configured.get("model", {}).get("base", "")
     return TrainedRun(
-        checkpoint=checkpoint, label=label, settings=settings, typed=typed, configured_base=base_name
+        checkpoint=checkpoint,
+        label=label,
+        settings=settings,
+        typed=typed,
+        configured_base=model.get("base", ""),
     )
+
+
+def _group(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the settings below a name; none if a file that was damaged has something else there."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _check_builder(settings: RunSettings) -> None:
@@ -431,10 +439,10 @@ def _parser(command: str, settings: type, **repeated: str) -> CommandParser:
 def _parse(parser: CommandParser, args: Sequence[str], base: dict[str, Any]) -> Namespace:
     """Parse flags over a file's settings; an error that the flags did not make names the file."""
     try:
-        return parser.parse(args, **base)
+        return parser.parse(args, **base, check=parser.instantiate)
     except ConfigError as error:
         try:
-            parser.parse([], **base)
+            parser.parse([], **base, check=parser.instantiate)
         except ConfigError:
             if str(base["source"]) in str(error):
                 raise error from None

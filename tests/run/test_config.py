@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 
 from nlicot.cli import main
-from nlicot.errors import ConfigError
+from nlicot.errors import CheckpointError, ConfigError
 from nlicot.prompts import LabelDefinitions
 from nlicot.run.config import CHANGED_BY_A_RESUME, parse_fit, parse_prediction
 from nlicot.settings import EarlyStoppingSettings, TrainerSettings
@@ -285,6 +285,39 @@ def test_number_in_yaml_without_a_point_is_a_number(tmp_path: Path) -> None:
     assert parse_fit([f"--resume={tmp_path}"]).settings.model.learning_rate == 0.0001
 
 
+@pytest.mark.parametrize("value", ["x", "3", "[1]", "~"])
+@pytest.mark.parametrize("group", ["model", "trainer", "model:\n  lora"])
+def test_another_value_than_settings_where_a_group_is(group: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{group}: {value}\n")
+    name = group.replace(":\n  ", ".")
+    with pytest.raises(ConfigError) as refused:
+        parse_fit([f"--config={path}"])
+    found = "['1']" if value == "[1]" else repr(value)
+    assert str(refused.value) == f"--config {path}: {name}: found {found}, expected settings under it"
+
+
+@pytest.mark.parametrize("value", ["", " null"])
+@pytest.mark.parametrize("group", ["model", "trainer", "model:\n  lora"])
+def test_a_group_whose_settings_are_all_commented_out(group: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"{group}:{value}\n")
+    assert parse_fit([f"--config={tmp_path / 'c.yaml'}"]).yaml == parse_fit([]).yaml
+    (tmp_path / "config.yaml").write_text(f"run: r\n{group}:{value}\n")
+    (run,) = parse_prediction("predict", [f"--ckpt_path={checkpoint(tmp_path)}"])
+    assert run.settings.model.lora == parse_fit([]).settings.model.lora
+
+
+def test_config_of_a_run_cut_anywhere_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    whole = parse_fit([]).yaml
+    (tmp_path / "best.ckpt").touch()
+    for size in range(0, len(whole), 61):
+        (tmp_path / "config.yaml").write_text(whole[:size])
+        try:
+            parse_prediction("predict", [f"--ckpt_path={tmp_path / 'best.ckpt'}"])
+        except (ConfigError, CheckpointError) as error:
+            assert "config.yaml" in str(error) and "\n" not in str(error), whole[:size][-40:]
+
+
 def test_a_run_predicts_without_the_class_of_its_builder_and_on_one_machine(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").touch()
     settings = parse_fit(["--run=r", "--trainer.num_nodes=2", "--trainer.devices=4"]).yaml.replace(
@@ -345,6 +378,15 @@ def test_setting_that_decided_the_steps_so_far_is_refused(flag: str, tmp_path: P
     name, _, value = flag.partition("=")
     with pytest.raises(ConfigError, match=f"{name}: found {value}, expected "):
         parse_fit([*run, flag])
+
+
+def test_what_a_flag_may_not_change_a_yaml_file_may_not_either(tmp_path: Path) -> None:
+    run = started(tmp_path, "--data.builder=label_only")
+    (tmp_path / "c.yaml").write_text("model:\n  learning_rate: 0.5\n  lora:\n    r: 3\n")
+    with pytest.raises(
+        ConfigError, match=r"lora\.r: found 3, .*learning_rate: found 0\.5|found 0\.5.*found 3"
+    ):
+        parse_fit([*run, f"--config={tmp_path / 'c.yaml'}"])
 
 
 def test_the_same_values_and_those_that_may_change_are_accepted_and_recorded(tmp_path: Path) -> None:
