@@ -120,6 +120,12 @@ def nested(name: str, value: Any) -> dict[str, Any]:
     return nested
 
 
+def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what is below a name; empty if that is missing, or something else in a damaged file."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def merge(settings: dict[str, Any], others: Mapping[str, Any]) -> None:
     """Lay other settings over these, in place; one that names a class replaces the earlier value."""
     for key, value in others.items():

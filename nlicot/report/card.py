@@ -14,13 +14,14 @@ from typing import Any
 from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
+from nlicot.config_files import section
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import PERCENTAGES, SCORES, metrics_to_dict
 from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
 from nlicot.prompts import LabelDefinitions, StudentPrompts
 from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
-from nlicot.report.read_runs import Run, interpreting, section
+from nlicot.report.read_runs import Run, interpreting
 from nlicot.report.tables import rendered, with_interval
 from nlicot.run.folder import NUM_STEPS
 from nlicot.text_tables import escaped, printable

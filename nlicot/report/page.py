@@ -15,11 +15,12 @@ from typing import Any
 
 from nlicot import __version__
 from nlicot.audit.findings import Audit
+from nlicot.config_files import section
 from nlicot.evaluation.metrics import PERCENTAGES
 from nlicot.records import LABEL_NAMES
 from nlicot.report import plots
 from nlicot.report.compare import Answers, Comparison, breakdowns, calibration
-from nlicot.report.read_runs import CURVES, Run, interpreting, read_curves, read_json, section
+from nlicot.report.read_runs import CURVES, Run, interpreting, read_curves, read_json
 from nlicot.report.tables import provenance, rendered, runs_table, seeds_tables, tests_tables
 from nlicot.text_tables import printable
 

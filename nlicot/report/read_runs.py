@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlicot.config_files import read_yaml, renamed
+from nlicot.config_files import read_yaml, renamed, section
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
@@ -185,12 +185,6 @@ def answering(name: str, run: Run, p_entailment: Sequence[float]) -> Run:
         answer.answered(int(entails(p)), p) for answer, p in zip(run.answers, p_entailment, strict=True)
     ]
     return Run(name=name, split=run.split, predictions_path=None, folder=None, config={}, answers=answers)
-
-
-def section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a configuration; empty if it is missing."""
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

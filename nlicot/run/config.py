@@ -10,7 +10,7 @@ import argparse
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from nlicot import ranks
 from nlicot.builders import find_builder
 from nlicot.command_line import CommandParser, typed_settings
-from nlicot.config_files import RECIPE, read_settings
+from nlicot.config_files import RECIPE, read_settings, section
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.model.base_model import PEFT_CONFIG
 from nlicot.run.engines import ENGINES, TRANSFORMERS
@@ -294,8 +294,7 @@ def changes_to(folder: Path, values: Namespace) -> ResumeChanges:
 def fitted_settings(folder: Path) -> FitSettings:
     """Return the settings of a run but for its builder, which may be a class that is not here."""
     parser, base = _parser("fit", FitSettings), _run_settings(folder)
-    if isinstance(data := base["settings"].get("data"), dict):
-        base["settings"]["data"] = {name: each for name, each in data.items() if name != "builder"}
+    section(base["settings"], "data").pop("builder", None)
     return FitSettings(**vars(parser.instantiate(_parse(parser, [], base))))
 
 
@@ -387,14 +386,14 @@ def _trained_run(
 ) -> TrainedRun:
     typed = frozenset(typed_settings(args))
     base = _run_settings(checkpoint.parent, without=ONLY_FIT)
-    data, trainer, model = (_group(base["settings"], name) for name in ("data", "trainer", "model"))
+    data, trainer, model = (section(base["settings"], name) for name in ("data", "trainer", "model"))
     if "root" in typed:  # the files of another root, not the single files of the run
         for name in SINGLE_FILES:
             data.pop(name, None)
     data.pop("builder", None)  # predictions need none, and its class may not be here
     if trainer.get("num_nodes") not in (None, "1") and not ranks.started_by_launcher():
         trainer.pop("num_nodes")  # a run of several machines predicts on this one
-    alpha = _group(model, "lora").get("alpha")
+    alpha = section(model, "lora").get("alpha")
     found = _parse(parser, args, base)
     for name in ("ckpt_path", "run"):
         found.pop(name, None)
@@ -413,12 +412,6 @@ def _trained_run(
         typed=typed,
         configured_base=model.get("base", ""),
     )
-
-
-def _group(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the settings below a name; none if a file that was damaged has something else there."""
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _check_builder(settings: RunSettings) -> None:

@@ -60,7 +60,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
     if not isinstance(aliases, dict):
         raise ConfigError(f"{label}: found aliases {shown(aliases)}, expected OTHER_NAME: MODEL under it")
     for name, model in aliases.items():
-        if model not in models:
+        if not isinstance(model, str) or model not in models:
             raise ConfigError(f"{label}: the alias {name} names {shown(model)}, which is not under `models`")
     discount = content.get("batch_discount", 1.0)
     if not _is_amount(discount) or discount > 1:

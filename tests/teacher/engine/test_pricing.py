@@ -115,6 +115,10 @@ def test_user_table_replaces_the_shipped_one(tmp_path: Path) -> None:
             ": unknown key 'alias' (did you mean aliases?)",
         ),
         ("models: {a: [1, 2]}\naliases: {b: c}\n", ": the alias b names 'c', which is not under `models`"),
+        (
+            "models: {a: [1, 2]}\naliases: {b: [a]}\n",
+            ": the alias b names ['a'], which is not under `models`",
+        ),
         ("models: {a: [1, 2]}\naliases: [b]\n", ": found aliases ['b'], expected OTHER_NAME: MODEL"),
         (
             "models: {a: [1, 2]}\nbatch_discount: half\n",
