@@ -65,6 +65,7 @@ def _fit(name: str, args: Sequence[str]) -> int:
     from nlicot.run.config import parse_fit
 
     command = parse_fit(args)  # before torch and Lightning, so that help and errors come at once
+    _hide_gpus_from_torch(command.settings.trainer.accelerator)
     with quick_imports():
         from nlicot.training.command import fit
 
@@ -75,11 +76,18 @@ def _prediction(name: str, args: Sequence[str]) -> int:
     from nlicot.run.config import parse_prediction
 
     runs = parse_prediction(name, args)
+    _hide_gpus_from_torch(runs[0].settings.trainer.accelerator)
     with quick_imports():
         from nlicot.prediction import commands
 
     code: int = getattr(commands, name)(runs)
     return code
+
+
+def _hide_gpus_from_torch(accelerator: object) -> None:
+    """With `--trainer.accelerator cpu`, let torch find no GPU; else the base would be loaded on it."""
+    if accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _export(name: str, args: Sequence[str]) -> int:

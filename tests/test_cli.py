@@ -183,6 +183,20 @@ def test_data_mistakes_come_before_the_base_is_looked_for(
     assert f"{folder / 'train.csv'}:2: found" in message and "0 or 1" in message
 
 
+@pytest.mark.parametrize(("accelerator", "visible"), [("cpu", ""), ("auto", "0")])
+def test_on_the_processor_torch_finds_no_gpu(
+    accelerator: str,
+    visible: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    flags = ["--root", str(tmp_path), f"--trainer.accelerator={accelerator}"]
+    assert "train.csv: no such file" in refused(capsys, "fit", *flags)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
 def test_a_hub_base_without_a_gpu_stops_on_your_own_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
