@@ -24,13 +24,12 @@ from nlicot.evaluation.metrics import (
     entails,
 )
 from nlicot.records import Prediction
+from nlicot.run.folder import TUNED_WITH
 
 EPSILON = 1e-6
 """Probabilities are clipped this far from 0 and 1 before taking logits."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 NUM_FOLDS = 5
-TUNED_WITH = "tuned_with"
-"""Key in `decision.json`; the files of earlier versions lack it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

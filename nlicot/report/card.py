@@ -15,6 +15,7 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.config_files import section
+from nlicot.data.checksums import sha256_of
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import PERCENTAGES, SCORES, metrics_to_dict
 from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
@@ -23,7 +24,7 @@ from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
 from nlicot.report.read_runs import Run, interpreting
 from nlicot.report.tables import rendered, with_interval
-from nlicot.run.folder import NUM_STEPS
+from nlicot.run.folder import BEST, NUM_STEPS, TUNED_WITH
 from nlicot.text_tables import escaped, printable
 
 LICENSES = {BUNDLED_HUB_NAME: "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
@@ -134,7 +135,10 @@ def _recorded(run: Run, folder: Path) -> dict[str, Any]:
         probes = [probe for probe in probes if probe.keys() >= PROBE]
     with interpreting(folder / "decision.json"):
         decision = run.read_json("decision.json")
-        if decision.keys() >= {"threshold", "accuracy_cross_fitted"}:
+        tuned_with = (decision.get(TUNED_WITH) or {}).get("checkpoints", [])
+        weights = folder / BEST
+        is_stale = bool(tuned_with) and weights.is_file() and sha256_of(weights)[:12] not in tuned_with
+        if decision.keys() >= {"threshold", "accuracy_cross_fitted"} and not is_stale:
             rounded = {key: f"{decision[key]:.3f}" for key in ("threshold", "accuracy_cross_fitted")}
             decision = {key: decision[key] for key in ("num_pairs", "split")} | rounded
         else:

@@ -36,6 +36,8 @@ BEST, LAST, PEFT_FOLDER, PREDICTIONS = "best.ckpt", "last.ckpt", "adapter", "pre
 METADATA_KEY = "nlicot"
 NUM_STEPS = "optimizer_steps"
 """Key in `fit.json`: the number of steps, once training has ended."""
+TUNED_WITH = "tuned_with"
+"""Key in `decision.json`: what made the probabilities; the files of earlier versions lack it."""
 SLURM_JOB = "slurm_job"
 """Key in `fit.json`: the job that started the run."""
 RUN_FOLDER = "NLICOT_RUN_FOLDER"

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from nlicot.cli import main
+from nlicot.data.checksums import sha256_of
 
 HOSTILE = "a|b\n# <b>*c*</b> [x](y)"
 
@@ -121,6 +122,16 @@ def test_the_text_has_data_recipe_figures_and_limits(tmp_path: Path) -> None:
     assert r"| a\|b # \<b\>\*c\*\</b\> \[x\](y) | 10 | 0.900" in text
     assert "small sample" in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_a_threshold_of_other_weights_is_left_out(is_stale: bool, tmp_path: Path) -> None:
+    run = _write_run(tmp_path)
+    (run / "best.ckpt").write_bytes(b"weights")
+    tuned_with = {"checkpoints": ["0" * 12 if is_stale else sha256_of(run / "best.ckpt")[:12]]}
+    decision = {"threshold": 0.314, "accuracy_cross_fitted": 0.9, "num_pairs": 10, "split": "dev"}
+    (run / "decision.json").write_text(json.dumps({**decision, "tuned_with": tuned_with}))
+    assert ("0.314" in _card(run).text) is not is_stale
 
 
 def test_the_prompt_is_the_runs_own(tmp_path: Path) -> None:
