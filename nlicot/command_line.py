@@ -8,7 +8,6 @@ they are checked before anything is read or loaded, and messages and `--help` ta
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import difflib
 import itertools
@@ -25,7 +24,7 @@ from typing import Annotated, Any, TypeAlias
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import register_type
 
-from nlicot.config_files import hint, merge, nested, present_name, read_settings, renamed
+from nlicot.config_files import hint, merged, nested, present_name, read_settings, renamed
 from nlicot.data.pairs import ColumnNames, LabelMap
 from nlicot.data.shards import Shard
 from nlicot.errors import ConfigError
@@ -223,14 +222,15 @@ class CommandParser(ArgumentParser):
             self._page = self._own_page
             args = ["--help"]
         flags, files = self._read_flags(args)
-        merged = self._checked(settings, source)
+        layered = self._checked(settings, source)
         for name, path in files:
             if name == "definitions":
-                merge(merged, {"definitions": read_definitions(path)})
+                layered = merged(layered, {"definitions": read_definitions(path)})
             else:
-                merge(merged, self._checked(self._section(read_settings(path), path), f"--config {path}"))
+                section = self._section(read_settings(path), path)
+                layered = merged(layered, self._checked(section, f"--config {path}"))
         try:
-            found = self.parse_args([f"--config={json.dumps(merged)}", *flags] if merged else flags)
+            found = self.parse_args([f"--config={json.dumps(layered)}", *flags] if layered else flags)
         except (argparse.ArgumentError, TypeError, KeyError) as error:
             message = worded(error, self.constraints)
             if message.startswith(UNRECOGNIZED):
@@ -357,11 +357,11 @@ class CommandParser(ArgumentParser):
         return renamed(section)
 
     def _checked(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Return a copy of settings with the content of their file of definitions, if every name is known.
+        """Return settings with the content of their file of definitions, if every name is known.
 
         A group of which only the name is left has the settings below it.
         """
-        current = copy.deepcopy(dict(settings))
+        current = dict(settings)
         for group, name in self._file_settings.items():
             if group in current and not isinstance(current[group], Mapping):
                 current |= nested(name, current[group])

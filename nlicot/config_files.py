@@ -100,15 +100,16 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        merge(found, nested(key, value))
+        found = merged(found, nested(key, value))
     for old, new in OLD_NAMES.items():
         group, _, last = old.rpartition(".")
         parent = found.get(group) if group else found
         if isinstance(parent, dict) and last in parent:
-            value = parent.pop(last)
+            value = parent[last]
+            others = {name: each for name, each in parent.items() if name != last}
+            found = {**found, group: others} if group else others
             if value not in (None, "null") or not group:
-                current, found = found, nested(new, value)
-                merge(found, current)
+                found = merged(nested(new, value), found)
     return found
 
 
@@ -126,16 +127,17 @@ def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def merge(settings: dict[str, Any], others: Mapping[str, Any]) -> None:
-    """Lay other settings over these, in place; one that names a class replaces the earlier value."""
+def merged(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with others over them; one that names a class replaces the earlier value."""
+    found = dict(settings)
     for key, value in others.items():
-        mine = settings.get(key)
-        if isinstance(mine, dict) and value in ("", None):  # a key of which only the name is left
+        mine = found.get(key)
+        if isinstance(mine, Mapping) and value in ("", None):  # a key of which only the name is left
             continue
-        if isinstance(mine, dict) and isinstance(value, Mapping) and "class_path" not in value:
-            merge(mine, value)
-        else:
-            settings[key] = dict(value) if isinstance(value, Mapping) else value
+        if isinstance(mine, Mapping) and isinstance(value, Mapping) and "class_path" not in value:
+            value = merged(mine, value)
+        found[key] = value
+    return found
 
 
 def present_name(name: str) -> str:

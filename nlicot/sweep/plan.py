@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.command_line import Names, Seed, constraint_of
-from nlicot.config_files import hint, merge, read_settings, renamed, with_nulls
+from nlicot.config_files import hint, merged, read_settings, renamed, with_nulls
 from nlicot.errors import ConfigError, NlicotError
 from nlicot.run.config import FitCommand, changes_to, parse_fit
 from nlicot.run.data import RunData
@@ -112,9 +112,7 @@ def read_experiments(path: Path, *, seeds: Sequence[str] = (), flags: Sequence[s
             raise ConfigError(f"{path}: found two experiments named {name}, expected different names")
         where = f"{path}: {name}"
         files = [*_config_files(common, path), *_config_files(own, where)]
-        settings = {key: value for key, value in common.items() if key not in OWN_KEYS}
-        settings = json.loads(json.dumps(settings))  # a copy, as `merge` changes what is nested
-        merge(settings, {key: value for key, value in own.items() if key not in OWN_KEYS})
+        settings = {key: each for key, each in merged(common, own).items() if key not in OWN_KEYS}
         source = _source(settings, list(found), [each.get("name") for each in entries], where)
         in_file = own.get("seeds", common.get("seeds", "0"))
         experiment = Experiment(
