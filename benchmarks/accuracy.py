@@ -215,7 +215,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 PREPARED: dict[str, Callable[[Work], None]] = {
-    "labels-smoothing": write_smoothing,
+    "labels-epoch-smoothing": write_smoothing,
     "labels-soft": write_soft_labels,
     "labels-soft-unlabelled": write_soft_labels,
     "labels-dense-soft": write_dense_soft_labels,
