@@ -181,15 +181,20 @@ def test_accuracy_has_a_line_for_each_lever_and_continues(real_data: Path, tmp_p
             [*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=HANGS_S
         )
 
-    stopped = run("--only", "labels-rank-16", "--minutes=0.02", *short)
+    stopped = run("--only", "labels-epoch-rank-16", "--minutes=0.02", *short)
     assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (8, "no fit is finished")
-    done = run("--only", "labels-rank-16", *short)
+    done = run("--only", "labels-epoch-rank-16", *short)
     assert done.returncode == 0, done.stderr[-3000:]
     assert run("--table", f"--json={out}").returncode == 0
     levers = json.loads(out.read_text(encoding="utf-8"))["levers"]
-    assert [lever["name"] for lever in levers] == ["labels", "labels-rank-16", "labels, 2 averaged"]
-    assert levers[1]["change"] == "model.lora.r=16 model.lora.alpha=32"
-    assert levers[1]["runs"][:2] == ["labels-rank-16-0", "labels-rank-16-1"]
+    assert [lever["name"] for lever in levers] == ["labels", "labels-epoch-rank-16", "labels, 2 averaged"]
+    assert levers[1]["change"].split() == [
+        "model.quantization=none",
+        "model.lora.r=16",
+        "model.lora.alpha=32",
+        "trainer.max_epochs=1",
+    ]
+    assert levers[1]["runs"][:2] == ["labels-epoch-rank-16-0", "labels-epoch-rank-16-1"]
 
 
 @pytest.mark.chaos
