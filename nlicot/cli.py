@@ -94,6 +94,7 @@ def _export(name: str, args: Sequence[str]) -> int:
     from nlicot.run.config import parse_export
 
     run = parse_export(args)
+    _hide_gpus_from_torch(run.settings.trainer.accelerator)
     with quick_imports():
         from nlicot.export.command import export
 

@@ -223,11 +223,18 @@ class CommandParser(ArgumentParser):
             args = ["--help"]
         flags, files = self._read_flags(args)
         layered = self._checked(settings, source)
-        for name, path in files:
+        for name, path in sorted(
+            files, key=lambda each: each[0] == "definitions"
+        ):  # a flag is over all files
             if name == "definitions":
                 layered = merged(layered, {"definitions": read_definitions(path)})
             else:
                 section = self._section(read_settings(path), path)
+                if "config" in section:
+                    raise ConfigError(
+                        f"--config {path}: config: found {section['config']!r}, expected a --config "
+                        "flag for each file"
+                    )
                 layered = merged(layered, self._checked(section, f"--config {path}"))
         try:
             found = self.parse_args([f"--config={json.dumps(layered)}", *flags] if layered else flags)

@@ -132,7 +132,7 @@ def merged(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, 
     found = dict(settings)
     for key, value in others.items():
         mine = found.get(key)
-        if isinstance(mine, Mapping) and value in ("", None):  # a key of which only the name is left
+        if isinstance(mine, Mapping) and value == "":  # a key of which only the name is left
             continue
         if isinstance(mine, Mapping) and isinstance(value, Mapping) and "class_path" not in value:
             value = merged(mine, value)

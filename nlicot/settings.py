@@ -287,6 +287,7 @@ PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16-mixed", "float32": "32-tru
 SET_BY_FIT: dict[str, tuple[tuple[Any, ...], str]] = {
     "accumulate_grad_batches": ((1,), "set --data.effective_batch instead"),
     "gradient_clip_val": ((None,), "set --model.max_grad_norm instead"),
+    "gradient_clip_algorithm": ((None, "norm"), "the norm is clipped, at --model.max_grad_norm"),
     "overfit_batches": ((0,), "use --data.limit_train instead"),  # Lightning would take a sampler of its own
     "logger": ((None, True), "a run has files of TensorBoard"),
     "enable_checkpointing": ((None, True), "a run has best.ckpt and last.ckpt"),

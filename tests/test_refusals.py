@@ -632,6 +632,9 @@ CASES = [
         }.items()
     ),
     Case("fit --trainer.gradient_clip_val 1", "found 1, expected null; set --model.max_grad_norm instead"),
+    Case(
+        "fit --trainer.gradient_clip_algorithm value", "found value, expected null; the norm is clipped, at"
+    ),
     Case("fit --trainer.logger false", "found False, expected null; a run has files of TensorBoard"),
     Case("fit --trainer.logger.class_path CSVLogger", "found an object, expected null; a run has files"),
     Case("fit --trainer.enable_checkpointing false", "expected null; a run has best.ckpt and last.ckpt"),
@@ -650,7 +653,6 @@ CASES = [
             "strategy": "none",
             "max_time": "soon",
             "profiler": "none_such",
-            "gradient_clip_algorithm": "z",
         }.items()
     ),
     Case("fit --root data --trainer.callbacks none", "--trainer.callbacks: found 'none', expected a list"),

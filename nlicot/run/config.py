@@ -10,8 +10,8 @@ import argparse
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -115,22 +115,26 @@ class ResumeChanges:
 
     allowed: Sequence[str] = ()
     refused: Sequence[str] = ()
+    new_values: Mapping[str, Any] = field(default_factory=dict)  # of those for a resume, by dotted name
 
     @classmethod
     def between(cls, earlier: Namespace, found: Namespace) -> ResumeChanges:
         """Compare parsed settings."""
         old, new = (vars(each.as_flat()) for each in (earlier, found))
-        allowed, refused = [], []
+        allowed, refused, new_values = [], [], {}
         for name in {**old, **new}:
             values = old.get(name), new.get(name)
-            if name in ("resume", "preflight") or values[0] == values[1]:
+            # To Lightning, 1 batch is not the share 1.0 of them.
+            is_same = values[0] == values[1] and isinstance(values[0], int) is isinstance(values[1], int)
+            if name in ("resume", "preflight") or is_same:
                 continue
             before, after = ("null" if value is None else str(value) for value in values)
             if name in CHANGED_BY_A_RESUME:
                 allowed.append(f"--{name}: {before} -> {after}")
+                new_values[name] = new.get(name)
             else:
                 refused.append(f"--{name}: found {after}, expected {before}")
-        return cls(allowed=allowed, refused=refused)
+        return cls(allowed=allowed, refused=refused, new_values=new_values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +304,9 @@ def fitted_settings(folder: Path) -> FitSettings:
 
 def parse_inspect(args: Sequence[str]) -> InspectSettings:
     """Parse `inspect`."""
+    for name in sorted(typed_settings(args).keys() & {"resume", "start_from"}):
+        flag = "from" if name == "start_from" else name
+        raise ConfigError(f"--{flag}: inspect has no run; give its settings: --config RUN/{CONFIG}")
     parser = _parser("inspect", InspectSettings, id="a pair to show instead; repeat for more")
     for name in ONLY_FIT:  # a run's config.yaml may be given with --config
         parser.add_argument(f"--{name}", type=Any, default=None, help=argparse.SUPPRESS)
@@ -350,6 +357,8 @@ def _check_engine(runs: Sequence[TrainedRun]) -> None:
             expected = "expected the server's address, for example http://localhost:8080"
             raise ConfigError(f"--engine {name}: found no --server_url, {expected}")
         checked_address(settings.server_url)
+    elif settings.server_url is not None:
+        raise ConfigError(f"--server_url: --engine {name} cannot use it; leave it out")
     if name == TRANSFORMERS:
         return
     if len(runs) > 1:
@@ -387,16 +396,19 @@ def _trained_run(
     typed = frozenset(typed_settings(args))
     base = _run_settings(checkpoint.parent, without=ONLY_FIT)
     data, trainer, model = (section(base["settings"], name) for name in ("data", "trainer", "model"))
-    if "root" in typed:  # the files of another root, not the single files of the run
-        for name in SINGLE_FILES:
-            data.pop(name, None)
     data.pop("builder", None)  # predictions need none, and its class may not be here
+    if "root" in typed:
+        _drop_single_files(data)
     if trainer.get("num_nodes") not in (None, "1") and not ranks.started_by_launcher():
         trainer.pop("num_nodes")  # a run of several machines predicts on this one
     alpha = section(model, "lora").get("alpha")
-    found = _parse(parser, args, base)
-    for name in ("ckpt_path", "run"):
-        found.pop(name, None)
+    own_root, found = base["settings"].get("root"), _parse(parser, args, base)
+    if own_root is not None and str(found["root"]) != own_root:  # by a file of --config
+        _drop_single_files(data)
+        found = _parse(parser, args, base)
+    if len(found.pop("ckpt_path", None) or ()) > len(typed_settings(args).get("ckpt_path", ())):
+        raise ConfigError("ckpt_path: found it in a YAML file, expected the flag --ckpt_path")
+    found.pop("run", None)
     settings = kind(**vars(parser.instantiate(found)))
     if alpha is not None and settings.model.lora.alpha != float(alpha):
         raise ConfigError(
@@ -412,6 +424,12 @@ def _trained_run(
         typed=typed,
         configured_base=model.get("base", ""),
     )
+
+
+def _drop_single_files(data: dict[str, Any]) -> None:
+    """Leave the files of another root instead of the single files of a run."""
+    for name in SINGLE_FILES:
+        data.pop(name, None)
 
 
 def _check_builder(settings: RunSettings) -> None:

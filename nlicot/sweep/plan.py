@@ -15,6 +15,7 @@ from typing import Any
 
 from nlicot.command_line import Names, Seed, constraint_of
 from nlicot.config_files import hint, merged, read_settings, renamed, with_nulls
+from nlicot.data.pairs import ColumnNames, LabelMap
 from nlicot.errors import ConfigError, NlicotError
 from nlicot.run.config import FitCommand, changes_to, parse_fit
 from nlicot.run.data import RunData
@@ -75,6 +76,10 @@ class Plan:
     reports: Mapping[str, str]
 
 
+AS_TEXT: dict[str, type[LabelMap | ColumnNames]] = {"label_map": LabelMap, "columns": ColumnNames}
+"""Mappings whose flags take NAME=VALUE,NAME=VALUE."""
+
+
 def run_name(experiment: str, seed: int) -> str:
     """Return the name of one of a sweep's runs."""
     return f"{experiment}-{seed}"
@@ -123,22 +128,26 @@ def read_experiments(path: Path, *, seeds: Sequence[str] = (), flags: Sequence[s
         )
         _check_own(experiment.flags, where)
         if source is not None:
+            if {"--from", "--start_from", "--start-from"} & {flag.partition("=")[0] for flag in flags}:
+                raise ConfigError(f"{where}: found --from, expected none: it starts from {source}")
             _check_seeds(experiment, found[source], where)
         found[name] = experiment
     return list(found.values())
 
 
 def as_flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield nested settings, whose values are text, as flags.
+    """Yield nested settings, whose values are text or parsed, as flags.
 
     >>> list(as_flags({"root": "data", "model": {"lora": {"r": "8"}, "dtype": None}}))
     ['--root=data', '--model.lora.r=8', '--model.dtype=null']
     """
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value and "class_path" not in value:
-            yield from as_flags(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
+        if key in AS_TEXT and isinstance(value, Mapping):
+            value = AS_TEXT[key](value)
+        if isinstance(value, str | Path | LabelMap | ColumnNames):
             yield f"--{prefix}{key}={value}"
+        elif isinstance(value, Mapping) and value and "class_path" not in value:
+            yield from as_flags(value, f"{prefix}{key}.")
         else:
             yield f"--{prefix}{key}={json.dumps(value, ensure_ascii=False)}"
 
@@ -292,7 +301,9 @@ def _continued(
         )
     if not changes.allowed:
         return ("finished" if is_finished(folder) else "stopped"), [f"--resume={folder}"]
-    return "stopped", [f"--resume={folder}", *experiment.flags]
+    # Explicitly, for a setting that the file no longer has: else the run's own would stay.
+    own_now = as_flags(changes.new_values)
+    return "stopped", [f"--resume={folder}", *experiment.flags, *own_now]
 
 
 def is_finished(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from nlicot.cli import main
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.prompts import LabelDefinitions
-from nlicot.run.config import CHANGED_BY_A_RESUME, parse_fit, parse_prediction
+from nlicot.run.config import CHANGED_BY_A_RESUME, parse_fit, parse_inspect, parse_prediction
 from nlicot.settings import EarlyStoppingSettings, TrainerSettings
 from tests.small_model import write_small_model
 
@@ -307,6 +307,39 @@ def test_a_group_whose_settings_are_all_commented_out(group: str, value: str, tm
     assert run.settings.model.lora == parse_fit([]).settings.model.lora
 
 
+def test_a_file_names_no_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("config: other.yaml\n")
+    with pytest.raises(
+        ConfigError, match=f"--config {path}: config: found 'other.yaml', expected a --config flag"
+    ):
+        parse_fit([f"--config={path}"])
+
+
+def test_definitions_of_a_flag_are_over_those_of_files_in_any_order(tmp_path: Path) -> None:
+    definitions, config = tmp_path / "d.yaml", tmp_path / "c.yaml"
+    definitions.write_text("entailment: of the flag\nno_entailment: not\n")
+    config.write_text("definitions: {entailment: of the file, no_entailment: nor}\n")
+    flags = [f"--definitions={definitions}", f"--config={config}"]
+    for given in (flags, flags[::-1]):
+        assert parse_fit(given).settings.definitions.entailment == "of the flag"
+
+
+def test_null_in_a_later_file_takes_a_mapping_back(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("trainer.max_time: {hours: 2}\n")
+    second.write_text("trainer.max_time: null\n")
+    files = [f"--config={first}", f"--config={second}"]
+    assert parse_fit(files[:1]).settings.trainer.max_time == {"hours": 2}
+    assert parse_fit(files).settings.trainer.max_time is None
+
+
+@pytest.mark.parametrize("flag", ["--resume=RUN", "--from=RUN"])
+def test_inspect_has_no_run(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag[:-4]}: inspect has no run"):
+        parse_inspect([flag])
+
+
 def test_config_of_a_run_cut_anywhere_is_read_or_refused_by_name(tmp_path: Path) -> None:
     whole = parse_fit([]).yaml
     (tmp_path / "best.ckpt").touch()
@@ -378,6 +411,13 @@ def test_setting_that_decided_the_steps_so_far_is_refused(flag: str, tmp_path: P
     name, _, value = flag.partition("=")
     with pytest.raises(ConfigError, match=f"{name}: found {value}, expected "):
         parse_fit([*run, flag])
+
+
+def test_one_batch_is_another_value_than_all_of_them(tmp_path: Path) -> None:
+    run = started(tmp_path, "--trainer.limit_train_batches=1.0")
+    assert parse_fit([*run, "--trainer.limit_train_batches=1.0"]).changes == []
+    with pytest.raises(ConfigError, match=r"limit_train_batches: found 1, expected 1\.0"):
+        parse_fit([*run, "--trainer.limit_train_batches=1"])
 
 
 def test_what_a_flag_may_not_change_a_yaml_file_may_not_either(tmp_path: Path) -> None:
@@ -471,8 +511,21 @@ def test_another_root_replaces_the_single_files_of_the_run(tmp_path: Path) -> No
     flags = ["--ckpt_path", str(checkpoint(tmp_path))]
     (run,) = parse_prediction("validate", flags)
     assert run.settings.data.dev_pairs == "mine.csv"
-    (run,) = parse_prediction("validate", [*flags, "--root=other"])
-    assert run.settings.data.dev_pairs is None
+    (tmp_path / "root.yaml").write_text("root: other\n")
+    for other in ("--root=other", f"--config={tmp_path / 'root.yaml'}"):
+        (run,) = parse_prediction("validate", [*flags, other])
+        assert (run.settings.root, run.settings.data.dev_pairs) == (Path("other"), None)
+
+
+def test_a_prediction_takes_no_checkpoints_and_no_address_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(parse_fit([]).yaml)
+    flags = ["--ckpt_path", str(checkpoint(tmp_path)), f"--config={tmp_path / 'c.yaml'}"]
+    (tmp_path / "c.yaml").write_text("ckpt_path: [a.ckpt, b.ckpt]\n")
+    with pytest.raises(ConfigError, match="ckpt_path: found it in a YAML file, expected the flag"):
+        parse_prediction("test", flags)
+    (tmp_path / "c.yaml").write_text("server_url: http://localhost:1\n")
+    with pytest.raises(ConfigError, match="--server_url: --engine transformers cannot use it"):
+        parse_prediction("test", flags)
 
 
 def checkpoint(folder: Path) -> Path:

@@ -153,6 +153,25 @@ def test_a_change_that_a_resume_may_make_goes_on_with_it() -> None:
     assert "--trainer.max_epochs=7" in run.args
 
 
+def test_a_setting_that_the_file_no_longer_has_goes_back() -> None:
+    longer = TWO + "trainer.max_epochs: 7\nlabel_map: {1: 1, 0: 0}\n"
+    (new, *_) = planned(longer).runs
+    existing_run(new.folder, list(new.args[1:]), is_finished=True)
+    run = planned(TWO).runs[0]
+    assert run.state == "stopped"
+    parsed = parse_fit(run.args[1:])
+    assert parsed.settings.trainer.max_epochs == parse_fit([]).settings.trainer.max_epochs
+    assert parsed.settings.label_map is None and len(parsed.changes) == 2
+    (new.folder / "config.yaml").write_text(parsed.yaml)
+    assert planned(TWO).runs[0].state == "finished"
+
+
+def test_another_start_than_the_files_is_refused() -> None:
+    FILE.write_text(TWO + "- {name: then, seeds: 0, from: labels}\n")
+    with pytest.raises(ConfigError, match="then: found --from, expected none: it starts from labels"):
+        read_experiments(FILE, flags=["--from=elsewhere"])
+
+
 @pytest.mark.parametrize(
     ("earlier", "later", "found"),
     [
