@@ -40,6 +40,8 @@ SCORES = {"auroc": "AUROC", "expected_calibration_error": "ECE", "brier": "Brier
 CONFIDENCE = 0.95
 NUM_CALIBRATION_BINS = 10
 NO_GROUP = "(none)"
+MADE_WITH = "made_with"
+"""Key in `metrics.json`: what made the predictions; the files of earlier versions lack it."""
 MIN_PAIRS_OF_A_LABEL = 10
 MIN_PAIRS_ALL_WRONG = 3
 THRESHOLD = 0.5
@@ -445,11 +447,18 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def record_metrics(
-    path: Path, split: str, pairs_path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
+    path: Path,
+    split: str,
+    pairs_path: Path,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    *,
+    made_with: Mapping[str, Any],
 ) -> str:
     """Record metrics of labelled pairs in the `metrics.json` at `path`; return them as text.
 
-    `examples` and `predictions` are in the same order; `pairs_path` is for the title.
+    `examples` and `predictions` are in the same order; `pairs_path` is for the title, and `made_with` is
+    recorded too.
     """
     labels = [prediction.predicted_label for prediction in predictions]
     metrics = classification_metrics(
@@ -468,6 +477,7 @@ def record_metrics(
     drafts = summarize_drafts(true_labels, [prediction.draft_label for prediction in predictions], labels)
     if drafts:
         entry["drafts"] = asdict(drafts)
+    entry[MADE_WITH] = dict(made_with)
     write_json(path, {**read_metrics(path), split: entry})
     title = f"{split}: {len(examples)} pairs of {pairs_path}"
     parts = [f"{format_table(metrics, title)}\n{_format_groups(entry)}", in_words(metrics)]

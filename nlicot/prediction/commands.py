@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nlicot.data.atomic_write import make_folder, refuse_overwriting, write_json
-from nlicot.data.checksums import sha256_of
 from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, reversed_labels_warning
@@ -33,10 +33,10 @@ from nlicot.prediction.predictor import (
     read_member,
 )
 from nlicot.records import Prediction
-from nlicot.run.config import TrainedRun
+from nlicot.run.config import TrainedRun, fitted_settings
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import DECISION, ENSEMBLE, METRICS, read_summary
+from nlicot.run.folder import DECISION, ENSEMBLE, METRICS, read_summary, weights_id
 from nlicot.settings import PredictionSettings, PredictSettings, ValidateSettings
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class _Job:
         every = (self.data.read_labelled if labelled else self.data.read_pairs)(self.split)
         self.data.announce_limit(self.split)
         self.examples = list(shard.of(every, multiple=BLOCK)) if shard else every
-        self.data.check_apart_from_train(self.split)
+        own = [RunData(fitted_settings(run.checkpoint.parent)) for run in runs]  # whatever --root says now
+        self.data.check_apart_from_train(self.split, own)
         for run in runs:
             RunData(run.settings).announce_transductive(self.examples, learner=run.checkpoint)
         self.weights = member_weights(settings.weights, len(runs))
@@ -153,7 +154,7 @@ class _Job:
         """Return what a threshold holds for: the adapters, their weights, and the form of the answers."""
         decoding = self.settings.model.decoding
         return {
-            "checkpoints": [sha256_of(member.checkpoint)[:12] for member in self.members],
+            "checkpoints": [weights_id(member.checkpoint) for member in self.members],
             "weights": [round(weight / sum(self.weights), 6) for weight in self.weights],
             "answers": answer_forms(self.members[0].metadata.forms, decoding.think)[1].value,
             "votes": decoding.votes,
@@ -188,7 +189,12 @@ class _Job:
             write_json(self.results_folder / ENSEMBLE, {"members": self._members()})
         if self.labelled:
             pairs_path = self.data.path(self.split, "pairs")
-            print(record_metrics(self.metrics_path, self.split, pairs_path, self.examples, predictions))
+            made_with = self.made_with() | ({} if self.decision is None else asdict(self.decision))
+            print(
+                record_metrics(
+                    self.metrics_path, self.split, pairs_path, self.examples, predictions, made_with=made_with
+                )
+            )
             answers = [prediction.predicted_label for prediction in predictions]
             if text := reversed_labels_warning(self.examples, answers, self.data.pair_format.label_map):
                 print(f"\n{text}")

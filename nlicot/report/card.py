@@ -6,8 +6,9 @@ out too, since a card is made to be published.
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from nlicot import __version__
 from nlicot.audit.findings import Audit
 from nlicot.completion import Form
 from nlicot.config_files import section
-from nlicot.data.checksums import sha256_of
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import PERCENTAGES, SCORES, metrics_to_dict
 from nlicot.model.base_model import BUNDLED, BUNDLED_HUB_NAME
@@ -24,8 +24,10 @@ from nlicot.records import LABEL_NAMES
 from nlicot.report.compare import breakdowns
 from nlicot.report.read_runs import Run, interpreting
 from nlicot.report.tables import rendered, with_interval
-from nlicot.run.folder import BEST, NUM_STEPS, TUNED_WITH
+from nlicot.run.folder import NUM_STEPS, TUNED_WITH, is_of_other_weights
 from nlicot.text_tables import escaped, printable
+
+logger = logging.getLogger(__name__)
 
 LICENSES = {BUNDLED_HUB_NAME: "apache-2.0", "mistralai/Mistral-7B-v0.3": "apache-2.0"}
 """From the hub's pages of these bases; an adapter of another base needs `--license`."""
@@ -77,11 +79,19 @@ def as_card(
             f"--card: found no config.yaml that belongs to {run.predictions_path}, "
             "expected a run's folder as `fit` makes it"
         )
+    folder = run.folder
+    if run.answers and is_of_other_weights(folder, run.made_with):
+        logger.warning(
+            "%s: its weights changed since they predicted %s; no results in the card before `validate`",
+            folder,
+            run.split,
+        )
+        run = replace(run, answers=())
     base = base_of(run)
     metrics = run.metrics if run.answers else None
     form = form or _form_of(run)
     thinks = form.thinks_before_label or any(answer.thought_process for answer in run.answers)
-    with interpreting(run.folder / "config.yaml"):
+    with interpreting(folder / "config.yaml"):
         prompts = prompts or _prompts(run)
         prompt = _fenced(prompts.render("{premise}", "{hypothesis}", form=form))
     body = rendered(
@@ -94,7 +104,7 @@ def as_card(
         prompt=prompt,
         package=package,
         setting=lambda key: _setting(run.config, key),
-        **_recorded(run, run.folder),
+        **_recorded(run, folder),
         metrics=metrics,
         truncated=metrics and sum(each.status == "truncated" for each in run.answers) / metrics.support,
         label_names=LABEL_NAMES,
@@ -135,9 +145,7 @@ def _recorded(run: Run, folder: Path) -> dict[str, Any]:
         probes = [probe for probe in probes if probe.keys() >= PROBE]
     with interpreting(folder / "decision.json"):
         decision = run.read_json("decision.json")
-        tuned_with = (decision.get(TUNED_WITH) or {}).get("checkpoints", [])
-        weights = folder / BEST
-        is_stale = bool(tuned_with) and weights.is_file() and sha256_of(weights)[:12] not in tuned_with
+        is_stale = is_of_other_weights(folder, section(decision, TUNED_WITH))
         if decision.keys() >= {"threshold", "accuracy_cross_fitted"} and not is_stale:
             rounded = {key: f"{decision[key]:.3f}" for key in ("threshold", "accuracy_cross_fitted")}
             decision = {key: decision[key] for key in ("num_pairs", "split")} | rounded

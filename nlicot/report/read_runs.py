@@ -17,7 +17,7 @@ from nlicot.data.rows import Row, read_rows, shown
 from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
-from nlicot.evaluation.metrics import ClassificationMetrics, classification_metrics, entails
+from nlicot.evaluation.metrics import MADE_WITH, ClassificationMetrics, classification_metrics, entails
 from nlicot.run.folder import BEST, CONFIG, ENSEMBLE, FIT_SUMMARY, PREDICTIONS, predictions_path
 from nlicot.run.starting_adapter import Origin
 from nlicot.text_tables import printable
@@ -122,6 +122,11 @@ class Run:
         if isinstance(builder, dict):
             builder = str(builder.get("class_path", "")).rpartition(".")[2]
         return str(builder or self.read_json(FIT_SUMMARY).get("builder") or "")
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The adapters that the predictions were measured with, and how; empty if an earlier version did."""
+        return section(section(self.read_json("metrics.json"), self.split), MADE_WITH)
 
     @property
     def is_baseline(self) -> bool:

@@ -158,15 +158,25 @@ class RunData:
             )
         return examples
 
-    def check_apart_from_train(self, split: str) -> None:
-        """Refuse to measure on pairs that are in train too, if there is a train file to compare with."""
-        path = self.path("train", "pairs")
-        if split == "train" or not path.is_file():
+    def check_apart_from_train(self, split: str, learners: Sequence[RunData] = ()) -> None:
+        """Refuse to measure on pairs that are in train too, if there is a train file to compare with.
+
+        Args:
+            split: the pairs to measure on.
+            learners: the data that other runs were fitted with, or this run under another root.
+        """
+        if split == "train":
             return
-        train = self.pairs.get("train") or read_examples(path, self.pair_format, labels_optional=True)
-        learnt = [*train, *self.unlabelled]
-        sources = {"train": (path, learnt), split: (self.path(split, "pairs"), self.pairs[split])}
-        check_disjoint(sources, allow=self.settings.allow_overlap)
+        compared: set[Path] = set()
+        for each in (self, *learners):
+            path = each.path("train", "pairs")
+            if path in compared or not path.is_file():
+                continue
+            compared.add(path)
+            train = each.pairs.get("train") or read_examples(path, each.pair_format, labels_optional=True)
+            learnt = [*train, *each.unlabelled]
+            sources = {"train": (path, learnt), split: (self.path(split, "pairs"), self.pairs[split])}
+            check_disjoint(sources, allow=self.settings.allow_overlap)
 
     def announce_limit(self, split: str) -> None:
         """Print a line, in the first process, if only the first pairs of a split are used."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nlicot import ranks
 from nlicot.completion import Form
 from nlicot.data.atomic_write import check_folder
+from nlicot.data.checksums import sha256_of
 from nlicot.errors import CheckpointError, ConfigError
 from nlicot.prompts import StudentPrompts
 
@@ -114,6 +115,18 @@ def run_file(folder: Path, name: str) -> Path:
     if near:
         raise CheckpointError(f"{path}: no such file; did you mean {near[0]}?")
     raise CheckpointError(f"{path}: no such file; runs that have one: {', '.join(runs) or 'none'}")
+
+
+def weights_id(checkpoint: Path) -> str:
+    """Return the first digits of a checkpoint's SHA-256."""
+    return sha256_of(checkpoint)[:12]
+
+
+def is_of_other_weights(folder: Path, made_with: Mapping[str, Any]) -> bool:
+    """Return whether something was made with other adapters than the run's, as after a resume."""
+    checkpoint = next((path for name in (BEST, LAST) if (path := folder / name).is_file()), None)
+    made_by = made_with.get("checkpoints", ())
+    return bool(made_by) and checkpoint is not None and weights_id(checkpoint) not in made_by
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -28,11 +28,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from nlicot import ranks, signals
 from nlicot.builders import builder_name
 from nlicot.command_line import worded
+from nlicot.config_files import section
 from nlicot.data.atomic_write import clear_scratch, disk_errors, make_folder, write_json, write_text
 from nlicot.data.pairs import labelled_pairs_shown
 from nlicot.data.soft_labels import SOFT_LABELS
 from nlicot.errors import CheckpointError, ConfigError, DiskFull, Interrupted, NlicotError
-from nlicot.evaluation.metrics import read_metrics
+from nlicot.evaluation.metrics import MADE_WITH, read_metrics
 from nlicot.model.base_model import base_name, choose
 from nlicot.model.fast.heap import memory_for
 from nlicot.model.loaded_model import (
@@ -63,6 +64,7 @@ from nlicot.run.folder import (
     CheckpointMetadata,
     check_new_run,
     hold_run,
+    is_of_other_weights,
     read_summary,
 )
 from nlicot.run.starting_adapter import STARTED_FROM, Origin
@@ -165,7 +167,8 @@ def _train(
         comment = f"# started from {origin}\n" if origin else ""
         write_text(folder / CONFIG, comment + command.yaml, overwrite=True)
         before = read_summary(folder)
-        before.pop(NUM_STEPS, None)  # training goes on
+        for key in (NUM_STEPS, "epochs", "monitor", "best", "best_step"):  # training goes on
+            before.pop(key, None)
         write_json(folder / FIT_SUMMARY, {**before, **summary})
         print(*command.changes, sep="\n", end="\n" * bool(command.changes))
         if not (folder / LAST).is_file():
@@ -502,6 +505,8 @@ def _validate_in_a_new_process(checkpoint: Path, *, is_one_of_several: bool) -> 
 def _log_hyper_parameters(folder: Path, command: FitCommand, best: float | None) -> None:
     """Log the settings and the final figures for TensorBoard's table of runs."""
     dev = read_metrics(folder / METRICS).get("dev", {})
+    if is_of_other_weights(folder, section(dev, MADE_WITH)):
+        dev = {}
     figures = {} if best is None else {f"final/best {command.settings.checkpoint.monitor}": best}
     figures |= {f"final/dev {name}": dev[name]["value"] for name in ("accuracy", "f1") if name in dev}
     # Settings that are the same in every run, or unique to one, would fill the first columns of the table.

@@ -475,3 +475,23 @@ def test_probes_of_a_thinking_run_change_its_thoughts(root: Path, capsys: pytest
     printed = capsys.readouterr().out
     for name in ("thought left out", "thought of the next pair", "thought cut half-way", "premise blanked"):
         assert name in printed
+
+
+def test_pairs_that_any_of_the_runs_was_trained_on_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"a": "A cat sleeps.,A cat rests.,1\n", "b": "A dog runs.,A dog sits.,0\n"}
+    for fold, other in (("a", "b"), ("b", "a")):
+        root, run = tmp_path / fold, tmp_path / "runs" / fold
+        (root / "original_data").mkdir(parents=True)
+        run.mkdir(parents=True)
+        for split, text in (("train", texts[other]), ("dev", texts[fold])):
+            (root / "original_data" / f"{split}.csv").write_text(f"premise,hypothesis,label\n{text}")
+        (run / "config.yaml").write_text(f"root: {root}\nmodel: {{base: bundled}}\n")
+        (run / "best.ckpt").touch()
+    checkpoints = [f"--ckpt_path={tmp_path / 'runs' / name / 'best.ckpt'}" for name in ("a", "b")]
+    for args in (checkpoints, [checkpoints[1], f"--root={tmp_path / 'a'}"]):
+        assert main(["validate", *args]) == 2
+        errors = capsys.readouterr().err
+        assert f"{tmp_path / 'a' / 'original_data' / 'dev.csv'}:2: found pair" in errors
+        assert "of dev in train too" in errors

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from nlicot.cli import main
-from nlicot.data.checksums import sha256_of
+from nlicot.run.folder import weights_id
 
 HOSTILE = "a|b\n# <b>*c*</b> [x](y)"
 
@@ -125,10 +125,24 @@ def test_the_text_has_data_recipe_figures_and_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_stale", [False, True])
+def test_results_of_other_weights_are_left_out(
+    is_stale: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _write_run(tmp_path)
+    (run / "best.ckpt").write_bytes(b"weights")
+    made_with = {"checkpoints": ["0" * 12 if is_stale else weights_id(run / "best.ckpt")]}
+    metrics = {"dev": {"accuracy": {"value": 0.9}, "made_with": made_with}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = _card(run).text
+    assert ("| accuracy | 0.900" in text) is not is_stale
+    assert ("run: its weights changed since they predicted dev" in caplog.text) is is_stale
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
 def test_a_threshold_of_other_weights_is_left_out(is_stale: bool, tmp_path: Path) -> None:
     run = _write_run(tmp_path)
     (run / "best.ckpt").write_bytes(b"weights")
-    tuned_with = {"checkpoints": ["0" * 12 if is_stale else sha256_of(run / "best.ckpt")[:12]]}
+    tuned_with = {"checkpoints": ["0" * 12 if is_stale else weights_id(run / "best.ckpt")]}
     decision = {"threshold": 0.314, "accuracy_cross_fitted": 0.9, "num_pairs": 10, "split": "dev"}
     (run / "decision.json").write_text(json.dumps({**decision, "tuned_with": tuned_with}))
     assert ("0.314" in _card(run).text) is not is_stale
