@@ -36,7 +36,7 @@ from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun, fitted_settings
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import DECISION, ENSEMBLE, METRICS, read_summary, weights_id
+from nlicot.run.folder import DECISION, METRICS, ensemble_path, read_summary, weights_id
 from nlicot.settings import PredictionSettings, PredictSettings, ValidateSettings
 
 if TYPE_CHECKING:
@@ -185,8 +185,11 @@ class _Job:
             paths = list(write_predictions(self.folder, self.split, self.examples, predictions))
         for partial in decoded.partials:
             partial.remove()
+        ensemble = ensemble_path(self.whole_path)
         if len(self.members) > 1:
-            write_json(self.results_folder / ENSEMBLE, {"members": self._members()})
+            write_json(ensemble, {"members": self._members()})
+        elif self.part is None:
+            ensemble.unlink(missing_ok=True)
         if self.labelled:
             pairs_path = self.data.path(self.split, "pairs")
             made_with = self.made_with() | ({} if self.decision is None else asdict(self.decision))

@@ -18,7 +18,7 @@ from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
 from nlicot.evaluation.metrics import MADE_WITH, ClassificationMetrics, classification_metrics, entails
-from nlicot.run.folder import BEST, CONFIG, ENSEMBLE, FIT_SUMMARY, PREDICTIONS, predictions_path
+from nlicot.run.folder import BEST, CONFIG, FIT_SUMMARY, PREDICTIONS, ensemble_path, predictions_path
 from nlicot.run.starting_adapter import Origin
 from nlicot.text_tables import printable
 
@@ -166,8 +166,11 @@ class Run:
     @cached_property
     def members(self) -> Sequence[Member]:
         """The runs whose predictions were averaged; none for a run of its own."""
-        members = self.read_json(ENSEMBLE).get("members", [])
-        with interpreting((self.folder or Path()) / ENSEMBLE):
+        path = self.predictions_path and ensemble_path(self.predictions_path)
+        if path is None or not path.is_file():
+            return []
+        members = read_json(path).get("members", [])
+        with interpreting(path):
             return [
                 Member(
                     checkpoint=str(member["checkpoint"]),

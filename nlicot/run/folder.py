@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG, FIT_SUMMARY, METRICS, DECISION = "config.yaml", "fit.json", "metrics.json", "decision.json"
-ENSEMBLE = "ensemble.json"
-"""With the predictions of several runs: the checkpoint, weight and `fit.json` of each."""
 AGREEMENT = "agreement.json"
 """In an export's folder: how it predicts, next to the run."""
 QUESTIONS = "questions"
@@ -52,6 +50,11 @@ LONGEST_NAME = 255
 def predictions_path(folder: Path, split: str = "dev") -> Path:
     """Return the file with a run's predictions of a split."""
     return folder / PREDICTIONS / f"{split}.jsonl"
+
+
+def ensemble_path(predictions: Path) -> Path:
+    """Return the file next to the predictions of several runs: checkpoint, weight and `fit.json` of each."""
+    return predictions.with_suffix(".ensemble.json")
 
 
 def check_new_run(name: str | None, root: Path) -> None:

@@ -181,11 +181,14 @@ def test_ensemble_is_the_weighted_mean_of_its_members(root: Path) -> None:
         assert found["predicted_label"] == int(mean >= 0.5)
         assert found["thought_process"] == second["thought_process"]
         assert found["agreement"] in (0.5, 1.0)
-    members = json.loads((root / "out" / "ensemble.json").read_text(encoding="utf-8"))["members"]
+    ensemble = root / "out" / "dev.ensemble.json"
+    members = json.loads(ensemble.read_text(encoding="utf-8"))["members"]
     assert [(member["checkpoint"], member["weight"]) for member in members] == [
         (str(root / run / "best.ckpt"), weight) for run, weight in (("both", 3.0), ("thinks", 1.0))
     ]
     assert [member["fit"]["builder"] for member in members] == ["Multitask", "Reflected"]
+    _run(root, "predict", ["both"])
+    assert not ensemble.exists()
 
 
 def test_wrong_weights_are_refused_before_a_model_loads(

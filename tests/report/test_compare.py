@@ -204,7 +204,7 @@ def test_an_ensemble_names_its_members_and_what_they_learnt(
         },
     ]
     _write_rows(root / "a0+a1" / "predictions" / "dev.jsonl", _rows(TRUE))
-    path = root / "a0+a1" / "ensemble.json"
+    path = root / "a0+a1" / "predictions" / "dev.ensemble.json"
     path.write_text(json.dumps({"members": members}), encoding="utf-8")
     found = _compared(root, "a0+a1", "b")["runs"][0]
     assert [member["weight"] for member in found["members"]] == [2.0, 1.0]
