@@ -305,7 +305,7 @@ def load_predictor(member: Member) -> Predictor:
     fabric = Fabric(
         accelerator=choose_accelerator("auto"),
         devices=1,
-        precision=PRECISIONS[compute_dtype(member.settings.dtype)],
+        precision=member.trainer.precision or PRECISIONS[compute_dtype(member.settings.dtype)],
     )
     predictor, _ = _predictor(member, load_member(member), fabric)
     return predictor
