@@ -89,13 +89,14 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A judge's score, 1 to 5, for a thought or a reflection."""
+    """A judge's score, 1 to 5, for a thought or a reflection; earlier versions left `text_sha256` out."""
 
     id: str
     sample: int = 0
     target: Literal["thought", "reflection"] = "thought"
     round: int = 0
     score: int
+    text_sha256: str = ""
     analysis: str = ""
     provenance: Provenance = NO_PROVENANCE
 

@@ -501,6 +501,10 @@ CASES = [
     generate("--relation_map yes", "--relation_map: found 'yes', expected NAME=0, NAME=1 or"),
     generate("--relation_map entailment=1", "--relation_map: found {'entailment': 1}, expected 0 or 1"),
     generate(
+        "--relation_map entailment=1,neutral=1,contradiction=0",
+        "--relation_map: found it with --prompt_type initial_generation, expected relation",
+    ),
+    generate(
         "--definitions d.yaml",
         "d.yaml: relation_map: found {'a': 1}, expected 0 or 1 for each",
         d="entailment: a\nno_entailment: b\nrelation_map: {a: 1}",

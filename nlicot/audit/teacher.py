@@ -120,7 +120,7 @@ def _teacher_findings(
             advice = "state that what is merely plausible counts too, if the pairs named here show it"
         remap = ""
         if report.maps and report.maps[0].accuracy > report.accuracy:
-            remap = f"; or map relations differently: --relation_map {report.maps[0]}"
+            remap = f"; or map relations differently: --prompt_type relation --relation_map {report.maps[0]}"
         if report.below_chance:
             remap = f"; labels may be reversed too: {report.exchange(label_map)}"
         yield Finding(

@@ -274,10 +274,14 @@ def _rows(table: Any, columns: Mapping[str, str], path: Path) -> Iterator[Row]:
         logger.info("%s: skipped %d pairs without a premise or a hypothesis", path, num_blank)
 
 
+HUB_REVISION = " on the hub, revision "
+"""In the first line of a README that `provenance` wrote."""
+
+
 def provenance(name: str, public_set: PublicSet, given: PairFormat) -> str:
     """Return where a set is from, its licence and its citation, for a README next to its pairs."""
     return (
-        f"{name}: {public_set.path} on the hub, revision {public_set.revision}\n"
+        f"{name}: {public_set.path}{HUB_REVISION}{public_set.revision}\n"
         f"labels: {public_set.format_with(given).label_map}\n"
         f"licence: {public_set.license_} ({HUB}/{public_set.path})\n"
         f"cite: {public_set.citation}\n"

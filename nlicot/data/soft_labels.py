@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nlicot.data.pairs import ALIASES
 from nlicot.data.rows import RecordList, Row, read_records, shown
 from nlicot.records import Example
 from nlicot.text_tables import printable
@@ -39,10 +40,17 @@ def _soft_label_from(row: Row) -> SoftLabel:
         found = f"no p_entailment among {', '.join(map(shown, row.fields))}"
         remedy = "`predict` writes it to the .jsonl next to its .csv"
         raise row.error(found, "one for each pair", remedy=remedy)
-    premise, hypothesis = row.optional_text("premise"), row.optional_text("hypothesis")
+    premise, hypothesis = _text(row, "premise"), _text(row, "hypothesis")
     texts = (premise, hypothesis) if premise and hypothesis else None
     id_ = row.identifier() if texts else row.identifier() or row.text("id")
     return SoftLabel(id=id_, texts=texts, p_entailment=p_entailment)
+
+
+def _text(row: Row, column: str) -> str | None:
+    """Return a text whose column has the name, or one of the aliases, that files of pairs may have."""
+    names = {name.lower(): name for name in row.fields}
+    found = next((names[alias] for alias in (column, *ALIASES[column]) if alias in names), None)
+    return row.optional_text(found) if found else None
 
 
 def join_soft_labels(

@@ -19,13 +19,16 @@ from pathlib import Path
 from nlicot.command_line import CommandParser, OpenProportion
 from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_text
 from nlicot.data.pairs import DEFAULT_FORMAT, PairFormat, labelled_pairs_shown, read_examples
-from nlicot.data.public_sets import find_public_set, provenance, read_public_set
+from nlicot.data.public_sets import HUB_REVISION, find_public_set, provenance, read_public_set
 from nlicot.data.root import DataRoot
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
 from nlicot.text_tables import counted
 
 logger = logging.getLogger(__name__)
+
+README = "README.md"
+"""The name of the file with the source and licence of a public set, next to its pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,7 @@ def write_split(
     if pairs_path.resolve() in [path.resolve() for path in paths.values()]:
         raise ConfigError(f"{pairs_path} would be replaced by its own split; copy it elsewhere first")
     _refuse_other_files(out_root, paths)
+    _refuse_another_set(out_root, paths)
     refuse_overwriting(*paths.values(), overwrite=overwrite)
     examples = read_examples(pairs_path, pair_format)
     num = sum(example.label is None for example in examples)
@@ -128,14 +132,16 @@ def write_public_set(
     """
     public_set = find_public_set(name)
     paths = _paths(out_root, {"train": "", "dev": "", **public_set.splits})
-    readme_path = out_root / "original_data" / "README.md"
+    readme_path = out_root / "original_data" / README
+    readme = provenance(name, public_set, pair_format)
     _refuse_other_files(out_root, paths)
+    _refuse_another_set(out_root, paths, readme)
     refuse_overwriting(*paths.values(), readme_path, overwrite=overwrite)
     splits = read_public_set(public_set, pair_format)
     if "dev" not in splits:
         split = split_examples(splits["train"], dev, seed)
         splits |= {"train": split.train, "dev": split.dev}
-    write_text(readme_path, provenance(name, public_set, pair_format), overwrite=overwrite)
+    write_text(readme_path, readme, overwrite=overwrite)
     return _write_pairs({path: splits[name] for name, path in paths.items()}, overwrite=overwrite)
 
 
@@ -149,6 +155,24 @@ def _refuse_other_files(out_root: Path, paths: Mapping[str, Path]) -> None:
     if other := next((each for each in itertools.chain(*others) if each not in paths.values()), None):
         remedy = "a root has one file of each split: move it, or name another folder with --out"
         raise ConfigError(f"{other} exists already; {remedy}")
+
+
+def _refuse_another_set(out_root: Path, paths: Mapping[str, Path], readme: str | None = None) -> None:
+    """Refuse to leave what an earlier `--dataset` wrote next to pairs that are not of that set."""
+    earlier = out_root / "original_data" / README
+    if not earlier.is_file():
+        return
+    first_line = earlier.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    if HUB_REVISION not in first_line or (readme is not None and readme.startswith(f"{first_line}\n")):
+        return
+    left = [path for path in DataRoot(out_root).pairs_files("test") if path not in paths.values()]
+    if readme is None:
+        left.insert(0, earlier)  # its licence and source would be taken for those of the new pairs
+    if left:
+        raise ConfigError(
+            f"{', '.join(map(str, left))}: found it from another data set ({first_line}), expected none "
+            "next to these pairs; move it away, or name another folder with --out"
+        )
 
 
 def _write_pairs(written: dict[Path, list[Example]], *, overwrite: bool) -> dict[Path, list[Example]]:

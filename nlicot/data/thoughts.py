@@ -1,17 +1,19 @@
 """Read the teacher's thoughts, reflections and scores, and join them to their pairs.
 
 Thoughts and reflections join by id, otherwise by exact text, so that files whose ids are only row numbers
-still find their pairs. Scores join by id.
+still find their pairs. Scores join by id, and know the text that was judged.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from nlicot.data.rows import RecordList, Row, read_records, shown
@@ -122,6 +124,7 @@ def _score_from(row: Row) -> Score:
         target="thought" if target == "thought" else "reflection",
         round=row.whole_number("round"),
         score=score,
+        text_sha256=row.optional_text("text_sha256") or "",
         analysis=row.optional_text("analysis") or "",
         provenance=_provenance_from(row),
     )
@@ -195,7 +198,10 @@ def read_joined(examples: Sequence[Example], files: TextFiles) -> JoinedTexts:
         rewritten = join_thoughts(examples, scored.thoughts)
         reflections = reflections + join_reflections(examples, thoughts, scored.reflections)
         thoughts = thoughts + rewritten
-        scores = join_scores(examples, scored.scores)
+        texts = {("thought", each.id, each.sample, each.round): each.thought_process for each in thoughts}
+        for each in reflections:
+            texts["reflection", each.id, each.sample, each.round] = each.improved_thought_process
+        scores = join_scores(examples, scored.scores, texts)
     return JoinedTexts(examples=examples, thoughts=thoughts, reflections=reflections, scores=scores)
 
 
@@ -264,8 +270,23 @@ def join_reflections(
     return usable
 
 
-def join_scores(examples: Sequence[Example], scores: RecordList[Score]) -> list[Score]:
-    """Return each score once, after checking that its pair exists."""
+def text_sha256(text: str) -> str:
+    """Return the digits that tell a score's text from another, whatever its blanks."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+
+
+def join_scores(
+    examples: Sequence[Example],
+    scores: RecordList[Score],
+    texts: Mapping[tuple[str, str, int, int], str] = MappingProxyType({}),
+) -> list[Score]:
+    """Return each score once, after checking that its pair exists, and that its text was judged.
+
+    Args:
+        examples: the pairs.
+        scores: those of a file.
+        texts: the thoughts and reflections, by target, id, sample and round.
+    """
     ids = {example.id for example in examples}
     first: dict[tuple[str, str, int, int], Score] = {}
     for index, score in enumerate(scores):
@@ -273,7 +294,12 @@ def join_scores(examples: Sequence[Example], scores: RecordList[Score]) -> list[
             found = f"score of pair {shown(score.id)} matches no pair: no pair has that id"
             remedy = "pass the pairs file that these texts were generated from"
             raise scores.error(found, index=index, remedy=remedy)
-        earlier = first.setdefault((score.target, score.id, score.sample, score.round), score)
+        key = (score.target, score.id, score.sample, score.round)
+        if score.text_sha256 and key in texts and score.text_sha256 != text_sha256(texts[key]):
+            stale = f"a score of another {score.target} of pair {shown(score.id)} than there is now"
+            advice = "python -m nlicot score --overwrite, or move the file of scores away"
+            raise scores.error(stale, "scores of these texts", index=index, remedy=advice)
+        earlier = first.setdefault(key, score)
         if earlier.score != score.score:
             text = f"the {score.target} of pair {shown(score.id)}, sample {score.sample}, round {score.round}"
             conflict = f"score {score.score} for {text}, after score {earlier.score}"

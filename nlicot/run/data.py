@@ -10,7 +10,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nlicot.completion import Form
 from nlicot.data.checksums import sha256_of
 from nlicot.data.pairs import LABELLED_SPLITS, PairFormat, check_disjoint, read_examples
 from nlicot.data.root import DataRoot
-from nlicot.data.rows import RecordList
+from nlicot.data.rows import RecordList, shown
 from nlicot.data.soft_labels import (
     SoftLabelSummary,
     as_unlabelled,
@@ -49,8 +49,11 @@ class RunData:
         self.pair_format: PairFormat = settings
         self.seed = settings.seed_everything
         self.prompts = settings.data.prompts or StudentPrompts()
-        if settings.definitions != LabelDefinitions():  # the defaults leave those of `data.prompts`
-            self.prompts = replace(self.prompts, definitions=folded(settings.definitions))
+        given, default = asdict(settings.definitions), asdict(LabelDefinitions())
+        if texts := {name: text for name, text in given.items() if text != default[name]}:
+            # Each default leaves that of `data.prompts`.
+            definitions = replace(self.prompts.definitions, **texts)
+            self.prompts = replace(self.prompts, definitions=folded(definitions))
         self.pairs: dict[str, RecordList[Example]] = {}
         self._num_in_file: dict[str, int] = {}
         self.built: dict[str, list[TrainingExample]] = {}
@@ -86,8 +89,7 @@ class RunData:
     @property
     def forms(self) -> frozenset[Form]:
         """Forms of completion in the training examples."""
-        found = (completion.parse(example.completion) for example in self.built["train"])
-        return frozenset(parsed.form for parsed in found if parsed is not None)
+        return _forms(self.built["train"])
 
     def path(self, split: str, kind: str) -> Path:
         """Return the file that a split's `pairs`, `thoughts`, `reflections` or `scores` are read from."""
@@ -102,11 +104,21 @@ class RunData:
             self._read_soft_labels()
         elif name := next((each for each in SOFT_FILES if getattr(self.settings, each)), None):
             raise ConfigError(f"--data.{name}: found it with --data.prepared, expected one of them")
+        elif self.settings.soft_label_temperature != 1:
+            raise ConfigError(
+                "--data.soft_label_temperature: found it with --data.prepared, expected it in `prepare`"
+            )
         self.check_apart_from_train("dev")
         for split in ("train", "dev"):
             self.built[split] = self._build(split, count_tokens)
         if self.settings.prepared is not None:
             self.soft_labels = self._soft_labels_of_prepared(Path(self.settings.prepared).expanduser())
+            if others := _forms(self.built["dev"]) - self.forms:
+                logger.warning(
+                    "%s has no example of %s, which dev is built with: the dev loss measures what is not "
+                    "learnt; give fit the --config that the file was prepared with",
+                    *(self.settings.prepared, ", ".join(sorted(form.value for form in others))),
+                )
 
     @property
     def dev_pairs_report(self) -> str:
@@ -173,10 +185,31 @@ class RunData:
             if path in compared or not path.is_file():
                 continue
             compared.add(path)
+            each._check_apart_from_prepared(split, self.pairs[split], allow=self.settings.allow_overlap)
             train = each.pairs.get("train") or read_examples(path, each.pair_format, labels_optional=True)
             learnt = [*train, *each.unlabelled]
             sources = {"train": (path, learnt), split: (self.path(split, "pairs"), self.pairs[split])}
             check_disjoint(sources, allow=self.settings.allow_overlap)
+
+    def _check_apart_from_prepared(self, split: str, pairs: Sequence[Example], *, allow: bool) -> None:
+        """Refuse pairs whose prompts are among those that were prepared for training."""
+        path = Path(self.settings.prepared or "").expanduser()
+        if allow or not path.is_file():
+            return
+        built = read_prepared(path)
+        prompts, forms = {example.prompt for example in built}, _forms(built)
+        shared = [
+            pair
+            for pair in pairs
+            if any(self.prompts.render(pair.premise, pair.hypothesis, form=form) in prompts for form in forms)
+        ]
+        if shared:
+            raise DataError(
+                f"the prompts of {len(shared)} pairs of {split}, such as {shown(shared[0].id)}",
+                "none of them",
+                path=path,
+                remedy="remove them from one of both, or allow it: --data.allow_overlap true",
+            )
 
     def announce_limit(self, split: str) -> None:
         """Print a line, in the first process, if only the first pairs of a split are used."""
@@ -281,6 +314,8 @@ class RunData:
         num_pairs, name = len(self.pairs[split]), builder_name(self.builder)
         if split == "train" and self.settings.prepared is not None:
             built = read_prepared(Path(self.settings.prepared).expanduser())
+            ids = set([*dict.fromkeys(example.id for example in built)][: self._limit(split)])
+            built = [example for example in built if example.id in ids]
             num_pairs = len({example.id for example in built})
             self._compare_prompts(built)
         else:
@@ -297,6 +332,7 @@ class RunData:
             )
             if split == "train":
                 self._check_use_of_soft_labels(built)
+                self._count_used_soft_labels(built)
         self.reports[split] = str(build_report(num_pairs, built))
         logger.info("%s: %s: %s", split, name, self.reports[split])
         check_built(built, self.builder, self.path(split, "pairs"))
@@ -331,6 +367,19 @@ class RunData:
                 remedy="or leave them out; --columns p_entailment= reads no column of soft labels",
             )
 
+    def _count_used_soft_labels(self, built: Sequence[TrainingExample]) -> None:
+        """Count the pairs of which the builder made an example, not those that it left out."""
+        if self.soft_labels is None:
+            return
+        used = {example.id for example in built if example.p_entailment is not None}
+        soft = [each for each in (*self.pairs["train"], *self.unlabelled) if each.id in used]
+        self.soft_labels = replace(
+            self.soft_labels,
+            num_pairs=len(soft),
+            num_unlabelled=sum(example.label is None for example in soft),
+            num_in_test=self._num_in_test(soft),
+        )
+
     def _read_texts(self, split: str) -> JoinedTexts:
         """Read the texts of a split; a builder that needs no thoughts gets those that exist."""
         pairs = self._before_limit(split)
@@ -349,6 +398,11 @@ class RunData:
                 path=self.path(split, "pairs"),
             )
         return read_joined(pairs, files)
+
+
+def _forms(built: Iterable[TrainingExample]) -> frozenset[Form]:
+    found = (completion.parse(example.completion) for example in built)
+    return frozenset(parsed.form for parsed in found if parsed is not None)
 
 
 def _num_shared(examples: Iterable[Example], others: Iterable[Example]) -> int:

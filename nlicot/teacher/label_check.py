@@ -81,7 +81,8 @@ class ProbeReport:
         """Return the flag that exchanges the labels of `label_map`, and the accuracy with it."""
         flag, accuracy = f"--label_map {LabelMap.exchanged(label_map)} in every command", 1 - self.accuracy
         if self.relations_exchanged:
-            flag, accuracy = f"generate --relation_map {self.maps[0]}", self.maps[0].accuracy
+            flag = f"generate --prompt_type relation --relation_map {self.maps[0]}"
+            accuracy = self.maps[0].accuracy
         return f"with {flag} the teacher is right on {percent(accuracy)}"
 
     def __str__(self) -> str:

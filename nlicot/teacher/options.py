@@ -156,6 +156,11 @@ def _check(stage: str, settings: Namespace) -> None:
     load_prompts(stage, settings)
     if stage == "generate":
         relation_map(settings)
+        if settings.relation_map is not None and settings.prompt_type != "relation":
+            raise ConfigError(
+                f"--relation_map: found it with --prompt_type {settings.prompt_type}, expected relation, the "
+                "only prompt that asks for one"
+            )
 
 
 def request_fields(settings: Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from nlicot.data.rows import Row
 from nlicot.data.shards import ShardOfWork
-from nlicot.data.thoughts import Scored, reflection_from, scored_from, thought_from
+from nlicot.data.thoughts import Scored, reflection_from, scored_from, text_sha256, thought_from
 from nlicot.records import Example, Failure, Reflection, Score, Thought, to_json_dict
 from nlicot.teacher.answers import SCHEMAS, NoValidAnswer, ask_until_valid
 from nlicot.teacher.backends.base import Backend, Endpoint, Request, runs_jobs
@@ -248,6 +248,7 @@ class ScoreStage(Stage[Text]):
 
     async def _score(self, text: Text, request: Request, round_: int, ask: Ask) -> Score:
         fields = await self._answer(ask, request, PromptType.SCORING)
+        fields["text_sha256"] = text_sha256(_texts(text)["thought_process"])
         return Score(id=text.id, sample=text.sample, target=_target(text), round=round_, **fields)
 
     async def _regenerate(self, text: Text, score: Score, round_: int, ask: Ask) -> Text:

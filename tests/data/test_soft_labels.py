@@ -77,6 +77,13 @@ def test_a_csv_of_another_program_is_read(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("names", ["premise,hypothesis", "sentence1,sentence2", "Premise,HYPOTHESIS"])
+def test_texts_are_found_under_the_names_that_pairs_may_have(names: str, tmp_path: Path) -> None:
+    path = tmp_path / "soft.csv"
+    path.write_text(f"id,{names},p_entailment\nother,P,H,0.25\n", encoding="utf-8")
+    assert join_soft_labels(PAIRS, read_soft_labels(path))["train"] == {"1": 0.25, "3": 0.25}
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

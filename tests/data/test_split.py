@@ -12,6 +12,7 @@ import pytest
 
 from nlicot.config_files import SAMPLE
 from nlicot.data.pairs import LabelMap, PairFormat, read_examples
+from nlicot.data.public_sets import PUBLIC_SETS, provenance
 from nlicot.data.split import split_examples, write_split
 from nlicot.errors import ConfigError, DataError
 from nlicot.records import Example
@@ -265,3 +266,19 @@ def test_the_shared_tasks_pairs_are_split_exactly(real_data: Path, dev: float) -
     split = split_examples(examples, dev, seed=0)
     for label, count in label_counts(list(examples)).items():
         assert abs(label_counts(split.dev)[label] - dev * count) <= 1
+
+
+def test_what_another_data_set_left_is_not_kept_next_to_a_split(tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "original_data"
+    folder.mkdir(parents=True)
+    readme = provenance("hans", PUBLIC_SETS["hans"], PairFormat())
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    (folder / "test.csv").write_text("premise,hypothesis,label\nA,B,1\n", encoding="utf-8")
+    path = pairs_file(tmp_path, "P,H,1\nQ,H,0\n")
+    with pytest.raises(ConfigError) as refused:
+        write_split(path, tmp_path / "root", dev=0.5, seed=0)
+    found = f"{folder / 'README.md'}, {folder / 'test.csv'}: found it from another data set (hans: "
+    assert str(refused.value).startswith(found)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "test.csv"]
+    (folder / "README.md").write_text("My own notes.\n", encoding="utf-8")
+    write_split(path, tmp_path / "root", dev=0.5, seed=0)

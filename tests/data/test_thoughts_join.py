@@ -19,6 +19,7 @@ from nlicot.data.thoughts import (
     join_thoughts,
     read_reflections,
     read_thoughts,
+    text_sha256,
 )
 from nlicot.errors import DataError
 from nlicot.records import Example, Provenance, Reflection, Score, Thought
@@ -147,6 +148,19 @@ def test_a_score_that_matches_no_pair_is_an_error() -> None:
     assert str(raised.value) == (
         "thoughts.jsonl:4: score of pair 'z' matches no pair: no pair has that id "
         "(pass the pairs file that these texts were generated from)"
+    )
+
+
+def test_a_score_of_a_text_that_was_replaced_is_an_error() -> None:
+    texts = {("thought", "a", 0, 0): "A new thought.", ("thought", "b", 0, 0): "It  stayed. "}
+    stayed = Score(id="b", score=3, text_sha256=text_sha256("It stayed."))
+    assert join_scores(PAIRS, in_file([stayed]), texts) == [stayed]
+    scores = RecordList([stayed, Score(id="a", score=3, text_sha256=text_sha256("The old one."))], [1, 4])
+    with pytest.raises(DataError) as raised:
+        join_scores(PAIRS, in_file(scores), texts)
+    assert str(raised.value) == (
+        "thoughts.jsonl:4: found a score of another thought of pair 'a' than there is now, expected scores "
+        "of these texts (python -m nlicot score --overwrite, or move the file of scores away)"
     )
 
 

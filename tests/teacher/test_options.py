@@ -58,6 +58,8 @@ def test_printed_settings_can_be_read_again(tmp_path: Path, capsys: pytest.Captu
     given = [
         "--price",
         "1,1",
+        "--prompt_type",
+        "relation",
         "--relation_map",
         "entailment=1,neutral=0,contradiction=0",
         "--ids",

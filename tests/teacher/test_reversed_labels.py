@@ -119,8 +119,8 @@ def test_an_exchanged_relation_map_is_blamed_before_the_labels(
     exchanged = ("--relation_map", "entailment=0,neutral=1,contradiction=1")
     assert run("generate", root, server, *flags, *exchanged) == 6
     assert (
-        "labels look reversed; with generate --relation_map entailment=1,neutral=0,contradiction=0 the "
-        "teacher is right on 100.0 %"
+        "labels look reversed; with generate --prompt_type relation --relation_map "
+        "entailment=1,neutral=0,contradiction=0 the teacher is right on 100.0 %"
     ) in capsys.readouterr().err
     assert run("generate", root, server, *flags) == 0
 
