@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nlicot.command_line import CommandParser
-from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_jsonl
-from nlicot.data.root import failures_path
+from nlicot.data.atomic_write import refuse_overwriting, write_csv, write_jsonl, write_text
+from nlicot.data.root import ensemble_path, failures_path
 from nlicot.data.rows import read_rows
 from nlicot.data.shards import Shard, ShardFile
 from nlicot.errors import ConfigError, DataError
@@ -42,6 +42,11 @@ def merge_shards(output: Path, paths: Sequence[Path] = (), *, overwrite: bool = 
     write_jsonl(output, rows_of(ShardFile.records), overwrite=overwrite)
     if not has_failures:
         failures.unlink(missing_ok=True)  # of an earlier merge
+    members = ensemble_path(shards[0].path)
+    if members.is_file():
+        write_text(ensemble_path(output), members.read_text(encoding="utf-8"), overwrite=True)
+    else:
+        ensemble_path(output).unlink(missing_ok=True)
     return written
 
 

@@ -64,6 +64,11 @@ class DataRoot:
         return self.path.resolve() == SAMPLE.resolve()
 
 
+def ensemble_path(predictions: Path) -> Path:
+    """Return the file next to the predictions of several runs: checkpoint, weight and `fit.json` of each."""
+    return predictions.with_suffix(".ensemble.json")
+
+
 def failures_path(output: Path) -> Path:
     """Return the path of the failures next to a teacher's output."""
     return output.with_suffix(".failures.jsonl")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nlicot.data.atomic_write import make_folder, refuse_overwriting, write_json
+from nlicot.data.root import ensemble_path
 from nlicot.data.shards import Shard, ShardOfWork
 from nlicot.errors import ConfigError
 from nlicot.evaluation.metrics import label_summary, read_metrics, record_metrics, reversed_labels_warning
@@ -36,7 +37,7 @@ from nlicot.records import Prediction
 from nlicot.run.config import TrainedRun, fitted_settings
 from nlicot.run.data import RunData
 from nlicot.run.engines import ENGINES, TRANSFORMERS
-from nlicot.run.folder import DECISION, METRICS, ensemble_path, read_summary, weights_id
+from nlicot.run.folder import DECISION, METRICS, read_summary, weights_id
 from nlicot.settings import PredictionSettings, PredictSettings, ValidateSettings
 
 if TYPE_CHECKING:
@@ -185,10 +186,10 @@ class _Job:
             paths = list(write_predictions(self.folder, self.split, self.examples, predictions))
         for partial in decoded.partials:
             partial.remove()
-        ensemble = ensemble_path(self.whole_path)
+        ensemble = ensemble_path(paths[-1])
         if len(self.members) > 1:
             write_json(ensemble, {"members": self._members()})
-        elif self.part is None:
+        else:
             ensemble.unlink(missing_ok=True)
         if self.labelled:
             pairs_path = self.data.path(self.split, "pairs")

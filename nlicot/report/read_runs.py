@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlicot.config_files import read_yaml, renamed, section
+from nlicot.data.root import ensemble_path
 from nlicot.data.rows import Row, read_rows, shown
 from nlicot.data.soft_labels import SoftLabelSummary
 from nlicot.errors import ConfigError, DataError
 from nlicot.evaluation.drafts import DraftSummary, summarize_drafts
 from nlicot.evaluation.metrics import MADE_WITH, ClassificationMetrics, classification_metrics, entails
-from nlicot.run.folder import BEST, CONFIG, FIT_SUMMARY, PREDICTIONS, ensemble_path, predictions_path
+from nlicot.run.folder import BEST, CONFIG, FIT_SUMMARY, PREDICTIONS, predictions_path
 from nlicot.run.starting_adapter import Origin
 from nlicot.text_tables import printable
 

@@ -52,11 +52,6 @@ def predictions_path(folder: Path, split: str = "dev") -> Path:
     return folder / PREDICTIONS / f"{split}.jsonl"
 
 
-def ensemble_path(predictions: Path) -> Path:
-    """Return the file next to the predictions of several runs: checkpoint, weight and `fit.json` of each."""
-    return predictions.with_suffix(".ensemble.json")
-
-
 def check_new_run(name: str | None, root: Path) -> None:
     """Refuse a run whose folder cannot be made in `root`, before any work is done."""
     check_folder(root, label=f"--checkpoints_root {root}")

@@ -18,6 +18,7 @@ from nlicot.prediction import calibration as threshold
 from nlicot.prediction.prediction_files import PartialPredictions
 from nlicot.prediction.predictor import BLOCK
 from nlicot.prompts import StudentPrompts
+from nlicot.report.read_runs import read_runs
 from tests.small_model import write_small_model
 
 DECODING = ["--data.limit_dev=12", "--model.decoding.max_thought_tokens=6", "--model.decoding.batch_size=4"]
@@ -323,6 +324,17 @@ def test_merged_shards_of_whole_blocks_are_the_whole_files_byte_for_byte(
 
     for name in ("test.jsonl", "test.csv"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_merge_has_the_members_of_its_own_shards(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dev.jsonl"
+    for runs, num_members in ((["both", "thinks"], 2), (["both"], 0)):
+        flags = [f"--ckpt_path={root / run / 'best.ckpt'}" for run in runs]
+        flags += ["--split=dev", f"--output={tmp_path}", *DECODING]
+        for shard in ("1/2", "2/2"):
+            assert main(["predict", *flags, f"--shard={shard}"]) == 0
+        assert main(["merge-shards", str(output), "--overwrite"]) == 0
+        assert len(read_runs([str(output)], "dev", tmp_path)[0].members) == num_members
 
 
 def test_shards_of_another_checkpoint_or_of_other_pairs_are_not_merged(
