@@ -223,9 +223,8 @@ class CommandParser(ArgumentParser):
             args = ["--help"]
         flags, files = self._read_flags(args)
         layered = self._checked(settings, source)
-        for name, path in sorted(
-            files, key=lambda each: each[0] == "definitions"
-        ):  # a flag is over all files
+        # A flag is over all files of settings.
+        for name, path in sorted(files, key=lambda each: each[0] == "definitions"):
             if name == "definitions":
                 layered = merged(layered, {"definitions": read_definitions(path)})
             else:
