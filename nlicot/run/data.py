@@ -36,6 +36,7 @@ from nlicot.prepare.formats import read_prepared
 from nlicot.prompts import LabelDefinitions, StudentPrompts, folded
 from nlicot.records import Example, TrainingExample
 from nlicot.settings import SINGLE_FILES, SOFT_FILES, RunSettings
+from nlicot.text_tables import counted
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class RunData:
         ]
         if shared:
             raise DataError(
-                f"the prompts of {len(shared)} pairs of {split}, such as {shown(shared[0].id)}",
+                f"the prompts of {counted(len(shared), 'pair')} of {split}, such as {shown(shared[0].id)}",
                 "none of them",
                 path=path,
                 remedy="remove them from one of both, or allow it: --data.allow_overlap true",

@@ -82,7 +82,7 @@ def prepared(root: Path, *, split: str = "train") -> Path:
 
 def test_prepared_examples_of_dev_are_refused(labelled: Path) -> None:
     path = prepared(labelled, split="dev")
-    with pytest.raises(DataError, match=r"the prompts of 1 pairs of dev, such as 'd', expected none of them"):
+    with pytest.raises(DataError, match=r"the prompts of 1 pair of dev, such as 'd', expected none of them"):
         run_data(labelled, builder="label_only", prepared=str(path)).read_for_fit()
     run_data(labelled, builder="label_only", prepared=str(path), allow_overlap=True).read_for_fit()
 
