@@ -106,12 +106,16 @@ def test_ctrl_c_waits_for_requests_in_flight(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     with (
-        FakeServer(delay_s=HANGS_S) as server,
+        FakeServer(delay_s=0.2) as server,
         subprocess.Popen(
             command(root, server), stderr=subprocess.PIPE, text=True, preexec_fn=stop_at_signals
         ) as process,
     ):
-        while server.num_requests < IN_FLIGHT:
+        while not server.answered:  # the first request goes alone
+            assert process.poll() is None
+            time.sleep(0.001)
+        server.delay_s = HANGS_S
+        while server.in_flight < IN_FLIGHT:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
